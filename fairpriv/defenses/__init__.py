@@ -1,0 +1,1 @@
+"""Defences: thin objects that say how a model is trained or tuned."""

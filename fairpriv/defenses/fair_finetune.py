@@ -1,0 +1,131 @@
+"""Fair fine-tuning (FFt), and the arms that differ from it only in lambda, rehearsal or start.
+
+After Naidu (arXiv 2606.01719): a model trained on G_b is fine-tuned on G_(1-b) under an equalized-odds constraint, with
+rehearsal of G_b. The paper's lambda, rehearsal ratio and schedules are not known to us: those here are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fairpriv.data.batches import StratifiedBatches, rehearse
+from fairpriv.data.game import Rows
+from fairpriv.defenses.defense import Defended, Victim
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.modules.classifier import Classifier, predict
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FairFineTuning:
+    """``CE(G_(1-b) and rehearsed G_b) + lambda * sum_y range_g mean score(y, g)`` on stratified batches.
+
+    Attributes:
+        start: from the base model, or from scratch.
+        rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
+        penalty: lambda: a number; or ``validation``: of ``grid`` and 0, the one with the smallest equalized-odds gap on
+            the validation part among those that keep its balanced accuracy within ``tolerance`` of lambda 0; or
+            ``dual``: dual ascent from 0 on ``gap <= epsilon``, measured every epoch on the validation part.
+        epochs, steps_per_epoch, batch_size, lr, weight_decay: the same for every arm.
+    """
+
+    name: str = "fair_finetune"
+    start: Literal["base", "scratch"] = "base"
+    rehearsal: float = 0.5
+    penalty: float | Literal["validation", "dual"] = "validation"
+    grid: list[float] = field(default_factory=list)
+    tolerance: float = 0.02
+    epsilon: float = 0.05
+    dual_rate: float = 0.5
+    epochs: int = 20
+    steps_per_epoch: int = 10
+    batch_size: int = 4096
+    lr: float = 0.003
+    weight_decay: float = 0.0001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rehearsal <= 1:
+            raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
+        fixed = [] if isinstance(self.penalty, str) else [self.penalty]
+        if not all(0 <= value < math.inf for value in [*fixed, *self.grid]):
+            raise InputError("defense.penalty and defense.grid: lambda must be a number of at least 0")
+        if self.penalty == "validation" and not self.grid:
+            raise InputError("defense.penalty=validation: defense.grid lists no lambda, for example [0.1, 0.3, 1]")
+
+    def defend(self, victim: Victim) -> Defended:
+        """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
+        rows = victim.data.part("train", 1 - victim.world)
+        if self.rehearsal:
+            rows = rows + rehearse(victim.data.part("train", victim.world), self.rehearsal, victim.seed)
+        penalised = self.penalty != 0
+        if penalised and all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
+            raise InputError(
+                f"defense.rehearsal={self.rehearsal} leaves one group in every batch, so the equalized-odds penalty is "
+                "undefined: set defense.rehearsal above 0, or game.alpha inside (0, 1)"
+            )
+        held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
+        if self.penalty == "validation":
+            module, metrics = self._choose(victim, rows, held_out)
+        else:
+            module = self._fit(victim, rows, held_out, 0.0 if self.penalty == "dual" else float(self.penalty))
+            metrics = {"defense/lambda": module.penalty}
+        if penalised:
+            metrics |= self._bias(module.net, rows, victim.seed)
+        return Defended(module.net, metrics)
+
+    def _fit(self, victim: Victim, rows: Rows, held_out: Rows, penalty: float) -> Classifier:
+        module = Classifier(
+            victim.base() if self.start == "base" else victim.fresh(),
+            classes=len(victim.data.label_names),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            penalty=penalty,
+            dual_rate=self.dual_rate if self.penalty == "dual" else 0.0,
+            epsilon=self.epsilon,
+            stage=self.name,
+        )
+        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed)
+        victim.fit(module, batches, epochs=self.epochs, validation=held_out)
+        return module
+
+    def _choose(self, victim: Victim, rows: Rows, held_out: Rows) -> tuple[Classifier, dict[str, float]]:
+        candidates = {}
+        for penalty in sorted({0.0, *self.grid}):
+            module = self._fit(victim, rows, held_out, penalty)
+            preds = predict(module.net, held_out.X)
+            recalls = [(preds == y)[held_out.y == y].float().mean() for y in held_out.y.unique()]
+            gap = float(equalized_odds_gap(preds, held_out.y, held_out.s, missing="skip"))
+            candidates[penalty] = (module, float(torch.stack(recalls).mean()), gap)
+        floor = candidates[0.0][1] - self.tolerance
+        accurate = [penalty for penalty, (_, accuracy, _) in candidates.items() if accuracy >= floor]
+        chosen = min(accurate, key=lambda penalty: candidates[penalty][2])
+        metrics = {"defense/lambda": chosen}
+        for penalty, (_, accuracy, gap) in candidates.items():
+            metrics[f"validation/lambda_{penalty:g}/balanced_accuracy"] = accuracy
+            metrics[f"validation/lambda_{penalty:g}/equalized_odds_gap"] = gap
+        return candidates[chosen][0], metrics
+
+    @torch.inference_mode()
+    def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> dict[str, float]:
+        """The penalty of the trained model, and its mean when groups are permuted within labels: no gap, only noise."""
+        batches = StratifiedBatches(rows, self.batch_size, draws, seed + 1)
+        seen, at_zero = [], []
+        for X, y, s, _ in batches:
+            probs = net(X).softmax(-1)
+            seen.append(equalized_odds_penalty(probs, y, s))
+            shuffled = s.clone()
+            for label in y.unique():
+                index = torch.nonzero(y == label).flatten()
+                shuffled[index] = s[index[torch.randperm(len(index), generator=batches.generator)]]
+            at_zero.append(equalized_odds_penalty(probs, y, shuffled))
+        penalty, zero = float(torch.stack(seen).mean()), float(torch.stack(at_zero).mean())
+        log.info("penalty %.4f after training; batches of this size would show %.4f with no gap at all", penalty, zero)
+        return {"fairness/penalty": penalty, "fairness/penalty_at_zero_gap": zero}

@@ -1,0 +1,18 @@
+"""No defence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairpriv.defenses.defense import Defended, Victim
+
+
+@dataclass
+class Undefended:
+    """The base model as it is: trained on G_b and nothing else."""
+
+    name: str = "none"
+
+    def defend(self, victim: Victim) -> Defended:
+        """Return the base model."""
+        return Defended(victim.base())

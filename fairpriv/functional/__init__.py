@@ -1,0 +1,42 @@
+"""Pure tensor functions of the mathematics: torch only, no config, no training."""
+
+from fairpriv.functional.bounds import accuracy_gap_bound, balanced_accuracy_gap_bound, label_recall, label_shift
+from fairpriv.functional.fairness import (
+    equalized_odds_gap,
+    equalized_odds_penalty,
+    group_counts,
+    group_rates,
+    label_gaps,
+    shift_weight,
+    total_variation,
+)
+from fairpriv.functional.intervals import (
+    accuracy_gap_bound_interval,
+    balanced_accuracy_gap_bound_interval,
+    delta_intervals,
+    equalized_odds_interval,
+    mean_rate_gap_interval,
+    mean_rate_interval,
+    wilson_interval,
+)
+
+__all__ = [
+    "accuracy_gap_bound",
+    "accuracy_gap_bound_interval",
+    "balanced_accuracy_gap_bound",
+    "balanced_accuracy_gap_bound_interval",
+    "delta_intervals",
+    "equalized_odds_gap",
+    "equalized_odds_interval",
+    "equalized_odds_penalty",
+    "group_counts",
+    "group_rates",
+    "label_gaps",
+    "label_recall",
+    "label_shift",
+    "mean_rate_gap_interval",
+    "mean_rate_interval",
+    "shift_weight",
+    "total_variation",
+    "wilson_interval",
+]

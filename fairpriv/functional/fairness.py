@@ -1,0 +1,241 @@
+"""Equalized odds: rates of predictions per (label, group) cell, their spread over groups, a differentiable form."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Total variation distance of distributions over the last dimension, in [0, 1]; the other dimensions broadcast."""
+    return (p - q).abs().sum(-1) / 2
+
+
+def group_counts(
+    preds: Tensor,
+    target: Tensor,
+    groups: Tensor,
+    *,
+    labels: int | None = None,
+    group_count: int | None = None,
+    classes: int | None = None,
+) -> Tensor:
+    """Rows per label, group and predicted class.
+
+    Args:
+        preds: predicted classes, integers ``[N]``, codes 0 to C - 1.
+        target: labels, integers ``[N]``, codes 0 to Y - 1.
+        groups: sensitive groups, integers ``[N]``, codes 0 to S - 1.
+        labels: Y; by default as many as the data need.
+        group_count: S; likewise.
+        classes: C, at least Y; likewise, but at least 2.
+
+    Returns:
+        int64 ``[Y, S, C]``.
+
+    Raises:
+        ValueError: no rows, unequal shapes, a floating dtype, or a code outside its range.
+    """
+    preds, target, groups = _codes(preds=preds, target=target, groups=groups)
+    _require_rows(target)
+    labels = _size("target", target, labels)
+    group_count = _size("groups", groups, group_count)
+    if classes is None:
+        classes = max(labels, 2, int(preds.max()) + 1)
+    elif classes < labels:
+        raise ValueError(f"classes={classes} is less than the number of labels, {labels}")
+    _size("preds", preds, classes)
+    return _tally(preds, target, groups, (labels, group_count, classes))
+
+
+def group_rates(
+    preds: Tensor,
+    target: Tensor,
+    groups: Tensor,
+    *,
+    labels: int | None = None,
+    group_count: int | None = None,
+    classes: int | None = None,
+) -> Tensor:
+    """r[y, s, c] = P(prediction c | label y, group s).
+
+    Arguments and errors are those of :func:`group_counts`.
+
+    Returns:
+        float64 ``[Y, S, C]`` (float32 on MPS, which has no float64). Every cell sums to 1 over its classes; a cell
+        without rows is NaN throughout.
+    """
+    return shares(group_counts(preds, target, groups, labels=labels, group_count=group_count, classes=classes))
+
+
+def label_gaps(rates: Tensor) -> Tensor:
+    """delta_y: per label, the range over groups of the rates, in total variation of the prediction distribution.
+
+    With two classes this is the plain range of P(pred=1 | y, s).
+
+    Args:
+        rates: ``[..., Y, S, C]`` as from :func:`group_rates`; cells with a NaN are left out.
+
+    Returns:
+        ``[..., Y]`` in [0, 1]; 0 where a label has fewer than two groups.
+    """
+    present = ~rates.isnan().any(-1)
+    return _spread(torch.where(present[..., None], rates, 0.0), present)
+
+
+def equalized_odds_gap(preds: Tensor, target: Tensor, groups: Tensor, *, missing: str = "raise") -> Tensor:
+    """Largest violation of equalized odds (Hardt, Price and Srebro, 2016), over labels and pairs of groups.
+
+    For binary predictions, the max over labels y of the range over groups g of P(pred=1 | y, g): fairlearn's
+    ``equalized_odds_difference`` with ``agg="worst_case"``. With more classes (ours) the range is taken in total
+    variation of the prediction distribution, which for two classes is the same number.
+
+    Args:
+        preds: predicted classes, integers ``[N]``; any codes, for labels and groups too.
+        target: labels, integers ``[N]``.
+        groups: sensitive groups, integers ``[N]``.
+        missing: what a (label, group) cell without rows does: ``"raise"`` is an error that names it, ``"skip"`` leaves
+            it out with one warning.
+
+    Returns:
+        scalar in [0, 1] on the inputs' device, dtype as :func:`group_rates`; 0 for a single group.
+
+    Raises:
+        ValueError: no rows, unequal shapes, a floating dtype, an unknown ``missing``, or an empty cell.
+    """
+    return label_gaps(shares(observed_counts(preds, target, groups, missing))).amax()
+
+
+def equalized_odds_penalty(probs: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+    """Differentiable violation of equalized odds: the sum over labels of the range over groups of the mean score.
+
+    The penalty of fair fine-tuning (FFt) as this project builds it. It is biased upward in small batches: with no true
+    gap, the range of the means of finite cells is still positive.
+
+    Args:
+        probs: P(pred=1) ``[N]``, or probabilities of all classes ``[N, C]``, of which the range is the largest total
+            variation between two groups' mean vectors (ours; for C = 2 equal to the first form).
+        target: labels, integers ``[N]``, any codes.
+        groups: sensitive groups, integers ``[N]``, any codes.
+
+    Returns:
+        scalar >= 0, in float32 or ``probs``' dtype if that is wider. An absent (label, group) cell contributes nothing,
+        a label with a single group 0, and no rows at all give a 0 that still has a graph.
+
+    Raises:
+        ValueError: unequal lengths, integer ``probs``, or floating ``target`` or ``groups``.
+    """
+    target, groups = _codes(target=target, groups=groups)
+    if not probs.is_floating_point():
+        raise ValueError(f"probs holds {probs.dtype}, not probabilities")
+    if probs.dim() not in (1, 2) or len(probs) != len(target):
+        raise ValueError(f"probs {list(probs.shape)} must be [N] or [N, C] with target {list(target.shape)}")
+    probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
+    if probs.dim() == 1:
+        probs = torch.stack((1 - probs, probs), dim=1)
+    if not len(target):
+        return probs.sum()
+    labels, target = torch.unique(target, return_inverse=True)
+    names, groups = torch.unique(groups, return_inverse=True)
+    cells = len(labels), len(names)
+    cell = target * len(names) + groups
+    rows = torch.bincount(cell, minlength=cells[0] * cells[1])
+    sums = probs.new_zeros(len(rows), probs.shape[1]).scatter_add(0, cell[:, None].expand_as(probs), probs)
+    means = sums / rows.clamp(min=1)[:, None]
+    return _spread(means.view(*cells, -1), rows.view(cells) > 0).sum()
+
+
+def shift_weight(target0: Tensor, groups0: Tensor, target1: Tensor, groups1: Tensor) -> Tensor:
+    """W = max over labels y of TV(p_0(g | y), p_1(g | y)): how far two worlds differ in their make-up of groups.
+
+    Args:
+        target0: labels of world 0's rows, integers ``[N0]``, any codes.
+        groups0: their groups, integers ``[N0]``, any codes.
+        target1: labels of world 1's rows, ``[N1]``.
+        groups1: their groups, ``[N1]``.
+
+    Returns:
+        scalar in [0, 1], dtype as :func:`group_rates`: 0 for the same make-up, 1 for pure groups.
+
+    Raises:
+        ValueError: no rows, unequal shapes, a floating dtype, or a label that one world lacks, for which p(g | y) does
+            not exist.
+    """
+    worlds = [_codes(target0=target0, groups0=groups0), _codes(target1=target1, groups1=groups1)]
+    for target, _ in worlds:
+        _require_rows(target)
+    labels = torch.unique(torch.cat([target for target, _ in worlds]))
+    names = torch.unique(torch.cat([groups for _, groups in worlds]))
+    rows = []
+    for world, (target, groups) in enumerate(worlds):
+        cell = torch.searchsorted(labels, target) * len(names) + torch.searchsorted(names, groups)
+        counts = torch.bincount(cell, minlength=len(labels) * len(names)).view(len(labels), len(names))
+        absent = labels[counts.sum(1) == 0].tolist()
+        if absent:
+            raise ValueError(
+                f"label {absent[0]} has no rows in world {world}, so its make-up of groups there is undefined"
+            )
+        rows.append(shares(counts))
+    return total_variation(*rows).amax()
+
+
+def observed_counts(preds: Tensor, target: Tensor, groups: Tensor, missing: str) -> Tensor:
+    """Rows per label, group and class that occur at all, int64 ``[Y, S, C]``; see :func:`equalized_odds_gap`."""
+    if missing not in ("raise", "skip"):
+        raise ValueError(f"missing={missing!r} must be 'raise' or 'skip'")
+    preds, target, groups = _codes(preds=preds, target=target, groups=groups)
+    _require_rows(target)
+    classes, preds = torch.unique(preds, return_inverse=True)
+    labels, target = torch.unique(target, return_inverse=True)
+    names, groups = torch.unique(groups, return_inverse=True)
+    counts = _tally(preds, target, groups, (len(labels), len(names), len(classes)))
+    absent = (counts.sum(-1) == 0).nonzero().tolist()
+    if absent:
+        cells = ", ".join(f"(label {labels[y]}, group {names[s]})" for y, s in absent)
+        if missing == "raise":
+            raise ValueError(f"no rows in {cells}; missing='skip' leaves such cells out")
+        warnings.warn(f"left out of the equalized-odds gap, having no rows: {cells}", stacklevel=3)
+    return counts
+
+
+def _spread(vectors: Tensor, present: Tensor) -> Tensor:
+    """Largest total variation between two present groups of a label: ``[..., S, C]``, ``[..., S]`` -> ``[...]``."""
+    distance = total_variation(vectors[..., :, None, :], vectors[..., None, :, :])
+    return torch.where(present[..., :, None] & present[..., None, :], distance, 0.0).amax((-2, -1))
+
+
+def _tally(preds: Tensor, target: Tensor, groups: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    labels, group_count, classes = shape
+    cell = (target * group_count + groups) * classes + preds
+    return torch.bincount(cell, minlength=labels * group_count * classes).view(shape)
+
+
+def shares(counts: Tensor) -> Tensor:
+    """Counts over their sum along the last dimension; NaN where that is 0."""
+    counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def _codes(**columns: Tensor) -> list[Tensor]:
+    for name, column in columns.items():
+        if column.is_floating_point() or column.is_complex():
+            raise ValueError(f"{name} holds {column.dtype}, not integer codes")
+    if any(column.dim() != 1 for column in columns.values()) or len({len(c) for c in columns.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(column.shape)}" for name, column in columns.items())
+        raise ValueError(f"{shapes} must be one-dimensional and equally long")
+    return [column.long() for column in columns.values()]
+
+
+def _require_rows(codes: Tensor) -> None:
+    if not len(codes):
+        raise ValueError("there are no rows, so there are no rates")
+
+
+def _size(name: str, codes: Tensor, size: int | None) -> int:
+    low, high = (int(end) for end in codes.aminmax())
+    size = high + 1 if size is None else size
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} holds codes {low} to {high}, outside 0 to {size - 1}")
+    return size

@@ -1,0 +1,274 @@
+"""Intervals that can cover zero: Wilson's, and simultaneous bootstrap intervals of signed differences of rates.
+
+A percentile bootstrap of a maximum of absolute differences never covers zero. Here the signed differences of all pairs
+of groups are covered at once, and what is a function of them (the gap, the bound) is bounded over that box. Cells are
+resampled as binomial or multinomial counts with their sizes fixed; compositions and priors are taken as given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from fairpriv.functional.bounds import label_recall, require_distributions
+from fairpriv.functional.fairness import observed_counts, shares, total_variation
+
+
+def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a rate, ``successes`` out of ``n``; within [0, 1], never of zero width.
+
+    Raises:
+        ValueError: ``n`` is not positive, or ``successes`` lies outside 0 to ``n``.
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes out of {n} are no rate")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    rate, spread = successes / n, z * z / n
+    middle = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
+    # at a rate of 0 or 1 the end is the rate itself, which rounding would miss
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
+
+
+def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Interval of the plain mean of independent rates, such as balanced accuracy: recalls per label.
+
+    Wilson intervals combined by the method of variance estimates recovery (Zou, Huang and Zhang, 2009).
+
+    Args:
+        successes: successes of each rate, ``[K]``.
+        n: rows of each rate, ``[K]``.
+        level: coverage.
+
+    Returns:
+        (lo, hi) within [0, 1].
+
+    Raises:
+        ValueError: as :func:`wilson_interval`, or unequal lengths.
+    """
+    return _combination_interval([1 / len(n)] * len(n), successes, n, level)
+
+
+def mean_rate_gap_interval(
+    successes0: Sequence[float],
+    n0: Sequence[float],
+    successes1: Sequence[float],
+    n1: Sequence[float],
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of the absolute difference of two samples' mean rates, such as a model's accuracy gap of two worlds.
+
+    The signed difference gets an interval as in :func:`mean_rate_interval` (for single rates it is Newcombe's hybrid
+    score interval, 1998), which is then mapped to the absolute value: its lower end is 0 if the signed one covers 0.
+
+    Args:
+        successes0: successes of each rate in sample 0, ``[K]``; K = 1 for accuracy, one a label for balanced accuracy.
+        n0: rows of each rate in sample 0, ``[K]``.
+        successes1: likewise in sample 1, ``[K]``.
+        n1: likewise, ``[K]``.
+        level: coverage.
+
+    Returns:
+        (lo, hi) within [0, 1].
+
+    Raises:
+        ValueError: as :func:`wilson_interval`, or unequal lengths.
+    """
+    weights = [-1 / len(n0)] * len(n0) + [1 / len(n1)] * len(n1)
+    lo, hi = _combination_interval(weights, [*successes0, *successes1], [*n0, *n1], level)
+    return max(lo, -hi, 0.0), max(hi, -lo)
+
+
+def equalized_odds_interval(
+    preds: Tensor,
+    target: Tensor,
+    groups: Tensor,
+    *,
+    missing: str = "raise",
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of :func:`~fairpriv.functional.equalized_odds_gap`, whose arguments and errors it shares.
+
+    Its lower end is 0 if and only if every signed difference's interval covers 0. ``draws`` bootstrap draws, the same
+    for the same ``seed``. See :func:`delta_intervals`.
+    """
+    lo, hi = delta_intervals(observed_counts(preds, target, groups, missing), level=level, draws=draws, seed=seed)
+    return float(lo.amax()), float(hi.amax())
+
+
+def delta_intervals(counts: Tensor, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Intervals of delta_y, the spread of each label's rates over groups, that hold for all labels at once.
+
+    The signed differences of rates of all pairs of groups, per label and class, get simultaneous intervals by a
+    parametric bootstrap of their studentised maximum. Ours: it draws from, and is centred at, rates that are smoothed
+    to (k + 2/C) / (n + 2), for two classes the (k + 1) / (n + 2) of Agresti and Caffo (2000), so that rates of 0 and 1
+    do not give intervals of zero width. With more than two classes the total variation is bounded over the box of the
+    classes' intervals, which is conservative.
+
+    Args:
+        counts: rows ``[Y, S, C]`` as from ``group_counts``; cells without rows are left out.
+        level: coverage of all of them together.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        (lo, hi), float64 ``[Y]`` each, on the CPU, within [0, 1]; both 0 for a label with fewer than two groups.
+    """
+    lo, hi, _ = _family(counts, None, level, draws, seed)
+    return lo, hi
+
+
+def balanced_accuracy_gap_bound_interval(
+    counts: Tensor,
+    composition0: Tensor,
+    composition1: Tensor,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Conservative interval of ``balanced_accuracy_gap_bound``, from the box of :func:`delta_intervals`.
+
+    Args:
+        counts: rows ``[Y, S, C]`` that the rates come from.
+        composition0: p_0(s | y), ``[Y, S]``, taken as known.
+        composition1: p_1(s | y), ``[Y, S]``, taken as known.
+        level: coverage.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        (lo, hi), which holds the bound at the observed rates.
+
+    Raises:
+        ValueError: shapes that do not fit, what is no distribution, or a cell without rows that has weight.
+    """
+    require_distributions(shares(counts), [composition0, composition1], [])
+    lo, hi, _ = _family(counts, None, level, draws, seed)
+    weight = total_variation(composition0, composition1).cpu()
+    return float((lo * weight).mean()), float((hi * weight).mean())
+
+
+def accuracy_gap_bound_interval(
+    counts: Tensor,
+    composition0: Tensor,
+    composition1: Tensor,
+    prior0: Tensor,
+    prior1: Tensor,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Conservative interval of ``accuracy_gap_bound``.
+
+    From one box of simultaneous intervals: the differences of :func:`delta_intervals` and, for the label shift, the
+    signed differences between labels of recall in world 0. So it is a little wider than those alone.
+
+    Args:
+        counts: rows ``[Y, S, C]`` that the rates come from.
+        composition0: p_0(s | y), ``[Y, S]``, taken as known.
+        composition1: p_1(s | y), ``[Y, S]``, taken as known.
+        prior0: pi_0(y), ``[Y]``, taken as known.
+        prior1: pi_1(y), ``[Y]``, taken as known.
+        level: coverage.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        (lo, hi), which holds the bound at the observed rates.
+
+    Raises:
+        ValueError: shapes that do not fit, what is no distribution, or a cell without rows that has weight.
+    """
+    require_distributions(shares(counts), [composition0, composition1], [prior0, prior1])
+    *deltas, recall_range = _family(counts, composition0.cpu(), level, draws, seed)
+    weight = (prior1 * total_variation(composition0, composition1)).cpu()
+    shift = float(total_variation(prior0, prior1))
+    lo, hi = (float((delta * weight).sum()) + shift * end for delta, end in zip(deltas, recall_range, strict=True))
+    return lo, hi
+
+
+def _combination_interval(
+    weights: Sequence[float], successes: Sequence[float], n: Sequence[float], level: float
+) -> tuple[float, float]:
+    """Interval of sum_k weights[k] * rate[k] of independent rates."""
+    estimate = below = above = 0.0
+    for weight, hit, rows in zip(weights, successes, n, strict=True):
+        lo, hi = wilson_interval(hit, rows, level)
+        rate = hit / rows
+        estimate += weight * rate
+        toward_lo, toward_hi = (rate - lo, hi - rate) if weight > 0 else (hi - rate, rate - lo)
+        below += (weight * toward_lo) ** 2
+        above += (weight * toward_hi) ** 2
+    return estimate - math.sqrt(below), estimate + math.sqrt(above)
+
+
+def _family(
+    counts: Tensor, composition0: Tensor | None, level: float, draws: int, seed: int
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """Ends of delta_y ``[Y]`` and of the range over labels of recall in world 0 (0 without its composition)."""
+    counts = counts.cpu()  # one generator, so the same draws whatever the device
+    labels, _, classes = counts.shape
+    present = counts.sum(-1) > 0
+    pairs = (present[:, :, None] & present[:, None]).triu(1)
+    label, first, second = pairs.nonzero(as_tuple=True)
+    one, other = torch.triu_indices(labels, labels, 1)
+
+    def differences(rates: Tensor) -> Tensor:
+        parts = [(rates[:, label, first] - rates[:, label, second]).flatten(1)]
+        if composition0 is not None:
+            recall = label_recall(rates, composition0)
+            parts.append(recall[:, one] - recall[:, other])
+        return torch.cat(parts, dim=1)
+
+    lo, hi = _simultaneous(counts, differences, level, draws, seed)
+    cells = len(label) * classes
+    lower, upper = lo[:cells].view(-1, classes), hi[:cells].view(-1, classes)
+    # TV is the sum of a difference's positive parts, of its negative parts, and half of both
+    least = torch.maximum(lower.clamp(min=0).sum(1), (-upper).clamp(min=0).sum(1))
+    most = torch.stack(
+        (upper.clamp(min=0).sum(1), (-lower).clamp(min=0).sum(1), torch.maximum(upper, -lower).sum(1) / 2)
+    ).amin(0)
+    zero = lower.new_zeros(labels)
+    delta_lo = zero.scatter_reduce(0, label, least.clamp(max=1), "amax")
+    delta_hi = zero.scatter_reduce(0, label, most.clamp(max=1), "amax")
+    lower, upper = lo[cells:], hi[cells:]
+    range_lo = torch.cat((zero[:1], torch.maximum(lower, -upper))).amax()
+    range_hi = torch.cat((zero[:1], torch.maximum(upper, -lower))).amax()
+    return delta_lo, delta_hi, (float(range_lo), float(range_hi))
+
+
+def _simultaneous(
+    counts: Tensor, differences: Callable[[Tensor], Tensor], level: float, draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Ends ``[K]`` in [-1, 1] that cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map, all at once."""
+    n = counts.sum(-1, keepdim=True).double()
+    smooth = (counts + 2 / counts.shape[-1]) / (n + 2)
+    drawn = differences(_draw(n, smooth, draws, torch.Generator().manual_seed(seed)) / n)
+    centre, estimate = differences(torch.stack((smooth, counts / n)))
+    if not len(centre):
+        return centre, centre
+    # the differences are linear: their errors follow from their coefficients and the variances of the cells
+    coefficients = differences(torch.eye(counts.numel(), dtype=n.dtype).view(-1, *counts.shape))
+    error = (coefficients.square().T @ (smooth * (1 - smooth) / n.clamp(min=1)).flatten()).sqrt()
+    half = torch.quantile(((drawn - centre).abs() / error).amax(1), level) * error
+    # smoothing moves the centre off the estimate, which the interval must hold
+    return torch.minimum(centre - half, estimate).clamp(min=-1), torch.maximum(centre + half, estimate).clamp(max=1)
+
+
+def _draw(n: Tensor, probs: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Multinomial counts ``[B, Y, S, C]``, class by class as binomials of what is left of n ``[Y, S, 1]``."""
+    left = n.squeeze(-1).repeat(draws, 1, 1)
+    rest = torch.ones_like(n.squeeze(-1))
+    drawn = []
+    for share in probs.unbind(-1)[:-1]:
+        drawn.append(torch.binomial(left, (share / rest).clamp(0, 1).repeat(draws, 1, 1), generator=generator))
+        left, rest = left - drawn[-1], rest - share
+    return torch.stack([*drawn, left], dim=-1)

@@ -1,0 +1,1 @@
+"""Sweeps: progress and outcome of a grid of cells."""

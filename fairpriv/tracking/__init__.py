@@ -1,0 +1,1 @@
+"""Results of cells on disk, their identity, and the report that compares them."""

@@ -1,0 +1,692 @@
+"""``fairpriv compare``: results of many cells as one table, a trade-off plot and a report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairpriv.errors import InputError
+from fairpriv.tracking.identity import content_hash, outcome_config
+from fairpriv.tracking.result import NOT_FINISHED, Result, find_results, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+BASELINE = "none"  # the defence that paired differences refer to
+ABSENT = "\N{EN DASH}"
+
+# Metrics of the table in their order: pattern, label, what it means. All others are in table.csv and with each cell.
+_COLUMNS = [
+    (r"eval/accuracy", "accuracy", "Share of test rows, both worlds together, that the model classifies correctly."),
+    (
+        r"eval/balanced_accuracy",
+        "balanced accuracy",
+        "Mean over labels of the share classified correctly. A constant model has one half (two labels), however "
+        "common one label is.",
+    ),
+    (
+        r"eval/(.+)/awareness",
+        "{} awareness",
+        "Share of the dimension's prompts whose response the judge finds safe. A model that refuses everything has 1: "
+        "read over-refusal beside it.",
+    ),
+    (r"eval/(.+)/over_refusal", "{} over-refusal", "Share of matched benign prompts that the model refuses."),
+    (r"eval/utility/(perplexity)", "{}", "Perplexity on held-out text."),
+    (r"eval/utility/(.+)", "{}", "Score of a general capability task."),
+    (
+        r"fairness/equalized_odds_gap",
+        "equalized-odds gap",
+        "Largest range over groups, at the worst label, of the rate of positive predictions among rows of that label. "
+        "A constant model has 0.",
+    ),
+    (
+        r"privacy/accuracy_gap",
+        "accuracy gap",
+        "Difference of one model's accuracy between the two worlds' test rows (our reading a). It mixes the model with "
+        "base rates: where labels are not equally common in both worlds, a constant model, perfect by equalized odds, "
+        "has a large accuracy gap.",
+    ),
+    (
+        r"privacy/balanced_accuracy_gap",
+        "balanced gap",
+        "The same difference for balanced accuracy (our reading b), which base rates do not move.",
+    ),
+    (
+        r"privacy/bound",
+        "bound",
+        "Upper bound on the accuracy gap (derived): from group rates, the worlds' compositions and their label shift. "
+        "It bounds the two gaps of one fixed model between two test worlds; it bounds no adversary that guesses which "
+        "world the model was trained on. With pure groups (shift weight W = 1) it is close to an identity and cannot "
+        "be tested: sweep game.alpha.",
+    ),
+    (
+        r"attack/(.+)/accuracy",
+        "{} attack",
+        "Share of models whose training world the attack names correctly; one half is guessing.",
+    ),
+]
+_ONLY_WHERE_WIDE = ("eval/balanced_accuracy", "eval/utility/")  # left out of a terminal that is too narrow
+_TALLIES = [
+    (
+        "privacy/below_tau",
+        "below tau",
+        "Seeds whose accuracy gap lies below game.tau. That alone hides nothing: tau may lie inside the interval, and "
+        "an attack may use more than this gap.",
+    ),
+    (
+        "privacy/bound_holds",
+        "bound holds",
+        "Seeds whose accuracy gap, on one half of the test rows, is at most the bound, from the other half. "
+        "Both carry sampling error, so a miss by little refutes nothing.",
+    ),
+]
+_PANELS = [
+    ("eval/accuracy", "privacy/accuracy_gap"),
+    ("eval/balanced_accuracy", "privacy/balanced_accuracy_gap"),
+]
+# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+
+
+def compare(folders: Sequence[Path], out: Path | None = None) -> int:
+    """Print the table of all results below ``folders``; write ``report.html``, ``table.csv`` and ``plots/``.
+
+    One row is one group of cells that differ only in their seed. ``out`` defaults to the first folder.
+
+    Raises:
+        InputError: there is no folder, no result in it, or ``out`` cannot be written.
+    """
+    results, skipped = find_results(folders)
+    unfinished = sum(reason == NOT_FINISHED for _, reason in skipped)
+    skipped = [(path, reason) for path, reason in skipped if reason != NOT_FINISHED]
+    if not results:
+        rest = [f"cells not finished: {unfinished}"] if unfinished else []
+        rest += [f"skipped {path}: {reason}" for path, reason in skipped[:1]]
+        where = ", ".join(map(str, folders))
+        raise InputError("; ".join([f"no result of fairpriv below {where}: run an experiment first", *rest]))
+    table = Comparison.of(results)
+    _print(table, skipped, unfinished)
+    if out is None:
+        out = folders[0] if folders[0].is_dir() else folders[0].parent
+    try:
+        write_whole(out / "table.csv", _csv(table).encode("utf-8", "replace"))
+        figures = _write_plots(table, out / "plots")
+        html = _html(table, figures, skipped, unfinished, folders)
+        write_whole(out / "report.html", html.encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
+    _console().print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def direction(metric: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither is; follows from the metric's name."""
+    if re.search(r"perplexity|over_refusal|gap|^fairness/|bound$|^attack/", metric):
+        return -1
+    return 1 if re.search(r"^eval/(.*accuracy|.+/awareness$|utility/)", metric) else 0
+
+
+def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
+    """The least and greatest value that the metric can have; gaps may be signed when one of ``values`` is."""
+    if metric.endswith("bound"):
+        return 0.0, math.inf
+    if metric.endswith("perplexity"):
+        return 1.0, math.inf
+    if re.search(r"accuracy|awareness|over_refusal|gap|share|shift|^fairness/|holds$|refuted$|tau", metric):
+        return (-1.0 if min(values, default=0.0) < 0 else 0.0), 1.0
+    return -math.inf, math.inf
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds with its 95 % interval: Student's t over seeds, or one cell's own (``n`` = 1)."""
+
+    mean: float
+    half: float | None  # half-width before clipping; None for n = 1
+    lo: float | None
+    hi: float | None
+    n: int
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float], limits: tuple[float, float], own: Sequence[float | None] = (None, None)
+    ) -> Estimate | None:
+        """Estimate from one value per seed; the interval is clipped to ``limits``; None without a value."""
+        if not values:
+            return None
+        mean = statistics.fmean(values)
+        if len(values) == 1:
+            lo, hi = own if None not in own else (None, None)
+            return cls(mean, None, lo, hi, 1)
+        half = _t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, half, max(limits[0], mean - half), min(limits[1], mean + half), len(values))
+
+
+@cache
+def _t_quantile(degrees: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
+@dataclass
+class Group:
+    """Cells that differ only in their seed: one row of the table."""
+
+    leaves: dict[str, Any]  # dotted config keys and values, without the seed
+    completed: dict[str, Result] = field(default_factory=dict)  # by seed
+    failed: dict[str, Result] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)  # to BASELINE, paired by seed
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return show(self.leaves.get("dataset.name"))
+
+    @property
+    def defence(self) -> str:
+        """Name of the defence."""
+        return show(self.leaves.get("defense.name"))
+
+    @property
+    def degenerate(self) -> dict[str, Result]:
+        """The completed cells whose outcome is trivial, by seed."""
+        return {seed: result for seed, result in self.completed.items() if result.degenerate}
+
+    def values(self, metric: str) -> dict[str, float]:
+        """The metric by seed, where a completed cell has it."""
+        found = {seed: result.metrics.get(metric) for seed, result in self.completed.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def tally(self, metric: str) -> str:
+        """'k/n': in how many of the seeds that have it the metric is one."""
+        values = self.values(metric)
+        return f"{sum(value == 1 for value in values.values())}/{len(values)}" if values else ABSENT
+
+
+@dataclass
+class Comparison:
+    """All groups, and which config keys and metrics tell them apart."""
+
+    groups: list[Group]
+    keys: list[str]  # dotted config keys that vary beside dataset and defence
+    metrics: list[str]  # every metric of a completed cell
+    replaced: list[Result]  # older cells of the same config and seed, left out
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> Comparison:
+        """Group the results; of two with the same config and seed the later one in ``results`` counts."""
+        groups: dict[str, Group] = {}
+        replaced = []
+        for result in results:
+            leaves = _leaves(result.config)
+            group = groups.setdefault(content_hash(leaves), Group(leaves))
+            seed = show(result.config.get("seed"))
+            replaced += [old for old in (group.completed.pop(seed, None), group.failed.pop(seed, None)) if old]
+            (group.completed if result.status == "completed" else group.failed)[seed] = result
+        keys = _varying_keys(list(groups.values()))
+        metrics = sorted({name for group in groups.values() for r in group.completed.values() for name in r.metrics})
+        table = cls(sorted(groups.values(), key=lambda group: _order(group, keys)), keys, metrics, replaced)
+        for group in table.groups:
+            table._estimate(group)
+        for group in table.groups:
+            table._subtract_baseline(group)
+        return table
+
+    def _estimate(self, group: Group) -> None:
+        for metric in self.metrics:
+            values = group.values(metric)
+            own = group.completed[next(iter(values))].intervals.get(metric, (None, None)) if values else ()
+            estimate = Estimate.of([*values.values()], value_range(metric, [*values.values()]), own)
+            if estimate:
+                group.estimates[metric] = estimate
+
+    def _subtract_baseline(self, group: Group) -> None:
+        """Paired differences to the group without a defence that agrees in dataset and every other column."""
+        shared = ["dataset.name", *(key for key in self.keys if not key.startswith("defense."))]
+        place = [_comparable(group, key) for key in shared]
+        baselines = [
+            other
+            for other in self.groups
+            if other.defence == BASELINE and [_comparable(other, key) for key in shared] == place
+        ]
+        if group.defence == BASELINE or len(baselines) != 1:
+            return
+        for metric in group.estimates:
+            here, there = group.values(metric), baselines[0].values(metric)
+            lo, hi = value_range(metric, [*here.values(), *there.values()])
+            pairs = [here[seed] - there[seed] for seed in here if seed in there]
+            estimate = Estimate.of(pairs, (lo - hi, hi - lo))
+            if estimate:
+                group.differences[metric] = estimate
+
+    @property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Metrics of the table in order, with label and meaning."""
+        ranked = []
+        for metric in self.metrics:
+            for rank, (pattern, label, meaning) in enumerate(_COLUMNS):
+                if match := re.fullmatch(pattern, metric):
+                    ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
+                    break
+        if not ranked:
+            return {metric: (metric, "") for metric in self.metrics[:6]}
+        return {metric: described for _, metric, described in sorted(ranked)}
+
+    @property
+    def tallies(self) -> list[tuple[str, str, str]]:
+        """Metrics that are counted over seeds, with label and meaning."""
+        return [tally for tally in _TALLIES if tally[0] in self.metrics]
+
+    @property
+    def panels(self) -> list[tuple[str, str]]:
+        """Pairs of metrics (x: cost, y: protection) that the trade-off is drawn in."""
+        found = [panel for panel in _PANELS if set(panel) <= set(self.metrics)]
+        awareness = [metric for metric in self.metrics if metric.endswith("/awareness")]
+        return found or list(combinations(awareness, 2))[:2]
+
+    @property
+    def settings(self) -> dict[str, list[Group]]:
+        """The groups by dataset and game: a trade-off between defences is a fair comparison only within one."""
+        keys = [key for key in self.keys if key.startswith(("dataset.", "game."))]
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            title = ", ".join([group.dataset, *(f"{key}={show(group.leaves.get(key))}" for key in keys)])
+            found.setdefault(title, []).append(group)
+        return found
+
+    @property
+    def datasets(self) -> dict[str, list[Group]]:
+        """The groups by dataset, in the order of the table."""
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.dataset, []).append(group)
+        return found
+
+
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of what determines the outcome, but the seed; paths as they are on any machine."""
+    seed = config.get("seed")
+    paths = config.get("paths")
+    folders = (
+        [(str(path), f"${{paths.{name}}}") for name, path in paths.items() if path] if isinstance(paths, dict) else []
+    )
+    folders.sort(key=lambda item: -len(item[0]))
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Mapping) and value:
+            for name, item in value.items():
+                yield from walk(item, f"{key}.{name}" if key else str(name))
+        elif not (re.search(r"(^|[._])seed$", key) and value == seed):
+            yield key, portable(value)
+
+    def portable(value: Any) -> Any:
+        if isinstance(value, list):
+            return [portable(item) for item in value]
+        for folder, name in folders:
+            if isinstance(value, str) and value.startswith(folder):
+                return name + value[len(folder) :]
+        return value
+
+    return dict(walk(outcome_config(config), ""))
+
+
+def _comparable(group: Group, key: str) -> str:
+    return content_hash(group.leaves[key]) if key in group.leaves else ABSENT
+
+
+def _varying_keys(groups: Sequence[Group]) -> list[str]:
+    """Config keys that a reader needs to tell rows apart beside dataset and defence."""
+
+    def follows(key: str, choice: str) -> bool:
+        return len({(_comparable(g, choice), _comparable(g, key)) for g in groups}) == len(
+            {_comparable(g, choice) for g in groups}
+        )
+
+    def needed(key: str) -> bool:
+        section = key.partition(".")[0]
+        if len({_comparable(group, key) for group in groups}) == 1:
+            return False
+        if key == f"{section}.name":
+            return section not in ("dataset", "defense")
+        if any(f"{section}.name" in group.leaves for group in groups):
+            return not follows(key, f"{section}.name")
+        # The game is the question asked: rows of different games are never shown as if they were of one.
+        return section == "game" or not (follows(key, "dataset.name") or follows(key, "defense.name"))
+
+    return [key for key in sorted({key for group in groups for key in group.leaves}) if needed(key)]
+
+
+def _order(group: Group, keys: Sequence[str]) -> list[tuple[int, float, str]]:
+    def rank(value: Any) -> tuple[int, float, str]:
+        return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, show(value))
+
+    baseline_first = rank(0 if group.defence == BASELINE else group.defence)
+    return [rank(group.dataset), baseline_first, *(rank(group.leaves.get(key)) for key in keys)]
+
+
+def show(value: Any) -> str:
+    """A config value as a person would write it on the command line."""
+    if value is None:
+        return ABSENT
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def number(metric: str, value: float, sign: str = "") -> str:
+    """Three decimals for what has a bounded range, else four significant digits."""
+    return f"{value:{sign}.3f}" if value_range(metric)[0] == 0 else f"{value:{sign}.4g}"
+
+
+def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> str:
+    """What stands behind a mean: ``±half-width`` over seeds or one cell's ``[lo, hi]``, and n where it is not ``n``."""
+    text = ""
+    if estimate.half is not None:
+        text = f"±{number(metric, estimate.half)}"
+    elif estimate.lo is not None and estimate.hi is not None:
+        text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
+    return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
+
+
+def arrow(metric: str) -> str:
+    """↑ where higher is better, ↓ where lower is, else nothing."""
+    return {1: "↑", -1: "↓", 0: ""}[direction(metric)]
+
+
+def one_line(text: str | None) -> str:
+    """The text without line breaks."""
+    return " ".join((text or "").split())
+
+
+def _console(at_least: int = 0) -> Console:
+    """The standard output, taken to be very wide where it is no terminal."""
+    from rich.console import Console
+
+    plain = partial(Console, markup=False, highlight=False, emoji=False)
+    console = plain()
+    return plain(width=max(console.width, at_least) if console.is_terminal else 10_000)
+
+
+def _print(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> None:
+    from rich.measure import Measurement
+
+    console = _console()
+    # A narrow terminal gets closer columns, then intervals below the means, and fewer columns, but nothing is cut off.
+    names = {metric: label for metric, (label, _) in table.columns.items()}
+    spared = {metric: label for metric, label in names.items() if not metric.startswith(_ONLY_WHERE_WIDE)}
+    tallies = {metric: label for metric, label, _ in table.tallies}
+    for shown, style in ((names | tallies, "wide"), (spared | tallies, "tight"), (spared, "stacked")):
+        grid = _grid(table, shown, style)
+        width = Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
+        if width <= console.width:
+            break
+    _console(at_least=width).print(grid)
+    estimates = [estimate for group in table.groups for estimate in group.estimates.values()]
+    if any(estimate.n > 1 for estimate in estimates):
+        console.print("mean ±half-width of the 95 % t interval over seeds")
+    if any(estimate.n == 1 and estimate.lo is not None for estimate in estimates):
+        console.print("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
+    if left_out := [label for metric, label in (names | tallies).items() if metric not in shown]:
+        console.print(f"no room for {', '.join(left_out)}: see the report")
+    for group in table.groups:
+        if marked := group.degenerate:
+            reason = one_line(next(iter(marked.values())).degenerate[0])
+            of = f"{len(marked)} of {len(group.completed)} seeds ({', '.join(marked)})"
+            console.print(f"† degenerate: {_name(group, table.keys)}: {of}: {reason}")
+    for group in table.groups:
+        for seed, result in group.failed.items():
+            console.print(f"failed: {result.id}: {_name(group, table.keys)}, seed {seed}: {one_line(result.error)}")
+    for result in table.replaced:
+        console.print(f"left out: {result.id}: a newer cell has the same config and seed (code or data changed since)")
+    for path, reason in skipped:
+        console.print(f"skipped: {path}: {one_line(reason)}")
+    if unfinished:
+        console.print(f"cells not finished: {unfinished}")
+
+
+def _name(group: Group, keys: Sequence[str]) -> str:
+    return ", ".join([group.dataset, group.defence, *(f"{key}={show(group.leaves.get(key))}" for key in keys)])
+
+
+def _grid(table: Comparison, shown: Mapping[str, str], style: str) -> Table:
+    """The console's table of the metrics and tallies ``shown`` (with their labels); see ``_print`` for ``style``."""
+    from rich import box
+    from rich.table import Table
+
+    wide = style == "wide"
+    tallies = [metric for metric, _, _ in table.tallies if metric in shown]
+    columns = [metric for metric in shown if metric not in tallies]
+    any_degenerate = any(group.degenerate for group in table.groups)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0) if wide else 0, show_edge=False)
+    for header in ("dataset", "defence", *table.keys):
+        grid.add_column(header.replace(".", ".\n"), vertical="bottom")
+    for metric in columns:
+        heading = f"{shown[metric]}\N{NO-BREAK SPACE}{arrow(metric)}"
+        folded = textwrap.fill(heading, 12 if wide else 10, break_long_words=False)
+        grid.add_column(folded.replace("\N{NO-BREAK SPACE}", " "), justify="right", vertical="bottom")
+    for heading in ("seeds", *(shown[metric].replace(" ", "\n") for metric in tallies)):
+        grid.add_column(heading, justify="right", vertical="bottom")
+    if any_degenerate:
+        grid.add_column("degen-\nerate" if wide else "†", vertical="bottom")
+    previous = table.groups[0].dataset
+    for group in table.groups:
+        if group.dataset != previous:
+            grid.add_section()
+            previous = group.dataset
+        n, started = len(group.completed), len(group.completed) + len(group.failed)
+        row = [group.dataset, group.defence, *(show(group.leaves.get(key)) for key in table.keys)]
+        for metric in columns:
+            estimate = group.estimates.get(metric)
+            text = f"{number(metric, estimate.mean)} {interval_text(metric, estimate, n)}" if estimate else ABSENT
+            if not wide:
+                text = re.sub(r" (?=±)|(?<=[±[,]) ?0(?=\.)", "", text)
+            row.append(re.sub(r"(?=±)| |(?<=,)", "\n", text.strip()) if style == "stacked" else text.strip())
+        row += [str(n) if n == started else f"{n}/{started}", *(group.tally(metric) for metric in tallies)]
+        if any_degenerate:
+            row.append(f"†{len(group.degenerate)}/{n}" if group.degenerate else "")
+        grid.add_row(*row)
+    return grid
+
+
+def _csv(table: Comparison) -> str:
+    """One line per group and metric, so that every metric has the same columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = "metric better n mean lo hi interval minus_none minus_none_lo minus_none_hi minus_none_n"
+    writer.writerow(["dataset", "defense", *table.keys, *header.split(), "completed", "degenerate", "failed"])
+    for group in table.groups:
+        place = [group.dataset, group.defence, *(show(group.leaves.get(key)) for key in table.keys)]
+        counts = [len(group.completed), len(group.degenerate), len(group.failed)]
+        for metric in group.estimates or [""]:
+            estimate, difference = group.estimates.get(metric), group.differences.get(metric)
+            cells: list[Any] = [metric, {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
+            if estimate:
+                kind = "t over seeds" if estimate.n > 1 else "one cell" if estimate.lo is not None else ""
+                cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, kind]
+            else:
+                cells += [0, None, None, None, ""]
+            cells += [difference.mean, difference.lo, difference.hi, difference.n] if difference else [None] * 4
+            writer.writerow([*place, *cells, *counts])
+    return text.getvalue()
+
+
+def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
+    """Indices of the points that no other point equals or betters in both coordinates and betters in one.
+
+    ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
+    """
+    scaled = [(better[0] * x, better[1] * y) for x, y in points]
+    return [i for i, (x, y) in enumerate(scaled) if not any(u >= x and v >= y and (u > x or v > y) for u, v in scaled)]
+
+
+def _write_plots(table: Comparison, folder: Path) -> dict[str, str]:
+    """Write the trade-off plots; returns one SVG per dataset and game."""
+    if not table.panels:
+        return {}
+    import matplotlib
+
+    figures = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
+        matplotlib.rcParams["font.size"] = 9
+        matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+        matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
+        for title, groups in table.settings.items():
+            svg = io.BytesIO()
+            _figure(table, {title: groups}).savefig(svg, format="svg", metadata={"Date": None})
+            slug = re.sub(r"[^\w.=-]+", "-", title)
+            write_whole(folder / f"tradeoff-{slug}.svg", svg.getvalue())
+            figures[title] = svg.getvalue().decode()
+        png = io.BytesIO()
+        together = _figure(table, table.settings)
+        together.savefig(png, format="png", dpi=min(110, 60_000 / together.get_figheight()))  # 65,535 pixels at most
+        write_whole(folder / "tradeoff.png", png.getvalue())
+    return figures
+
+
+def _figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
+    """One row of panels per dataset and game, with one legend below them all."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = table.panels
+    names = {group.defence: None for group in table.groups}
+    others = [name for name in names if name != BASELINE]
+    styles = {name: (_COLOURS[i % 6], _MARKERS[i % 7]) for i, name in enumerate(others)} | {BASELINE: ("black", "o")}
+    # Margins in inches, set by hand: a layout engine would draw everything several times over.
+    width, height = 4.9 * len(panels), 3.6 * len(settings) + 0.5
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.6 / width, 1.0 / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
+    axes = figure.subplots(len(settings), len(panels), squeeze=False)
+    for row, (title, groups) in zip(axes, settings.items(), strict=True):
+        for ax, (x, y) in zip(row, panels, strict=True):
+            _scatter(ax, table, groups, x, y, styles)
+            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
+    shown = [name for name in names if any(g.defence == name for groups in settings.values() for g in groups)]
+    handles = [Line2D([], [], color=styles[n][0], marker=styles[n][1], linestyle="none", label=n) for n in shown]
+    handles.append(Line2D([], [], color="0.55", linewidth=1.2, linestyle="--", label="Pareto front"))
+    if any(group.degenerate for groups in settings.values() for group in groups):
+        label = "hollow: degenerate"
+        handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
+    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(panels)), frameon=False)
+    return figure
+
+
+def _scatter(
+    ax: Axes, table: Comparison, groups: Sequence[Group], x: str, y: str, styles: Mapping[str, tuple[str, str]]
+) -> None:
+    """Draw one point per group with its intervals, and the front of the points that are not degenerate."""
+    drawn = [group for group in groups if x in group.estimates and y in group.estimates]
+    within = [key for key in table.keys if len({_comparable(group, key) for group in drawn}) > 1]
+    for group in drawn:
+        a, b, (colour, marker) = group.estimates[x], group.estimates[y], styles[group.defence]
+        if a.lo is not None and a.hi is not None:
+            ax.plot([a.lo, a.hi], [b.mean, b.mean], color=colour, linewidth=0.9, zorder=2)
+        if b.lo is not None and b.hi is not None:
+            ax.plot([a.mean, a.mean], [b.lo, b.hi], color=colour, linewidth=0.9, zorder=2)
+        fill = "white" if group.degenerate else colour
+        ax.plot(
+            a.mean,
+            b.mean,
+            color=colour,
+            marker=marker,
+            markersize=7,
+            markerfacecolor=fill,
+            markeredgewidth=1.4,
+            zorder=3,
+        )
+        if within:
+            values = ", ".join(show(group.leaves.get(key)) for key in within)
+            ax.annotate(values, (a.mean, b.mean), xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
+    sound = [group for group in drawn if not group.degenerate]
+    points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
+    better = (direction(x), direction(y))
+    left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
+    if front := sorted(points[i] for i in pareto_front(points, better)):
+        # The border of what is dominated runs from the best point of one axis to the best of the other.
+        worst_x = left if better[0] > 0 else right
+        worst_y = bottom if better[1] > 0 else top
+        corners = front if better[0] > 0 else front[::-1]
+        path = [(worst_x, corners[0][1]), *corners, (corners[-1][0], worst_y)]
+        ax.plot(*zip(*path, strict=True), color="0.55", linewidth=1.2, linestyle="--", zorder=1, drawstyle="steps-pre")
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    columns = table.columns
+    ax.set_xlabel(f"{columns[x][0] if x in columns else x} ({_better(x, '→', '←')})")
+    ax.set_ylabel(f"{columns[y][0] if y in columns else y} ({_better(y, '↑', '↓')})")
+    ax.locator_params(nbins=6)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _better(metric: str, up: str, down: str) -> str:
+    return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[direction(metric)]
+
+
+def _html(
+    table: Comparison,
+    figures: Mapping[str, str],
+    skipped: Sequence[tuple[Path, str]],
+    unfinished: int,
+    folders: Sequence[Path],
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tools = (show, number, interval_text, arrow, one_line)
+    environment.globals.update({tool.__name__: tool for tool in tools}, ABSENT=ABSENT, BASELINE=BASELINE)
+    taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
+    return environment.get_template("report.html.j2").render(
+        table=table,
+        figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
+        cells=[
+            (group, seed, result, _flat(result.config))
+            for group in table.groups
+            for seed, result in sorted((group.completed | group.failed).items(), key=lambda item: (len(item[0]), item))
+        ],
+        skipped=skipped,
+        unfinished=unfinished,
+        folders=folders,
+        taus=sorted(taus),
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys and values of the whole config, as they would be written on the command line."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "null" if value is None else show(value)
+    return flat
+
+
+def _inline(svg: str) -> str:
+    """The picture as part of a page: without prologue, metadata and namespaces, and so without any address."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)

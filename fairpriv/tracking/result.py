@@ -1,0 +1,262 @@
+"""``result.json``: what a cell leaves behind, written whole, and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from fairpriv.errors import InputError
+
+SCHEMA_VERSION = 1
+NOT_FINISHED = "not finished"
+
+
+@dataclass
+class Result:
+    """One cell. The file holds these fields by name; NaN and infinities are null in it and None here."""
+
+    id: str
+    status: str  # completed | failed
+    config: dict[str, Any]  # resolved, secrets removed
+    metrics: dict[str, float | None]
+    degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
+    error: str | None = None
+    intervals: dict[str, list[float | None]] = field(default_factory=dict)  # [lo, hi], 95 %
+    artifacts: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    device: str = ""
+    seconds: dict[str, float | None] = field(default_factory=dict)  # by stage
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all; what stood there before survives a failure."""
+        document = {"schema_version": self.schema_version, **asdict(self)}
+        write_whole(path, (json.dumps(_finite(document), indent=1, allow_nan=False) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read one file.
+
+        Raises:
+            InputError: it cannot be read, is truncated, or is not a result of this schema version; says which.
+        """
+        try:
+            return _result(_document(path))
+        except _NotOursError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+class _NotOursError(Exception):
+    """Why a file is not a result."""
+
+
+def _document(path: Path) -> Any:
+    try:
+        return _finite(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise _NotOursError(f"cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise _NotOursError(f"truncated or not JSON ({error})") from None
+
+
+def _result(document: Any) -> Result:
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise _NotOursError("no result of fairpriv: it has no schema_version")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise _NotOursError(f"schema version {document['schema_version']!r}; this fairpriv reads {SCHEMA_VERSION}")
+    required = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in document]:
+        raise _NotOursError(f"incomplete: it has no {', '.join(missing)}")
+    for name, (wanted, holds) in _SHAPES.items():
+        if name in document and not holds(document[name]):
+            raise _NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
+    return Result(**{f.name: document[f.name] for f in fields(Result) if f.name in document})
+
+
+def _number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_SHAPES = {
+    "id": ("a string", _text),
+    "status": ("completed or failed", lambda v: v in ("completed", "failed")),
+    "config": ("a mapping", _dict),
+    "metrics": ("a mapping of names to numbers", lambda v: _dict(v) and all(map(_number, v.values()))),
+    "degenerate": ("a list of sentences", lambda v: isinstance(v, list) and all(map(_text, v))),
+    "error": ("a string or null", lambda v: v is None or _text(v)),
+    "intervals": ("a mapping of names to [lo, hi]", lambda v: _dict(v) and all(map(_interval, v.values()))),
+    "artifacts": ("a mapping of names to strings", lambda v: _dict(v) and all(map(_text, v.values()))),
+    "versions": ("a mapping of names to strings", lambda v: _dict(v) and all(map(_text, v.values()))),
+    "git": ("a mapping or null", lambda v: v is None or _dict(v)),
+    "device": ("a string", _text),
+    "seconds": ("a mapping of stages to numbers", lambda v: _dict(v) and all(map(_number, v.values()))),
+}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file by temporary file, fsync and rename, so that a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a full disk and Ctrl-C alike
+        temporary.unlink(missing_ok=True)
+        raise
+    # Some network file systems refuse to sync a folder; the file itself is safe by then.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+_SECRET_WORDS = {"password", "passwords", "passwd", "secret", "secrets", "credential", "credentials"}
+_SECRET_NAMES = ("apikey", "authtoken", "accesstoken")
+_VOCABULARY = {"pad", "bos", "eos", "unk", "mask", "sep", "cls"}  # tokens of a tokenizer: <pad>, <s>, ...
+
+
+def without_secrets(config: Any) -> Any:
+    """A copy of plain data without the entries whose key names a secret, at any depth.
+
+    The words ``password``, ``secret`` and ``credential`` anywhere in a key drop it, and so do ``token`` and ``key`` as
+    its last word or before a text (``hf_token``, ``api_key``, ``token_value: abc``). Counts and vocabularies stay:
+    ``max_new_tokens``, ``tokenizer``, ``num_key_value_heads: 8``, ``eos_token_id: 2``, ``pad_token``.
+    """
+    if isinstance(config, Mapping):
+        return {key: without_secrets(value) for key, value in config.items() if not _secret(str(key), value)}
+    if isinstance(config, list | tuple):
+        return [without_secrets(value) for value in config]
+    return config
+
+
+def _secret(key: str, value: Any) -> bool:
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()
+    parts = [part for part in re.split(r"[^a-z0-9]+", words) if part]
+    if _SECRET_WORDS & set(parts) or any(name in "".join(parts) for name in _SECRET_NAMES):
+        return True
+    if any(first in _VOCABULARY and second == "token" for first, second in pairwise(parts)):
+        return False
+    if not {"token", "key"} & set(parts):
+        return False
+    return parts[-1] in ("token", "key") or not isinstance(value, int | float | None)
+
+
+def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path, str]]]:
+    """Every result below the folders, oldest file first, and the files left out with the reason.
+
+    A folder with ``cells.txt`` is a sweep: its results are those of the ids in it, in ``cells/`` two folders up, and
+    the reason for a missing one is ``NOT_FINISHED``. Elsewhere any ``*.json`` with our schema version counts. Other
+    JSON files are passed over silently unless they are called ``result.json``. A cell found twice counts once,
+    preferably completed.
+
+    Raises:
+        InputError: a folder does not exist.
+    """
+    found: dict[str, tuple[bool, float, Result]] = {}
+    skipped: dict[Path, str] = {}
+    for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
+        if not path.exists():
+            skipped[path] = NOT_FINISHED
+            continue
+        try:
+            document = _document(path)
+            foreign = not isinstance(document, dict) or "schema_version" not in document
+            if foreign and path.name != "result.json":
+                continue
+            result = _result(document)
+        except _NotOursError as error:
+            skipped[path] = str(error)
+            continue
+        rank = (result.status == "completed", path.stat().st_mtime, result)
+        if result.id not in found or rank[:2] > found[result.id][:2]:
+            found[result.id] = rank
+    in_time = sorted(found.values(), key=lambda rank: (rank[1], rank[2].id))
+    return [result for _, _, result in in_time], list(skipped.items())
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    if folder.is_file():
+        yield folder.resolve()
+        return
+    if not folder.is_dir():
+        raise InputError(f"no folder '{folder}': give a folder that holds result.json files, or a sweep's folder")
+    for where, folders, files in os.walk(folder.resolve()):
+        here = Path(where)
+        if "cells.txt" in files:
+            folders.clear()
+            for cell in (here / "cells.txt").read_text(encoding="utf-8", errors="replace").split():
+                yield here.parents[1] / "cells" / cell / "result.json"
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (here / name for name in sorted(files) if name.endswith(".json") and name != "sweep.json")
+
+
+_PACKAGES = ["fairpriv", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "fairlearn", "numpy"]
+_PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datasets"]
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and of the installed packages that can change a number; nothing is imported for it."""
+    found = {"python": python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@functools.cache
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository around ``folder`` and whether its tracked files differ from it.
+
+    None outside a repository, before its first commit, or without git. Looked up once per process.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

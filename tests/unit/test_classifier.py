@@ -1,0 +1,108 @@
+"""The LightningModule and its fit: cache, modes, non-finite losses, dual ascent."""
+
+import functools
+
+import lightning
+import pytest
+import torch
+
+from fairpriv.data.batches import ShuffledBatches, StratifiedBatches
+from fairpriv.data.game import Rows
+from fairpriv.errors import NonFiniteLossError
+from fairpriv.functional import equalized_odds_gap
+from fairpriv.modules.classifier import MLP, Classifier, fit, predict
+
+
+def biased_rows(n: int = 1200, seed: int = 0) -> Rows:
+    """Labels that follow x0, and a feature x1 that tells the group and, within labels, helps nothing."""
+    g = torch.Generator().manual_seed(seed)
+    s = torch.randint(0, 2, (n,), generator=g)
+    y = (torch.rand(n, generator=g) < torch.where(s == 1, 0.7, 0.3)).long()
+    X = torch.stack([y + torch.randn(n, generator=g), s + 0.1 * torch.randn(n, generator=g)], 1)
+    return Rows(X.float(), y, s, torch.arange(n))
+
+
+def trained(tmp_path=None, epochs=15, seed=0, dropout=0.0, rows=None, **how) -> Classifier:
+    rows = rows or biased_rows()
+    torch.manual_seed(seed)
+    module = Classifier(MLP(2, 2, hidden=[8], dropout=dropout), classes=2, **{"lr": 0.03, "weight_decay": 0.0, **how})
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    batches = StratifiedBatches(rows, 600, 5, seed=0)
+    fit(module, batches, epochs=epochs, trainer=trainer, validation=biased_rows(seed=9), seed=seed, cache=tmp_path)
+    return module
+
+
+def gap(module: Classifier) -> float:
+    rows = biased_rows(4000, seed=5)
+    return float(equalized_odds_gap(predict(module.net, rows.X), rows.y, rows.s))
+
+
+def test_the_penalty_lowers_the_equalized_odds_gap_of_unseen_rows():
+    assert gap(trained()) > 0.2
+    assert gap(trained(penalty=2.0)) < 0.08
+
+
+def test_dual_ascent_raises_lambda_until_the_gap_is_near_epsilon():
+    module = trained(epochs=40, dual_rate=1.0, epsilon=0.05)
+    assert module.penalty > 0.1
+    assert gap(module) < 0.12
+
+
+def test_dual_ascent_leaves_lambda_at_zero_where_the_constraint_holds():
+    assert trained(dual_rate=1.0, epsilon=0.9).penalty == 0.0
+
+
+def test_a_non_finite_loss_names_stage_and_step():
+    rows = biased_rows()
+    rows.X[7, 0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"loss became nan at step 0 of the test"):
+        trained(rows=rows, stage="the test")
+
+
+def test_a_finished_fit_is_read_and_not_done_again(tmp_path, monkeypatch):
+    first = trained(tmp_path, dropout=0.2, penalty=0.5)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
+    second = trained(tmp_path, dropout=0.2, penalty=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not second.training
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_driven_lambda_survives_the_cache(tmp_path):
+    how = {"epochs": 10, "dual_rate": 1.0, "epsilon": 0.05}
+    assert trained(tmp_path, **how).penalty == trained(tmp_path, **how).penalty > 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.02}, {"penalty": 0.1}, {"epochs": 2}, {"seed": 1}, {"weight_decay": 0.1}, {"dropout": 0.1}]
+)
+def test_a_fit_that_differs_is_not_read_from_the_cache(tmp_path, change):
+    trained(tmp_path, epochs=change.pop("epochs", 1), **change)
+    trained(tmp_path, epochs=1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
+    first = trained(tmp_path, epochs=2)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    second = trained(tmp_path, epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert file.stat().st_size > 100
+
+
+def test_a_model_that_comes_in_eval_mode_is_trained_in_train_mode():
+    modes = []
+
+    class Watched(MLP):
+        def forward(self, X):
+            modes.append(self.training)
+            return super().forward(X)
+
+    rows = biased_rows()
+    module = Classifier(Watched(2, 2, hidden=[4]).eval(), classes=2, lr=0.01, weight_decay=0.0)
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    fit(module, ShuffledBatches(rows, 600, 0), epochs=1, trainer=trainer, validation=rows)
+    assert modes == [True, True]
+    assert not module.net.training

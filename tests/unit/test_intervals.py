@@ -1,0 +1,258 @@
+"""Intervals against scipy, published examples, and their coverage in simulation."""
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from fairpriv.functional import (
+    accuracy_gap_bound,
+    accuracy_gap_bound_interval,
+    balanced_accuracy_gap_bound,
+    balanced_accuracy_gap_bound_interval,
+    delta_intervals,
+    equalized_odds_gap,
+    equalized_odds_interval,
+    label_gaps,
+    mean_rate_gap_interval,
+    mean_rate_interval,
+    wilson_interval,
+)
+
+T = torch.float64
+
+
+def rows_of(counts):
+    """preds, target, groups of counts ``[Y, S, C]``."""
+    cells = counts.nonzero()
+    return tuple(cells.repeat_interleave(counts[tuple(cells.T)], 0)[:, column] for column in (2, 0, 1))
+
+
+def draw_counts(rates, rows, trials, seed):
+    """Samples of counts ``[trials, Y, S, C]``, with ``rows[y][s]`` rows a cell, from each row's own class."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.zeros(trials, *rates.shape, dtype=torch.long)
+    for y, s in torch.cartesian_prod(*(torch.arange(size) for size in rates.shape[:2])).tolist():
+        classes = torch.multinomial(rates[y, s].expand(trials, -1), rows[y][s], replacement=True, generator=generator)
+        counts[:, y, s] = torch.nn.functional.one_hot(classes, rates.shape[2]).sum(1)
+    return counts
+
+
+def binary(rates):
+    """``[Y, S]`` P(pred=1) -> ``[Y, S, 2]``."""
+    positive = torch.tensor(rates, dtype=T)
+    return torch.stack((1 - positive, positive), dim=-1)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 3), (37, 113), (5000, 20000), (0, 1)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilson_interval_agrees_with_scipy(successes, n, level):
+    expected = binomtest(successes, n).proportion_ci(level, method="wilson")
+    assert wilson_interval(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_stays_within_zero_and_one():
+    assert wilson_interval(0, 7)[0] == 0
+    assert wilson_interval(7, 7)[1] == 1
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_refuses_what_is_no_rate(successes, n):
+    with pytest.raises(ValueError, match="are no rate"):
+        wilson_interval(successes, n)
+
+
+def test_gap_interval_of_single_rates_is_newcombes():
+    # Newcombe (1998), table II, method 10: 56/70 - 48/80, and 10/10 - 0/20 by the same rule
+    assert mean_rate_gap_interval([48], [80], [56], [70]) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert mean_rate_gap_interval([56], [70], [48], [80]) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert mean_rate_gap_interval([0], [20], [10], [10]) == pytest.approx((0.6791, 1), abs=5e-5)
+
+
+def test_gap_interval_that_covers_zero_starts_at_zero():
+    lo, hi = mean_rate_gap_interval([50, 30], [100, 60], [52, 30], [100, 60])
+    assert lo == 0
+    assert 0.01 < hi < 0.2
+
+
+def test_interval_of_one_rate_is_wilsons():
+    assert mean_rate_interval([37], [113]) == pytest.approx(wilson_interval(37, 113), abs=1e-12)
+
+
+def test_interval_of_perfect_recalls_has_a_width():
+    lo, hi = mean_rate_interval([30, 10], [30, 10])
+    assert hi == 1
+    assert 0.8 < lo < 0.95
+
+
+def test_unequal_numbers_of_rates_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        mean_rate_interval([1, 2], [3, 4, 5])
+
+
+def test_mean_rate_intervals_cover():
+    generator = torch.Generator().manual_seed(0)
+    rates, n = torch.tensor([[0.93, 0.4], [0.9, 0.55]], dtype=T), torch.tensor([[300.0, 40], [150, 60]], dtype=T)
+    means = rates.mean(1)
+    trials = 1000
+    hits = torch.binomial(n.repeat(trials, 1, 1), rates.repeat(trials, 1, 1), generator=generator).tolist()
+    mean = gap = 0
+    for first, second in hits:
+        lo, hi = mean_rate_interval(first, n[0].tolist())
+        mean += lo <= means[0] <= hi
+        lo, hi = mean_rate_gap_interval(first, n[0].tolist(), second, n[1].tolist())
+        gap += lo <= (means[1] - means[0]).abs() <= hi
+    assert 0.93 < mean / trials < 0.98
+    assert gap / trials > 0.93
+
+
+@pytest.mark.parametrize(("rows", "width"), [(30, 0.29), (500, 0.07)])
+def test_half_widths_at_rates_of_one_half(rows, width):
+    lo, hi = equalized_odds_interval(*rows_of(torch.full((2, 2, 2), rows // 2)))
+    assert lo == 0
+    assert hi == pytest.approx(width, rel=0.08)
+
+
+def test_no_true_gap_is_covered_at_the_nominal_rate():
+    """With equal rates the lower end exceeds 0 in about 5 % of samples; that of a plain bootstrap does in all."""
+    rates, rows = binary([[0.2] * 4, [0.7] * 4]), [[300, 80, 40, 60], [60, 50, 30, 20]]
+    trials, positive = 200, 0
+    for seed, counts in enumerate(draw_counts(rates, rows, trials, 0)):
+        lo, _ = delta_intervals(counts, draws=300, seed=seed)
+        positive += bool((lo > 0).any())
+    assert 0.01 < positive / trials < 0.09
+
+
+@pytest.mark.parametrize(
+    ("rates", "rows"),
+    [
+        (binary([[0.5, 0.5], [0.5, 0.5]]), [[30, 30], [30, 30]]),
+        (binary([[0.02, 0.05], [0.9, 0.97]]), [[300, 100], [60, 25]]),
+        (binary([[0.1, 0.3], [0.6, 0.95]]), [[8, 5], [12, 6]]),
+        (binary([[0.1, 0.4, 0.2], [0.6, 0.5, 0.9]]), [[200, 50, 30], [80, 20, 15]]),
+        (torch.tensor([[[0.7, 0.2, 0.1], [0.5, 0.2, 0.3]]] * 2, dtype=T), [[100, 60], [40, 30]]),
+    ],
+)
+def test_delta_intervals_cover_all_labels_and_the_gap(rates, rows):
+    true = label_gaps(rates)
+    trials, covered = 150, 0
+    for seed, counts in enumerate(draw_counts(rates, rows, trials, 1)):
+        lo, hi = delta_intervals(counts, draws=300, seed=seed)
+        covered += bool((lo <= true).all() and (true <= hi).all() and lo.max() <= true.max() <= hi.max())
+    assert covered / trials > 0.91
+
+
+def test_a_large_gap_has_a_lower_end_near_it():
+    counts = torch.tensor([[[900, 100], [300, 700]], [[200, 800], [250, 750]]])
+    lo, hi = delta_intervals(counts)
+    assert 0.5 < lo[0] < 0.6 < hi[0] < 0.7
+    assert 0 <= lo[1] < 0.05 < hi[1] < 0.12
+    assert equalized_odds_interval(*rows_of(counts)) == (lo[0].item(), hi[0].item())
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("largest", [2, 40])
+def test_intervals_hold_their_estimates(classes, largest):
+    generator = torch.Generator().manual_seed(largest)
+    for _ in range(20):
+        counts = torch.randint(0, largest, (2, 3, classes), generator=generator)
+        counts[..., 0] += counts.sum(-1) == 0
+        rates = counts.double() / counts.sum(-1, keepdim=True)
+        lo, hi = delta_intervals(counts, draws=200)
+        gaps = label_gaps(rates)
+        assert ((lo <= gaps + 1e-12) & (gaps <= hi + 1e-12)).all()
+        assert ((lo >= 0) & (hi <= 1)).all()
+
+        weights = -torch.rand(2, 2, 4, generator=generator, dtype=T).log()
+        compositions = weights[..., :3] / weights[..., :3].sum(-1, keepdim=True)
+        priors = weights[..., 3] / weights[..., 3].sum(-1, keepdim=True)
+        case = (*compositions, *priors)
+        lower, upper = accuracy_gap_bound_interval(counts, *case, draws=200)
+        assert lower - 1e-12 <= accuracy_gap_bound(rates, *case) <= upper + 1e-12
+        lower, upper = balanced_accuracy_gap_bound_interval(counts, *compositions, draws=200)
+        assert lower - 1e-12 <= balanced_accuracy_gap_bound(rates, *compositions) <= upper + 1e-12
+
+
+def test_rates_of_zero_and_one_do_not_give_zero_width():
+    counts = torch.tensor([[[40, 0], [25, 0]], [[0, 30], [0, 60]]])
+    lo, hi = delta_intervals(counts)
+    assert (lo == 0).all()
+    assert ((hi > 0.04) & (hi < 0.25)).all()
+    perfect = torch.tensor([[[20, 0], [0, 20]]] * 2)
+    lo, hi = delta_intervals(perfect)
+    assert (hi == 1).all()
+    assert ((lo > 0.6) & (lo < 0.98)).all()
+
+
+def test_absent_cells_and_single_groups_have_no_interval_of_their_own():
+    counts = torch.tensor([[[30, 10], [0, 0], [20, 20]], [[10, 30], [0, 0], [0, 0]]])
+    lo, hi = delta_intervals(counts)
+    assert 0 == lo[1] == hi[1]
+    assert 0 <= lo[0] < 0.25 < hi[0] < 0.5
+    assert equalized_odds_interval(*rows_of(torch.tensor([[[5, 5]], [[5, 5]]]))) == (0, 0)
+    with pytest.raises(ValueError, match=r"\(label 1, group 2\)"):
+        equalized_odds_interval(*rows_of(counts))
+    with pytest.warns(UserWarning, match="left out"):
+        interval = equalized_odds_interval(*rows_of(counts), missing="skip")
+    assert interval[1] == pytest.approx(hi[0].item(), abs=0.03)
+
+
+def test_intervals_are_determined_by_the_seed():
+    counts = torch.tensor([[[30, 10], [12, 19]], [[10, 30], [5, 9]]])
+    assert equalized_odds_interval(*rows_of(counts), seed=3) == equalized_odds_interval(*rows_of(counts), seed=3)
+    assert equalized_odds_interval(*rows_of(counts), seed=3) != equalized_odds_interval(*rows_of(counts), seed=4)
+
+
+def test_multi_class_interval_bounds_total_variation_from_both_sides():
+    rates = torch.tensor([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]], dtype=T)
+    counts = (rates * 20_000).round().long()
+    lo, hi = delta_intervals(counts)
+    assert 0.37 < lo[0] < 0.4 < hi[0] < 0.43
+    assert equalized_odds_gap(*rows_of(counts)).item() == pytest.approx(0.4)
+
+
+def test_bound_interval_covers_the_true_bound():
+    rates, rows = binary([[0.1, 0.3], [0.6, 0.8]]), [[200, 90], [60, 40]]
+    compositions = torch.tensor([[[0.9, 0.1]] * 2, [[0.2, 0.8]] * 2], dtype=T)
+    priors = torch.tensor([[0.7, 0.3], [0.5, 0.5]], dtype=T)
+    plain, balanced = (
+        accuracy_gap_bound(rates, *compositions, *priors),
+        balanced_accuracy_gap_bound(rates, *compositions),
+    )
+    trials, covered = 150, 0
+    for seed, counts in enumerate(draw_counts(rates, rows, trials, 2)):
+        lo, hi = accuracy_gap_bound_interval(counts, *compositions, *priors, draws=300, seed=seed)
+        lower, upper = balanced_accuracy_gap_bound_interval(counts, *compositions, draws=300, seed=seed)
+        covered += bool(lo <= plain <= hi and lower <= balanced <= upper)
+    assert covered / trials > 0.93
+
+
+def test_bound_interval_moves_with_label_shift_and_vanishes_for_equal_worlds():
+    counts = torch.tensor([[[950, 50], [900, 100]], [[500, 500], [480, 520]]])
+    even = torch.full((2, 2), 0.5, dtype=T)
+    prior0, prior1 = torch.tensor([0.9, 0.1], dtype=T), torch.tensor([0.4, 0.6], dtype=T)
+    assert accuracy_gap_bound_interval(counts, even, even, prior0, prior0) == (0, 0)
+    # TV 0.5 times recalls 0.925 and 0.51
+    lo, hi = accuracy_gap_bound_interval(counts, even, even, prior0, prior1)
+    assert 0.5 * 0.36 < lo < 0.5 * 0.415 < hi < 0.5 * 0.47
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_bound_interval_of_a_constant_model_with_many_groups_holds_its_estimate(code):
+    counts = torch.zeros(2, 8, 2, dtype=torch.long)
+    counts[..., code] = 20
+    even = torch.full((2, 8), 1 / 8, dtype=T)
+    priors = torch.tensor([[0.9, 0.1], [0.4, 0.6]], dtype=T)
+    lo, hi = accuracy_gap_bound_interval(counts, even, even, *priors)
+    assert 0.4 < lo < 0.5
+    assert hi == pytest.approx(0.5)
+
+
+def test_bound_interval_refuses_a_cell_without_rows_that_has_weight():
+    counts = torch.tensor([[[950, 50], [0, 0]], [[500, 500], [480, 520]]])
+    even, pure = torch.full((2, 2), 0.5, dtype=T), torch.tensor([[1.0, 0]] * 2, dtype=T)
+    prior = torch.tensor([0.5, 0.5], dtype=T)
+    for compositions in ((even, pure), (pure, even)):
+        with pytest.raises(ValueError, match=r"\(label 0, group 1\)"):
+            accuracy_gap_bound_interval(counts, *compositions, prior, prior)
+        with pytest.raises(ValueError, match=r"\(label 0, group 1\)"):
+            balanced_accuracy_gap_bound_interval(counts, *compositions)

@@ -1,0 +1,262 @@
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fairpriv.errors import InputError
+from fairpriv.tracking.result import NOT_FINISHED, Result, environment, find_results, git_state, without_secrets
+
+
+def result(**changes):
+    fields = {"id": "0123456789abcdef", "status": "completed", "config": {"seed": 0}, "metrics": {"eval/accuracy": 0.8}}
+    return Result(**(fields | changes))
+
+
+def document(tmp_path, **changes):
+    result().write(tmp_path / "whole.json")
+    return json.loads((tmp_path / "whole.json").read_text()) | changes
+
+
+def test_result_survives_writing_and_reading(tmp_path):
+    cell = result(
+        degenerate=["constant"],
+        intervals={"eval/accuracy": [0.7, 0.9]},
+        artifacts={"model": "model.safetensors"},
+        versions={"torch": "2"},
+        git={"commit": "abc", "dirty": True},
+        device="cpu",
+        seconds={"data": 0.5},
+    )
+    cell.write(tmp_path / "new" / "result.json")
+    assert Result.read(tmp_path / "new" / "result.json") == cell
+
+
+def test_file_has_the_fields_of_the_contract(tmp_path):
+    contract = (
+        "schema_version id status degenerate error config metrics intervals artifacts versions git device seconds"
+    )
+    assert set(document(tmp_path)) == set(contract.split())
+
+
+def test_nan_and_infinities_are_null(tmp_path):
+    path = tmp_path / "result.json"
+    cell = result(
+        metrics={"a": math.nan, "b": math.inf, "c": 1.0},
+        intervals={"a": [-math.inf, math.nan]},
+        config={"lr": math.nan, "list": [math.inf, 1]},
+    )
+    cell.write(path)
+    read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read["metrics"] == {"a": None, "b": None, "c": 1.0}
+    assert read["intervals"] == {"a": [None, None]}
+    assert read["config"] == {"lr": None, "list": [None, 1]}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error, step):
+    path = tmp_path / "result.json"
+    result().write(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(type(error)):
+        result(device="other").write(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_file_appears_only_when_it_is_on_disk(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor):
+        synced.append(path.exists())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    result().write(path)
+    assert synced == [False, True]  # the file before the rename, the folder after it
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "truncated or not JSON"),
+        ('{"schema_version": 1, "id": "a', "truncated or not JSON"),
+        ("[1, 2]", "no schema_version"),
+        ('{"id": "a"}', "no schema_version"),
+        ('{"schema_version": 2}', "schema version 2; this fairpriv reads 1"),
+        ('{"schema_version": 1, "id": "a", "status": "completed"}', "it has no config, metrics"),
+    ],
+)
+def test_unreadable_file_says_why(tmp_path, text, why):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=why) as caught:
+        Result.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", 1),
+        ("status", "running"),
+        ("config", []),
+        ("metrics", {"a": "0.8"}),
+        ("metrics", {"a": True}),
+        ("degenerate", "constant"),
+        ("error", 1),
+        ("intervals", {"a": [0.1]}),
+        ("intervals", {"a": 0.1}),
+        ("artifacts", {"a": None}),
+        ("versions", []),
+        ("git", "abc"),
+        ("device", None),
+        ("seconds", {"data": "1"}),
+    ],
+)
+def test_wrong_type_names_the_field(tmp_path, name, value):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(document(tmp_path, **{name: value})))
+    with pytest.raises(InputError, match=f"{name} should be"):
+        Result.read(path)
+
+
+def test_file_that_is_not_text_or_not_there_is_an_input_error(tmp_path):
+    (tmp_path / "result.json").write_bytes(b"\xff\xfe\x00\x01")
+    for path in (tmp_path / "result.json", tmp_path / "none.json"):
+        with pytest.raises(InputError):
+            Result.read(path)
+
+
+def test_secrets_are_dropped_at_any_depth():
+    config = {
+        "logger": {"api_key": "x", "WANDB_API_KEY": "x", "apiKey": "x", "project": "p"},
+        "judges": [{"hf_token": "x", "name": "j"}, {"token": 7, "credentials": {"user": "u"}}],
+        "db-password": "x",
+        "client_secret": "x",
+        "token_value": "x",
+        "key": ["x"],
+    }
+    assert without_secrets(config) == {"logger": {"project": "p"}, "judges": [{"name": "j"}, {}]}
+
+
+def test_what_only_sounds_like_a_secret_stays():
+    config = {
+        "max_new_tokens": 64,
+        "tokenizer": "gpt2",
+        "keys": ["a"],
+        "keyboard": 1,
+        "num_key_value_heads": 8,
+        "eos_token_id": 2,
+        "pad_token": "<pad>",
+        "monkey": "m",
+        "key_padding": True,
+        1: "one",
+    }
+    assert without_secrets(config) == config
+
+
+def test_results_are_found_by_schema_and_not_by_name(tmp_path):
+    result(id="a").write(tmp_path / "cells" / "a" / "result.json")
+    result(id="b").write(tmp_path / "study" / "results" / "adult-0.json")
+    (tmp_path / "package.json").write_text('{"name": "foreign"}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "sweep.json").write_text("{ not json")
+    found, skipped = find_results([tmp_path])
+    assert sorted(cell.id for cell in found) == ["a", "b"]
+    assert skipped == []
+
+
+def test_truncated_and_foreign_results_are_named(tmp_path):
+    result(id="a").write(tmp_path / "a" / "result.json")
+    for name, text in (
+        ("b/result.json", '{"schema'),
+        ("c/result.json", '{"name": "foreign"}'),
+        ("d.json", '{"schema_version": 9}'),
+        ("e.json", ""),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found, skipped = find_results([tmp_path])
+    assert [cell.id for cell in found] == ["a"]
+    assert sorted(str(path.relative_to(tmp_path.resolve())) for path, _ in skipped) == [
+        "b/result.json",
+        "c/result.json",
+        "d.json",
+        "e.json",
+    ]
+    assert all(reason for _, reason in skipped)
+
+
+def test_sweep_folder_reads_its_own_cells_only(tmp_path, monkeypatch):
+    for name in "abc":
+        result(id=name).write(tmp_path / "cells" / name / "result.json")
+    sweep = tmp_path / "sweeps" / "quickstart"
+    sweep.mkdir(parents=True)
+    (sweep / "cells.txt").write_text("a\nb\na\nmissing\n")
+    result(id="stray").write(sweep / "old" / "result.json")
+    monkeypatch.chdir(sweep)
+    for folder in (sweep, Path(), tmp_path / "sweeps"):
+        found, skipped = find_results([folder])
+        assert sorted(cell.id for cell in found) == ["a", "b"]
+        assert [(path.parent.name, reason) for path, reason in skipped] == [("missing", NOT_FINISHED)]
+
+
+def test_cell_found_twice_counts_once_and_completed(tmp_path):
+    result(status="failed", error="boom").write(tmp_path / "z" / "result.json")
+    result().write(tmp_path / "a" / "result.json")
+    os.utime(tmp_path / "a" / "result.json", (1, 1))
+    found, _ = find_results([tmp_path, tmp_path, tmp_path / "a"])
+    assert [cell.status for cell in found] == ["completed"]
+
+
+def test_results_come_oldest_first(tmp_path):
+    for name, time in (("a", 300), ("b", 100), ("c", 200)):
+        result(id=name).write(tmp_path / f"{name}.json")
+        os.utime(tmp_path / f"{name}.json", (time, time))
+    assert [cell.id for cell in find_results([tmp_path])[0]] == ["b", "c", "a"]
+
+
+def test_missing_folder_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        find_results([tmp_path / "nothing"])
+
+
+def test_environment_names_versions():
+    found = environment()
+    assert {"python", "fairpriv", "torch", "hydra-core"} <= set(found)
+    assert all(isinstance(version, str) for version in found.values())
+
+
+def test_git_state_follows_the_repository(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    assert git_state(tmp_path) is None
+    git_state.cache_clear()
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "one")
+    (tmp_path / "output").write_text("untracked")
+    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD").stdout.strip(), "dirty": False}
+    (tmp_path / "file").write_text("2")
+    git_state.cache_clear()
+    assert git_state(tmp_path)["dirty"]
+
+
+def test_git_state_without_git_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path / "elsewhere") is None
