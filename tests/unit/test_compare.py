@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.compare import Comparison, Estimate, compare, direction, pareto_front, value_range
+from fairpriv.tracking.compare import Comparison, Estimate, compare, direction, value_range
 from fairpriv.tracking.identity import content_hash
 from fairpriv.tracking.result import Result
+from fairpriv.tracking.tradeoff import pareto_front
 
 
 def cell(dataset="adult", defence="none", seed=0, metrics=None, game=None, config=None, paths=None, **fields):
@@ -382,3 +383,8 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_other_defences_keep_the_order_in_which_they_came():
+    cells = [cell(dataset, defence) for dataset in ("adult", "compas") for defence in ("scratch", "none", "fair")]
+    assert [g.defence for g in Comparison.of(cells).groups] == ["none", "scratch", "fair"] * 2

@@ -1,0 +1,141 @@
+"""The trade-off drawn: what a defence costs against what it protects, with intervals and the Pareto front."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairpriv.tracking.compare import BASELINE, Comparison, Group, comparable, direction, show
+from fairpriv.tracking.result import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+
+
+def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
+    """Indices of the points that no other point equals or betters in both coordinates and betters in one.
+
+    ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
+    """
+    scaled = [(better[0] * x, better[1] * y) for x, y in points]
+    return [i for i, (x, y) in enumerate(scaled) if not any(u >= x and v >= y and (u > x or v > y) for u, v in scaled)]
+
+
+def write_plots(table: Comparison, folder: Path) -> dict[str, str]:
+    """Write the trade-off plots; returns one SVG per dataset and game."""
+    if not table.panels:
+        return {}
+    import matplotlib
+
+    figures = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
+        matplotlib.rcParams["font.size"] = 9
+        matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+        matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
+        for title, groups in table.settings.items():
+            svg = io.BytesIO()
+            _figure(table, {title: groups}).savefig(svg, format="svg", metadata={"Date": None})
+            slug = re.sub(r"[^\w.=-]+", "-", title)
+            write_whole(folder / f"tradeoff-{slug}.svg", svg.getvalue())
+            figures[title] = svg.getvalue().decode()
+        png = io.BytesIO()
+        together = _figure(table, table.settings)
+        together.savefig(png, format="png", dpi=min(110, 60_000 / together.get_figheight()))  # 65,535 pixels at most
+        write_whole(folder / "tradeoff.png", png.getvalue())
+    return figures
+
+
+def _figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
+    """One row of panels per dataset and game, with one legend below them all."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = table.panels
+    names = {group.defence: None for group in table.groups}
+    others = [name for name in names if name != BASELINE]
+    styles = {name: (_COLOURS[i % 6], _MARKERS[i % 7]) for i, name in enumerate(others)} | {BASELINE: ("black", "o")}
+    # Margins in inches, set by hand: a layout engine would draw everything several times over.
+    width, height = 4.9 * len(panels), 3.6 * len(settings) + 0.5
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.6 / width, 1.0 / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
+    axes = figure.subplots(len(settings), len(panels), squeeze=False)
+    for row, (title, groups) in zip(axes, settings.items(), strict=True):
+        for ax, (x, y) in zip(row, panels, strict=True):
+            _scatter(ax, table, groups, x, y, styles)
+            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
+    shown = [name for name in names if any(g.defence == name for groups in settings.values() for g in groups)]
+    handles = [Line2D([], [], color=styles[n][0], marker=styles[n][1], linestyle="none", label=n) for n in shown]
+    handles.append(Line2D([], [], color="0.55", linewidth=1.2, linestyle="--", label="Pareto front"))
+    if any(group.degenerate for groups in settings.values() for group in groups):
+        label = "hollow: degenerate"
+        handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
+    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(panels)), frameon=False)
+    return figure
+
+
+def _scatter(
+    ax: Axes, table: Comparison, groups: Sequence[Group], x: str, y: str, styles: Mapping[str, tuple[str, str]]
+) -> None:
+    """Draw one point per group with its intervals, and the front of the points that are not degenerate."""
+    drawn = [group for group in groups if x in group.estimates and y in group.estimates]
+    within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
+    for group in drawn:
+        a, b, (colour, marker) = group.estimates[x], group.estimates[y], styles[group.defence]
+        if a.lo is not None and a.hi is not None:
+            ax.plot([a.lo, a.hi], [b.mean, b.mean], color=colour, linewidth=0.9, zorder=2)
+        if b.lo is not None and b.hi is not None:
+            ax.plot([a.mean, a.mean], [b.lo, b.hi], color=colour, linewidth=0.9, zorder=2)
+        fill = "white" if group.degenerate else colour
+        ax.plot(
+            a.mean,
+            b.mean,
+            color=colour,
+            marker=marker,
+            markersize=7,
+            markerfacecolor=fill,
+            markeredgewidth=1.4,
+            zorder=3,
+        )
+        if within:
+            values = ", ".join(show(group.leaves.get(key)) for key in within)
+            ax.annotate(values, (a.mean, b.mean), xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
+    sound = [group for group in drawn if not group.degenerate]
+    points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
+    better = (direction(x), direction(y))
+    left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
+    if front := sorted(points[i] for i in pareto_front(points, better)):
+        # The border of what is dominated runs from the best point of one axis to the best of the other.
+        worst_x = left if better[0] > 0 else right
+        worst_y = bottom if better[1] > 0 else top
+        corners = front if better[0] > 0 else front[::-1]
+        path = [(worst_x, corners[0][1]), *corners, (corners[-1][0], worst_y)]
+        ax.plot(*zip(*path, strict=True), color="0.55", linewidth=1.2, linestyle="--", zorder=1, drawstyle="steps-pre")
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    columns = table.columns
+    ax.set_xlabel(f"{columns[x][0] if x in columns else x} ({_better(x, '→', '←')})")
+    ax.set_ylabel(f"{columns[y][0] if y in columns else y} ({_better(y, '↑', '↓')})")
+    ax.locator_params(nbins=6)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _better(metric: str, up: str, down: str) -> str:
+    return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[direction(metric)]
+
+
+def inline(svg: str) -> str:
+    """The picture as part of a page: without prologue, metadata and namespaces, and so without any address."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)

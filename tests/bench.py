@@ -1,0 +1,85 @@
+"""`make bench`: speed as a ratio against a named baseline, measured in the same run; best of several repetitions."""
+
+import functools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning
+import torch
+from torch.nn.functional import cross_entropy
+
+from fairpriv.data.batches import ShuffledBatches
+from fairpriv.data.game import Rows
+from fairpriv.modules.classifier import MLP, Classifier, fit
+
+
+def best(action: Callable[[], object], repeat: int = 5) -> float:
+    """Seconds of the fastest of several runs."""
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def report(what: str, seconds: float, baseline: str, base_seconds: float) -> None:
+    """One line: both times and their ratio."""
+    print(f"{what}: {seconds:.3f} s; {baseline}: {base_seconds:.3f} s; ratio {seconds / base_seconds:.2f}")
+
+
+def bench_fit() -> None:
+    """A fit of the base model (Adult's size) by Lightning, and from the cache, against a plain loop."""
+    g = torch.Generator().manual_seed(0)
+    n, features, epochs = 8000, 100, 10
+    rows = Rows(
+        torch.randn(n, features, generator=g),
+        torch.randint(0, 2, (n,), generator=g),
+        torch.randint(0, 2, (n,), generator=g),
+        torch.arange(n),
+    )
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+
+    def by_lightning(cache: Path | None = None) -> None:
+        torch.manual_seed(0)
+        module = Classifier(MLP(features, 2), classes=2, lr=0.003, weight_decay=0.0)
+        fit(module, ShuffledBatches(rows, 128, 0), epochs=epochs, trainer=trainer, validation=rows, cache=cache)
+
+    def by_hand() -> None:
+        torch.manual_seed(0)
+        net = MLP(features, 2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.003, weight_decay=0.0)
+        batches = ShuffledBatches(rows, 128, 0)
+        for _ in range(epochs):
+            for X, y, _s, weight in batches:
+                optimizer.zero_grad()
+                (weight * cross_entropy(net(X), y, reduction="none")).mean().backward()
+                optimizer.step()
+
+    by_lightning(), by_hand()
+    plain = best(by_hand)
+    report("fit by Lightning, 630 steps of 128 rows", best(by_lightning), "plain PyTorch loop", plain)
+    with tempfile.TemporaryDirectory() as folder:
+        by_lightning(Path(folder))
+        report("the same fit from the cache", best(lambda: by_lightning(Path(folder))), "plain PyTorch loop", plain)
+
+
+def bench_start() -> None:
+    """What the command line costs before anything is asked of it."""
+
+    def seconds(*words: str) -> float:
+        return best(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True), repeat=3)
+
+    heavy = seconds("-c", "import lightning")
+    report("fairpriv --help", seconds("-m", "fairpriv", "--help"), "python -c 'import lightning'", heavy)
+    report("fairpriv validate", seconds("-m", "fairpriv", "validate"), "python -c 'import lightning'", heavy)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    bench_fit()
+    bench_start()

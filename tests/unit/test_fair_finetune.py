@@ -1,0 +1,159 @@
+"""The fine-tuning arms: what they share, what lambda does, and games in which they are undefined."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import lightning
+import pytest
+import torch
+
+from fairpriv.data.game import Rows
+from fairpriv.defenses.defense import Victim
+from fairpriv.defenses.fair_finetune import FairFineTuning
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.modules.classifier import MLP, fit, predict
+
+
+def world_rows(group: int, n: int, seed: int) -> Rows:
+    """One group's rows: labels that x0 follows loosely, and x1 that tells the group."""
+    g = torch.Generator().manual_seed(seed)
+    s = torch.full((n,), group)
+    y = (torch.rand(n, generator=g) < (0.7 if group else 0.3)).long()
+    X = torch.stack([y + torch.randn(n, generator=g), s + 0.1 * torch.randn(n, generator=g)], 1)
+    return Rows(X.float(), y, s, torch.arange(n) + 10_000 * group)
+
+
+@dataclass
+class PureGroups:
+    """A game with pure groups, as much of it as a defence sees."""
+
+    n: int = 600
+    label_names: tuple[str, ...] = ("no", "yes")
+
+    def part(self, name: str, world: int) -> Rows:
+        return world_rows(world, self.n, seed=world + 10 * (name == "validation"))
+
+
+def victim(data=None, world=0, fits=None) -> Victim:
+    def fresh():
+        torch.manual_seed(0)
+        return MLP(2, 2, hidden=[8])
+
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+
+    def watched_fit(module, batches, **how):
+        if fits is not None:
+            fits.append((module, batches, how["epochs"], [p.clone() for p in module.parameters()]))
+        fit(module, batches, trainer=trainer, **how)
+
+    return Victim(data or PureGroups(), world, seed=0, base=fresh, fresh=fresh, fit=watched_fit)
+
+
+SHORT = {"epochs": 8, "steps_per_epoch": 5, "lr": 0.03, "batch_size": 1000}
+
+
+def test_arms_that_differ_in_lambda_share_data_batches_steps_and_start():
+    fits = []
+    for penalty in (0.0, 2.0):
+        FairFineTuning(penalty=penalty, **SHORT).defend(victim(fits=fits))
+    (a, batches_a, epochs_a, start_a), (b, batches_b, epochs_b, start_b) = fits
+    assert (a.penalty, b.penalty) == (0.0, 2.0)
+    assert (a.lr, a.weight_decay) == (b.lr, b.weight_decay)
+    assert batches_a.content == batches_b.content
+    assert epochs_a == epochs_b
+    assert all(torch.equal(p, q) for p, q in zip(start_a, start_b, strict=True))
+
+
+@pytest.mark.parametrize("world", [0, 1])
+def test_the_model_of_world_b_is_tuned_on_the_other_world_and_rehearses_its_own(world):
+    fits = []
+    FairFineTuning(penalty=0.0, rehearsal=0.25, **SHORT).defend(victim(world=world, fits=fits))
+    groups = fits[0][1].rows.s
+    assert int((groups == 1 - world).sum()) == 600
+    assert int((groups == world).sum()) == pytest.approx(150, abs=1)
+
+
+def test_a_larger_lambda_leaves_a_smaller_gap():
+    rows = world_rows(0, 3000, 5) + world_rows(1, 3000, 6)
+
+    def gap(penalty):
+        net = FairFineTuning(penalty=penalty, rehearsal=1.0, **SHORT).defend(victim()).net
+        return float(equalized_odds_gap(predict(net, rows.X), rows.y, rows.s))
+
+    assert gap(0.0) > 0.2
+    assert gap(2.0) < 0.1
+
+
+@pytest.mark.parametrize("penalty", [1.0, "validation", "dual"])
+def test_a_penalty_without_rehearsal_is_refused_for_pure_groups(penalty):
+    with pytest.raises(InputError, match=r"defense\.rehearsal=0\.0 leaves one group .* game\.alpha inside \(0, 1\)"):
+        FairFineTuning(penalty=penalty, rehearsal=0.0, grid=[1.0], **SHORT).defend(victim())
+
+
+def test_without_a_penalty_pure_groups_need_no_rehearsal():
+    assert FairFineTuning(penalty=0.0, rehearsal=0.0, **SHORT).defend(victim()).metrics == {"defense/lambda": 0.0}
+
+
+def test_lambda_is_the_smallest_validation_gap_among_those_that_keep_their_accuracy():
+    defended = FairFineTuning(penalty="validation", grid=[0.3, 2.0, 50.0], tolerance=0.1, **SHORT).defend(victim())
+    metrics = defended.metrics
+    table = {
+        penalty: [
+            metrics[f"validation/lambda_{penalty:g}/{name}"] for name in ("balanced_accuracy", "equalized_odds_gap")
+        ]
+        for penalty in (0.0, 0.3, 2.0, 50.0)
+    }
+    kept = {penalty: gap for penalty, (accuracy, gap) in table.items() if accuracy >= table[0.0][0] - 0.1}
+    assert len(kept) < len(table)  # some lambda costs too much: the tolerance is at work
+    assert metrics["defense/lambda"] == min(kept, key=kept.get)
+    held_out = PureGroups().part("validation", 0) + PureGroups().part("validation", 1)
+    gap = float(equalized_odds_gap(predict(defended.net, held_out.X), held_out.y, held_out.s))
+    assert gap == pytest.approx(table[metrics["defense/lambda"]][1], abs=1e-6)
+
+
+def test_dual_ascent_reports_the_lambda_that_it_came_to():
+    metrics = FairFineTuning(penalty="dual", epsilon=0.02, dual_rate=1.0, **SHORT).defend(victim()).metrics
+    assert metrics["defense/lambda"] > 0
+
+
+def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_group():
+    """With scores that differ between groups only by chance, the penalty and its value at zero gap agree."""
+    noise = replace(PureGroups(), n=300)
+    noise.part = lambda name, world: Rows(
+        torch.randn(300, 2, generator=torch.Generator().manual_seed(world)),
+        torch.arange(300) % 2,
+        torch.full((300,), world),
+        torch.arange(300),
+    )
+    metrics = (
+        FairFineTuning(penalty=1e-9, rehearsal=1.0, **{**SHORT, "epochs": 1, "lr": 0.0}).defend(victim(noise)).metrics
+    )
+    assert 0 < metrics["fairness/penalty_at_zero_gap"] < 0.1
+    rows = noise.part("train", 1) + noise.part("train", 0)
+    torch.manual_seed(0)
+    probs = MLP(2, 2, hidden=[8])(rows.X).softmax(-1).detach()
+    assert metrics["fairness/penalty"] == pytest.approx(float(equalized_odds_penalty(probs, rows.y, rows.s)), rel=1e-4)
+    g = torch.Generator().manual_seed(7)
+    direct = []
+    for _ in range(300):
+        shuffled = rows.s.clone()
+        for label in (0, 1):
+            index = torch.nonzero(rows.y == label).flatten()
+            shuffled[index] = rows.s[index[torch.randperm(len(index), generator=g)]]
+        direct.append(float(equalized_odds_penalty(probs, rows.y, shuffled)))
+    assert metrics["fairness/penalty_at_zero_gap"] == pytest.approx(sum(direct) / len(direct), rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share in \[0, 1\]"),
+        ({"penalty": -1.0}, "lambda must be a number of at least 0"),
+        ({"penalty": float("nan")}, "lambda must be a number of at least 0"),
+        ({"penalty": "validation", "grid": []}, r"defense\.grid lists no lambda"),
+    ],
+)
+def test_wrong_settings_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        FairFineTuning(**{"grid": [1.0], **arguments})
