@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,13 @@ class GameConfig:
     validation_share: float = 0.1  # of the victim's rows; lambda is chosen and driven here
     min_cell: int = 5  # rows that every (label, group) cell must have in every part that is measured
     tau: float = 0.1  # an accuracy gap below it counts as hidden
+    # What follows is read where there are attacks.
+    shadows: int = 128  # the adversary's own models per world
+    victims: int = 64  # models per world whose world is to be guessed
+    model_rows: int | None = None  # rows of each of these models; null: half of what its part holds, 2,000 at most
+    query_share: float = 0.25  # of the adversary's half: the rows it asks about; its shadows train on the rest
+    adaptive: bool = False  # the adversary knows the defence: shadows pass through it as victims do
+    repeats: int = 1  # repeated splits, each with pools of its own
 
 
 @dataclass
@@ -53,6 +61,11 @@ class TrainingConfig:
     batch_size: int = 128
     lr: float = 0.003
     weight_decay: float = 0.0001
+
+    def __post_init__(self) -> None:
+        for key, least in {"epochs": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}.items():
+            if not least <= getattr(self, key) < math.inf:
+                raise InputError(f"training.{key}={getattr(self, key)}: must be a number of at least {least}")
 
 
 @dataclass
@@ -76,21 +89,29 @@ class Config:
     defense: Any = MISSING
     game: GameConfig = field(default_factory=GameConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    attack: dict[str, Any] = field(default_factory=dict)
     trainer: Any = MISSING
     logger: Any = None
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest of ``known``, dotted keys by their last part; else an empty string."""
-    leaf = word.rpartition(".")[2]
-    alike = [k for k in known if difflib.SequenceMatcher(None, leaf, k.rpartition(".")[2]).ratio() >= 0.6]
-    close = difflib.get_close_matches(word, alike, n=1, cutoff=0.0)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """`` (did you mean 'x'?)`` for the closest of ``known``; else an empty string.
+
+    Dotted keys are compared by their last part; one elsewhere in the config must be closer than one beside ``word``.
+    """
+    parent, _, leaf = word.rpartition(".")
+    alike = []
+    for key in known:
+        beside, _, other = key.rpartition(".")
+        ratio = difflib.SequenceMatcher(None, leaf, other).ratio()
+        if ratio >= (0.6 if beside == parent else 0.75):
+            alike.append((beside == parent, ratio, key))
+    return f" (did you mean {max(alike)[2]!r}?)" if alike else ""
 
 
 def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
-    """Check every ``_target_`` node of a resolved plain config: the target's name, its keys and their types.
+    """Check a resolved plain config: ranges of the root, and every target's name, its keys and their types.
 
     Raises:
         InputError: names the full key and the nearest right one; also for a value that is still ``???``, unless
@@ -100,7 +121,18 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     retries = ("none", "failed", "all")
     if config["retry"] not in retries:
         raise InputError(f"retry={config['retry']}: must be one of {', '.join(retries)}")
+    if config["threads"] is not None and config["threads"] < 1:
+        raise InputError(f"threads={config['threads']}: must be at least 1, or null for torch's own choice")
+    if not config["paths"]["root"]:
+        raise InputError("paths.root is empty: name a folder, for example outputs")
+    TrainingConfig(**config["training"])
+    for group in ("model", "dataset", "defense", "trainer"):
+        if not (isinstance(config[group], Mapping) and config[group].get("_target_")):
+            raise InputError(f"{group}._target_ has no value: it names the class that the {group} is built of")
     _check_node(config, "", missing_allowed)
+    for group in ("model", "dataset", "defense"):
+        if not config[group].get("name"):
+            raise InputError(f"{group}.name has no value: it is what tables and reports call the {group}")
 
 
 def _check_fields(node: Mapping[str, Any], schema: Any, where: str) -> None:
@@ -133,10 +165,10 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}._target_={target}: targets must lie in {', '.join(TARGETS)}")
     found = parameters(target)
     if found is None:
-        raise InputError(f"{where}._target_={target}: there is nothing of that name")
+        raise InputError(f"{where}._target_={target}: there is no class or function of that name")
     hints, open_ended = found
     for key, value in node.items():
-        if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
+        if key in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):
             continue
         if key not in hints:
             if open_ended:
@@ -149,18 +181,20 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
 
 @cache
 def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
-    """Constructor parameters of a dotted name, read from source: ``({name: type}, takes further keywords)``.
+    """Parameters of a class, function or class method, read from source: ``({name: type}, takes further keywords)``.
 
-    None where the name does not exist. Types that are not plain (a class of torch, say) are ``Any``.
+    None where the name does not exist, or comes from a package outside ``TARGETS``. Types that are not plain (a class
+    of torch, say) are ``Any``.
     """
     module = target
     names: list[str] = []
     while module and _source(module) is None:
         module, _, name = module.rpartition(".")
         names.insert(0, name)
-    if not module or len(names) != 1:
+    if not module or len(names) not in (1, 2):
         return None
-    return _signature(module, names[0])
+    name, method = (*names, "__init__")[:2]
+    return _signature(module, name, method)
 
 
 def _source(module: str) -> Path | None:
@@ -176,47 +210,83 @@ def _source(module: str) -> Path | None:
 
 
 @cache
-def _definitions(module: str) -> dict[str, ast.stmt]:
+def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
+    """What a module defines, assigns or imports at its top level, by name; and the modules it imports ``*`` from."""
     path = _source(module)
-    if path is None:
-        return {}
     found: dict[str, ast.stmt] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    stars: list[str] = []
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body if path else []
+    while nodes:
+        node = nodes.pop(0)
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found.setdefault(node.name, node)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                found.setdefault(alias.asname or alias.name, node)
-    return found
+                if alias.name == "*":
+                    stars.append(_origin(module, node))
+                else:
+                    found.setdefault(alias.asname or alias.name, node)
+        elif isinstance(node, ast.Assign):
+            found |= {name.id: node for name in node.targets if isinstance(name, ast.Name) and name.id not in found}
+        elif isinstance(node, ast.If | ast.Try):
+            nodes[:0] = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found, stars
 
 
-def _signature(module: str, name: str) -> tuple[dict[str, Any], bool] | None:
-    node = _definitions(module).get(name)
-    if isinstance(node, ast.ImportFrom):  # a re-export: follow it
-        path = _source(module)
-        package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
-        base = package[: len(package) - node.level + 1] if node.level else []
-        origin = next(a.name for a in node.names if (a.asname or a.name) == name)
-        return _signature(".".join([*base, *filter(None, [node.module])]), origin)
-    if isinstance(node, ast.FunctionDef):
-        return _arguments(node.args, skip=0)
-    if not isinstance(node, ast.ClassDef):
+def _may_hold(module: str, name: str) -> bool:
+    """Whether it is worth parsing: packages such as transformers import ``*`` from thousands of files."""
+    path = _source(module)
+    text = path.read_text(encoding="utf-8") if path else ""
+    return name in text or "import *" in text
+
+
+def _origin(module: str, node: ast.ImportFrom) -> str:
+    path = _source(module)
+    package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*base, *filter(None, [node.module])])
+
+
+def _signature(
+    module: str, name: str, method: str = "__init__", seen: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], bool] | None:
+    if module.partition(".")[0] not in TARGETS or module in seen:
         return None
+    definitions, stars = _definitions(module)
+    node = definitions.get(name)
+    if node is None:
+        named = (star for star in stars if _may_hold(star, name))
+        found = (_signature(star, name, method, (*seen, module)) for star in named)
+        return next((signature for signature in found if signature is not None), None)
+    if isinstance(node, ast.ImportFrom):  # a re-export: follow it
+        origin = next(a.name for a in node.names if (a.asname or a.name) == name)
+        return _signature(_origin(module, node), origin, method, (*seen, module))
+    if not isinstance(node, ast.ClassDef):
+        if method != "__init__":
+            return None
+        return _arguments(node.args, skip=0) if isinstance(node, ast.FunctionDef) else ({}, True)
     for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+        if isinstance(item, ast.FunctionDef) and item.name == method:
             return _arguments(item.args, skip=1)
     inherited: dict[str, Any] = {}
     open_ended = False
     for parent in node.bases:
-        if isinstance(parent, ast.Name) and (up := _signature(module, parent.id)) is not None:
+        up = _signature(module, parent.id, method) if isinstance(parent, ast.Name) else None
+        if up is not None:
             inherited |= up[0]
-            open_ended |= up[1]
+        # a parent that cannot be read may take anything
+        open_ended |= up[1] if up is not None else ast.unparse(parent).partition("[")[0] not in _WITHOUT_PARAMETERS
+    if method != "__init__":
+        return (inherited, open_ended) if inherited or open_ended else None
     fields = {
         item.target.id: _hint(item.annotation)
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
     return inherited | (fields if node.decorator_list else {}), open_ended
+
+
+_WITHOUT_PARAMETERS = ("object", "ABC", "abc.ABC", "Protocol", "typing.Protocol", "Generic", "typing.Generic")
 
 
 def _arguments(args: ast.arguments, skip: int) -> tuple[dict[str, Any], bool]:
@@ -249,7 +319,7 @@ def _hint(annotation: ast.expr | None) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any or isinstance(hint, typing.ForwardRef):
+    if hint is Any or isinstance(hint, str | typing.ForwardRef):  # such as the Foo of list["Foo"]
         return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:

@@ -1,4 +1,4 @@
-"""How rows become batches: shuffled epochs for training, stratified cells for fine-tuning, and rehearsal.
+"""How rows become batches: shuffled epochs for training, stratified cells for fine-tuning, and stratified samples.
 
 Tables fit into memory, so a batch is one indexed slice of whole tensors: no collation, no workers.
 """
@@ -106,7 +106,7 @@ class StratifiedBatches(IterableDataset[Batch]):
         return index[torch.randperm(len(index), generator=self.generator)]
 
 
-def rehearse(rows: Rows, share: float, seed: int) -> Rows:
+def subsample(rows: Rows, share: float, seed: int) -> Rows:
     """A random ``share`` in [0, 1] of ``rows``, drawn within each (label, group) cell so that none is lost."""
     generator = torch.Generator().manual_seed(seed)
     kept = [cell[torch.randperm(len(cell), generator=generator)[: round(share * len(cell))]] for cell in cells(rows)]

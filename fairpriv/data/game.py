@@ -23,8 +23,9 @@ from fairpriv.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
 from fairpriv.schema import GameConfig
 
-Part = Literal["train", "validation", "rates", "gap"]
+Part = Literal["train", "validation", "rates", "gap", "shadow", "query"]
 _PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
+_ADVERSARY_PARTS: tuple[Part, ...] = ("shadow", "query")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,10 @@ class GameDataModule(LightningDataModule):
                 f"game.test_share={game.test_share}, game.validation_share={game.validation_share}: both must be above "
                 "0 and their sum below 1, since the victim trains on the rest"
             )
+        if not 0 < game.query_share < 1:
+            raise InputError(
+                f"game.query_share={game.query_share}: it is a share of the adversary's half, above 0 below 1"
+            )
         if game.rows is not None and game.rows < 1:
             raise InputError(f"game.rows={game.rows}: it is at least 1, or null for as many as there are")
         if seed < 0:
@@ -107,8 +112,22 @@ class GameDataModule(LightningDataModule):
         self._adversary_index = adversary
 
     def part(self, name: Part, world: int) -> Rows:
-        """Rows of one of the victim's parts in world 0 or 1."""
+        """Rows of a part in world 0 or 1: of the victim's half, or, where an attack is played, of the adversary's.
+
+        ``query`` holds what the adversary asks about, ``shadow`` what its own models are trained on.
+        """
+        if (name, world) not in self._rows:
+            self._deal_adversary()
         return self._rows[name, world]
+
+    def _deal_adversary(self) -> None:
+        half = self._adversary_index
+        if not len(half):
+            raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
+        shadow, query = np.split(half, [len(half) - round(self.game.query_share * len(half))])
+        for place, (part, rows) in enumerate(zip(_ADVERSARY_PARTS, (shadow, query), strict=True), len(_PARTS)):
+            worlds = self._draw(part, rows, np.random.default_rng([self.seed, place]))
+            self._rows |= {(part, world): self._encode(drawn) for world, drawn in enumerate(worlds)}
 
     @property
     def adversary(self) -> Rows:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
-from fairpriv.data.game import GameDataModule
+from fairpriv.data.batches import subsample
+from fairpriv.data.game import GameDataModule, Rows
+from fairpriv.modules.pool import Pool
+from fairpriv.tracking.identity import content_hash
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,50 @@ class Victim:
     fit: Callable[..., None]
 
 
+@dataclass(frozen=True)
+class PoolOwner:
+    """What a defence is given to defend many models at once: ``count`` of world 0, then as many of world 1.
+
+    Attributes:
+        worlds: the rows of world 0 and of world 1 that samples are drawn from.
+        share: of a world's rows that one member sees.
+        count: members per world.
+        validation: rows of both worlds that no member is trained on.
+        seed: from which every member's random choices follow.
+        fit: ``fairpriv.modules.pool.fit_pool`` with architecture and cache given.
+        training: epochs, batch_size, lr and weight_decay of base models.
+    """
+
+    worlds: tuple[Rows, Rows]
+    share: float
+    count: int
+    validation: Rows
+    seed: int
+    fit: Callable[..., Pool]
+    training: Mapping[str, Any]
+
+    def samples(self, *, own: bool) -> list[Rows]:
+        """Each member's sample of the world it is trained on, or of the other one.
+
+        Drawn without replacement and stratified by (label, group), so that its make-up is its world's; samples of
+        different members overlap, as in Suri and Evans (PETS 2022).
+        """
+        return [
+            subsample(
+                self.worlds[world if own else 1 - world],
+                self.share,
+                int(content_hash([self.seed, world, member, own]), 16) % 2**62,
+            )
+            for world in (0, 1)
+            for member in range(self.count)
+        ]
+
+    def base(self) -> Pool:
+        """The members as trained on their own worlds; the second time they come from the cache."""
+        datasets = [(rows.X, rows.y) for rows in self.samples(own=True)]
+        return self.fit(datasets, seed=self.seed, **self.training)
+
+
 @dataclass
 class Defended:
     """A defended model, and what the defence has to report (metric name -> value)."""
@@ -41,10 +88,14 @@ class Defended:
 
 
 class Defense(Protocol):
-    """A defence: built from its YAML, called once a cell."""
+    """A defence: built from its YAML, called once a cell, and once a pool where attacks are played."""
 
     name: str
 
     def defend(self, victim: Victim) -> Defended:
         """Train or tune; raise InputError where the game makes it undefined."""
+        ...
+
+    def defend_pool(self, owner: PoolOwner) -> Pool:
+        """Defend many models at once, each with data of its own, as ``defend`` would defend each."""
         ...

@@ -14,12 +14,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fairpriv.data.batches import StratifiedBatches, rehearse
+from fairpriv.data.batches import StratifiedBatches, subsample
 from fairpriv.data.game import Rows
-from fairpriv.defenses.defense import Defended, Victim
+from fairpriv.defenses.defense import Defended, PoolOwner, Victim
 from fairpriv.errors import InputError
-from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.modules.classifier import Classifier, predict
+from fairpriv.modules.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +63,62 @@ class FairFineTuning:
 
     def defend(self, victim: Victim) -> Defended:
         """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
-        rows = victim.data.part("train", 1 - victim.world)
-        if self.rehearsal:
-            rows = rows + rehearse(victim.data.part("train", victim.world), self.rehearsal, victim.seed)
-        penalised = self.penalty != 0
-        if penalised and all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
-            raise InputError(
-                f"defense.rehearsal={self.rehearsal} leaves one group in every batch, so the equalized-odds penalty is "
-                "undefined: set defense.rehearsal above 0, or game.alpha inside (0, 1)"
-            )
+        rows = self._rows(
+            victim.data.part("train", victim.world), victim.data.part("train", 1 - victim.world), victim.seed
+        )
         held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
         if self.penalty == "validation":
             module, metrics = self._choose(victim, rows, held_out)
         else:
             module = self._fit(victim, rows, held_out, 0.0 if self.penalty == "dual" else float(self.penalty))
             metrics = {"defense/lambda": module.penalty}
-        if penalised:
+        if self.penalty != 0:
             metrics |= self._bias(module.net, rows, victim.seed)
         return Defended(module.net, metrics)
+
+    def defend_pool(self, owner: PoolOwner) -> Pool:
+        """Train the arm for every member at once; a lambda that validation chooses is chosen member by member."""
+        if self.penalty == "dual":
+            raise InputError(
+                "defense.penalty=dual drives one model's lambda; where attacks train pools, set a number or validation"
+            )
+        pairs = zip(owner.samples(own=True), owner.samples(own=False), strict=True)
+        samples = [self._rows(own, other, owner.seed + i) for i, (own, other) in enumerate(pairs)]
+        start = owner.base() if self.start == "base" else None
+
+        def fitted(penalty: float) -> Pool:
+            return owner.fit(
+                [(rows.X, rows.y, rows.s) for rows in samples],
+                epochs=self.epochs,
+                steps_per_epoch=self.steps_per_epoch,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                seed=owner.seed,
+                penalty=penalty,
+                initial=start,
+            )
+
+        if self.penalty != "validation":
+            return fitted(float(self.penalty))
+        X, y, s = owner.validation.X, owner.validation.y, owner.validation.s
+        pools = [fitted(penalty) for penalty in sorted({0.0, *self.grid})]
+        preds = [pool.predict_proba(X) > 0.5 for pool in pools]
+        hits = [p == y.bool() for p in preds]
+        accuracy = torch.stack([(h[:, y == 0].double().mean(1) + h[:, y == 1].double().mean(1)) / 2 for h in hits])
+        gap = torch.stack([equalized_odds_gaps(p, y, s) for p in preds])
+        chosen = gap.masked_fill(accuracy < accuracy[0] - self.tolerance, torch.inf).argmin(0).tolist()
+        return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
+
+    def _rows(self, own: Rows, other: Rows, seed: int) -> Rows:
+        """What is trained on: the other world's rows and the rehearsed ones of the own world."""
+        rows = other + subsample(own, self.rehearsal, seed) if self.rehearsal else other
+        if self.penalty != 0 and all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
+            raise InputError(
+                f"defense.rehearsal={self.rehearsal} leaves one group in every batch, so the equalized-odds penalty is "
+                "undefined: set defense.rehearsal above 0, or game.alpha inside (0, 1)"
+            )
+        return rows
 
     def _fit(self, victim: Victim, rows: Rows, held_out: Rows, penalty: float) -> Classifier:
         module = Classifier(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairpriv.defenses.defense import Defended, Victim
+from fairpriv.defenses.defense import Defended, PoolOwner, Victim
+from fairpriv.modules.pool import Pool
 
 
 @dataclass
@@ -16,3 +17,7 @@ class Undefended:
     def defend(self, victim: Victim) -> Defended:
         """Return the base model."""
         return Defended(victim.base())
+
+    def defend_pool(self, owner: PoolOwner) -> Pool:
+        """Return the base models."""
+        return owner.base()

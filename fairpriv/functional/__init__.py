@@ -3,6 +3,7 @@
 from fairpriv.functional.bounds import accuracy_gap_bound, balanced_accuracy_gap_bound, label_recall, label_shift
 from fairpriv.functional.fairness import (
     equalized_odds_gap,
+    equalized_odds_gaps,
     equalized_odds_penalty,
     group_counts,
     group_rates,
@@ -27,6 +28,7 @@ __all__ = [
     "balanced_accuracy_gap_bound_interval",
     "delta_intervals",
     "equalized_odds_gap",
+    "equalized_odds_gaps",
     "equalized_odds_interval",
     "equalized_odds_penalty",
     "group_counts",

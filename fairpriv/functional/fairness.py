@@ -108,6 +108,26 @@ def equalized_odds_gap(preds: Tensor, target: Tensor, groups: Tensor, *, missing
     return label_gaps(shares(observed_counts(preds, target, groups, missing))).amax()
 
 
+def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+    """Equalized-odds gaps of many binary classifiers on the same rows; :func:`equalized_odds_gap` of each, at once.
+
+    Args:
+        preds: predicted classes in {0, 1}, bool or integer ``[M, N]``.
+        target, groups: codes ``[N]``. A (label, group) cell without rows is left out.
+
+    Returns:
+        Gaps in [0, 1], float64 ``[M]``.
+    """
+    labels, y = target.unique(return_inverse=True)
+    names, s = groups.unique(return_inverse=True)
+    cells = torch.nn.functional.one_hot(y * len(names) + s, len(labels) * len(names)).double()
+    rows = cells.sum(0)
+    rates = (preds.double() @ cells / rows).unflatten(1, (len(labels), len(names)))  # an absent cell is 0 / 0
+    absent = (rows == 0).unflatten(0, (len(labels), len(names)))
+    highest = rates.masked_fill(absent, -torch.inf).amax(2)
+    return (highest - rates.masked_fill(absent, torch.inf).amin(2)).amax(1)
+
+
 def equalized_odds_penalty(probs: Tensor, target: Tensor, groups: Tensor) -> Tensor:
     """Differentiable violation of equalized odds: the sum over labels of the range over groups of the mean score.
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 
 
 def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
@@ -30,12 +30,15 @@ def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int])
 
 
 def write_plots(table: Comparison, folder: Path) -> dict[str, str]:
-    """Write the trade-off plots; returns one SVG per dataset and game."""
+    """Write the plots; returns their SVG by title: the trade-off of each dataset and game, and the game's own."""
     if not table.panels:
         return {}
     import matplotlib
 
-    figures = {}
+    from fairpriv.tracking.game_plots import advantage_figure, bound_figure
+
+    figures: dict[str, str] = {}
+    more = {"Gap and bound": ("bound", bound_figure), "Attacks as the worlds part": ("advantage", advantage_figure)}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
         matplotlib.rcParams["font.size"] = 9
@@ -52,6 +55,13 @@ def write_plots(table: Comparison, folder: Path) -> dict[str, str]:
         together = _figure(table, table.settings)
         together.savefig(png, format="png", dpi=min(110, 60_000 / together.get_figheight()))  # 65,535 pixels at most
         write_whole(folder / "tradeoff.png", png.getvalue())
+        for title, (name, draw) in more.items():
+            if (drawn := draw(table)) is not None:
+                svg = io.BytesIO()
+                drawn.savefig(svg, format="svg", metadata={"Date": None})
+                drawn.savefig(folder / f"{name}.png", dpi=110)
+                write_whole(folder / f"{name}.svg", svg.getvalue())
+                figures[title] = svg.getvalue().decode()
     return figures
 
 
@@ -63,7 +73,7 @@ def _figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
     panels = table.panels
     names = {group.defence: None for group in table.groups}
     others = [name for name in names if name != BASELINE]
-    styles = {name: (_COLOURS[i % 6], _MARKERS[i % 7]) for i, name in enumerate(others)} | {BASELINE: ("black", "o")}
+    styles = {name: (COLOURS[i % 6], MARKERS[i % 7]) for i, name in enumerate(others)} | {BASELINE: ("black", "o")}
     # Margins in inches, set by hand: a layout engine would draw everything several times over.
     width, height = 4.9 * len(panels), 3.6 * len(settings) + 0.5
     figure = Figure(figsize=(width, height))

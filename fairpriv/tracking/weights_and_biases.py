@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,8 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
 
     names = {group: config[group]["name"] for group in ("dataset", "model", "defense")}
     offline = bool(node.get("offline"))
-    attempts = sum(1 for _ in Path(node["save_dir"], "wandb").glob(f"offline-run-*-{cell}-*"))
     try:
-        Path(node["save_dir"]).mkdir(parents=True, exist_ok=True)
+        attempts = sum(1 for _ in Path(node["save_dir"], "wandb").glob(f"offline-run-*-{cell}-*"))
         logger = instantiate(dict(node), _partial_=True, _convert_="all")(
             id=f"{cell}-{attempts}" if offline else cell,
             name=f"{' '.join(names.values())} world {config['game']['world']} seed {config['seed']}",
@@ -49,17 +49,24 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
             config=dict(config),
             resume=None if offline else "allow",
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+                x_disable_machine_info=True,  # host, user and command line, in which a secret may stand
             ),
         )
+        getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # passed by Lightning, deplored by wandb
         logger.experiment  # noqa: B018  the property starts the run, so that a failure shows here
+        logger.log_metrics = _harmless(logger.log_metrics)
     except Exception as error:  # a service that cannot be reached must not cost a result
-        log.warning("W&B is left out: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        _warn(error)
         logger = None
     try:
         yield logger
     finally:
-        wandb.finish()
+        _harmless(wandb.finish)()
 
 
 def summarise(logger: Logger | None, result: Result) -> None:
@@ -69,4 +76,26 @@ def summarise(logger: Logger | None, result: Result) -> None:
     summary: dict[str, Any] = {name: value for name, value in result.metrics.items() if value is not None}
     summary |= {"status": result.status, "degenerate": result.degenerate}
     summary |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
-    logger.experiment.summary.update(summary)  # type: ignore[attr-defined]
+    _harmless(logger.experiment.summary.update)(summary)  # type: ignore[attr-defined]
+
+
+def _harmless(call: Callable[..., None]) -> Callable[..., None]:
+    """The same call, but what it raises is a warning."""
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            _warn(error)
+
+    return guarded
+
+
+def _warn(error: Exception) -> None:
+    _warn_once(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    log.warning("W&B is left out: %s", reason)

@@ -1,9 +1,9 @@
-"""Stratified batches, their weights, and rehearsal, against counts made by hand."""
+"""Stratified batches, their weights, and stratified samples, against counts made by hand."""
 
 import pytest
 import torch
 
-from fairpriv.data.batches import ShuffledBatches, StratifiedBatches, cells, rehearse
+from fairpriv.data.batches import ShuffledBatches, StratifiedBatches, cells, subsample
 from fairpriv.data.game import Rows
 
 
@@ -69,9 +69,9 @@ def test_shuffled_batches_hold_every_row_once_an_epoch_in_a_new_order():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_rehearsal_takes_its_share_of_every_cell(share):
+def test_a_sample_takes_its_share_of_every_cell(share):
     data = rows(UNEVEN)
-    kept = rehearse(data, share, seed=0)
+    kept = subsample(data, share, seed=0)
     for cell, n in UNEVEN.items():
         assert int(((kept.y == cell[0]) & (kept.s == cell[1])).sum()) == round(share * n)
     assert len(kept.index.unique()) == len(kept.index)

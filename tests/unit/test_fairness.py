@@ -7,7 +7,14 @@ import pytest
 import torch
 from fairlearn.metrics import equalized_odds_difference
 
-from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty, group_rates, label_gaps, shift_weight
+from fairpriv.functional import (
+    equalized_odds_gap,
+    equalized_odds_gaps,
+    equalized_odds_penalty,
+    group_rates,
+    label_gaps,
+    shift_weight,
+)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -306,3 +313,18 @@ def test_results_stay_on_the_device(device):
         shift_weight(*rows[1:], *rows[1:]),
     ):
         assert value.device.type == device
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_gaps_of_many_models_are_the_gap_of_each(groups):
+    g = torch.Generator().manual_seed(groups)
+    preds = torch.rand(6, 300, generator=g) < torch.rand(6, 1, generator=g)
+    target, s = torch.randint(0, 2, (300,), generator=g), torch.randint(0, groups, (300,), generator=g)
+    expected = [float(equalized_odds_gap(row.long(), target, s)) for row in preds]
+    assert equalized_odds_gaps(preds, target, s).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gaps_of_many_models_leave_an_absent_cell_out():
+    preds = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1]])
+    target, s = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 1, 1])
+    assert equalized_odds_gaps(preds, target, s).tolist() == [0.5, 0.5]

@@ -1,0 +1,1 @@
+"""Attacks of the distribution-inference game: one file each, ``run(game) -> AttackResult``."""

@@ -1,0 +1,189 @@
+"""The distribution-inference game dealt and played: samples, pools of victims and shadows, attacks, their outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.attacks.attack import Attack, AttackGame, Query, over_splits
+from fairpriv.data.game import GameDataModule, Part, Rows
+from fairpriv.defenses.defense import PoolOwner
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gaps
+from fairpriv.modules.pool import Pool
+from fairpriv.tracking.identity import content_hash
+
+LARGEST_SAMPLE = 2000  # rows of a model where game.model_rows does not say
+
+
+def own_pool(
+    data: GameDataModule,
+    part: Part,
+    validation: Rows,
+    count: int,
+    fit: Callable[..., Pool],
+    training: Mapping[str, Any],
+) -> PoolOwner:
+    """The owner of ``count`` models per world, each with samples of its own from one part of the data.
+
+    Raises:
+        InputError: the part has fewer rows than ``game.model_rows``; says how many are missing.
+    """
+    worlds = data.part(part, 0), data.part(part, 1)
+    held = len(worlds[0].y)
+    size = data.game.model_rows or min(LARGEST_SAMPLE, held // 2)
+    if size > held:
+        raise InputError(
+            f"game.model_rows={size}: part '{part}' of {data.table.name} holds {held} rows per world, "
+            f"{size - held} too few"
+        )
+    # Shadows must not start from the victims' initial weights: each part has a seed of its own.
+    seed = int(content_hash([data.seed, part]), 16) % 2**31
+    return PoolOwner(worlds, size / held, count, validation, seed, fit, training)
+
+
+@dataclass
+class Played:
+    """What the attacks of one cell came to.
+
+    ``victims`` holds, per repeated split, the truth and every attack's scores, victim by victim.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    degenerate: list[str]
+    victims: list[dict[str, Any]]
+
+
+@dataclass
+class Split:
+    """One repeated split: its attackable game, and how the victims do on the victim half's test rows."""
+
+    game: AttackGame
+    accuracy: Tensor  # [V], of each victim on all test rows, both worlds together
+    gap: Tensor  # [V], equalized-odds gap on them
+    constant: Tensor  # [V], whether over 99 % of the predictions are of one class
+    diverged: int  # victims and shadows left out
+
+
+def play(splits: Sequence[Split], attacks: Sequence[Attack]) -> Played:
+    """Run every attack on every split; the spread over splits where there are several.
+
+    Metrics: those of ``AttackResult`` (means over splits); ``privacy/victim_accuracy_gap``, the absolute difference in
+    mean accuracy on the same rows between victims of world 0 and of world 1 (our reading c); ``pool/accuracy``,
+    ``pool/equalized_odds_gap`` and ``pool/constant``, means over victims; ``pool/diverged``, a count. (Reading d, an
+    attack's accuracy minus one half, is half its advantage.)
+    """
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    victims: list[dict[str, Any]] = [{"truth": split.game.truth.tolist(), "scores": {}} for split in splits]
+    for attack in attacks:
+        results = [attack.run(split.game) for split in splits]
+        for record, result in zip(victims, results, strict=True):
+            record["scores"][attack.name] = result.scores.tolist()
+        if len(results) == 1:
+            metrics |= results[0].metrics
+            intervals |= results[0].intervals
+            continue
+        for measure, spread in over_splits(results).items():
+            metrics[f"attack/{attack.name}/{measure}"] = spread.mean
+            metrics[f"attack/{attack.name}/{measure}_std"] = spread.std
+            intervals[f"attack/{attack.name}/{measure}"] = spread.interval
+    truth = torch.cat([split.game.truth for split in splits])
+    accuracy = torch.cat([split.accuracy for split in splits]).double()
+    low, high = welch_interval(accuracy[truth == 0], accuracy[truth == 1])
+    metrics["privacy/victim_accuracy_gap"] = abs(float(accuracy[truth == 1].mean() - accuracy[truth == 0].mean()))
+    nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+    intervals["privacy/victim_accuracy_gap"] = (nearest, max(abs(low), abs(high)))
+    constant = float(torch.cat([split.constant for split in splits]).double().mean())
+    metrics["pool/accuracy"] = float(accuracy.mean())
+    metrics["pool/equalized_odds_gap"] = float(torch.cat([split.gap for split in splits]).mean())
+    metrics["pool/constant"] = constant
+    metrics["pool/diverged"] = float(sum(split.diverged for split in splits))
+    degenerate = []
+    if constant > 0.5:
+        degenerate.append(
+            f"{constant:.0%} of the victims are constant: over 99 % of their predictions are of one class"
+        )
+    return Played(metrics, intervals, degenerate, victims)
+
+
+def refuse_overlap(data: GameDataModule) -> None:
+    """Raise InputError where a row of the victims' half is also the adversary's: the attack would be no inference."""
+    parts: dict[bool, tuple[Part, ...]] = {True: ("train", "validation", "rates", "gap"), False: ("shadow", "query")}
+    victim, adversary = (
+        torch.cat([data.part(part, world).index for part in parts[side] for world in (0, 1)]) for side in (True, False)
+    )
+    if shared := int(torch.isin(victim, adversary).sum()):
+        raise InputError(f"{data.table.name}: {shared} rows are in the victims' half and in the adversary's")
+
+
+def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """95 % interval of ``mean(second) - mean(first)`` by Welch's t; without end where a sample has one value only."""
+    if min(len(first), len(second)) < 2:
+        return -math.inf, math.inf
+    errors = [sample.var() / len(sample) for sample in (first, second)]
+    difference, squared = float(second.mean() - first.mean()), float(errors[0] + errors[1])
+    if squared == 0:
+        return difference, difference
+    parts = sum(float(error) ** 2 / (len(s) - 1) for error, s in zip(errors, (first, second), strict=True))
+    half = float(stats.t.ppf(0.975, squared**2 / parts)) * math.sqrt(squared)
+    return difference - half, difference + half
+
+
+def deal(
+    data: GameDataModule,
+    defend: Callable[[PoolOwner], Pool],
+    fit: Callable[..., Pool],
+    training: Mapping[str, Any],
+    *,
+    shadows: bool,
+) -> Split:
+    """Train and defend the pools of one split.
+
+    Victims pass through the defence in both directions: those of world b are trained on G_b and tuned on G_(1-b).
+    Shadows are trained on the adversary's half, and pass through the defence only where ``game.adaptive`` says that the
+    adversary knows it.
+
+    Args:
+        data: the split's data.
+        defend: the defence of a pool.
+        fit: ``fit_pool`` with architecture and cache given.
+        training: epochs, batch_size, lr and weight_decay of base models.
+        shadows: whether an attack needs them.
+    """
+    game = data.game
+    refuse_overlap(data)
+    validation = data.part("validation", 0) + data.part("validation", 1)
+    victims = defend(own_pool(data, "train", validation, game.victims, fit, training))
+    truth = torch.arange(2).repeat_interleave(game.victims)
+    own: tuple[Pool, Pool] | None = None
+    diverged = len(victims.diverged)
+    asked = data.part("query", 0), data.part("query", 1)
+    if shadows and game.shadows:
+        adversary = own_pool(data, "shadow", asked[0] + asked[1], game.shadows, fit, training)
+        pool = defend(adversary) if game.adaptive else adversary.base()
+        sound = [i for i in range(len(pool)) if i not in pool.diverged]
+        own = pool[[i for i in sound if i < game.shadows]], pool[[i for i in sound if i >= game.shadows]]
+        diverged += len(pool.diverged)
+    kept = [i for i in range(len(victims)) if i not in victims.diverged]
+    victims, truth = victims[kept], truth[kept]
+    rows = asked[0] + asked[1]
+    query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
+    test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
+    tested = test[0] + test[1] + test[2] + test[3]
+    preds = victims.predict_proba(tested.X) > 0.5
+    share = preds.double().mean(1)
+    return Split(
+        game=AttackGame(victims, own, query, data.seed, truth),
+        accuracy=(preds == tested.y.bool()).double().mean(1),
+        gap=equalized_odds_gaps(preds, tested.y, tested.s),
+        constant=torch.minimum(share, 1 - share) < 0.01,
+        diverged=diverged,
+    )

@@ -1,0 +1,194 @@
+"""Statistics of distribution-inference attacks on outputs P(y=1) of shadow models and victims.
+
+Every score is one victim's own: it depends on the shadows and on that victim's outputs, never on the other victims.
+Larger is more like world 1, and 0 is the border. After [SE22] Suri and Evans, PETS 2022, and [SA23] Suri, Lu, Chen and
+Evans, SaTML 2023, with their released code; what differs from them is said where it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_COLUMNS = 1024  # sorted at a time, which bounds memory
+
+
+def loss_test_scores(probs: Tensor, y: Tensor, world: Tensor) -> Tensor:
+    """Accuracy on world 1's rows minus accuracy on world 0's rows [SE22].
+
+    Args:
+        probs: P(y=1), ``[V, N]``; above 1/2 is class 1.
+        y: labels in {0, 1}, ``[N]``.
+        world: the distribution each row was drawn from, in {0, 1}, ``[N]``; both occur.
+
+    Returns:
+        ``[V]`` float64 in [-1, 1].
+    """
+    right = (probs > 0.5) == y.bool()
+    return right[:, world == 1].double().mean(1) - right[:, world == 0].double().mean(1)
+
+
+def rank_points(values0: Tensor, values1: Tensor) -> Tensor:
+    """Places ``[N]`` of the query points, the ones that the worlds' shadows answer most differently first.
+
+    The order is that of the absolute difference of mean answers, as in the released code; equal ones stay in order.
+
+    Args:
+        values0: answers of world 0's shadows, ``[M0, N]``, probabilities or labels.
+        values1: answers of world 1's, ``[M1, N]``.
+    """
+    difference = values1.mean(0, dtype=torch.double) - values0.mean(0, dtype=torch.double)
+    return difference.abs().argsort(descending=True, stable=True)
+
+
+def best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
+    """Per column, the cut and direction that best tell world 0's values from world 1's, by balanced accuracy.
+
+    Exact, where the released code walks a grid: cuts lie halfway between neighbouring values, and of equally good ones
+    the one in the widest gap is taken (ours).
+
+    Args:
+        values0: ``[M0, K]``.
+        values1: ``[M1, K]``.
+
+    Returns:
+        threshold ``[K]`` float64, and direction ``[K]`` int8: 1 where values above it say world 1, -1 where values
+        below it do, 0 where no cut is better than chance.
+    """
+    found = [
+        _best_threshold(some0, some1)
+        for some0, some1 in zip(values0.split(_COLUMNS, 1), values1.split(_COLUMNS, 1), strict=True)
+    ]
+    thresholds, directions = zip(*found, strict=True)
+    return torch.cat(thresholds), torch.cat(directions)
+
+
+def _best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
+    values, order = torch.cat((values0, values1)).sort(dim=0)
+    below1 = (order >= len(values0)).cumsum(0)[:-1]
+    below0 = torch.arange(1, len(values), device=values.device)[:, None] - below1
+    # share of world 0 below the cut minus that of world 1, in whole numbers so that equal ones compare equal
+    lead = len(values1) * below0 - len(values0) * below1
+    gap = values[1:] - values[:-1]
+    lead[gap <= 0] = 0  # nothing can be cut between equal values
+    best = lead.abs().amax(0)
+    cut = torch.where(lead.abs() == best, gap, -1).argmax(0, keepdim=True)
+    # in float64 a midpoint differs from both float32 ends
+    threshold = (values[:-1].gather(0, cut).double() + values[1:].gather(0, cut).double()) / 2
+    return threshold[0], lead.gather(0, cut)[0].sign().to(torch.int8)
+
+
+def threshold_test_scores(
+    shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Accuracy on the most telling points against a threshold that is chosen on shadows [SE22].
+
+    Points are ranked by the difference of the shadows' mean predicted labels.
+
+    Args:
+        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
+        shadows1: by world 1's, ``[M1, N]``.
+        probs: by the models to be judged, ``[V, N]``.
+        y: labels in {0, 1}, ``[N]``.
+        counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
+
+    Returns:
+        ``[V, F]`` float64: signed distance from the threshold, in [-1, 1]; 0 throughout where the shadows' accuracies
+        do not differ.
+    """
+    labels0, labels1 = shadows0 > 0.5, shadows1 > 0.5
+    order = rank_points(labels0.float(), labels1.float())
+    used = torch.as_tensor(counts, device=y.device)
+
+    def accuracy(labels: Tensor) -> Tensor:
+        return (labels == y.bool())[:, order].cumsum(1)[:, used - 1].double() / used
+
+    threshold, direction = best_threshold(accuracy(labels0), accuracy(labels1))
+    return direction * (accuracy(probs > 0.5) - threshold)
+
+
+def per_point_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tensor, counts: Sequence[int]) -> Tensor:
+    """Unweighted vote of the most telling points, each with a threshold of its own on P(y=1) [SA23].
+
+    Points are ranked by the difference of the shadows' mean P(y=1). A point at which no cut of the shadows is better
+    than chance does not vote, and an output that lies on its point's threshold votes for neither (ours).
+
+    Args:
+        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
+        shadows1: by world 1's, ``[M1, N]``.
+        probs: by the models to be judged, ``[V, N]``.
+        y: not used: this attack needs no labels.
+        counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
+
+    Returns:
+        ``[V, F]`` float64: votes for world 1 minus votes for world 0, over the points that may vote, in [-1, 1].
+    """
+    order = rank_points(shadows0, shadows1)[: max(counts)]
+    threshold, direction = best_threshold(shadows0[:, order], shadows1[:, order])
+    used = torch.as_tensor(counts, device=order.device)
+    votes = direction * (probs[:, order] - threshold).sign().to(torch.int8)
+    voters = direction.abs().cumsum(0)[used - 1]
+    return votes.cumsum(1)[:, used - 1].double() / voters.clamp(min=1)
+
+
+def mean_kl(shadows: Tensor, probs: Tensor, *, clip: float) -> Tensor:
+    """KL(shadow || victim) of the two-class outputs, averaged over shadows and points.
+
+    The mean of p log p/q over shadows needs their mean entropy and mean p alone, so no pair is ever formed.
+
+    Args:
+        shadows: P(y=1), ``[M, N]``.
+        probs: P(y=1) by the victims, ``[V, N]``.
+        clip: both are clipped to [clip, 1 - clip], inside (0, 1/2).
+
+    Returns:
+        ``[V]`` float64, nats.
+    """
+    p, q = (values.double().clamp(clip, 1 - clip) for values in (shadows, probs))
+    negative_entropy = (torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).mean()
+    mean_p = p.mean(0)
+    return negative_entropy - (mean_p * q.log() + (1 - mean_p) * (1 - q).log()).mean(1)
+
+
+def kl_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, clip: float = 1e-4) -> Tensor:
+    """Mean KL from world 0's shadows to the victim minus that from world 1's [SA23].
+
+    It is the mean over all pairs of one shadow of each world. The released code takes a random part of the pairs and
+    then rescales every pair over the set of victims, which lets one victim's decision depend on the others: not here.
+
+    Args:
+        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
+        shadows1: by world 1's, ``[M1, N]``.
+        probs: by the victims, ``[V, N]``.
+        clip: as in :func:`mean_kl`.
+
+    Returns:
+        ``[V]`` float64, nats.
+    """
+    return mean_kl(shadows0, probs, clip=clip) - mean_kl(shadows1, probs, clip=clip)
+
+
+def label_only_kl_scores(
+    shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, smoothing: float = 0.01, clip: float = 1e-4
+) -> Tensor:
+    """:func:`kl_scores` against a victim that answers with labels alone [SA23].
+
+    As in the released code the shadows keep their probabilities, since they are the adversary's own, and a victim's
+    label c stands for P(y=1) = c, moved by ``smoothing`` away from 0 or 1.
+
+    Args:
+        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
+        shadows1: by world 1's, ``[M1, N]``.
+        probs: by the victims, ``[V, N]``; nothing but whether it is above 1/2 is used.
+        smoothing: inside (0, 1/2). It scales the part of a score that depends on the victim, by
+            log((1 - smoothing) / smoothing), against the difference of the worlds' entropies, which is the same for
+            all victims.
+        clip: as in :func:`mean_kl`.
+
+    Returns:
+        ``[V]`` float64, nats.
+    """
+    hard = torch.where(probs > 0.5, 1 - smoothing, smoothing)
+    return kl_scores(shadows0, shadows1, hard, clip=clip)

@@ -1,0 +1,607 @@
+"""Many small classifiers trained at once: weights stacked, one optimiser step for all.
+
+Member i of a pool is the `MLP` that `classifier.fit` makes of its rows, to floating-point tolerance: with the seed
+``member_seed(seed, i)`` it has its own initial weights and its own batches, whatever the other members are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, distributed, nn
+from torch.nn.functional import softplus
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.adamw import adamw
+from torch.utils.data import DataLoader, IterableDataset
+
+from fairpriv.data.batches import StratifiedBatches, content
+from fairpriv.data.game import Rows
+from fairpriv.errors import InputError
+from fairpriv.modules.classifier import EXPECTED_WARNINGS, MLP
+from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
+from fairpriv.tracking.result import write_whole
+
+log = logging.getLogger(__name__)
+
+PoolBatch = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (None: all rows), weights [k, B]
+
+# Numbers in the widest activation of the members that pass through the network together: about what the caches of a
+# core hold, so that large batches do not wait for memory, and a bound on memory whatever M is.
+_BLOCK = {"cpu": 2**20, "cuda": 2**26}
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """M classifiers of one architecture with two classes, on the CPU.
+
+    ``pool[2:5]``, ``pool[[0, 7]]`` and ``pool[mask]`` are pools of these members, ``pool[3]`` a pool of one.
+
+    Attributes:
+        weights: per layer ``(W [M, in, out], b [M, out])``; a member's layer is ``x @ W[i] + b[i]``.
+        diverged: members whose training broke off, in ascending order.
+    """
+
+    weights: list[tuple[Tensor, Tensor]]
+    diverged: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, nets: Sequence[nn.Sequential]) -> Pool:
+        """The pool of these `MLP` s, which have one architecture; their weights are copied."""
+        layers = zip(*([layer for layer in net if isinstance(layer, nn.Linear)] for net in nets), strict=True)
+        return cls(
+            [
+                (torch.stack([a.weight.detach().T for a in layer]), torch.stack([a.bias.detach() for a in layer]))
+                for layer in layers
+            ]
+        )
+
+    @staticmethod
+    def join(pools: Sequence[Pool]) -> Pool:
+        """The members of all pools, in this order.
+
+        Raises:
+            InputError: no pools, or unequal architectures.
+        """
+        if len({pool.sizes for pool in pools}) != 1:
+            raise InputError(f"pools of layer sizes {[pool.sizes for pool in pools]} cannot be joined: one is needed")
+        first = itertools.accumulate((len(pool) for pool in pools), initial=0)
+        return Pool(
+            [
+                (torch.cat(W), torch.cat(b))
+                for W, b in (zip(*layer, strict=True) for layer in zip(*(p.weights for p in pools), strict=True))
+            ],
+            [start + i for pool, start in zip(pools, first, strict=False) for i in pool.diverged],
+        )
+
+    def __len__(self) -> int:
+        return len(self.weights[0][0])
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Pool:
+        chosen = torch.arange(len(self))[index].reshape(-1)
+        return Pool(
+            [(W[chosen], b[chosen]) for W, b in self.weights],
+            [place for place, i in enumerate(chosen.tolist()) if i in self.diverged],
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Layer sizes: features, hidden ones, 2."""
+        return (self.weights[0][0].shape[1], *(b.shape[1] for _, b in self.weights))
+
+    def member(self, i: int) -> MLP:
+        """Member i as a module of its own, in eval mode."""
+        features, *hidden, classes = self.sizes
+        with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
+            net = MLP(features, classes, hidden=hidden)
+        values = [tensor for W, b in self.weights for tensor in (W[i].T.contiguous(), b[i].clone())]
+        net.load_state_dict(dict(zip(net.state_dict(), values, strict=True)), assign=True)
+        return net.eval()
+
+    @torch.inference_mode()
+    def predict_proba(self, X: ArrayLike | Tensor) -> Tensor:
+        """P(y=1) of every member on the same rows, float32 ``[M, N]`` in [0, 1], for features ``[N, F]``.
+
+        Raises:
+            InputError: X is not ``[N, F]``.
+        """
+        X = _tensor(X).float()
+        if X.dim() != 2 or X.shape[1] != self.sizes[0]:
+            raise InputError(f"X is {list(X.shape)}; these members take [N, {self.sizes[0]}]")
+        probs = torch.empty(len(self), len(X))
+        members = min(len(self), 64)
+        rows = max(1, _BLOCK["cpu"] // (members * max(self.sizes)))
+        for i, j in itertools.product(range(0, len(self), members), range(0, len(X), rows)):
+            part = slice(i, i + members)
+            h = X[j : j + rows].expand(len(probs[part]), -1, -1)
+            for depth, (W, b) in enumerate(self.weights):
+                h = torch.baddbmm(b[part, None], h.relu() if depth else h, W[part])
+            probs[part, j : j + rows] = (h[..., 1] - h[..., 0]).sigmoid()
+        return probs
+
+
+def member_seed(seed: int, member: int) -> int:
+    """The seed of a member's initial weights and batches: the first word of numpy's ``SeedSequence([seed, member])``.
+
+    Unlike ``seed + member`` it is not shared by the neighbours of two pools with neighbouring seeds.
+    """
+    return int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
+
+
+def fit_pool(
+    datasets: Sequence[Sequence[Any]],
+    *,
+    hidden: Sequence[int] = (64, 32),
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    penalty: float = 0.0,
+    initial: Pool | None = None,
+    vectorized: bool = True,
+    weight_decay: float = 0.0,
+    steps_per_epoch: int | None = None,
+    cache: Path | None = None,
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> Pool:
+    """Train one classifier per dataset, all at once: ``mean(weight * cross-entropy) + penalty * gap`` each, by AdamW.
+
+    A member takes ``epochs`` times the batches that its own rows make, and is then left as it is while larger ones go
+    on. Under an initialised process group rank r trains the members ``r::world_size``, and every rank returns all.
+
+    Args:
+        datasets: per member ``(X, y)`` or ``(X, y, groups)``: features ``[N, F]``, labels 0 and 1 ``[N]``, integer
+            groups ``[N]``; tensors or arrays. N may differ between members.
+        hidden: sizes of the hidden layers.
+        epochs: passes over a member's batches.
+        batch_size: rows of a member in a batch; less where it has fewer.
+        lr, weight_decay: of AdamW.
+        seed: member i draws initial weights and batches from ``member_seed(seed, i)``.
+        penalty: lambda, the weight of ``equalized_odds_penalty`` on P(y=1); needs groups.
+        initial: the pool to start from, member for member, instead of fresh weights. Members that diverged there
+            are not trained further.
+        vectorized: False trains the same models one after another.
+        steps_per_epoch: stratified batches (`StratifiedBatches`), so many an epoch, instead of shuffled epochs.
+        cache: folder of finished pools, named by a hash of all that determines them.
+        accelerator: of the Trainer.
+        progress: show Lightning's progress bar.
+
+    Returns:
+        The pool, members in the order of ``datasets``. A member whose loss or gradient is NaN or infinite stays as it
+        was before that step, with a warning, and is listed in ``diverged``.
+
+    Raises:
+        InputError: datasets, sizes or hyperparameters that cannot be trained; names the member.
+    """
+    if not (epochs >= 1 and batch_size >= 1 and (steps_per_epoch is None or steps_per_epoch >= 1)):
+        raise InputError(
+            f"epochs={epochs}, batch_size={batch_size}, steps_per_epoch={steps_per_epoch}: each is at least 1"
+        )
+    if seed < 0 or not (lr > 0 and weight_decay >= 0 and penalty >= 0):
+        raise InputError(
+            f"seed={seed}, lr={lr}, weight_decay={weight_decay}, penalty={penalty}: lr is above 0, the rest at least 0"
+        )
+    members = _rows(datasets, grouped=penalty > 0)
+    sizes = (members[0].X.shape[1], *hidden, 2)
+    if initial is not None and (initial.sizes, len(initial)) != (sizes, len(members)):
+        raise InputError(
+            f"initial has {len(initial)} members of sizes {initial.sizes}; datasets and hidden ask for {len(members)} "
+            f"of {sizes}"
+        )
+    settings = _Settings(epochs, batch_size, steps_per_epoch, lr, weight_decay, penalty, seed)
+    path = cache / f"{_key(members, sizes, settings, initial, vectorized)}.safetensors" if cache else None
+    done = _read(path) if path else None
+    if all(_gather(done is not None)):  # ranks may see different folders: all of them read, or all train
+        return cast(Pool, done)
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _shared() else (0, 1)
+    own = list(range(rank, len(members), world))
+    with torch.random.fork_rng(devices=[]):
+        trained = [
+            _train(
+                [members[i] for i in part],
+                initial[part] if initial is not None else _fresh(sizes, [member_seed(seed, i) for i in part]),
+                part,
+                settings,
+                accelerator,
+                progress,
+            )
+            for part in ([own] if vectorized else [[i] for i in own])
+            if part
+        ]
+    shards = _gather(Pool.join(trained) if trained else None)  # a rank has none where there are more ranks than members
+    by_rank = torch.cat([torch.arange(r, len(members), world) for r in range(world)])
+    pool = Pool.join([shard for shard in shards if shard is not None])[by_rank.argsort()]
+    if path:
+        write_whole(path, _bytes(pool))
+    return pool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    epochs: int
+    batch_size: int
+    steps_per_epoch: int | None
+    lr: float
+    weight_decay: float
+    penalty: float
+    seed: int
+
+
+def _train(
+    members: list[Rows], start: Pool, names: list[int], settings: _Settings, accelerator: str, progress: bool
+) -> Pool:
+    batches = PoolBatches(members, names, settings)
+    order = torch.tensor(batches.order)
+    module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings)
+    own_gpu = _shared() and torch.cuda.is_available() and accelerator != "cpu"  # and not the first one for all ranks
+    with warnings.catch_warnings():
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        lightning.Trainer(
+            max_epochs=1,
+            accelerator=accelerator,
+            devices=[torch.cuda.current_device()] if own_gpu else 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+        ).fit(module, DataLoader(batches, batch_size=None))
+    return module.pool()[order.argsort()]
+
+
+class PoolBatches(IterableDataset[PoolBatch]):
+    """The batches of all members, step by step: of those that still learn, which are the first k.
+
+    A member's batches are those of `ShuffledBatches` or, with ``steps_per_epoch``, `StratifiedBatches` under its own
+    seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size: the
+    weighted sum of a loss is its mean. To be walked through once.
+
+    Args:
+        members: their rows.
+        names: their places in the whole pool, which decide their seeds.
+        settings: epochs, batch_size, steps_per_epoch and seed.
+
+    Attributes:
+        order: the places in ``members`` of the first, second, ... member here: those with the most steps come first.
+        X, y, s: the rows of all members in that order, end to end: ``[rows, F]``, ``[rows]``, ``[rows]``; filled up to
+            equal numbers where every batch is the whole data.
+        width: rows of the largest batch.
+    """
+
+    def __init__(self, members: list[Rows], names: list[int], settings: _Settings) -> None:
+        self.batch_size = settings.batch_size
+        steps = [settings.epochs * (settings.steps_per_epoch or -(-len(rows.y) // self.batch_size)) for rows in members]
+        self.order = sorted(range(len(members)), key=lambda i: -steps[i])
+        self.steps = [steps[i] for i in self.order]
+        self.draws = [_draws(members[i], names[i], settings) for i in self.order]
+        self.counts = [len(members[i].y) for i in self.order]
+        self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
+        self.whole = self.batch_size >= max(self.counts)
+        X, y, s = ([getattr(members[i], name) for i in self.order] for name in "Xys")
+        if self.whole:
+            self.X, self.y, self.s = (pad_sequence(parts, batch_first=True).flatten(0, 1) for parts in (X, y, s))
+        else:
+            self.X, self.y, self.s = torch.cat(X), torch.cat(y), torch.cat(s)
+
+    def __len__(self) -> int:
+        return self.steps[0]
+
+    def __iter__(self) -> Iterator[PoolBatch]:
+        counts = torch.tensor(self.counts)[:, None]
+        if self.whole:
+            weight = (torch.arange(self.width) < counts) / counts
+            yield from itertools.repeat((None, weight), len(self))
+            return
+        first = counts.cumsum(0) - counts
+        streams = [self._stream(*draws) for draws in self.draws]
+        for step in range(len(self)):
+            while self.steps[len(streams) - 1] <= step:
+                streams.pop()
+            index, weights, sizes = zip(*map(next, streams), strict=True)
+            width = max(sizes)
+            yield (torch.stack(index) + first[: len(index)])[:, :width], torch.stack(weights)[:, :width]
+
+    def _stream(self, draws: Iterator[Tensor], weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """A member's batches: row numbers [width], weights [width], rows that count."""
+        size = min(self.batch_size, len(weight))
+        start, column = torch.arange(0, len(weight), size)[:, None], torch.arange(self.width)
+        real = (column < size) & (start + column < len(weight))
+        place = torch.where(real, start + column, 0)  # filled up with a row of the member's own
+        count = real.sum(1)
+        weights, sizes = (weight[place] * real / count[:, None]).unbind(), count.tolist()
+        for drawn in draws:
+            yield from zip(drawn[place].unbind(), weights, sizes, strict=True)
+
+
+def _draws(rows: Rows, name: int, settings: _Settings) -> tuple[Iterator[Tensor], Tensor]:
+    """Row numbers of one member, an epoch or a stratified batch at a time, and the weights of such a draw."""
+    n, seed = len(rows.y), member_seed(settings.seed, name)
+    if settings.steps_per_epoch is None:  # what ShuffledBatches draws, without the rows
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randperm(n, generator=generator) for _ in range(settings.epochs)), torch.ones(n)
+    numbers = Rows(torch.arange(n), rows.y, rows.s, rows.index)
+    try:
+        batches = StratifiedBatches(numbers, settings.batch_size, settings.steps_per_epoch, seed)
+    except ValueError as error:
+        raise InputError(f"datasets[{name}]: {error}") from None
+    return (drawn for _ in range(settings.epochs) for drawn, *_ in batches), batches.weight
+
+
+class PoolClassifier(lightning.LightningModule):
+    """A pool in training. Gradients of members do not mix, so backpropagation is written out: no graph, no allocation.
+
+    Args:
+        start: the members, in the order of ``batches``; their tensors are trained in place.
+        batches: their rows.
+        names: what the log calls the members.
+        settings: lr, weight decay and penalty.
+    """
+
+    X: Tensor  # [rows, F]
+    sign: Tensor  # [rows]: 1 for label 0, -1 for label 1, so that the cross-entropy is softplus(sign * (z1 - z0))
+    cell: Tensor  # [rows]: code of (label, group)
+
+    def __init__(self, start: Pool, batches: PoolBatches, names: list[int], settings: _Settings) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings, self.names, self.sizes, self.width = settings, names, start.sizes, batches.width
+        self.weights = nn.ParameterList([W for W, _ in start.weights])
+        self.biases = nn.ParameterList([b for _, b in start.weights])
+        groups = int(batches.s.max()) + 1
+        self.cells = 2 * groups
+        self.register_buffer("X", batches.X, persistent=False)
+        self.register_buffer("sign", 1 - 2 * batches.y.float(), persistent=False)
+        self.register_buffer("cell", batches.y * groups + batches.s, persistent=False)
+        self.diverged = start.diverged
+
+    def configure_optimizers(self) -> PoolAdamW:
+        """One AdamW for all members."""
+        self.optimizer = PoolAdamW(self.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        self.optimizer.frozen[self.diverged] = True
+        return self.optimizer
+
+    def on_train_start(self) -> None:
+        """Set aside what every step writes to."""
+        budget = _BLOCK.get(self.device.type, _BLOCK["cpu"])
+        self.block = max(1, budget // (self.width * max(self.sizes)))
+        room = min(self.block, len(self.names)) * self.width
+        self.activations = [self.X.new_empty(room * size) for size in self.sizes]
+        self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def training_step(self, batch: PoolBatch, step: int) -> None:
+        """One step of the first k members."""
+        index, weight = batch
+        k = len(weight)
+        parts = [slice(i, min(i + self.block, k)) for i in range(0, k, self.block)]
+        finite = torch.cat([self._gradients(part, index, weight[part]) for part in parts]).isfinite()
+        for parameter in self.parameters():
+            finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
+        if not finite.all():
+            broken = ~finite & ~self.optimizer.frozen[:k]
+            for i in broken.nonzero().flatten().tolist():
+                log.warning("pool member %d diverged at step %d; it stays as it was before", self.names[i], step)
+            self.optimizer.frozen[:k] |= broken
+        self.optimizer.active = k
+        cast(LightningOptimizer, self.optimizers()).step()
+
+    def _gradients(self, part: slice, index: Tensor | None, weight: Tensor) -> Tensor:
+        """Write the gradients of the members in ``part``; their losses on this batch [k]."""
+        k, width = weight.shape
+        if index is None:
+            rows: slice | Tensor = slice(part.start * width, part.stop * width)
+            x = self.X[rows].view(k, width, -1)
+        else:
+            rows = index[part].flatten()
+            x = _view(self.activations[0], k, width, self.sizes[0])
+            torch.index_select(self.X, 0, rows, out=x.flatten(0, 1))
+        inputs = [x]
+        last = len(self.weights) - 1
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
+            torch.baddbmm(b[part, None], inputs[layer], W[part], out=out)
+            inputs.append(out if layer == last else out.relu_())
+        with torch.enable_grad():
+            z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
+            losses = (weight * softplus(self.sign[rows].view(k, width) * z)).sum(1)
+            if self.settings.penalty:
+                cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
+                losses = losses + self.settings.penalty * equalized_odds_penalties(z.sigmoid(), cell, self.cells)
+            (dz,) = torch.autograd.grad(losses.sum(), z)
+        delta = torch.stack((-dz, dz), -1)
+        for layer in reversed(range(last + 1)):
+            W, b = self.weights[layer], self.biases[layer]
+            torch.bmm(inputs[layer].transpose(1, 2), delta, out=W.grad[part])
+            torch.sum(delta, 1, out=b.grad[part])
+            if layer:
+                out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
+                delta = torch.bmm(delta, W[part].transpose(1, 2), out=out)
+                torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
+        return losses.detach()
+
+    def pool(self) -> Pool:
+        """The members as they stand."""
+        weights = [(W.detach().cpu(), b.detach().cpu()) for W, b in zip(self.weights, self.biases, strict=True)]
+        return Pool(weights, self.optimizer.frozen.nonzero().flatten().tolist())
+
+
+def _view(space: Tensor, *shape: int) -> Tensor:
+    return space[: math.prod(shape)].view(shape)
+
+
+class PoolAdamW(torch.optim.Optimizer):
+    """AdamW over parameters stacked along their first dimension, one entry per member.
+
+    Members start together and stop for good, so those that still learn share a step count. The others keep weights and
+    moments bit for bit.
+
+    Attributes:
+        active: the first so many members learn; it only falls.
+        frozen: bool [M], those among them that do not; it only fills.
+        steps: int64 [M], steps that each member has taken.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8})
+        stacked = self.param_groups[0]["params"]
+        for p in stacked:
+            self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": p.new_zeros(())}
+        self.active = len(stacked[0])
+        self.frozen = torch.zeros(self.active, dtype=torch.bool, device=stacked[0].device)
+        self.steps = torch.zeros(self.active, dtype=torch.int64, device=stacked[0].device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the members that learn."""
+        loss = closure() if closure is not None else None
+        (group,) = self.param_groups
+        k = self.active
+        params = [p[:k] for p in group["params"]]
+        states = [self.state[p] for p in group["params"]]
+        means, squares = ([state[name][:k] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        frozen = self.frozen[:k].nonzero().flatten()
+        kept = [(tensor, tensor[frozen]) for tensor in (*params, *means, *squares)] if len(frozen) else []
+        adamw(
+            params,
+            [p.grad[:k] for p in group["params"]],
+            means,
+            squares,
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for tensor, values in kept:
+            tensor[frozen] = values
+        self.steps[:k] += ~self.frozen[:k]
+        return loss
+
+
+def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """``functional.equalized_odds_penalty`` of every member, vectorised.
+
+    Args:
+        probs: P(y=1) ``[M, B]``.
+        cell: ``label * groups + group`` ``[M, B]``, or ``cells`` for a row that does not count.
+        cells: twice the number of groups.
+
+    Returns:
+        ``[M]``; a (label, group) cell that a member's batch lacks contributes nothing.
+    """
+    empty = probs.new_zeros(len(probs), cells + 1)
+    sums, rows = (empty.scatter_add(1, cell, values)[:, :cells] for values in (probs, torch.ones_like(probs)))
+    means = (sums / rows.clamp(min=1)).view(len(probs), 2, -1)
+    present = rows.view_as(means) > 0
+    high = torch.where(present, means, -torch.inf).amax(-1)
+    low = torch.where(present, means, torch.inf).amin(-1)
+    return torch.where(present.any(-1), high - low, 0.0).sum(1)
+
+
+def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
+    features, *hidden, classes = sizes
+    nets = []
+    for seed in seeds:
+        torch.default_generator.manual_seed(seed)
+        nets.append(MLP(features, classes, hidden=hidden))
+    return Pool.of(nets)
+
+
+def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> list[Rows]:
+    """The datasets as rows, with group codes 0, 1, ... that all members share."""
+    members: list[Rows] = []
+    for i, dataset in enumerate(datasets):
+        if len(dataset) not in (2, 3) or (grouped and len(dataset) < 3):
+            wanted = "(X, y, groups), since the penalty compares groups" if grouped else "(X, y) or (X, y, groups)"
+            raise InputError(f"datasets[{i}] has {len(dataset)} parts; it is {wanted}")
+        X, y, *rest = map(_tensor, dataset)
+        s = rest[0] if rest else torch.zeros(len(X), dtype=torch.int64)
+        if X.dim() != 2 or not len(X) or y.shape != (len(X),) or s.shape != y.shape:
+            shapes = ", ".join(str(list(part.shape)) for part in (X, y, *rest))
+            raise InputError(f"datasets[{i}] has shapes {shapes}; X is [N, F] with N at least 1, the others are [N]")
+        if members and X.shape[1] != members[0].X.shape[1]:
+            raise InputError(f"datasets[{i}] has {X.shape[1]} features, datasets[0] has {members[0].X.shape[1]}")
+        if not ((y == 0) | (y == 1)).all():
+            raise InputError(f"datasets[{i}] has labels {y.unique().tolist()[:5]}; they are 0 and 1")
+        if s.is_floating_point():
+            raise InputError(f"datasets[{i}] has groups of {s.dtype}; they are integer codes")
+        members.append(Rows(X.float(), y.long(), s.long(), torch.arange(len(X))))
+    if not members:
+        raise InputError("datasets is empty: a pool has at least one member")
+    codes = torch.cat([rows.s for rows in members]).unique()
+    return [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
+
+
+def _tensor(values: Any) -> Tensor:
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+
+
+def _key(
+    members: list[Rows], sizes: tuple[int, ...], settings: _Settings, initial: Pool | None, vectorized: bool
+) -> str:
+    return content_hash(
+        {
+            "outcome_version": OUTCOME_VERSION,
+            "torch": torch.__version__,
+            "rows": [content(rows) for rows in members],
+            "sizes": sizes,
+            "settings": asdict(settings),
+            "initial": hashlib.sha256(_bytes(initial)).hexdigest() if initial is not None else None,
+            "vectorized": vectorized,
+        }
+    )
+
+
+def _bytes(pool: Pool) -> bytes:
+    tensors = {
+        f"{layer}.{name}": t for layer, pair in enumerate(pool.weights) for name, t in zip("Wb", pair, strict=True)
+    }
+    return save(tensors, metadata={"diverged": json.dumps(pool.diverged)})
+
+
+def _read(path: Path) -> Pool | None:
+    """A finished pool; None where there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            layers = range(len(file.keys()) // 2)
+            weights = [(file.get_tensor(f"{layer}.W"), file.get_tensor(f"{layer}.b")) for layer in layers]
+            return Pool(weights, json.loads(file.metadata()["diverged"]))
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
+        return None  # it will be made
+
+
+def _shared() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _gather(value: Any) -> list[Any]:
+    """The value of every rank."""
+    if not _shared():
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,151 @@
+"""The game drawn: the measured gap against what the fairness gap allows, and what attacks gain as the worlds part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fairpriv.tracking.compare import Comparison, Group, show
+from fairpriv.tracking.result import Result
+from fairpriv.tracking.tradeoff import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ALPHA = "game.alpha"
+GAPS = (("privacy/accuracy_gap", "accuracy gap"), ("privacy/balanced_accuracy_gap", "balanced gap"))
+NOT_COVERED = (
+    "The bound is on the gaps of one fixed model between two test worlds. It bounds no adversary that guesses which "
+    "world the model was trained on: see the attacks."
+)
+
+
+def bound_figure(table: Comparison) -> Figure | None:
+    """Every cell's gap against ``Delta_EO * W``, with the diagonal; what lies above it is told apart by the reason.
+
+    ``Delta_EO * W`` bounds the balanced gap; the plain accuracy gap may exceed it by the label shift. Rates and gap
+    come from different halves of the test rows, so that sampling error alone can lift a point. None with fewer than two
+    alphas: pure groups cannot test a bound.
+    """
+    from matplotlib.figure import Figure
+
+    if len({group.leaves.get(ALPHA) for group in table.groups}) < 2:
+        return None
+    cells = [result for group in table.groups for result in group.completed.values()]
+    cells = [r for r in cells if None not in (_reach(r), *(r.metrics.get(gap) for gap, _ in GAPS))]
+    if not cells:
+        return None
+    figure = Figure(figsize=(9.8, 5.2))
+    figure.subplots_adjust(0.07, 0.22, 0.98, 0.92, 0.18)
+    for ax, (gap, label) in zip(figure.subplots(1, 2), GAPS, strict=True):
+        _bound_panel(ax, cells, gap, label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0.05))
+    figure.text(0.07, 0.02, NOT_COVERED, fontsize=7.5, color="0.3")
+    return figure
+
+
+def _reach(result: Result) -> float | None:
+    delta, weight = (result.metrics.get(name) for name in ("fairness/equalized_odds_gap", "privacy/shift_weight"))
+    return None if delta is None or weight is None else delta * weight
+
+
+def standing(result: Result, gap: str) -> str:
+    """Where a cell's gap stands to ``Delta_EO * W``: under it, or over it and why; a key of ``STANDINGS``."""
+
+    def end(metric: str, which: int) -> float | None:
+        return result.intervals.get(metric, [None, None])[which]
+
+    value, reach, weight = result.metrics[gap], _reach(result), result.metrics["privacy/shift_weight"]
+    bound, least = result.metrics.get("privacy/bound"), end(gap, 0)
+    assert value is not None
+    assert reach is not None
+    assert weight is not None
+    if value <= reach:
+        return "under the diagonal"
+    if gap == "privacy/accuracy_gap":
+        most = end("privacy/bound", 1)
+        if bound is not None and value <= bound:
+            return "over it: label shift"
+    else:
+        delta = end("fairness/equalized_odds_gap", 1)
+        most = None if delta is None else delta * weight
+    return "over it: refuted" if least is not None and most is not None and least > most else "over it: sampling error"
+
+
+STANDINGS = {
+    "under the diagonal": COLOURS[0],
+    "over it: label shift": COLOURS[4],
+    "over it: sampling error": COLOURS[5],
+    "over it: refuted": COLOURS[1],
+}
+
+
+def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> None:
+    for kind, colour in STANDINGS.items():
+        chosen = [r for r in cells if standing(r, gap) == kind]
+        x, y = [_reach(r) or 0.0 for r in chosen], [r.metrics[gap] or 0.0 for r in chosen]
+        ax.plot(x, y, "o", color=colour, markersize=5, alpha=0.85, label=kind)
+        for r, at in zip(chosen, x, strict=True):
+            low, high = r.intervals.get(gap, (None, None))
+            if low is not None and high is not None:
+                ax.plot([at, at], [low, high], color=colour, linewidth=0.7, alpha=0.5)
+    top = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot([0, top], [0, top], "--", color="0.55", linewidth=1)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    ax.set_xlabel("equalized-odds gap x shift weight, on one half of the test rows")
+    ax.set_ylabel(f"{label}, on the other half")
+    ax.set_title(label, loc="left", fontweight="bold")
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def advantage_figure(table: Comparison) -> Figure | None:
+    """Each attack's advantage against alpha, by dataset (rows) and defence (columns); None with one alpha only."""
+    from matplotlib.figure import Figure
+
+    attacks = [metric for metric in table.metrics if metric.startswith("attack/") and metric.endswith("/advantage")]
+    others = [key for key in table.keys if key != ALPHA]
+    panels: dict[str, dict[str, list[Group]]] = {}
+    for group in table.groups:
+        setting = ", ".join([group.defence, *(f"{key}={show(group.leaves.get(key))}" for key in others)])
+        panels.setdefault(group.dataset, {}).setdefault(setting, []).append(group)
+    settings = list(dict.fromkeys(name for row in panels.values() for name in row))
+    alphas = {group.leaves.get(ALPHA) for group in table.groups}
+    if not attacks or len(alphas) < 2:
+        return None
+    width, height = 3.3 * len(settings), 2.7 * len(panels) + 0.8
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.7 / width, 1.0 / height, 1 - 0.1 / width, 1 - 0.35 / height, 0.25, 0.4)
+    axes = figure.subplots(len(panels), len(settings), squeeze=False, sharey=True)
+    for row, (dataset, columns) in zip(axes, panels.items(), strict=True):
+        for ax, setting in zip(row, settings, strict=True):
+            groups = sorted(columns.get(setting, []), key=lambda group: float(group.leaves[ALPHA]))
+            for i, attack in enumerate(attacks):
+                _advantage_line(ax, groups, attack, i)
+            ax.axhline(0, color="0.55", linewidth=1, linestyle="--")
+            ax.set_title(f"{dataset}, {setting}", loc="left", fontsize=8, fontweight="bold")
+            ax.set_ylim(-1.05, 1.05)
+            ax.grid(color="0.92", linewidth=0.8)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("advantage (0: guessing)")
+    for ax in axes[-1]:
+        ax.set_xlabel("alpha")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False)
+    return figure
+
+
+def _advantage_line(ax: Axes, groups: Sequence[Group], attack: str, number: int) -> None:
+    points = [(float(g.leaves[ALPHA]), g.estimates[attack]) for g in groups if attack in g.estimates]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    name = attack.split("/")[1].replace("_", " ")
+    shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that bars do not hide one another
+    ax.plot(shifted, [e.mean for _, e in points], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
+    for at, (_, estimate) in zip(shifted, points, strict=True):
+        if estimate.lo is not None and estimate.hi is not None:
+            ax.plot([at, at], [estimate.lo, estimate.hi], color=colour, linewidth=0.8)

@@ -1,0 +1,366 @@
+"""The attacks on simulated pools: chance, certainty, and what a decision may depend on."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from fairpriv.attacks.attack import AttackGame, AttackResult, Query, over_splits
+from fairpriv.attacks.kl import KL
+from fairpriv.attacks.label_only_kl import LabelOnlyKL
+from fairpriv.attacks.loss_test import LossTest
+from fairpriv.attacks.meta_classifier import MetaClassifier
+from fairpriv.attacks.per_point_threshold import PerPointThreshold
+from fairpriv.attacks.threshold_test import ThresholdTest, selected_scores
+from fairpriv.errors import InputError
+from fairpriv.modules.pool import fit_pool
+
+BLACK_BOX = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL()]
+ATTACKS = [*BLACK_BOX, MetaClassifier(folds=2, epochs=25)]  # fewer steps than by default, to be fast
+
+each_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+each_black_box = pytest.mark.parametrize("attack", BLACK_BOX, ids=lambda attack: attack.name)
+
+
+class Outputs:
+    """Models that are nothing but their outputs ``[M, N]``."""
+
+    def __init__(self, probs):
+        self.probs, self.asked = probs, 0
+
+    def __len__(self):
+        return len(self.probs)
+
+    def predict_proba(self, X):
+        self.asked += 1
+        return self.probs
+
+
+class Networks:
+    """One hidden layer, ``logit = a x0 + c x1`` written as relu(x) - relu(-x), neurons in an order of their own."""
+
+    def __init__(self, first, second, seed):
+        generator = torch.Generator().manual_seed(seed)
+        M = len(first)
+        W = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]]).repeat(M, 1, 1)
+        W = W + 0.02 * torch.randn(W.shape, generator=generator)
+        out = torch.stack((first, -first, second, -second), 1)
+        order = torch.rand(M, 4, generator=generator).argsort(1)
+        W, out = W.gather(2, order[:, None].expand(-1, 2, -1)), out.gather(1, order)
+        self.weights = [(W, torch.zeros(M, 4)), (torch.stack((-out / 2, out / 2), 2), torch.zeros(M, 2))]
+
+    def __len__(self):
+        return len(self.weights[0][0])
+
+    def predict_proba(self, X):
+        (W, b), (W_out, b_out) = self.weights
+        hidden = (X @ W + b[:, None]).relu()
+        return torch.softmax(hidden @ W_out + b_out[:, None], -1)[..., 1]
+
+    def __getitem__(self, index):
+        part = object.__new__(Networks)
+        part.weights = [(W[index], b[index]) for W, b in self.weights]
+        return part
+
+
+def networks(world, *, property_, seed):
+    """World 0 leans on x0 and world 1 on x1; without the property both on both alike."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.3 * torch.randn(2, len(world), generator=generator)
+    lean = (2 * world - 1) * property_
+    return Networks(1.5 - 1.5 * lean + noise[0], 1.5 + 1.5 * lean + noise[1], seed)
+
+
+def make_game(*, property_, victims=60, shadows=(24, 24), rows=120, seed=0):
+    """The label is the sign of x0 in world 0 and that of x1 in world 1."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    X = torch.randn(rows, 2, generator=generator)
+    world = torch.arange(rows) % 2
+    truth = (torch.arange(victims) % 2)[torch.randperm(victims, generator=generator)]
+    return AttackGame(
+        victims=networks(truth, property_=property_, seed=seed + 1),
+        shadows=tuple(
+            networks(torch.full((count,), b), property_=property_, seed=seed + 2 + b) for b, count in enumerate(shadows)
+        ),
+        query=Query(X, (X[torch.arange(rows), world] > 0).long(), world, world),
+        seed=seed,
+        truth=truth,
+    )
+
+
+def changed(game, **parts):
+    kept = {field.name: getattr(game, field.name) for field in fields(game)}
+    return AttackGame(**(kept | parts))
+
+
+@each_attack
+def test_with_identical_worlds_every_attack_is_at_chance(attack):
+    results = [attack.run(make_game(property_=0, victims=200, seed=10 * split)) for split in range(3)]
+    right = sum(result.correct for result in results)
+    assert stats.binomtest(right, 600).pvalue > 0.01
+    assert 0.4 < sum(result.auc for result in results) / 3 < 0.6
+
+
+@each_attack
+def test_with_an_obvious_property_every_attack_is_near_one(attack):
+    result = attack.run(make_game(property_=1))
+    assert result.accuracy > 0.95
+    assert result.auc > 0.98
+    assert result.p_value < 1e-6
+
+
+@each_attack
+def test_permuted_victim_labels_give_chance(attack):
+    game = make_game(property_=1, victims=200)
+    permuted = game.truth[torch.randperm(200, generator=torch.Generator().manual_seed(5))]
+    result = attack.run(changed(game, truth=permuted))
+    assert result.p_value > 0.01
+
+
+@each_attack
+@pytest.mark.parametrize("property_", [0.1, 1])
+def test_a_decision_does_not_depend_on_the_other_victims(attack, property_):
+    game = make_game(property_=property_)
+    scores = attack.run(game).scores
+    for index in (torch.tensor([17]), torch.arange(5, 25), (game.truth == 1).nonzero()[:, 0]):
+        part = attack.run(changed(game, victims=game.victims[index], truth=game.truth[index]))
+        torch.testing.assert_close(part.scores, scores[index], rtol=1e-5, atol=1e-6)
+        assert torch.equal(part.decisions, (scores[index] > 0).long())
+
+
+@each_attack
+def test_scores_follow_the_seed_and_leave_the_global_generator_alone(attack):
+    game = make_game(property_=0.1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    scores = attack.run(game).scores
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert torch.equal(attack.run(changed(game)).scores, scores)
+
+
+@each_attack
+def test_the_truth_is_nothing_to_the_scores(attack):
+    game = make_game(property_=0.1)
+    assert torch.equal(attack.run(changed(game, truth=1 - game.truth)).scores, attack.run(game).scores)
+
+
+@each_attack
+def test_swapped_worlds_turn_the_decisions(attack):
+    game = make_game(property_=1)
+    query = Query(game.query.X, game.query.y, game.query.s, 1 - game.query.world)
+    swapped = changed(game, shadows=game.shadows[::-1], query=query)
+    assert (attack.run(swapped).decisions != attack.run(game).decisions).float().mean() > 0.95
+
+
+@each_attack
+def test_worlds_may_have_unequally_many_shadows(attack):
+    assert attack.run(make_game(property_=1, shadows=(30, 9))).accuracy > 0.95
+
+
+@each_black_box
+def test_a_tie_says_world_0(attack):
+    same = Outputs(torch.rand(1, 20, generator=torch.Generator().manual_seed(0)).repeat(6, 1))
+    query = Query(torch.zeros(20, 1), torch.arange(20) % 4 // 2, torch.zeros(20), torch.arange(20) % 2)
+    if isinstance(attack, LossTest):  # a tie of accuracies: right on no row
+        same = Outputs((1 - query.y).float().repeat(6, 1))
+    result = attack.run(AttackGame(same, (same, same), query, 0, torch.tensor([0, 1, 0, 1, 0, 1])))
+    assert result.scores.tolist() == [0.0] * 6
+    assert result.decisions.tolist() == [0] * 6
+    assert (result.accuracy, result.auc) == (0.5, 0.5)
+
+
+def test_victims_and_shadows_are_asked_once_for_all_attacks():
+    game = make_game(property_=1)
+    pools = [Outputs(models.predict_proba(game.query.X)) for models in (game.victims, *game.shadows)]
+    game = changed(game, victims=pools[0], shadows=tuple(pools[1:]))
+    for attack in BLACK_BOX:
+        attack.run(game)
+    assert [pool.asked for pool in pools] == [1, 1, 1]
+
+
+@each_attack
+def test_an_attack_without_the_shadows_it_needs_is_refused(attack):
+    game = changed(make_game(property_=1), shadows=None)
+    if not attack.needs_shadows:
+        assert attack.run(game).accuracy > 0.95
+        return
+    with pytest.raises(InputError, match=rf"attack {attack.name} needs shadow models.*game\.shadows"):
+        attack.run(game)
+
+
+@pytest.mark.parametrize("attack", [ThresholdTest(), PerPointThreshold(), MetaClassifier()], ids=lambda a: a.name)
+def test_one_shadow_a_world_cannot_be_held_out(attack):
+    with pytest.raises(InputError, match=r"has 1 per world: set game\.shadows to 2"):
+        attack.run(make_game(property_=1, shadows=(1, 5)))
+    assert len(attack.run(make_game(property_=1, shadows=(2, 5))).scores) == 60
+
+
+def test_points_are_chosen_by_shadows_that_were_left_out():
+    shadows0, shadows1 = torch.arange(10.0)[:, None] / 100, torch.arange(10.0, 17)[:, None] / 100
+    victims = torch.full((4, 1), 0.5)
+    calls = []
+
+    def statistic(fitted0, fitted1, judged, y, counts):
+        calls.append([sorted(round(100 * p) for p in pool[:, 0].tolist()) for pool in (fitted0, fitted1, judged)])
+        if len(judged) == 4 and judged[0, 0] == 0.5:
+            return torch.tensor([[1.0, 2.0, 3.0]]).repeat(4, 1)
+        # right about 10 of world 0 and 4 of world 1; 8 and 6, which is best of the shares; 1 and 7
+        number = (100 * judged).round()
+        says1 = torch.cat((number >= 13, (number >= 8) & (number != 16), number >= 1), 1)
+        return says1.double() - 0.5
+
+    game = AttackGame(
+        Outputs(victims.repeat(1, 2)),
+        (Outputs(shadows0.repeat(1, 2)), Outputs(shadows1.repeat(1, 2))),
+        Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1])),
+        0,
+        torch.tensor([0, 1, 0, 1]),
+    )
+    assert selected_scores(game, "x", statistic, [0.1, 0.5, 1.0], folds=3).tolist() == [2.0] * 4
+    folds, (final, *other_world) = calls[:3], calls[3:]
+    for fitted0, fitted1, judged in folds:
+        assert sorted(fitted0 + fitted1 + judged) == list(range(17))
+    assert sorted(p for *_, judged in folds for p in judged) == list(range(17))
+    assert final == [list(range(10)), list(range(10, 17)), [50] * 4]
+    assert len(other_world) == 3  # no better, so the victims are not asked again
+
+
+def test_the_more_telling_world_and_share_of_points_are_chosen():
+    generator = torch.Generator().manual_seed(0)
+    rows, models = 200, 40
+    telling = torch.zeros(rows, dtype=torch.bool)
+    telling[1:21:2] = True  # a tenth of the rows of world 1
+    truth = torch.arange(models) % 2
+
+    def outputs(world):
+        noise = torch.rand(len(world), rows, generator=generator)
+        return Outputs(torch.where(telling, 0.2 + 0.6 * world[:, None] + 0.1 * noise, noise))
+
+    query = Query(torch.zeros(rows, 1), torch.ones(rows), torch.zeros(rows), torch.arange(rows) % 2)
+    game = AttackGame(outputs(truth), (outputs(torch.zeros(40)), outputs(torch.ones(40))), query, 0, truth)
+    for attack in (ThresholdTest, PerPointThreshold):
+        assert attack(fractions=[1.0, 0.1]).run(game).accuracy == 1.0
+        alone = attack(fractions=[1.0]).run(game)
+        assert alone.scores.abs().mean() < attack(fractions=[0.1]).run(game).scores.abs().mean()
+
+
+def test_small_trained_pools_are_told_apart_by_every_attack():
+    def rows(world, count, seed):
+        X = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+        return X, (X[:, world] > 0).long()
+
+    def pool(worlds, seed):
+        datasets = [rows(b, 64, seed + 2 * i) for i, b in enumerate(worlds)]
+        return fit_pool(datasets, hidden=(6, 4), epochs=8, batch_size=16, lr=0.03, seed=seed)
+
+    truth = torch.arange(16) % 2
+    (X0, y0), (X1, y1) = rows(0, 50, 1), rows(1, 50, 3)
+    world = torch.arange(100) // 50
+    game = AttackGame(
+        victims=pool(truth.tolist(), 1000),
+        shadows=(pool([0] * 12, 2000), pool([1] * 12, 3000)),
+        query=Query(torch.cat((X0, X1)), torch.cat((y0, y1)), world, world),
+        seed=0,
+        truth=truth,
+    )
+    for attack in ATTACKS:
+        assert attack.run(game).accuracy > 0.9, attack.name
+
+
+@each_attack
+def test_the_yaml_of_an_attack_lists_every_parameter_with_its_default(attack):
+    attack, name = type(attack), attack.name
+    path = Path(__file__).parents[2] / "conf" / "attack" / f"{name}.yaml"
+    node = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith(f"# @package attack.{name}\n# ")
+    assert node.pop("_target_") == f"{attack.__module__}.{attack.__name__}"
+    assert node == {field.name: getattr(attack(), field.name) for field in fields(attack)}
+
+
+@pytest.mark.parametrize(
+    ("attack", "wrong", "key"),
+    [
+        (ThresholdTest, {"fractions": []}, "attack.threshold_test.fractions"),
+        (ThresholdTest, {"fractions": [0.5, 1.5]}, "attack.threshold_test.fractions"),
+        (PerPointThreshold, {"folds": 1}, "attack.per_point_threshold.folds"),
+        (KL, {"clip": 0.0}, "attack.kl.clip"),
+        (LabelOnlyKL, {"smoothing": 0.5}, "attack.label_only_kl.smoothing"),
+        (LabelOnlyKL, {"clip": 0.1}, "attack.label_only_kl.clip"),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(attack, wrong, key):
+    with pytest.raises(InputError, match=key):
+        attack(**wrong)
+
+
+def test_outputs_that_are_no_probabilities_are_refused():
+    game = make_game(property_=1, victims=4)
+    probs = game.victims.predict_proba(game.query.X)
+    probs[2, 5] = math.nan
+    with pytest.raises(ValueError, match="victim number 2 gives no probabilities"):
+        LossTest().run(changed(game, victims=Outputs(probs)))
+
+
+def test_a_query_needs_rows_of_both_worlds():
+    with pytest.raises(ValueError, match="rows of both worlds"):
+        Query(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="unequally many rows"):
+        Query(torch.zeros(3, 1), torch.zeros(2), torch.zeros(3), torch.tensor([0, 1, 1]))
+
+
+def result(right, wrong, name="kl"):
+    scores = torch.cat((torch.ones(right), -torch.ones(wrong)))
+    return AttackResult(name, scores, torch.ones(right + wrong, dtype=torch.long))
+
+
+def test_interval_is_clopper_and_pearsons_and_the_p_value_exact():
+    low, high = result(15, 5).interval
+    assert low == pytest.approx(stats.beta.ppf(0.025, 15, 6))
+    assert high == pytest.approx(stats.beta.ppf(0.975, 16, 5))
+    assert result(15, 5).p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(15, 21)) / 2**20)
+    assert result(20, 0).interval[1] == 1.0
+    assert result(0, 20).interval[0] == 0.0
+
+
+def test_metrics_and_intervals_bear_the_attacks_name():
+    found = result(15, 5, name="loss_test")
+    assert list(found.metrics) == [f"attack/loss_test/{key}" for key in ("accuracy", "advantage", "auc", "p_value")]
+    assert found.metrics["attack/loss_test/accuracy"] == 0.75
+    assert found.metrics["attack/loss_test/advantage"] == 0.5
+    assert found.intervals["attack/loss_test/accuracy"] == found.interval
+    assert found.intervals["attack/loss_test/advantage"] == pytest.approx([2 * end - 1 for end in found.interval])
+
+
+def test_advantage_is_tpr_minus_fpr_with_balanced_bits():
+    scores = torch.tensor([0.3, -0.1, 0.2, 0.0, -0.5, 0.1, 0.7, 0.9])
+    truth = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0])
+    found = AttackResult("x", scores, truth)
+    assert found.advantage == pytest.approx(2 / 4 - 3 / 4)
+
+
+def test_auc_counts_pairs_and_halves_ties():
+    scores = torch.tensor([0.3, -0.1, 0.2, 0.0, -0.5, 0.2, 0.2, 0.9])
+    truth = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1])
+    pairs = [(scores[i], scores[j]) for i in range(8) for j in range(8) if truth[i] == 1 and truth[j] == 0]
+    wanted = sum(1.0 if one > zero else 0.5 if one == zero else 0.0 for one, zero in pairs) / len(pairs)
+    assert AttackResult("x", scores, truth).auc == pytest.approx(wanted)
+    assert math.isnan(result(3, 1).auc)
+
+
+def test_spread_over_splits_is_students_t():
+    spread = over_splits([result(15, 5), result(12, 8), result(16, 4)])["accuracy"]
+    assert spread.mean == pytest.approx(43 / 60)
+    assert spread.std == pytest.approx(
+        math.sqrt(((0.75 - 43 / 60) ** 2 + (0.6 - 43 / 60) ** 2 + (0.8 - 43 / 60) ** 2) / 2)
+    )
+    half = 4.302652729911275 * spread.std / math.sqrt(3)  # t, two degrees of freedom
+    assert spread.interval == pytest.approx((43 / 60 - half, min(43 / 60 + half, 1)))
+    with pytest.raises(ValueError, match="two or more"):
+        over_splits([result(15, 5)])
+    with pytest.raises(ValueError, match="of one attack"):
+        over_splits([result(15, 5), result(15, 5, name="loss_test")])

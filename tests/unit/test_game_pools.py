@@ -1,0 +1,192 @@
+"""Dealing and playing the game with pools: who is trained on what, and what is counted."""
+
+import functools
+
+import pytest
+import torch
+from scipy import stats
+
+from fairpriv.attacks.attack import AttackGame, AttackResult, Query
+from fairpriv.attacks.kl import KL
+from fairpriv.attacks.loss_test import LossTest
+from fairpriv.attacks.pools import Split, deal, own_pool, play, refuse_overlap, welch_interval
+from fairpriv.data.game import GameDataModule, Rows
+from fairpriv.defenses.fair_finetune import FairFineTuning
+from fairpriv.defenses.undefended import Undefended
+from fairpriv.errors import InputError
+from fairpriv.modules.pool import Pool, fit_pool
+from fairpriv.schema import GameConfig
+
+TRAINING = {"epochs": 30, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
+FIT = functools.partial(fit_pool, hidden=[4])
+GAME = GameConfig(shadows=6, victims=4, model_rows=40)
+
+
+def people(tmp_path, seed=0) -> GameDataModule:
+    """1,600 people of two groups; the label follows a feature, and in group b the other way round."""
+    from fairpriv.data.sources import Files
+    from fairpriv.data.tabular import TabularDataset
+
+    g = torch.Generator().manual_seed(seed)
+    lines = ["x,z,group,label"]
+    for i in range(1600):
+        group, label = "ab"[i % 2], int(torch.rand((), generator=g) < 0.5)
+        sign = 1 if group == "a" else -1
+        lines.append(f"{sign * (2 * label - 1) + float(torch.randn((), generator=g)):.3f},{i % 7},{group},{label}")
+    path = tmp_path / "people.csv"
+    path.write_text("\n".join(lines))
+    dataset = TabularDataset(
+        name="people",
+        source=Files(files=["people.csv"], folder=str(tmp_path)),
+        target="label",
+        positive=[1],
+        sensitive="group",
+        groups={"group": ["a", "b"]},
+    )
+    return dataset
+
+
+@pytest.fixture
+def data(tmp_path):
+    module = GameDataModule(people(tmp_path), GAME, seed=0)
+    module.setup()
+    return module
+
+
+def test_a_property_that_turns_the_label_round_is_found_by_attacks_and_hidden_by_training_on_both_worlds(data):
+    attacks = [LossTest(), KL()]
+    bare = play([deal(data, Undefended().defend_pool, FIT, TRAINING, shadows=True)], attacks).metrics
+    assert bare["attack/loss_test/accuracy"] == bare["attack/kl/accuracy"] == 1.0
+    assert bare["privacy/victim_accuracy_gap"] < 0.2  # on both worlds' rows together the victims are alike
+    union = FairFineTuning(name="scratch", start="scratch", rehearsal=1.0, penalty=0.0, epochs=3, lr=0.03)
+    hidden = play([deal(data, union.defend_pool, FIT, TRAINING, shadows=True)], attacks).metrics
+    assert hidden["attack/loss_test/accuracy"] < 0.9
+
+
+def test_members_sample_their_own_world_of_their_own_part(data):
+    owner = own_pool(data, "shadow", data.part("query", 0), 3, FIT, TRAINING)
+    own, other = owner.samples(own=True), owner.samples(own=False)
+    assert [set(rows.s.tolist()) for rows in own] == [{0}] * 3 + [{1}] * 3
+    assert [set(rows.s.tolist()) for rows in other] == [{1}] * 3 + [{0}] * 3
+    held = set(data.part("shadow", 0).index.tolist()) | set(data.part("shadow", 1).index.tolist())
+    for rows in own + other:
+        assert len(rows.y) == pytest.approx(40, abs=2)
+        assert set(rows.index.tolist()) <= held
+    assert len({tuple(sorted(rows.index.tolist())) for rows in own}) == 6  # every member its own
+
+
+def test_shadows_do_not_start_from_the_victims_initial_weights(data):
+    seeds = {own_pool(data, part, data.part("query", 0), 1, FIT, TRAINING).seed for part in ("train", "shadow")}
+    assert len(seeds) == 2
+
+
+def test_shadows_pass_through_the_defence_only_where_the_adversary_is_adaptive(data):
+    seen = []
+
+    def defence(owner):
+        seen.append(len(owner.samples(own=True)))
+        return owner.base()
+
+    deal(data, defence, FIT, TRAINING, shadows=True)
+    assert seen == [8]
+    data.game.adaptive = True
+    try:
+        deal(data, defence, FIT, TRAINING, shadows=True)
+    finally:
+        data.game.adaptive = False
+    assert seen == [8, 8, 12]
+
+
+def test_too_few_rows_say_how_many_are_missing(data):
+    data.game.model_rows = 10_000
+    try:
+        with pytest.raises(
+            InputError, match=r"game\.model_rows=10000: part 'train' .* holds (\d+) rows per world, \d+ too"
+        ):
+            own_pool(data, "train", data.part("query", 0), 1, FIT, TRAINING)
+    finally:
+        data.game.model_rows = 40
+
+
+def test_halves_that_share_a_row_are_refused(data):
+    refuse_overlap(data)
+    leak = data.part("train", 0)
+    rows = data._rows["query", 0]
+    data._rows["query", 0] = Rows(rows.X, rows.y, rows.s, torch.cat([rows.index[1:], leak.index[:1]]))
+    with pytest.raises(InputError, match="people: 1 rows are in the victims' half and in the adversary's"):
+        refuse_overlap(data)
+
+
+def test_an_adversary_without_rows_is_refused(tmp_path):
+    module = GameDataModule(people(tmp_path), GameConfig(adversary_share=0.0), seed=0)
+    module.setup()
+    with pytest.raises(InputError, match=r"game\.adversary_share=0 leaves an adversary no rows"):
+        module.part("shadow", 0)
+
+
+class Guess:
+    """An attack that knows the truth of a given share of the victims."""
+
+    name = "guess"
+    needs_shadows = False
+
+    def run(self, game) -> AttackResult:
+        return game.result(self.name, torch.linspace(-1, 1, len(game.truth)))
+
+
+def split(accuracy, truth) -> Split:
+    n = len(truth)
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    game = AttackGame(Pool([(torch.zeros(n, 1, 2), torch.zeros(n, 2))]), None, query, 0, torch.tensor(truth))
+    return Split(game, torch.tensor(accuracy), torch.zeros(n), torch.tensor([False] * n), diverged=1)
+
+
+def test_victim_gap_is_the_difference_of_the_worlds_mean_accuracies():
+    played = play([split([0.8, 0.82, 0.7, 0.72], [0, 0, 1, 1])], [Guess()])
+    assert played.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.1)
+    low, high = played.intervals["privacy/victim_accuracy_gap"]
+    assert 0 < low < 0.1 < high
+    assert played.metrics["pool/diverged"] == 1
+    assert played.victims[0]["truth"] == [0, 0, 1, 1]
+    assert len(played.victims[0]["scores"]["guess"]) == 4
+
+
+def test_welch_interval_is_scipys():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.rand(9, generator=g).double(), 0.2 + 2 * torch.rand(14, generator=g).double()
+    expected = stats.ttest_ind(b.numpy(), a.numpy(), equal_var=False).confidence_interval()
+    assert welch_interval(a, b) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_repeated_splits_report_mean_and_spread():
+    splits = [split([0.8] * 4, [0, 0, 1, 1]), split([0.8] * 4, [0, 1, 0, 1])]
+    metrics = play(splits, [Guess()]).metrics
+    assert metrics["attack/guess/accuracy"] == pytest.approx(0.75)
+    assert metrics["attack/guess/accuracy_std"] == pytest.approx(0.3535, abs=1e-3)
+    assert metrics["pool/diverged"] == 2
+
+
+def test_victims_that_are_mostly_constant_make_the_outcome_degenerate():
+    one = split([0.8] * 4, [0, 0, 1, 1])
+    one.constant = torch.tensor([True, True, True, False])
+    assert play([one], [Guess()]).degenerate == [
+        "75% of the victims are constant: over 99 % of their predictions are of one class"
+    ]
+
+
+def test_a_pool_is_defended_as_each_of_its_members_would_be(data):
+    """Lambda by validation, member by member: the pool's choice has the smallest gap among those accurate enough."""
+    owner = own_pool(data, "train", data.part("validation", 0) + data.part("validation", 1), 2, FIT, TRAINING)
+    how = {"rehearsal": 1.0, "epochs": 3, "lr": 0.03, "grid": [1.0]}
+    chosen = FairFineTuning(penalty="validation", tolerance=1.0, **how).defend_pool(owner)
+    zero, one = (FairFineTuning(penalty=p, **how).defend_pool(owner) for p in (1e-30, 1.0))
+    X = owner.validation.X
+    for member in range(len(chosen)):
+        mine = chosen.predict_proba(X)[member]
+        assert any(torch.allclose(mine, pool.predict_proba(X)[member], atol=1e-4) for pool in (zero, one))
+
+
+def test_dual_ascent_on_a_pool_is_refused(data):
+    owner = own_pool(data, "train", data.part("query", 0), 1, FIT, TRAINING)
+    with pytest.raises(InputError, match="set a number or validation"):
+        FairFineTuning(penalty="dual").defend_pool(owner)

@@ -1,0 +1,192 @@
+"""The meta-classifier: what its network is blind to, what it learns, and what it refuses to read."""
+
+import itertools
+
+import pytest
+import torch
+
+from fairpriv.attacks.attack import AttackGame, Query
+from fairpriv.attacks.meta_classifier import MetaClassifier, NeuronSets
+from fairpriv.errors import InputError
+
+SIZES = [5, 7, 6, 2]
+
+
+class Weights:
+    """Models that are nothing but their weights."""
+
+    def __init__(self, weights):
+        self.weights, self.size = weights, len(weights[0][0])
+
+    def __len__(self):
+        return self.size
+
+    def predict_proba(self, X):
+        raise AssertionError("white box: nobody asks")
+
+
+def random_weights(M, seed, sizes=SIZES, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        weights.append(
+            (torch.randn(M, fan_in, fan_out, generator=generator), torch.randn(M, fan_out, generator=generator))
+        )
+    weights[0][0][:, 0] += shift
+    return weights
+
+
+def permuted(weights, seed):
+    """The same functions: hidden neurons of every model in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [(W.clone(), b.clone()) for W, b in weights]
+    for layer in range(len(weights) - 1):
+        (W, b), (W_next, b_next) = weights[layer], weights[layer + 1]
+        order = torch.rand(b.shape, generator=generator).argsort(1)
+        weights[layer] = (W.gather(2, order[:, None].expand_as(W)), b.gather(1, order))
+        weights[layer + 1] = (W_next.gather(1, order[..., None].expand_as(W_next)), b_next)
+    return weights
+
+
+def make_game(shadows0, shadows1, victims, seed=0):
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    victims = Weights(victims)
+    return AttackGame(victims, (Weights(shadows0), Weights(shadows1)), query, seed, torch.arange(len(victims)) % 2)
+
+
+def shifted_game(seed=0):
+    """Every other victim is of world 1, whose first-layer weights of feature 0 lie higher."""
+    pairs = zip(random_weights(20, 3), random_weights(20, 4, shift=1.5), strict=True)
+    victims = [
+        (torch.stack((W0, W1), 1).flatten(0, 1), torch.stack((b0, b1), 1).flatten(0, 1)) for (W0, b0), (W1, b1) in pairs
+    ]
+    return make_game(random_weights(40, 1), random_weights(40, 2, shift=1.5), victims, seed)
+
+
+def stacked(weights):
+    return [torch.cat((W.mT, b[..., None]), -1).double() for W, b in weights]
+
+
+@torch.no_grad()
+def network():
+    torch.manual_seed(0)
+    return NeuronSets([(5, 7), (7, 6), (6, 2)], width=16, dropout=0.0).eval().double()
+
+
+def test_network_does_not_see_the_order_of_hidden_neurons():
+    net, weights = network(), random_weights(9, 0)
+    logits = net(stacked(weights))
+    assert logits.shape == (9,)
+    torch.testing.assert_close(net(stacked(permuted(weights, 1))), logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "dim"), [(0, 1), (2, 2)])
+def test_network_sees_the_order_of_inputs_and_outputs(layer, dim):
+    net, weights = network(), random_weights(9, 0)
+    turned = [(W.clone(), b.clone()) for W, b in weights]
+    W, b = turned[layer]
+    turned[layer] = (W.flip(dim), b.flip(1) if dim == 2 else b)
+    assert (net(stacked(turned)) - net(stacked(weights))).abs().min() > 1e-6
+
+
+def test_network_sees_how_hidden_layers_are_wired():
+    net, weights = network(), random_weights(9, 0)
+    (W, b), rest = weights[0], weights[1:]
+    rewired = [(W.flip(2), b.flip(1)), *rest]  # the next layer does not follow
+    assert (net(stacked(rewired)) - net(stacked(weights))).abs().min() > 1e-6
+
+
+def test_attack_scores_do_not_see_the_order_of_the_victims_neurons():
+    game = shifted_game()
+    scores = MetaClassifier().run(game).scores
+    other = make_game(game.shadows[0].weights, game.shadows[1].weights, permuted(game.victims.weights, 3))
+    torch.testing.assert_close(MetaClassifier().run(other).scores, scores, rtol=1e-3, atol=1e-3)
+
+
+def test_a_shift_of_one_features_weights_is_found():
+    assert MetaClassifier().run(shifted_game()).accuracy > 0.9
+
+
+def test_the_scale_of_a_features_weights_and_of_a_layer_does_not_matter():
+    game, attack = shifted_game(), MetaClassifier(epochs=5)
+    scaled = []
+    for pool in (*game.shadows, game.victims):
+        (W, b), second, (W_out, b_out) = pool.weights
+        scaled.append([(W * 2.0 ** torch.tensor([[-9], [3], [0], [9], [1]]), b * 16), second, (W_out / 32, b_out)])
+    assert torch.equal(attack.run(make_game(*scaled)).scores, attack.run(game).scores)
+
+
+def test_the_epoch_that_serves_the_shadows_left_out_is_kept():
+    """With nothing to be found, longer training only makes surer of noise."""
+    pools = [random_weights(24, seed) for seed in range(3)]
+    longer = MetaClassifier(lr=0.01, epochs=40, patience=40).run(make_game(*pools))
+    assert longer.scores.abs().mean() < 3  # at the last epoch it is above 10
+
+
+def test_weights_that_never_differ_do_no_harm():
+    pools = [random_weights(12, seed) for seed in range(3)]
+    for pool in pools:
+        pool[0][0][:, 1] = 0.25
+        pool[1][1][:] = 0.0
+    assert MetaClassifier().run(make_game(*pools)).scores.isfinite().all()
+
+
+def test_seeds_make_other_networks():
+    first, again, other = (MetaClassifier(epochs=3).run(shifted_game(seed)).scores for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_model_without_hidden_layers_is_read_too():
+    pools = [random_weights(20, seed, sizes=[3, 2], shift=2.0 * (seed == 1)) for seed in range(3)]
+    result = MetaClassifier().run(make_game(*pools))
+    assert result.decisions.float().mean() < 0.3  # all victims are of world 0
+
+
+@pytest.mark.parametrize("missing", [None, []])
+def test_models_without_weights_are_refused(missing):
+    game = shifted_game()
+    game.shadows[1].weights = missing
+    with pytest.raises(InputError, match="attack meta_classifier reads weights of fully connected layers: Weights has"):
+        MetaClassifier().run(game)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda W, b: (W[..., None], b),  # a convolution
+        lambda W, b: (W.mT, b),
+        lambda W, b: (W, b[:, :-1]),
+    ],
+)
+def test_layers_that_are_not_fully_connected_are_refused(spoil):
+    pools = [random_weights(4, seed) for seed in range(3)]
+    for pool in pools:
+        pool[1] = spoil(*pool[1])
+    with pytest.raises(InputError, match=r"attack meta_classifier reads fully connected layers alone.*layer 1"):
+        MetaClassifier().run(make_game(*pools))
+
+
+def test_layers_that_do_not_follow_one_another_are_refused():
+    pools = [random_weights(4, seed)[::-1] for seed in range(3)]
+    with pytest.raises(InputError, match="fully connected layers alone"):
+        MetaClassifier().run(make_game(*pools))
+
+
+def test_unlike_architectures_are_refused():
+    pools = [random_weights(4, 0), random_weights(4, 1), random_weights(4, 2, sizes=[5, 8, 6, 2])]
+    with pytest.raises(InputError, match="shadows and victims of one architecture"):
+        MetaClassifier().run(make_game(*pools))
+
+
+def test_weights_that_are_not_finite_are_refused():
+    pools = [random_weights(4, seed) for seed in range(3)]
+    pools[2][1][0][1, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match="layer 1 are not finite"):
+        MetaClassifier().run(make_game(*pools))
+
+
+@pytest.mark.parametrize("wrong", [{"folds": 1}, {"dropout": 1.0}, {"epochs": 0}, {"lr": 0.0}])
+def test_a_parameter_out_of_range_is_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        MetaClassifier(**wrong)

@@ -1,0 +1,404 @@
+"""Pools against the single-model path, torch's own AdamW and the functional penalty, member by member."""
+
+import functools
+import itertools
+import logging
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from fairpriv.data.batches import ShuffledBatches, StratifiedBatches
+from fairpriv.data.game import Rows
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_penalty
+from fairpriv.modules import pool as pools
+from fairpriv.modules.classifier import MLP, Classifier, fit
+from fairpriv.modules.pool import Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed
+
+HOW = {"hidden": (8, 4), "epochs": 3, "batch_size": 32, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
+PENALISED = {"penalty": 0.7, "steps_per_epoch": 4}
+
+
+def dataset(n: int, seed: int, groups: int = 2, features: int = 5):
+    """Labels that follow x0, and x1 that tells the group."""
+    g = torch.Generator().manual_seed(seed)
+    s = torch.randint(0, groups, (n,), generator=g)
+    y = (torch.rand(n, generator=g) < 0.3 + 0.4 * (s == 0)).long()
+    X = torch.randn(n, features, generator=g)
+    X[:, 0] += y
+    X[:, 1] = s + X[:, 1] / 10
+    return X, y, s
+
+
+UNEVEN = [dataset(n, seed=n) for n in (100, 230, 20, 64, 130)]
+
+
+def largest_difference(a: Pool, b: Pool) -> float:
+    assert len(a) == len(b)
+    return max(
+        float((p - q).abs().max()) for x, y in zip(a.weights, b.weights, strict=True) for p, q in zip(x, y, strict=True)
+    )
+
+
+def same(a: Pool, b: Pool) -> bool:
+    return largest_difference(a, b) == 0 and a.diverged == b.diverged
+
+
+def single(
+    data,
+    i: int,
+    *,
+    hidden,
+    epochs,
+    batch_size,
+    lr,
+    seed,
+    penalty=0.0,
+    weight_decay=0.0,
+    steps_per_epoch=None,
+    net=None,
+    **_,
+):
+    """The member as ``classifier.fit`` trains it."""
+    rows = Rows(*data, torch.arange(len(data[1])))
+    torch.manual_seed(member_seed(seed, i))
+    net = net or MLP(rows.X.shape[1], 2, hidden=list(hidden))
+    module = Classifier(net, classes=2, lr=lr, weight_decay=weight_decay, penalty=penalty)
+    if steps_per_epoch is None:
+        batches = ShuffledBatches(rows, batch_size, member_seed(seed, i))
+    else:
+        batches = StratifiedBatches(rows, batch_size, steps_per_epoch, member_seed(seed, i))
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    fit(module, batches, epochs=epochs, trainer=trainer, validation=rows)
+    return module.net
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"weight_decay": 0.3, "penalty": 0.7},
+        {"batch_size": 500},
+        {"batch_size": 150, "penalty": 0.7},
+        PENALISED,
+        {"steps_per_epoch": 5, "batch_size": 90},
+        {"steps_per_epoch": 5, "batch_size": 500, "penalty": 0.7, "weight_decay": 0.1},
+        {"hidden": ()},
+    ],
+    ids=str,
+)
+def test_every_member_is_the_model_that_the_single_path_trains(how):
+    how = HOW | how
+    fitted = fit_pool(UNEVEN, **how)
+    alone = Pool.of([single(data, i, **how) for i, data in enumerate(UNEVEN)])
+    assert largest_difference(fitted, alone) < 1e-5
+    assert largest_difference(fitted, fit_pool(UNEVEN, **(how | {"lr": 1e-9}))) > 0.01  # it did learn
+
+
+@pytest.mark.parametrize(
+    "how", [{}, PENALISED, PENALISED | {"batch_size": 500}], ids=["shuffled", "stratified", "whole"]
+)
+def test_training_one_after_another_gives_the_same_members(how):
+    how = HOW | how | {"penalty": 0.7, "weight_decay": 0.01}
+    initial = fit_pool(UNEVEN, **HOW)
+    for start in (None, initial):
+        together, apart = (fit_pool(UNEVEN, **how, initial=start, vectorized=v) for v in (True, False))
+        assert largest_difference(together, apart) < 1e-5
+    assert largest_difference(together, initial) > 0.01
+
+
+def test_fine_tuning_starts_from_the_initial_pool_and_leaves_it_as_it_was():
+    initial = fit_pool(UNEVEN, **HOW)
+    before = [(W.clone(), b.clone()) for W, b in initial.weights]
+    tuned = fit_pool(UNEVEN, **HOW | PENALISED, initial=initial)
+    alone = [single(data, i, **HOW | PENALISED, net=initial.member(i).train()) for i, data in enumerate(UNEVEN)]
+    assert largest_difference(tuned, Pool.of(alone)) < 1e-5
+    assert same(initial, Pool(before))
+
+
+@pytest.mark.parametrize("how", [{}, PENALISED], ids=["shuffled", "stratified"])
+def test_a_member_does_not_depend_on_the_others(how):
+    five, three = fit_pool(UNEVEN, **HOW | how), fit_pool(UNEVEN[:3], **HOW | how)
+    assert largest_difference(five[:3], three) < 1e-6
+
+
+def test_members_on_the_same_data_differ_and_seeds_do_not_overlap():
+    first, second = (fit_pool([UNEVEN[0]] * 3, **HOW | {"seed": seed}) for seed in (0, 1))
+    probs = torch.cat([first.predict_proba(UNEVEN[1][0]), second.predict_proba(UNEVEN[1][0])])
+    assert (torch.cdist(probs, probs) + torch.eye(6)).min() > 0.01
+
+
+def test_members_in_several_blocks_are_the_same(monkeypatch):
+    for how in (HOW, HOW | PENALISED, HOW | {"batch_size": 500}):
+        whole = fit_pool(UNEVEN, **how)
+        with monkeypatch.context() as patch:
+            patch.setitem(pools._BLOCK, "cpu", 2 * 8 * min(how["batch_size"], 230))
+            assert largest_difference(whole, fit_pool(UNEVEN, **how)) < 1e-6
+
+
+def test_a_finished_member_stays_bit_for_bit_what_it_was(monkeypatch):
+    history = []
+    step = PoolAdamW.step
+
+    def watched(self, closure=None):
+        step(self, closure)
+        (group,) = self.param_groups
+        tensors = [t for p in group["params"] for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"])]
+        history.append([t[-1].clone() for t in tensors] + [self.steps[-1].clone()])
+
+    monkeypatch.setattr(PoolAdamW, "step", watched)
+    fit_pool([dataset(200, 0), dataset(40, 1)], **HOW | {"weight_decay": 0.5})
+    assert len(history) == 3 * 7
+    changed = [any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(history)]
+    assert changed == [True] * 5 + [False] * 15  # 3 epochs of 2 batches
+    assert int(history[-1][-1]) == 6
+
+
+def test_adamw_is_torchs_for_every_member_with_its_own_number_of_steps():
+    g = torch.Generator().manual_seed(0)
+    stacked = [torch.randn(4, 3, 2, generator=g), torch.randn(4, 2, generator=g)]
+    numbers = [5, 5, 3, 1]  # steps of each member; member 1 is frozen after two
+    gradients = [[torch.randn(p.shape, generator=g) for p in stacked] for _ in range(5)]
+    params = [torch.nn.Parameter(p.clone()) for p in stacked]
+    ours = PoolAdamW(params, lr=0.1, weight_decay=0.2)
+    for step, gradient in enumerate(gradients):
+        ours.active = sum(n > step for n in numbers)
+        ours.frozen[1] = step >= 2
+        for p, value in zip(params, gradient, strict=True):
+            p.grad = value.clone()
+            p.grad[1] += torch.nan if step >= 2 else 0
+        ours.step()
+    numbers[1] = 2
+    assert ours.steps.tolist() == numbers
+    for member, number in enumerate(numbers):
+        alone = [torch.nn.Parameter(p[member].clone()) for p in stacked]
+        theirs = torch.optim.AdamW(alone, lr=0.1, weight_decay=0.2)
+        for gradient in gradients[:number]:
+            for p, value in zip(alone, gradient, strict=True):
+                p.grad = value[member].clone()
+            theirs.step()
+        for p, q in zip(params, alone, strict=True):
+            assert torch.allclose(p[member], q, atol=1e-6)
+            for name in ("exp_avg", "exp_avg_sq"):
+                assert torch.allclose(ours.state[p][name][member], theirs.state[q][name], atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_penalties_and_their_gradients_are_the_functional_ones_member_by_member(groups):
+    g = torch.Generator().manual_seed(groups)
+    probs = torch.rand(60, 9, generator=g).requires_grad_()
+    cell = torch.randint(0, 2 * groups + 1, (60, 9), generator=g)  # 2 * groups: a row that does not count
+    cell[0] = 2 * groups  # none counts
+    cell[1] = 0  # one label, one group
+    ours = equalized_odds_penalties(probs, cell, 2 * groups)
+    (gradient,) = torch.autograd.grad(ours.sum(), probs)
+    for member in range(60):
+        real = cell[member] < 2 * groups
+        p = probs[member].detach().requires_grad_()
+        theirs = equalized_odds_penalty(p[real], cell[member, real] // groups, cell[member, real] % groups)
+        assert ours[member].item() == pytest.approx(theirs.item(), abs=1e-6)
+        assert torch.allclose(gradient[member], torch.autograd.grad(theirs, p)[0], atol=1e-6)
+
+
+def test_the_penalty_lowers_the_gap_of_every_member():
+    data = [dataset(600, seed) for seed in range(3)]
+    X, y, s = dataset(3000, seed=9)
+
+    def gaps(pool):
+        return [float(equalized_odds_penalty(probs, y, s)) for probs in pool.predict_proba(X)]
+
+    how = HOW | {"epochs": 20, "batch_size": 600, "steps_per_epoch": 5}
+    free = fit_pool(data, **how)
+    assert min(gaps(free)) > 0.2
+    assert max(gaps(fit_pool(data, **how, penalty=2.0, initial=free))) < 0.1
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("how", [{}, {"batch_size": 500, "epochs": 30}], ids=["batches", "whole"])
+def test_a_diverging_member_is_frozen_and_reported_and_the_others_go_on(caplog, how, vectorized):
+    how = HOW | how | {"vectorized": vectorized, "weight_decay": 0.1}
+    broken = [(X.clone(), y, s) for X, y, s in UNEVEN]
+    broken[1][0][:] = torch.nan
+    with caplog.at_level(logging.WARNING, logger="fairpriv"):
+        pool = fit_pool(broken, **how)
+    assert [r.getMessage() for r in caplog.records] == ["pool member 1 diverged at step 0; it stays as it was before"]
+    assert pool.diverged == [1]
+    others = [0, 2, 3, 4]
+    assert largest_difference(pool[others], fit_pool(UNEVEN, **how)[others]) < 1e-6
+    torch.manual_seed(member_seed(HOW["seed"], 1))
+    assert same(pool[1], Pool(Pool.of([MLP(5, 2, hidden=[8, 4])]).weights, [0]))
+
+
+def test_a_member_that_diverges_late_keeps_its_last_finite_state(caplog):
+    data = dataset(100, 0)
+    (order, *_) = ShuffledBatches(Rows(torch.arange(100), *data[1:], data[1]), 100, member_seed(HOW["seed"], 0))
+    data[0][order[0][-3], 2] = torch.inf
+    with caplog.at_level(logging.WARNING, logger="fairpriv"):
+        pool = fit_pool([data, UNEVEN[1]], **HOW | {"batch_size": 5})
+    (message,) = [r.getMessage() for r in caplog.records]
+    step = int(message.split("step ")[1].split(";")[0])
+    torch.manual_seed(member_seed(HOW["seed"], 0))
+    net = MLP(5, 2, hidden=[8, 4])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=HOW["lr"], weight_decay=0.0)
+    rows = Rows(*data, torch.arange(100))
+    for X, y, *_ in list(ShuffledBatches(rows, 5, member_seed(HOW["seed"], 0)))[:step]:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(X), y).backward()
+        optimizer.step()
+    assert step == 19
+    assert pool.diverged == [0]
+    assert largest_difference(pool[0], Pool.of([net])) < 1e-5
+
+
+def test_a_gradient_that_is_not_finite_is_caught_where_the_loss_is():
+    start = Pool([(torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 2))])  # logits inf and -inf: loss 0, gradient inf * 0
+    pool = fit_pool([(torch.tensor([[torch.inf]]), torch.tensor([0]))], **HOW | {"hidden": ()}, initial=start)
+    assert pool.diverged == [0]
+    assert largest_difference(pool, start) == 0
+
+
+def test_a_member_that_diverged_before_is_not_tuned():
+    initial = fit_pool(UNEVEN, **HOW)
+    initial.diverged.append(2)
+    tuned = fit_pool(UNEVEN, **HOW, initial=initial)
+    assert same(tuned[2], initial[2])
+    assert tuned.diverged == [2]
+    assert largest_difference(tuned[3], initial[3]) > 0.01
+
+
+def test_probabilities_are_those_of_the_members(monkeypatch):
+    pool = fit_pool(UNEVEN, **HOW | {"epochs": 1})
+    pool = Pool.join([pool] * 15)
+    X = UNEVEN[1][0]
+    with torch.inference_mode():
+        each = torch.stack([pool.member(i)(X).softmax(-1)[:, 1] for i in range(len(pool))])
+    for budget in (64 * 8 * 7, 2**20):
+        monkeypatch.setitem(pools._BLOCK, "cpu", budget)
+        assert torch.allclose(pool.predict_proba(X), each, atol=1e-6)
+    assert pool.predict_proba(X[:0]).shape == (75, 0)
+
+
+def test_a_member_is_a_plain_module_in_eval_mode_with_weights_of_its_own():
+    pool = fit_pool(UNEVEN, **HOW | {"epochs": 1})
+    net = pool.member(3)
+    W, b = pool.weights[0]
+    assert not net.training
+    assert str(net) == str(MLP(5, 2, hidden=[8, 4]))
+    assert torch.allclose(net[0](torch.ones(5)), torch.ones(5) @ W[3] + b[3], atol=1e-6)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert float(W[3].abs().max()) > 0
+    assert float(b[3].abs().max()) > 0
+
+
+def test_pools_are_selected_and_joined():
+    pool = fit_pool(UNEVEN, **HOW | {"epochs": 1})
+    pool.diverged.extend([1, 3])
+    assert same(Pool.join([pool[:2], pool[2:]]), pool)
+    assert pool[[3, 0, 1]].diverged == [0, 2]
+    assert same(pool[torch.tensor([False, True, False, False, True])], pool[[1, 4]])
+    assert same(pool[-1], pool[4:])
+    assert len(pool[2]) == 1
+    with pytest.raises(IndexError):
+        pool[5]
+    with pytest.raises(InputError, match=r"\(5, 8, 4, 2\), \(5, 3, 2\)\] cannot be joined"):
+        Pool.join([pool, Pool.of([MLP(5, 2, hidden=[3])])])
+
+
+def test_arrays_and_any_group_codes_are_taken():
+    arrays = [(X.double().numpy(), y.numpy().astype(bool), 5 - 7 * s.numpy().astype(np.int32)) for X, y, s in UNEVEN]
+    arrays[0][0].flags.writeable = False
+    flipped = [(X, y, 1 - s) for X, y, s in UNEVEN]
+    pool = fit_pool(arrays, **HOW | PENALISED)
+    assert same(pool, fit_pool(flipped, **HOW | PENALISED))
+    assert torch.equal(pool.predict_proba(arrays[0][0]), pool.predict_proba(UNEVEN[0][0]))
+
+
+def test_torchs_own_random_numbers_are_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    fit_pool(UNEVEN[:2], **HOW | {"epochs": 1})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_finished_pool_is_read_and_not_trained_again(tmp_path, monkeypatch):
+    data = [(X.clone(), y, s) for X, y, s in UNEVEN]
+    data[0][0][:] = torch.nan
+    first = fit_pool(data, **HOW, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
+    second = fit_pool(data, **HOW, cache=tmp_path)
+    assert same(first, second)
+    assert second.diverged == [0]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_pool_that_differs_is_not_read_from_the_cache(tmp_path):
+    short = HOW | {"epochs": 1, "cache": tmp_path}
+    start = fit_pool(UNEVEN, **HOW)
+    other = [(X + 1e-3, y, s) for X, y, s in UNEVEN]
+    changes = [
+        {"lr": 0.02},
+        {"penalty": 0.1},
+        {"epochs": 2},
+        {"seed": 1},
+        {"weight_decay": 0.1},
+        {"batch_size": 33},
+        {"steps_per_epoch": 2},
+        {"hidden": (8,)},
+        {"initial": start},
+        {"vectorized": False},
+    ]
+    for how in ({}, *changes):
+        fit_pool(UNEVEN, **short | how)
+    fit_pool(other, **short)
+    fit_pool(UNEVEN, **short, initial=fit_pool(other, **HOW))
+    assert len(list(tmp_path.iterdir())) == len(changes) + 3
+
+
+def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
+    first = fit_pool(UNEVEN, **HOW, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert same(fit_pool(UNEVEN, **HOW, cache=tmp_path), first)
+    assert file.stat().st_size > 100
+
+
+X, Y, S = UNEVEN[0]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "how", "message"),
+    [
+        ([], {}, "datasets is empty"),
+        ([(X, Y), (X,)], {}, r"datasets\[1\] has 1 parts; it is \(X, y\) or"),
+        ([(X, Y)], {"penalty": 1.0}, r"datasets\[0\] has 2 parts; it is \(X, y, groups\)"),
+        ([(X, Y[1:])], {}, r"datasets\[0\] has shapes \[100, 5\], \[99\]; X is \[N, F\]"),
+        ([(X, Y, S[1:])], {}, r"shapes \[100, 5\], \[100\], \[99\]"),
+        ([(X[:0], Y[:0])], {}, r"shapes \[0, 5\], \[0\]; .* N at least 1"),
+        ([(X, Y), (X[:, 1:], Y)], {}, r"datasets\[1\] has 4 features, datasets\[0\] has 5"),
+        ([(X, Y), (X, Y + 1)], {}, r"datasets\[1\] has labels \[1, 2\]; they are 0 and 1"),
+        ([(X, Y, S.float())], {}, r"groups of torch.float32; they are integer codes"),
+        ([(X, Y, S)], {"steps_per_epoch": 2, "batch_size": 3}, r"datasets\[0\]: a batch of 3 rows cannot hold 4"),
+        ([(X, Y)], {"epochs": 0}, "epochs=0, .* at least 1"),
+        ([(X, Y)], {"lr": 0.0}, "lr=0.0, .* lr is above 0"),
+        (
+            [(X, Y)],
+            {"initial": Pool.of([MLP(5, 2, hidden=[8])])},
+            r"1 members of sizes \(5, 8, 2\); .* 1 of \(5, 8, 4, 2\)",
+        ),
+        ([(X, Y)] * 2, {"initial": Pool.of([MLP(5, 2, hidden=[8, 4])])}, "initial has 1 members .* ask for 2"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(datasets, how, message):
+    with pytest.raises(InputError, match=message):
+        fit_pool(datasets, **HOW | how)
+
+
+def test_features_of_another_width_are_refused_in_prediction():
+    with pytest.raises(InputError, match=r"X is \[3, 4\]; these members take \[N, 5\]"):
+        Pool.of([MLP(5, 2, hidden=[3])]).predict_proba(torch.zeros(3, 4))
