@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -9,13 +10,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fairpriv import __version__
 from fairpriv.errors import InputError
-from fairpriv.schema import nearest
+from fairpriv.schema import check, nearest
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from omegaconf import DictConfig
 
     from fairpriv.tracking.result import Result
@@ -47,152 +50,223 @@ Hydra's options work as they are: --cfg job, --config-dir DIR (your own configs)
 Exit status: 0 done, 2 the input is wrong, 1 anything else.
 """
 
-QUIET_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of ``python -m fairpriv``; exits with the documented status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         status = dispatch(args)
+        sys.stdout.flush()  # while a full disk, or a reader that has gone, can still be answered
     except InputError as error:
-        print(f"fairpriv: {error}", file=sys.stderr)
+        print(f"fairpriv: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("fairpriv: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         status = 1
-    except BrokenPipeError:  # the reader, head for example, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whose reader, head for example, has all it wants
+            print(f"fairpriv: {error}", file=sys.stderr)
         status = 1
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is left of the output goes nowhere, or Python would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 
 def dispatch(args: list[str]) -> int:
     """Carry out one command line; returns the exit status."""
-    verb = args[0] if args else ""
-    if verb in ("--help", "-h", "help") or ("--help" in args or "-h" in args):
+    if "--help" in args or "-h" in args or args[:1] == ["help"]:
         print(HELP, end="")
         return 0
-    if verb == "--version":
+    if args[:1] == ["--version"]:
         print(f"fairpriv {__version__}")
         return 0
+    words, folders = config_dir(args)
+    verb = words.pop(0) if words else ""
     if verb == "ls":
         from fairpriv.configs import list_configs
 
-        words, folder = config_dir(args[1:])
-        return list_configs([CONF, *folder], words)
+        return list_configs([CONF, *folders], words)
     if verb == "validate":
         from fairpriv.configs import validate
 
-        words, folder = config_dir(args[1:])
         if set(words) - {"--deep"}:
             raise InputError(f"validate {' '.join(words)}: takes --deep and --config-dir DIR only")
-        return validate(CONF, folder, deep="--deep" in words)
+        return validate(CONF, folders, deep="--deep" in words)
     if verb == "compare":
         from fairpriv.tracking.compare import compare
 
-        words, out = option(args[1:], "--out")
+        words, out = option(words, "--out")
+        if unknown := [word for word in words if word.startswith("-")]:
+            raise InputError(f"compare {unknown[0]}: takes folders and --out DIR only")
         if not words:
             raise InputError("compare: name the folders whose results are to be compared, for example outputs")
         return compare([Path(word) for word in words], Path(out[0]) if out else None)
-    if verb and re.fullmatch(r"[a-z_-]+", verb) and not verb.startswith("-"):
-        raise InputError(f"unknown command {verb!r}{nearest(verb, ['compare', 'ls', 'validate'])}; see fairpriv --help")
-    return hydra_run(args)
+    if re.fullmatch(r"[a-z][a-z_-]*", verb):
+        known = ["compare", "ls", "validate", *(f"experiment={file.stem}" for file in CONF.glob("experiment/*.yaml"))]
+        raise InputError(f"unknown command {verb!r}{nearest(verb, known)}; see fairpriv --help")
+    return hydra_run(args, folders)
 
 
-def option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """Split ``--name VALUE`` and ``--name=VALUE`` from the other words."""
-    words, values, rest = [], [], list(args)
+def option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """Split ``--name VALUE`` and ``--name=VALUE`` from the other words; there is at most one value."""
+    words: list[str] = []
+    values: list[str] = []
+    rest = list(args)
     while rest:
-        word = rest.pop(0)
-        if word == name:
-            if not rest:
-                raise InputError(f"{name} needs a value")
-            values.append(rest.pop(0))
-        elif word.startswith(f"{name}="):
-            values.append(word.partition("=")[2])
-        else:
+        name, equals, value = (word := rest.pop(0)).partition("=")
+        if name not in names:
             words.append(word)
+        elif values or not (equals or rest):
+            raise InputError(f"{name} needs one value")
+        else:
+            values.append(value if equals else rest.pop(0))
     return words, values
 
 
 def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Split ``--config-dir DIR`` from the other words; the folder must exist."""
-    words, values = option(args, "--config-dir")
-    for value in values:
-        if not Path(value).is_dir():
-            raise InputError(f"--config-dir {value}: there is no such folder")
-    return words, [Path(value) for value in values]
+    """Split ``--config-dir DIR`` from the other words; the folder must exist and hide behind none of our names."""
+    words, values = option(args, "--config-dir", "-cd")
+    folders = [Path(value) for value in values]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {folder}: there is no such folder")
+        for file in sorted(folder.glob("*/*.yaml")):
+            if (CONF / file.relative_to(folder)).is_file():  # Hydra would silently take ours
+                raise InputError(f"{file}: fairpriv has a {file.parent.name} of that name, which goes first: rename it")
+    return words, folders
 
 
-def hydra_run(args: list[str]) -> int:
+def hydra_options(args: Sequence[str]) -> Namespace:
+    """Read the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; see fairpriv --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(args)
+    chosen = [options.run, options.multirun, options.shell_completion, options.cfg, options.info]
+    if sum(map(bool, chosen)) > 1:
+        raise InputError("--run, --multirun, --cfg, --info and --shell-completion: only one of them can be given")
+    if options.resolve and not options.cfg:
+        raise InputError("--resolve: goes with --cfg only")
+    if options.experimental_rerun:
+        raise InputError("--experimental-rerun: give the same command again, with retry=all if its cells are finished")
+    return options
+
+
+def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     """Hand the command line to Hydra; its errors become one line, a sweep ends with its table."""
+    if not any(args):
+        raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.plugins.sweeper import Sweeper
     from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf import open_dict, read_write
 
-    from fairpriv.configs import explain, register_schema
+    from fairpriv.configs import CONFIG_ERRORS, explain, is_grid, left_to_cells, plain, register_schema
     from fairpriv.sweep import progress
 
-    if not args:
-        raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
-    overrides, folders = config_dir(args)
-    register_schema()
-    if not any(arg.split("=")[0] in (*QUIET_FLAGS, "sweep") for arg in args):
-        args = [*args, f"sweep={sweep_name(overrides)}"]
-    wrong: list[InputError] = []
+    options = hydra_options(args)
+    overrides: list[str] = options.overrides
+    rest = list(overrides)
+    flags = [word for word in args if not (rest and word == rest[0] and rest.pop(0))]
+    if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
+        overrides = [*overrides, *sweep_override(overrides)]
+    errors: list[Exception] = []
     failed: list[bool] = []
 
     def job(cfg: DictConfig) -> dict[str, str | None]:
         single = HydraConfig.get().mode is RunMode.RUN
         if single:
             cfg.sweep = None
-        from fairpriv.run import run
-
-        logging.getLogger("fairpriv").setLevel(logging.INFO if single else logging.ERROR)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
+        log = logging.getLogger("fairpriv")
+        if not HydraConfig.get().verbose:
+            log.setLevel(logging.INFO if single else logging.WARNING)
         try:
+            check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
+            from fairpriv.run import run
+
+            logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
             result = run(cfg)
-        except InputError as error:  # kept from Hydra, which would add a line of its own
-            wrong.append(error)
-            return {"status": "failed", "error": str(error)}
         except SystemExit:  # how Lightning ends a fit after Ctrl-C
             raise KeyboardInterrupt from None
+        except Exception as error:  # kept from Hydra, which would add lines of its own
+            log.debug("failed", exc_info=True)
+            errors.append(error)
+            return {"status": "failed", "error": " ".join(str(error).split())}
         failed.append(result.status == "failed")
         if single:
             show(result)
         return {"status": result.status, "error": result.error}
 
-    old_argv, sys.argv = sys.argv, ["fairpriv", *args]
+    def check_grid(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+        """Compose every cell before the first one runs, as Hydra does, and check it too."""
+        assert sweeper.hydra_context is not None
+        assert sweeper.config is not None
+        for cell in batch:
+            cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(cell))
+            with read_write(cfg), open_dict(cfg):
+                del cfg["hydra"]
+            check(plain(cfg))
+
+    register_schema()
+    Sweeper.validate_batch_is_legal = check_grid  # type: ignore[method-assign, assignment]
+    old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
+        if options.multirun or is_grid(CONF, folders, overrides):
+            overrides = left_to_cells(overrides)
+        sys.argv = ["fairpriv", *flags, *overrides]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain(error, CONF, folders, overrides)) from None
+    except CONFIG_ERRORS as error:
+        raise InputError(explain(error, CONF, folders, options.overrides)) from None
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise InputError(f"{error.filename}: {error.strerror}; paths.root must be a writable folder") from None
     finally:
         sys.argv = old_argv
         progress.stop()
-    if (sweep := progress.finished_sweep()) is not None:
-        from fairpriv.tracking.compare import compare
-        from fairpriv.tracking.result import find_results
+    sweep = progress.finished_sweep()
+    if errors and not failed:  # nothing was measured
+        raise errors[0]
+    if sweep is None:
+        return int(any(failed))
+    from fairpriv.tracking.compare import compare
+    from fairpriv.tracking.result import find_results
 
+    try:
         compare([sweep])
-        return int(any(result.status == "failed" for result in find_results([sweep])[0]))
-    if wrong:
-        raise wrong[0]
-    return int(any(failed))
+    except InputError as error:  # no fault of the input: the disk is full, say
+        print(f"fairpriv: {error}", file=sys.stderr)
+        return 1
+    return int(bool(errors) or any(result.status == "failed" for result in find_results([sweep])[0]))
 
 
-def sweep_name(overrides: Sequence[str]) -> str:
-    """A name that the same command gets again: the experiment's, with a hash of other overrides if there are any."""
-    keys = dict(word.split("=", 1) for word in overrides if "=" in word)
-    name = keys.pop("experiment", "sweep")
-    if not keys and name != "sweep":
-        return name
-    return f"{name}-{hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest()[:8]}"
+def sweep_override(overrides: Sequence[str]) -> list[str]:
+    """``sweep=NAME``, unless it is given: a name that the same command gets again.
+
+    It is the experiment's, with a hash of the other overrides that choose or change cells, if there are any.
+    """
+    for word in overrides:
+        if word.startswith("sweep="):
+            name = word.partition("=")[2]
+            if name == "null" or not re.fullmatch(r"\w[\w.-]*", name):
+                raise InputError(f"sweep={name}: must be the name of a folder, of letters, digits, '_', '-' and '.'")
+            return []
+    experiment = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
+    others = [
+        w for w in overrides if not re.match(r"[+~]*(experiment=|retry=|threads=|logger|paths\.|hydra.launcher)", w)
+    ]
+    name = re.sub(r"[^\w.-]+", "-", experiment[0]) if experiment else "sweep"
+    if others or not experiment:
+        name += f"-{hashlib.sha256(repr(sorted(others)).encode()).hexdigest()[:8]}"
+    return [f"sweep={name}"]
 
 
 def show(result: Result) -> None:
@@ -201,17 +275,20 @@ def show(result: Result) -> None:
     from rich.table import Table
 
     config = result.config
+    console = Console(width=None if sys.stdout.isatty() else 120)
     names = f"{config['dataset']['name']}, {config['defense']['name']}"
     title = f"{names}, world {config['game']['world']}, seed {config['seed']}: {result.status}"
-    table = Table("metric", "value", "95 % interval", title=title, title_justify="left", min_width=len(title))
-    for name, value in result.metrics.items():
-        low, high = result.intervals.get(name, (None, None))
-        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-        table.add_row(name, "-" if value is None else f"{value:.4g}", interval)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    if result.metrics:
+        table = Table("metric", "value", "95 % interval", title=title, title_justify="left", min_width=len(title))
+        for name, value in result.metrics.items():
+            low, high = result.intervals.get(name, (None, None))
+            interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+            table.add_row(name, "-" if value is None else f"{value:.4g}", interval)
+        console.print(table)
+    else:
+        console.print(title, markup=False, highlight=False)
     for reason in result.degenerate:
-        console.print(f"degenerate: {reason}")
+        console.print(f"degenerate: {reason}", markup=False)
+    console.print(str(Path(config["paths"]["root"], "cells", result.id, "result.json")), soft_wrap=True, markup=False)
     if result.error:
-        console.print(f"failed: {result.error}", markup=False)
-    console.print(str(Path(config["paths"]["root"], "cells", result.id, "result.json")), soft_wrap=True)
+        print(f"failed: {result.error}", file=sys.stderr)

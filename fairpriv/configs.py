@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import sys
@@ -9,12 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import MISSING
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv.errors import InputError
 from fairpriv.schema import Config, check, nearest
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # what a wrong config or override raises
 
 
 def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
@@ -57,54 +62,100 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="fairpriv_schema", node=Config)
 
 
-def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> Any:
-    """The config that the command line would make of ``overrides``, outside a Hydra run."""
+def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hydra: bool = False) -> Any:
+    """The config that the command line would make of ``overrides``, outside a Hydra run; on demand with Hydra's own."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     register_schema()
     search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra_compose("config", [*search, *overrides])
+        return hydra_compose("config", [*search, *overrides], return_hydra_config=hydra)
+
+
+def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bool:
+    """Whether the config itself asks for Hydra's multirun, as studies do."""
+    from hydra.types import RunMode
+
+    choices = [word for word in overrides if word.startswith(("experiment=", "debug=", "hydra.mode="))]
+    try:
+        return bool(choices) and compose(conf, folders, choices, hydra=True).hydra.mode is RunMode.MULTIRUN
+    except CONFIG_ERRORS:  # to be explained when all overrides are composed
+        return False
+
+
+def left_to_cells(overrides: Sequence[str]) -> list[str]:
+    """Overrides for a grid, those below a group as a choice of one value.
+
+    Hydra also composes what a grid's cells have in common, without the groups that differ among them: there
+    ``defense.epochs=3`` would be an unknown key if the default defence has no epochs.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = []
+    for word in overrides:
+        if re.match(r"(?!hydra\.|paths\.)\w+\.[\w.]+=.", word):
+            override = OverridesParser.create().parse_overrides([word])[0]
+            if not override.is_sweep_override():
+                word = f"{override.key_or_group}=choice({override.get_value_element_as_str()})"
+        words.append(word)
+    return words
 
 
 def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
     """Compose every option of every group and check keys, types and targets; returns the exit status (0 or 2)."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     known = groups([conf, *folders])
     # One composition takes about 0.1 s, so options of different groups share it; experiments may override them.
     words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
     alone = [[word] for group in ("experiment", "debug") for word in words.pop(group, [])]
+    grids = {f"experiment={name}": file for name, file in known.get("experiment", {}).items()}
     together = [[word for word in row if word] for row in itertools.zip_longest(*words.values())]
 
     def problem(overrides: list[str]) -> str | None:
         try:
-            cfg = compose(conf, folders, overrides)
+            grid = [word for override in overrides if override in grids for word in _grid(grids[override], known)]
+            cfg = compose(conf, folders, [*overrides, *grid])
             check(plain(cfg), missing_allowed=True)
             if deep:
                 _try(plain(cfg))
         except InputError as error:
             return str(error)
-        except (HydraException, OmegaConfBaseException) as error:
+        except CONFIG_ERRORS as error:
             return explain(error, conf, folders, overrides)
         return None
 
     problems = []
     for overrides in alone + together:
         if text := problem(overrides):  # whose fault it is shows one at a time
-            each = [f"{override}: {p}" for override in overrides if (p := problem([override]))]
-            problems += each or [f"{' '.join(overrides)}: {text}"]
-    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+            each = {override: p for override in overrides if (p := problem([override]))}
+            problems += [f"{of}: {p.removeprefix(of.replace('=', '/') + ': ')}" for of, p in each.items()]
+            if not each:
+                problems.append(f"{' '.join(overrides)}: {text}")
+    for text in problems:
+        print(f"fairpriv: {' '.join(text.split())}", file=sys.stderr)
     print(f"{sum(map(len, known.values()))} configs checked, {len(problems)} with problems")
     return 2 if problems else 0
+
+
+def _grid(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """The first choice of every key that an experiment varies by itself; group choices must all exist."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    first = []
+    for key, value in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items():
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        choices = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(value)]
+        for choice in choices if key in known else ():
+            if choice not in known[key]:
+                raise InputError(f"hydra.sweeper.params.{key}: there is no {key}={choice}{nearest(choice, known[key])}")
+        first.append(f"{key}={choices[0]}")
+    return first
 
 
 def plain(cfg: Any) -> dict[str, Any]:
     """A composed config as plain containers with interpolations resolved; ``???`` stays as it is."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
         config = OmegaConf.to_container(cfg, resolve=True)
@@ -114,41 +165,65 @@ def plain(cfg: Any) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
+    """The object that ``config[group]`` describes; what its constructor refuses is an `InputError`."""
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config[group], *args, **kwargs, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(f"{group}: {error.__cause__ or error}") from error
+
+
 def _try(config: dict[str, Any]) -> None:
     """Open the data, build the model and run five samples through it; a dataset that waits for a file is left alone."""
+    build(config, "defense")
     if MISSING in str(config["dataset"]):
         return
     import torch
-    from hydra.utils import instantiate
 
-    dataset = instantiate(config["dataset"], _convert_="all")
+    dataset = build(config, "dataset")
     table = dataset.load()
     features = dataset.encode(table.features).transform(table.features.head(5))
-    net = instantiate(config["model"], features.shape[1], len(table.label_names), _convert_="all").eval()
+    net = build(config, "model", features.shape[1], len(table.label_names)).eval()
     logits = net(torch.as_tensor(features))
     if tuple(logits.shape) != (5, len(table.label_names)):
         raise InputError(f"model gives {tuple(logits.shape)} for five samples, not (5, {len(table.label_names)})")
 
 
 def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> str:
-    """One line for an error of Hydra or omegaconf: the full key, and the nearest right one."""
+    """One line for one of `CONFIG_ERRORS`: where, the full key, and the nearest right one."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
     text = "\n".join(str(e) for e in _chain(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if option := re.search(r"Could not find '([\w/.-]+)/([^/']+)'", text):
+    file = re.search(r"In '([^']+)': ", text)
+    where = f"{file[1]}: " if file and file[1] not in ("config", "hydra/config") else ""
+    if option := re.search(r"Could not (?:find|load) '([\w/.-]+)/([^/']+)'", text):
         group, name = option.groups()
-        known = groups([conf, *folders]).get(group, {})
-        return f"{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"
-    key = re.search(r"full_key: (\S+)", text)
-    unknown = re.search(r"Could not override '([^']+)'", text)
+        available = re.search(rf"Available options in '{group}':\n((?:\t.*\n?)+)", text)
+        known = available[1].split() if available else list(groups([conf, *folders]).get(group, {}))
+        return f"{where}{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{ambiguous[1]}: several values make a grid, which needs -m; a list is written key=[a,b]"
-    if re.search(r"[Kk]ey '[^']*' (is )?not in ", text) and (key or unknown):
-        name = (key or unknown)[1]  # type: ignore[index]
-        return f"unknown key {name}{nearest(name, _known_keys(conf, folders, overrides))}"
-    reasons = [line for line in lines if line.startswith(("Value ", "Cannot convert", "field"))]
+    if nothing := re.search(r"Could not override '([^']+)'.\s+No match in the defaults list", text):
+        return f"{where}there is no group {nothing[1]}{nearest(nothing[1], groups([conf]))}"
+    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if key and re.search(r"[Kk]ey '[^']*' (is )?not in ", text):
+        if key[1] in ("experiment", "debug"):
+            return f"{key[1]}: the file begins with '# @package _global_', since its keys belong to the root"
+        known = _known_keys(conf, folders, overrides)
+        hint = " in some of the cells" if key[1] in known else nearest(key[1], known)
+        return f"{where}unknown key {key[1]}{hint}"
+    reasons = [line for line in lines if line.startswith(("Value ", "Cannot convert", "field", "Invalid value"))]
     if key and reasons:
-        return f"{key[1]}: {reasons[0]}"
-    return "; ".join(line for line in lines[:2] if not line.startswith("Set the environment"))
+        return f"{where}{key[1]}: {reasons[0]}"
+    return lines[0]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -158,17 +233,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _known_keys(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
-    """Every dotted key of the config with the groups chosen on the command line, else of the default config."""
+    """Every dotted key of the configs with the groups chosen on the command line, else of the default config."""
     from hydra.core.global_hydra import GlobalHydra
 
-    choices = [w for w in overrides if re.fullmatch(r"\w+=\w+", w)]
-    for attempt in (choices, []):
+    choices = [re.findall(r"\w+(?==)|\[.*\]|\w+", word) for word in overrides if re.fullmatch(r"\w+=[\w,\[\]]+", word)]
+    cells = itertools.islice(itertools.zip_longest(*(values for _, *values in choices)), 20)
+    rows = [[f"{group}={value}" for (group, *_), value in zip(choices, cell, strict=True) if value] for cell in cells]
+    keys: dict[str, None] = {}
+    for row in [*rows, []]:
         GlobalHydra.instance().clear()
-        try:
-            return list(_flatten(plain(compose(conf, folders, attempt))))
-        except Exception:  # the choices themselves are wrong: fall back to the defaults
-            continue
-    return []
+        if row or not keys:
+            with contextlib.suppress(InputError, *CONFIG_ERRORS):  # the choices themselves may be wrong
+                keys |= dict.fromkeys(_flatten(plain(compose(conf, folders, row))))
+    return list(keys)
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

