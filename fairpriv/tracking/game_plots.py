@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairpriv.tracking.compare import Comparison, Group, show
+from fairpriv.tracking.comparison import Comparison, Group, show
 from fairpriv.tracking.result import Result
 from fairpriv.tracking.tradeoff import COLOURS, MARKERS
 

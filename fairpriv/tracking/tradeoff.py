@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairpriv.tracking.compare import BASELINE, Comparison, Group, comparable, direction, show
-from fairpriv.tracking.result import write_whole
+from fairpriv.tracking.comparison import BASELINE, Comparison, Group, comparable, direction, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,43 +25,7 @@ def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int])
     return [i for i, (x, y) in enumerate(scaled) if not any(u >= x and v >= y and (u > x or v > y) for u, v in scaled)]
 
 
-def write_plots(table: Comparison, folder: Path) -> dict[str, str]:
-    """Write the plots; returns their SVG by title: the trade-off of each dataset and game, and the game's own."""
-    if not table.panels:
-        return {}
-    import matplotlib
-
-    from fairpriv.tracking.game_plots import advantage_figure, bound_figure
-
-    figures: dict[str, str] = {}
-    more = {"Gap and bound": ("bound", bound_figure), "Attacks as the worlds part": ("advantage", advantage_figure)}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
-        matplotlib.rcParams["font.size"] = 9
-        matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
-        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-        matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
-        for title, groups in table.settings.items():
-            svg = io.BytesIO()
-            _figure(table, {title: groups}).savefig(svg, format="svg", metadata={"Date": None})
-            slug = re.sub(r"[^\w.=-]+", "-", title)
-            write_whole(folder / f"tradeoff-{slug}.svg", svg.getvalue())
-            figures[title] = svg.getvalue().decode()
-        png = io.BytesIO()
-        together = _figure(table, table.settings)
-        together.savefig(png, format="png", dpi=min(110, 60_000 / together.get_figheight()))  # 65,535 pixels at most
-        write_whole(folder / "tradeoff.png", png.getvalue())
-        for title, (name, draw) in more.items():
-            if (drawn := draw(table)) is not None:
-                svg = io.BytesIO()
-                drawn.savefig(svg, format="svg", metadata={"Date": None})
-                drawn.savefig(folder / f"{name}.png", dpi=110)
-                write_whole(folder / f"{name}.svg", svg.getvalue())
-                figures[title] = svg.getvalue().decode()
-    return figures
-
-
-def _figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
+def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
     """One row of panels per dataset and game, with one legend below them all."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -143,9 +103,3 @@ def _scatter(
 
 def _better(metric: str, up: str, down: str) -> str:
     return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[direction(metric)]
-
-
-def inline(svg: str) -> str:
-    """The picture as part of a page: without prologue, metadata and namespaces, and so without any address."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.compare import Comparison, Estimate, compare, direction, value_range
+from fairpriv.tracking.compare import compare
+from fairpriv.tracking.comparison import Comparison, Estimate, direction, value_range
 from fairpriv.tracking.identity import content_hash
 from fairpriv.tracking.result import Result
 from fairpriv.tracking.tradeoff import pareto_front
