@@ -231,8 +231,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         raise InputError(f"{error.filename}: {error.strerror}; paths.root must be a writable folder") from None
     finally:
         sys.argv = old_argv
-        progress.stop()
-    sweep = progress.finished_sweep()
+        sweep = progress.end()
     if errors and not failed:  # nothing was measured
         raise errors[0]
     if sweep is None:

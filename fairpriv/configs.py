@@ -218,7 +218,10 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         if key[1] in ("experiment", "debug"):
             return f"{key[1]}: the file begins with '# @package _global_', since its keys belong to the root"
         known = _known_keys(conf, folders, overrides)
+        parent = key[1].rpartition(".")[0]
         hint = " in some of the cells" if key[1] in known else nearest(key[1], known)
+        if "." in parent and parent in known and f"{parent}._target_" not in known:  # such as dataset.groups
+            hint = f"{hint}; a new entry of {parent} is written +{key[1]}=VALUE"
         return f"{where}unknown key {key[1]}{hint}"
     reasons = [line for line in lines if line.startswith(("Value ", "Cannot convert", "field", "Invalid value"))]
     if key and reasons:

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    data = datasets(max(options.members, *options.growth))
+    data = datasets(max([options.members, *options.growth]))
     epochs, members = options.epochs, options.members
     X = data[0][0]
     one = [run(data[:2], epochs=1, batch_size=options.batch_size[0]).predict_proba(X) for run in (plain, pooled)]

@@ -85,15 +85,11 @@ class SweepProgress(Callback):
         self.finished = True
 
 
-def stop() -> None:
-    """Take the live display down, also after an error."""
-    if SweepProgress.current and SweepProgress.current.bar:
-        SweepProgress.current.bar.stop()
-
-
-def finished_sweep() -> Path | None:
-    """Folder of the sweep that has just ended in this process, None after a single run."""
+def end() -> Path | None:
+    """Take the live display down; returns the folder of a sweep that came to its end, None after anything else."""
     current, SweepProgress.current = SweepProgress.current, None
+    if current and current.bar:
+        current.bar.stop()
     return current.folder if current and current.finished else None
 
 

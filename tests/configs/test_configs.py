@@ -1,0 +1,149 @@
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fairpriv.cli import CONF, main
+from fairpriv.configs import compose, groups, is_grid, left_to_cells, plain
+from fairpriv.schema import check, parameters
+from fairpriv.tracking.result import find_results
+
+OPTIONS = groups([CONF])
+GIVEN_BY_THE_RUN = {"fairpriv.modules.classifier.MLP": {"features", "classes"}}
+# What makes an experiment small beyond debug=fast.
+IN_MINIATURE = {
+    "quickstart": ["dataset=german"],
+    "distribution_inference": ["dataset=german", "defense=fine_tune", "game.shadows=4", "game.victims=2"],
+    "bound": ["dataset=compas", "defense=none", "game.alpha=0.6,0.8", "game.shadows=4", "game.victims=2"],
+}
+
+
+@pytest.fixture
+def fairpriv(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+
+    def call(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        return int(ended.value.code), capfd.readouterr().out
+
+    yield call
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def test_every_option_composes_and_every_target_has_its_keys(fairpriv):
+    status, out = fairpriv("validate")
+    assert status == 0
+    assert out == f"{sum(map(len, OPTIONS.values()))} configs checked, 0 with problems\n"
+
+
+def test_the_groups_that_users_choose_from_are_there():
+    assert {"dataset", "model", "defense", "game", "logger", "experiment", "debug"} <= set(OPTIONS)
+    assert {"adult", "compas", "german", "lsac", "acs_income", "csv"} <= set(OPTIONS["dataset"])
+    arms = {"none", "fine_tune", "rehearsal", "fair_finetune", "scratch", "fair_scratch"}
+    assert arms <= set(OPTIONS["defense"])
+
+
+@pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack"])
+def test_a_user_sees_every_key_of_what_is_built(group):
+    for option in OPTIONS.get(group, {}):
+        node = plain(compose(CONF, [], [f"{group}={option}"]))[group]
+        node = node[option] if group == "attack" else node
+        target = node["_target_"]
+        known = parameters(target)
+        assert known is not None
+        assert set(node) - {"_target_"} == set(known[0]) - GIVEN_BY_THE_RUN.get(target, set()), option
+
+
+@pytest.mark.parametrize("group", ["game", "training", "paths"])
+def test_a_user_sees_every_key_of_the_root(group):
+    config = plain(compose(CONF, [], []))
+    file = CONF / group / f"{'pure' if group == 'game' else 'default'}.yaml"
+    assert set(OmegaConf.load(file)) == set(config[group])
+
+
+def test_a_name_in_a_file_is_the_file_s_name():
+    for group in ("dataset", "model", "defense"):
+        for option in OPTIONS[group]:
+            assert plain(compose(CONF, [], [f"{group}={option}"]))[group]["name"] == option
+
+
+def test_every_option_says_what_it_is(fairpriv):
+    status, out = fairpriv("ls")
+    assert status == 0
+    for group, options in OPTIONS.items():
+        assert f"\n{group}\n" in f"\n{out}"
+        for option in options:
+            assert re.search(rf"^  {option} +\S", out, re.MULTILINE), (group, option)
+
+
+def test_ls_of_one_group(fairpriv):
+    assert fairpriv("ls", "model")[1] == "model\n  mlp  Multi-layer perceptron with ReLU on tabular features\n"
+
+
+def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path):
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    (tmp_path / "mine" / "defense").mkdir()
+    rows = [f"{i % 37},{'fm'[i % 2]},{i * i % 11 > 4}" for i in range(800)]
+    (tmp_path / "people.csv").write_text("\n".join(["age,sex,hired", *rows]))
+    (tmp_path / "mine" / "dataset" / "people.yaml").write_text(
+        "# People of mine\ndefaults: [csv]\nname: people\nsource: {files: [people.csv]}\n"
+        "target: hired\npositive: [True]\nsensitive: sex\n"
+    )
+    (tmp_path / "mine" / "defense" / "brief.yaml").write_text(
+        "# Little\ndefaults: [fine_tune]\nname: brief\nepochs: 1\n"
+    )
+    here = ["--config-dir", "mine"]
+    assert "\n  people      People of mine\n" in fairpriv("ls", *here)[1]
+    assert "  brief          Little\n" in fairpriv(*here, "ls", "defense")[1]
+    assert "People of mine" not in fairpriv("ls")[1]
+    status, out = fairpriv("validate", *here)
+    assert (status, out) == (0, f"{sum(map(len, OPTIONS.values())) + 2} configs checked, 0 with problems\n")
+    status, out = fairpriv(*here, "dataset=people", "defense=brief", "debug=fast", "paths.root=out")
+    assert status == 0
+    (result,) = find_results([Path("out")])[0]
+    assert (result.config["dataset"]["name"], result.config["defense"]["name"]) == ("people", "brief")
+    assert result.status == "completed"
+
+
+@pytest.mark.parametrize("experiment", OPTIONS["experiment"])
+def test_every_experiment_runs_in_miniature(fairpriv, experiment):
+    words = [f"experiment={experiment}", "debug=fast", "paths.root=out", *IN_MINIATURE.get(experiment, [])]
+    status, out = fairpriv(*words)
+    results, left_out = find_results([Path("out")])
+    assert (status, left_out) == (0, [])
+    assert len(results) > 1
+    assert {result.status for result in results} == {"completed"}
+    assert {result.config["seed"] for result in results} == {0}  # one seed of the grid
+    assert "report.html" in out
+
+
+def test_a_grid_is_known_by_the_experiment():
+    assert is_grid(CONF, [], ["experiment=quickstart", "debug=fast"])
+    assert is_grid(CONF, [], ["hydra.mode=MULTIRUN"])
+    assert not is_grid(CONF, [], ["experiment=quickstart", "hydra.mode=RUN"])
+    assert not is_grid(CONF, [], ["seed=0", "debug=fast"])
+    assert not is_grid(CONF, [], ["experiment=quickstrat"])
+
+
+def test_what_is_below_a_group_is_left_to_the_cells_of_a_grid():
+    words = ["seed=0", "defense=none,scratch", "paths.root=a", "hydra.verbose=true", "+defense.x=1", "game.alpha=0.5,1"]
+    assert left_to_cells(words) == words
+    assert left_to_cells(["defense.epochs=3", "defense.grid=[1,2]", "dataset.target='a b'"]) == [
+        "defense.epochs=choice(3)",
+        "defense.grid=choice([1,2])",
+        "dataset.target=choice('a b')",
+    ]
+
+
+def test_debug_shrinks_the_default_cell():
+    config = plain(compose(CONF, [], ["debug=fast"]))
+    check(config)
+    assert config["game"]["rows"] < 1000
+    assert config["training"]["epochs"] == 1
+    assert not config["logger"]

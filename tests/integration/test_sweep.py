@@ -1,0 +1,198 @@
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning
+import pytest
+
+from fairpriv.modules.classifier import Classifier
+from fairpriv.tracking.result import find_results
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The stages that were trained, in their order."""
+    trained = []
+    fit = lightning.Trainer.fit
+
+    def spy(self, model, *args, **kwargs):
+        trained.append(model.stage)
+        return fit(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(lightning.Trainer, "fit", spy)
+    return trained
+
+
+def lines(ended) -> list[str]:
+    """The line of each cell, without its time."""
+    return [re.sub(r", [0-9.]+ s", "", line) for line in ended.err.splitlines()]
+
+
+def results(root: Path) -> dict[str, str]:
+    return {result.id: result.status for result in find_results([root])[0]}
+
+
+def test_a_sweep_prints_progress_and_a_table_and_skips_what_is_finished(fairpriv, small, tmp_path, fits):
+    command = ["-m", *small, "defense=none,fine_tune", "seed=0,1"]
+    ended = fairpriv(*command)
+    assert ended.status == 0
+    assert [line[:7] for line in lines(ended)] == ["[  1/4]", "[  2/4]", "[  3/4]", "[  4/4]"]
+    assert all(line.endswith(": completed") for line in lines(ended))
+    assert {"defense=fine_tune", "seed=1"} <= set(lines(ended)[3].removesuffix(": completed").split())
+    assert re.search(r"people +none +0\.\d{3} ±", ended.out)
+    assert re.search(r"people +fine_tune +0\.\d{3} ±", ended.out)
+    assert "[  1/4]" not in ended.out
+    (report,) = re.findall(r"^report: (.*)$", ended.out, re.MULTILINE)
+    sweep = Path(report).parent
+    assert sweep.parent == tmp_path / "out" / "sweeps"
+    assert {"report.html", "table.csv", "cells.txt", "plots"} <= {path.name for path in sweep.iterdir()}
+    assert set((sweep / "cells.txt").read_text().split()) == set(results(tmp_path / "out"))
+
+    assert fits == ["base", "fine_tune"] * 2
+    again = fairpriv(*command)
+    assert fits == ["base", "fine_tune"] * 2
+    assert (again.status, again.out, lines(again)) == (0, ended.out, lines(ended))
+
+
+def test_a_cell_is_made_once_whatever_sweep_asks_for_it(fairpriv, small, fits, tmp_path):
+    fairpriv(*small, "seed=1")
+    fairpriv("-m", *small, "seed=0,1")
+    ended = fairpriv("-m", *small, "seed=1,2")
+    assert fits == ["base"] * 3
+    assert ended.status == 0
+    assert "compare" not in ended.err
+    assert len(results(tmp_path / "out")) == 3
+    assert len(list((tmp_path / "out" / "sweeps").iterdir())) == 2
+    everything = fairpriv("compare", tmp_path / "out")
+    assert re.search(r"people +none .* 3 ", everything.out)
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(fairpriv, small, tmp_path, fits):
+    command = ["-m", *small, "defense=fine_tune", "defense.lr=1e30,0.01"]
+    ended = fairpriv(*command)
+    assert ended.status == 1
+    first, second = lines(ended)
+    assert first.endswith("defense.lr=1e+30: failed: NonFiniteLossError: loss became nan at step 1 of fine_tune")
+    assert second.endswith("defense.lr=0.01: completed")
+    assert sorted(results(tmp_path / "out").values()) == ["completed", "failed"]
+    assert "loss became nan at step 1" in ended.out
+    assert len(fits) == 3
+    assert fairpriv(*command, "retry=none").status == 1
+    assert len(fits) == 3
+    assert fairpriv(*command).status == 1
+    assert len(fits) == 4  # the failed one
+
+
+def test_data_that_is_wrong_in_one_cell(fairpriv, small, tmp_path):
+    ended = fairpriv("-m", *small, "game.alpha=1.5,0.9")
+    assert ended.status == 1
+    first, second = lines(ended)
+    assert first.endswith("game.alpha=1.5: failed: game.alpha=1.5: it is a share, from 0 to 1")
+    assert second.endswith("game.alpha=0.9: completed")
+    assert sorted(results(tmp_path / "out").values()) == ["completed", "failed"]
+
+
+def test_data_that_is_wrong_in_every_cell_is_wrong_input(fairpriv, small):
+    ended = fairpriv("-m", *small, "dataset.sensitive=gender", "seed=0,1")
+    assert (ended.status, ended.out) == (2, "")
+    assert [line.startswith("fairpriv: ") for line in ended.err.splitlines()] == [False, False, True]
+    assert "no column 'gender'" in ended.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("defense=none,fair_finetun", "defense=fair_finetun: there is no such defense"),
+        ("defense=fine_tune defense.penalty=1,abc", "defense.penalty='abc'"),
+        ("dataset=people,csv", "dataset.source.files has no value"),
+        ("game.alpha=1,x", "game.alpha"),
+        ("defense=none,fine_tune defense.epochs=2", "unknown key defense.epochs in some of the cells"),
+        ("defense=fine_tune,rehearsal defense.epoch=2", "did you mean 'defense.epochs'?"),
+    ],
+)
+def test_one_wrong_choice_stops_the_grid_before_it_begins(fairpriv, small, tmp_path, words, part):
+    ended = fairpriv("-m", *small, *words.split())
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("fairpriv: ")
+    assert part in line
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_key_of_the_groups_that_vary_is_given_to_all_of_them(fairpriv, small, tmp_path):
+    assert fairpriv("-m", *small, "defense=fine_tune,rehearsal", "defense.epochs=2").status == 0
+    assert [result.config["defense"]["epochs"] for result in find_results([tmp_path / "out"])[0]] == [2, 2]
+
+
+def test_hydra_s_other_ways_to_a_grid(fairpriv, small):
+    words = ["hydra.mode=MULTIRUN", "hydra.sweeper.params.seed='range(0,2)'", "defense=glob(n*)"]
+    first, second = lines(fairpriv(*small, *words))
+    assert "[  1/2] seed=0" in first
+    assert "[  2/2] seed=1" in second
+    assert "defense=none" in second
+
+
+def test_a_sweep_that_is_interrupted_is_not_called_finished(fairpriv, small, tmp_path, monkeypatch):
+    step = Classifier.training_step
+
+    def interrupted(self, batch, index):
+        if self.stage == "fine_tune":
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
+    command = ["-m", *small, "defense=none,fine_tune"]
+    ended = fairpriv(*command)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1].startswith("fairpriv: interrupted; what is finished is kept")
+    assert list(results(tmp_path / "out").values()) == ["completed"]
+    assert "cells not finished: 1" in fairpriv("compare", *(tmp_path / "out" / "sweeps").iterdir()).out
+    monkeypatch.setattr(Classifier, "training_step", step)
+    assert fairpriv(*command).status == 0
+    assert list(results(tmp_path / "out").values()) == ["completed", "completed"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_dies_leaves_whole_files_and_the_same_command_goes_on(fairpriv, mine, tmp_path, sent):
+    # The second cell trains for ever, until a file of the user's says otherwise.
+    (tmp_path / "mine").mkdir()
+    for folder in ("dataset", "defense"):
+        (tmp_path / "mine" / folder).symlink_to(mine / folder)
+    root = tmp_path / "out"
+    words = ["--config-dir", "mine", "dataset=people", "debug=fast", "paths.root=out", "defense=none,long"]
+    command = [sys.executable, "-m", "fairpriv", "-m", *words]
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
+        # the second cell's fits begin when its base model has come from the cache
+        while process.poll() is None and not list((root / "cells").glob("*/result.json")):
+            time.sleep(0.05)
+        time.sleep(0.3)
+        while process.poll() is None:  # Python loses a KeyboardInterrupt that falls into a finalizer
+            process.send_signal(sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        out, _ = process.communicate()
+    said = (tmp_path / "err").read_text().splitlines()
+    assert out == ""
+    if sent == signal.SIGINT:
+        assert process.returncode == 1
+        assert said[-1].startswith("fairpriv: interrupted")
+    assert list(results(root).values()) == ["completed"]
+    assert [path for path in root.rglob(".*") if path.is_file()] == []
+
+    (tmp_path / "mine" / "defense").unlink()
+    (tmp_path / "mine" / "defense").mkdir()
+    text = (mine / "defense" / "long.yaml").read_text().replace("1000000", "1")
+    (tmp_path / "mine" / "defense" / "long.yaml").write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in root.glob("cells/*/result.json")}
+    ended = fairpriv(*command[3:])
+    assert ended.status == 0
+    assert re.search(r"people +none ", ended.out)
+    assert re.search(r"people +long ", ended.out)
+    assert len(list((root / "sweeps").iterdir())) == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert list(results(root).values()) == ["completed", "completed"]
