@@ -153,8 +153,8 @@ def fit(
         batches: whole batches ``(X, y, s, weight)``.
         epochs: passes over ``batches``.
         trainer: makes a Trainer from further keyword arguments (a ``functools.partial`` of ``lightning.Trainer``).
-        validation: rows that are measured after every epoch where
-        measured: says that somebody reads the measures; under dual ascent they always are.
+        validation: rows that are measured after every epoch under dual ascent, else four times in a fit where
+        measured: says that somebody reads the measures.
         seed: of dropout and whatever else draws from torch's own generator.
         logger: a Lightning logger.
         cache: folder of finished fits, named by a hash of all that determines them: initial weights, rows, batches,
@@ -177,6 +177,8 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if measured or module.dual_rate else 0,
+            # Dual ascent needs every epoch; a curve is drawn from four points.
+            check_val_every_n_epoch=1 if module.dual_rate else max(1, epochs // 4),
             log_every_n_steps=len(loader),
         ).fit(module, loader, held_out)
     module.cpu().eval()
