@@ -235,16 +235,27 @@ def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeyp
     assert written(tmp_path) == []
 
 
+def test_a_disk_that_is_full_from_the_start_is_no_fault_of_the_input_either(fairpriv, small, monkeypatch):
+    def full(self, *_, **__):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    ended = fairpriv(*small)
+    assert ended.status == 1
+    assert ended.err.startswith("fairpriv: [Errno 28] No space left on device")
+
+
 def test_a_reader_that_goes_is_no_error_message():
     program = "from fairpriv.cli import main\nmain(['ls'])"
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True)
+    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=-1, text=True, env=buffered)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["dataset=adlut"], ["seed=a"]])
+@pytest.mark.parametrize("words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["dataset=adlut"], ["retry=x"]])
 def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "result.json").write_text(
