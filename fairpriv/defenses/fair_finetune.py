@@ -55,6 +55,11 @@ class FairFineTuning:
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal <= 1:
             raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
+        if min(self.epochs, self.steps_per_epoch, self.batch_size) < 1 or not self.lr > 0:
+            raise InputError(
+                f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, batch_size={self.batch_size}, "
+                f"lr={self.lr}: the first three are at least 1, lr is above 0"
+            )
         fixed = [] if isinstance(self.penalty, str) else [self.penalty]
         if not all(0 <= value < math.inf for value in [*fixed, *self.grid]):
             raise InputError("defense.penalty and defense.grid: lambda must be a number of at least 0")

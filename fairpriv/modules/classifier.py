@@ -229,5 +229,8 @@ def _restore(module: Classifier, path: Path) -> bool:
 
 @torch.inference_mode()
 def predict(net: nn.Module, X: Tensor) -> Tensor:
-    """Predicted class [N] of features [N, F]."""
-    return net(X).argmax(-1)
+    """Predicted class [N] of features [N, F]; a NonFiniteLossError where the model answers with NaN or infinity."""
+    logits = net(X)
+    if not torch.isfinite(logits).all():
+        raise NonFiniteLossError("the trained model answers with NaN or infinity: its training diverged")
+    return logits.argmax(-1)

@@ -28,6 +28,7 @@ class SweepProgress(Callback):
         self.folder: Path | None = None
         self.finished = False
         self.total: int | None = None
+        self.common: frozenset[str] = frozenset()
         self.done = 0
         self.started = 0.0
         self.bar: Progress | None = None
@@ -39,13 +40,15 @@ class SweepProgress(Callback):
         with contextlib.suppress(OSError):  # which Hydra meets next, and raises
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "cells.txt").write_text("")
-        self.total = count_cells(config)
+        if cells := cells_of(config):
+            self.total = len(cells)
+            self.common = frozenset.intersection(*cells) if len(cells) > 1 else frozenset()
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
             self.bar = Progress(
-                BarColumn(),
+                BarColumn(20),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 "left",
@@ -60,7 +63,7 @@ class SweepProgress(Callback):
         """Show which cell runs."""
         self.started = time.monotonic()
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], description=cell_name(config))
+            self.bar.update(self.bar.task_ids[0], description=self.name(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Count the cell; a failed one is named with its reason."""
@@ -70,7 +73,7 @@ class SweepProgress(Callback):
         outcome = job_return._return_value if isinstance(job_return._return_value, dict) else {}
         status = outcome.get("status", "failed")
         seconds = time.monotonic() - self.started
-        line = f"[{self.done:>3}/{self.total or '?'}] {cell_name(config)}: {status}, {seconds:.1f} s"
+        line = f"[{self.done:>3}/{self.total or '?'}] {self.name(config)}: {status}, {seconds:.1f} s"
         if status == "failed":
             line += f": {outcome.get('error') or job_return._return_value}"
         if not self.bar:
@@ -79,6 +82,11 @@ class SweepProgress(Callback):
         if status == "failed":
             self.bar.console.print(line, markup=False, highlight=False)
         self.bar.advance(self.bar.task_ids[0])
+
+    def name(self, config: DictConfig) -> str:
+        """What sets this cell apart from the others of its sweep."""
+        words = [word for word in config.hydra.overrides.task if not word.startswith(("sweep=", "experiment="))]
+        return " ".join(word for word in words if word not in self.common)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that the sweep came to its end."""
@@ -93,22 +101,16 @@ def end() -> Path | None:
     return current.folder if current and current.finished else None
 
 
-def cell_name(config: DictConfig) -> str:
-    """What the person asked to vary, as it stands in this cell."""
-    words = [word for word in config.hydra.overrides.task if not word.startswith(("sweep=", "experiment="))]
-    return " ".join(words)
-
-
-def count_cells(config: DictConfig) -> int | None:
-    """How many cells Hydra's basic sweeper will make of the overrides; None for another sweeper."""
+def cells_of(config: DictConfig) -> list[frozenset[str]]:
+    """The overrides of each cell that Hydra's basic sweeper will make; none for another sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return None
+        return []
     params = config.hydra.sweeper.params or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
     batches = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-    return sum(len(batch) for batch in batches)
+    return [frozenset(cell) for batch in batches for cell in batch]

@@ -106,3 +106,10 @@ def test_a_model_that_comes_in_eval_mode_is_trained_in_train_mode():
     fit(module, ShuffledBatches(rows, 600, 0), epochs=1, trainer=trainer, validation=rows)
     assert modes == [True, True]
     assert not module.net.training
+
+
+def test_a_model_that_answers_with_nan_is_no_outcome():
+    net = MLP(2, 2, hidden=[4])
+    torch.nn.init.constant_(net[0].weight, float("nan"))
+    with pytest.raises(NonFiniteLossError, match="diverged"):
+        predict(net, torch.ones(3, 2))

@@ -127,7 +127,7 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
         torch.arange(300),
     )
     metrics = (
-        FairFineTuning(penalty=1e-9, rehearsal=1.0, **{**SHORT, "epochs": 1, "lr": 0.0}).defend(victim(noise)).metrics
+        FairFineTuning(penalty=1e-9, rehearsal=1.0, **{**SHORT, "epochs": 1, "lr": 1e-12}).defend(victim(noise)).metrics
     )
     assert 0 < metrics["fairness/penalty_at_zero_gap"] < 0.1
     rows = noise.part("train", 1) + noise.part("train", 0)
@@ -149,6 +149,8 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
     ("arguments", "message"),
     [
         ({"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share in \[0, 1\]"),
+        ({"epochs": -1}, "the first three are at least 1"),
+        ({"lr": -1.0}, "lr is above 0"),
         ({"penalty": -1.0}, "lambda must be a number of at least 0"),
         ({"penalty": float("nan")}, "lambda must be a number of at least 0"),
         ({"penalty": "validation", "grid": []}, r"defense\.grid lists no lambda"),
