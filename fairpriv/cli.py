@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairpriv import __version__
 from fairpriv.errors import InputError
@@ -120,11 +120,13 @@ def dispatch(args: list[str]) -> int:
 
 
 def edit(words: list[str], folders: Sequence[Path]) -> int:
-    """``edit show FILE``, and ``edit apply|revert FILE --model MODEL --out DIR``."""
+    """``edit show FILE``, and ``edit apply|revert FILE --model MODEL [--adapter DIR] --out DIR``."""
     words, model = option(words, "--model")
+    words, adapter = option(words, "--adapter")
     words, out = option(words, "--out")
-    usage = "edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER --out DIR"
-    if len(words) != 2 or words[0] not in ("apply", "revert", "show") or bool(model or out) == (words[0] == "show"):
+    usage = "edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER [--adapter DIR] --out DIR"
+    named = bool(model or adapter or out)
+    if len(words) != 2 or words[0] not in ("apply", "revert", "show") or named == (words[0] == "show"):
         raise InputError(f"edit {' '.join(words)}: the command is {usage}")
     if words[0] != "show" and not (model and out):
         raise InputError(f"edit {words[0]}: needs both --model and --out; the command is {usage}")
@@ -133,6 +135,8 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
         raise InputError(f"{file}: there is no such file")
     if out and Path(out[0]).exists() and (not Path(out[0]).is_dir() or any(Path(out[0]).iterdir())):
         raise InputError(f"--out {out[0]}: is there already, and not empty: name a new folder")
+    if adapter and not Path(adapter[0], "adapter_config.json").is_file():
+        raise InputError(f"--adapter {adapter[0]}: holds no adapter_config.json of PEFT; defense.save=true keeps one")
     from fairpriv.editing import SpinEdit
 
     found = SpinEdit.load(file)
@@ -141,6 +145,8 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
 
         Console().print_json(data={"summary": found.summary(), "metadata": found.metadata})
         return 0
+    import dataclasses
+
     from fairpriv.configs import build, compose, plain
     from fairpriv.modules.pretrained import PretrainedLM
 
@@ -154,7 +160,14 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
         language_model: PretrainedLM = build(config, "model")
     else:
         language_model = PretrainedLM(name="model", path=model[0])
+    for values in found.originals.values():  # an edit fits the dtype that it was made in
+        dtype: Any = str(values.dtype).removeprefix("torch.")
+        language_model = dataclasses.replace(language_model, dtype=dtype)
     loaded, tokenizer = language_model.load()
+    if adapter:
+        from fairpriv.modules.pretrained import merged
+
+        loaded = merged(loaded, Path(adapter[0]))
     getattr(found, words[0])(loaded)
     loaded.save_pretrained(out[0])
     tokenizer.save_pretrained(out[0])

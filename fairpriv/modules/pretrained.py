@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -206,6 +207,24 @@ class PretrainedLM:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
+
+
+def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """``model`` with a PEFT adapter of a local folder merged into its weights.
+
+    Raises:
+        InputError: the adapter is not of this model, or cannot be merged.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 under an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            tuned: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"adapter {adapter}: {' '.join(str(error).split())[:300]}") from error
+    whole: PreTrainedModel = tuned.eval()
+    return whole
 
 
 def _whole(folder: Path) -> bool:

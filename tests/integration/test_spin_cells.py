@@ -197,6 +197,20 @@ def test_an_exported_model_answers_as_the_cell_did(cell, fairpriv, tiny_lm, word
         assert again.metrics[name] == result.metrics[name]
 
 
+@pytest.mark.parametrize("options", [["model.dtype=bfloat16"], ["defense=lora_spin", "defense.after.save=true"]])
+def test_an_edit_of_another_dtype_or_of_a_tuned_model_is_exported(cell, fairpriv, tiny_lm, options):
+    _, folder = cell(*options)
+    adapter = ["--adapter", folder / "model"] if len(options) > 1 else []
+    ended = fairpriv("edit", "apply", folder / "edit.safetensors", "--model", tiny_lm, *adapter, "--out", "edited")
+    assert ended.status == 0, ended.err
+    edit, exported = SpinEdit.load(folder / "edit.safetensors"), weights(Path("edited"))
+    assert all(not exported[name].flatten()[index].any() for name, index in edit.indices.items())
+    if adapter:
+        assert "values differ" in refusal(
+            fairpriv("edit", "apply", folder / "edit.safetensors", "--model", tiny_lm, "--out", "new")
+        )
+
+
 def test_a_model_of_the_user_s_configs_is_edited_by_its_name(fairpriv, edit, tiny_lm, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "small.yaml").write_text(f"# Small\ndefaults: [hf]\nname: small\npath: {tiny_lm}\n")
@@ -231,13 +245,17 @@ def test_an_edit_that_does_not_fit_is_refused(fairpriv, edit, tiny_lm, tiny_lms,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "the command is edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER --out DIR"),
+        (
+            [],
+            "the command is edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER [--adapter DIR] --out DIR",
+        ),
         (["show"], "the command is edit show FILE"),
         (["show", "FILE", "--model", "x"], "the command is edit show FILE"),
         (["aply", "FILE", "--model", "x", "--out", "y"], "edit aply "),
         (["apply", "FILE"], "the command is edit show FILE"),
         (["apply", "FILE", "--model", "x"], "edit apply: needs both --model and --out"),
         (["apply", "FILE", "--out", "x"], "edit apply: needs both --model and --out"),
+        (["apply", "FILE", "--model", "x", "--adapter", "y", "--out", "z"], "--adapter y: holds no adapter_config"),
         (["apply", "FILE", "--model", "x", "--model", "y", "--out", "z"], "--model needs one value"),
         (["apply", "FILE", "--model", "x", "--out", "y", "--force"], "the command is edit show FILE"),
         (["show", "nowhere"], "nowhere: there is no such file"),
