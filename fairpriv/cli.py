@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fairpriv import __version__
 from fairpriv.errors import InputError
 from fairpriv.schema import check, nearest
+from fairpriv.sweep.ddp import refuse_torchrun
+from fairpriv.sweep.lock import HeldError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from hydra.plugins.sweeper import Sweeper
     from omegaconf import DictConfig
 
+    from fairpriv.sweep.progress import SweepProgress
     from fairpriv.tracking.result import Result
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
@@ -30,7 +34,9 @@ fairpriv {__version__}: measure, attack and mend the trade-offs between fairness
 
   fairpriv experiment=NAME [key=value ...]   run one cell, or a study's whole grid
   fairpriv -m key=a,b,c ...                  run a grid; issued again, it skips the cells that are finished
-  fairpriv compare DIR... [--out DIR]        table, report.html, table.csv and plots of the results below DIR
+  fairpriv compare DIR... [options]          table, report.html, table.csv and plots of the results below DIR
+  fairpriv status DIR...                     what is done, running, failed and left of the sweeps in DIR
+  fairpriv wandb-view GROUP                  a W&B workspace and report of a sweep [--project NAME] [--entity NAME]
   fairpriv edit show|apply|revert FILE       a SPIN edit: what it holds; put it on a saved model, or take it off
   fairpriv ls [GROUP]                        the datasets, models, defences, experiments ... that exist
   fairpriv validate [--deep]                 compose and check every config; --deep also opens data and builds models
@@ -41,11 +47,20 @@ Start with
   fairpriv dataset=compas defense=fair_finetune defense.penalty=2 seed=1
   fairpriv -m dataset=adult defense=none,fair_finetune seed=0,1 && fairpriv compare outputs
 
+Options of compare
+  --where KEY=VALUE[,VALUE]   cells that fulfil this only (also != < <= > >=; may be given again: all must hold)
+  --by KEY,KEY                group by these config keys, and average over all others
+  --baseline KEY=VALUE,...    what differences refer to (defense=none)
+  --pareto METRIC,METRIC      mark the front of these metrics
+  --format table|csv|markdown|html   what is printed; --out DIR: where the files go (the first DIR)
+
 Useful keys (fairpriv --cfg job prints them all)
   dataset=  model=  defense=  game=  logger=offline|wandb|none  seed=0  game.alpha=1.0  game.world=0
   debug=fast      shrink any experiment to seconds
+  trainer=ddp trainer.devices=2   train each cell in two processes; on GPUs, one process each
   retry=all       run cells again that are finished already (failed cells always are; retry=none keeps them)
   paths.root=DIR  where results go (outputs)
+  hydra/launcher=local_slots   a grid's cells side by side: one for each GPU, or as many as the cores take
 
 Hydra's options work as they are: --cfg job, --config-dir DIR (your own configs), --info, --hydra-help,
 --shell-completion.
@@ -97,26 +112,55 @@ def dispatch(args: list[str]) -> int:
             raise InputError(f"validate {' '.join(words)}: takes --deep and --config-dir DIR only")
         return validate(CONF, folders, deep="--deep" in words)
     if verb == "compare":
-        from fairpriv.tracking.compare import compare
+        return compare_results(words)
+    if verb == "status":
+        from fairpriv.sweep.status import status
 
-        words, out = option(words, "--out")
-        if unknown := [word for word in words if word.startswith("-")]:
-            raise InputError(f"compare {unknown[0]}: takes folders and --out DIR only")
-        if not words:
-            raise InputError("compare: name the folders whose results are to be compared, for example outputs")
-        return compare([Path(word) for word in words], Path(out[0]) if out else None)
+        if not words or any(word.startswith("-") for word in words):
+            raise InputError(f"status {' '.join(words)}: takes folders: paths.root (outputs, say) or those of sweeps")
+        return status([Path(word) for word in words])
     if verb == "edit":
         return edit(words, folders)
+    if verb == "wandb-view":
+        return view(words)
     if re.fullmatch(r"[a-z][a-z_-]*", verb):
         known = [
             "compare",
             "edit",
             "ls",
+            "status",
             "validate",
+            "wandb-view",
             *(f"experiment={file.stem}" for file in CONF.glob("experiment/*.yaml")),
         ]
         raise InputError(f"unknown command {verb!r}{nearest(verb, known)}; see fairpriv --help")
+    refuse_torchrun(args)
     return hydra_run(args, folders)
+
+
+def compare_results(words: list[str]) -> int:
+    """``compare DIR...`` with its options."""
+    from fairpriv.tracking.compare import compare
+
+    chosen: dict[str, str | None] = {}
+    for name in ("out", "by", "baseline", "pareto", "format"):
+        words, values = option(words, f"--{name}")
+        chosen[name] = values[0] if values else None
+    words, where = option(words, "--where", many=True)
+    if unknown := [word for word in words if word.startswith("-")]:
+        known = ["--where", "--by", "--baseline", "--pareto", "--format", "--out"]
+        raise InputError(f"compare {unknown[0]}: takes folders, {', '.join(known)}{nearest(unknown[0], known)}")
+    if not words:
+        raise InputError("compare: name the folders whose results are to be compared, for example outputs")
+    return compare(
+        [Path(word) for word in words],
+        Path(chosen["out"]) if chosen["out"] else None,
+        where=where,
+        by=chosen["by"],
+        baseline=chosen["baseline"],
+        pareto=chosen["pareto"],
+        form=chosen["format"] or "table",
+    )
 
 
 def edit(words: list[str], folders: Sequence[Path]) -> int:
@@ -175,8 +219,22 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
     return 0
 
 
-def option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
-    """Split ``--name VALUE`` and ``--name=VALUE`` from the other words; there is at most one value."""
+def view(words: list[str]) -> int:
+    """``wandb-view GROUP [--project NAME] [--entity NAME]``."""
+    words, project = option(words, "--project")
+    words, entity = option(words, "--entity")
+    if len(words) != 1 or words[0].startswith("-"):
+        raise InputError(
+            f"wandb-view {' '.join(words)}: the command is wandb-view GROUP [--project NAME] [--entity NAME]; "
+            "GROUP is a sweep's name, as in outputs/sweeps"
+        )
+    from fairpriv.tracking.wandb_view import wandb_view
+
+    return wandb_view(words[0], project[0] if project else "fairpriv", entity[0] if entity else None)
+
+
+def option(args: Sequence[str], *names: str, many: bool = False) -> tuple[list[str], list[str]]:
+    """Split ``--name VALUE`` and ``--name=VALUE`` from the other words; there is at most one value unless ``many``."""
     words: list[str] = []
     values: list[str] = []
     rest = list(args)
@@ -184,7 +242,7 @@ def option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
         name, equals, value = (word := rest.pop(0)).partition("=")
         if name not in names:
             words.append(word)
-        elif values or not (equals or rest):
+        elif (values and not many) or not (equals or rest):
             raise InputError(f"{name} needs one value")
         else:
             values.append(value if equals else rest.pop(0))
@@ -224,18 +282,77 @@ def hydra_options(args: Sequence[str]) -> Namespace:
     return options
 
 
+def job(cfg: DictConfig) -> dict[str, Any]:
+    """Hydra's task, in this process or in a launcher's: run one cell and say what it came to.
+
+    Returns:
+        ``id`` and ``status`` of the cell; ``error``: one line, or None; ``metrics`` and ``degenerate`` of its result;
+        ``raised``: the exception, where there is no result to speak of. All of it can cross processes.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from fairpriv.configs import plain
+
+    single = HydraConfig.get().mode is RunMode.RUN
+    if single:
+        cfg.sweep = None
+    log = logging.getLogger("fairpriv")
+    if not HydraConfig.get().verbose:
+        log.setLevel(logging.INFO if single else logging.WARNING)
+    try:
+        check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
+        from fairpriv.run import run
+
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
+        result = run(cfg)
+    except SystemExit:  # how Lightning ends a fit after Ctrl-C
+        raise KeyboardInterrupt from None
+    except Exception as error:  # kept from Hydra, which would add lines of its own
+        log.debug("failed", exc_info=True)
+        if isinstance(error, HeldError) and not single:
+            return {"id": None, "status": "running elsewhere", "error": str(error)}
+        known = isinstance(error, InputError | OSError)
+        raised = error if known or single else RuntimeError(f"{type(error).__name__}: {error}")
+        return {"id": None, "status": "failed", "error": " ".join(str(raised).split()), "raised": raised}
+    if single:
+        show(result)
+    told = {"id": result.id, "status": result.status, "error": result.error}
+    return told | {"metrics": result.metrics, "degenerate": result.degenerate}  # which a search goes by
+
+
+def check_grid(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+    """Compose every cell before the first one runs, as Hydra's sweepers do, and check it too."""
+    from omegaconf import open_dict, read_write
+
+    from fairpriv.configs import plain
+
+    assert sweeper.hydra_context is not None
+    assert sweeper.config is not None
+    for cell in batch:
+        cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(cell))
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        check(plain(cfg))
+
+
 def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     """Hand the command line to Hydra; its errors become one line, a sweep ends with its table."""
     if not any(args):
         raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.plugins.sweeper import Sweeper
-    from hydra.types import RunMode
-    from omegaconf import open_dict, read_write
 
-    from fairpriv.configs import CONFIG_ERRORS, explain, is_grid, left_to_cells, plain, register_schema
+    from fairpriv.configs import (
+        CONFIG_ERRORS,
+        explain,
+        is_grid,
+        left_to_cells,
+        refuse_repeated_dimensions,
+        register_schema,
+    )
     from fairpriv.sweep import progress
+    from fairpriv.sweep.composition import shared_composition
 
     options = hydra_options(args)
     overrides: list[str] = options.overrides
@@ -243,43 +360,6 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     flags = [word for word in args if not (rest and word == rest[0] and rest.pop(0))]
     if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
         overrides = [*overrides, *sweep_override(overrides)]
-    errors: list[Exception] = []
-    failed: list[bool] = []
-
-    def job(cfg: DictConfig) -> dict[str, str | None]:
-        single = HydraConfig.get().mode is RunMode.RUN
-        if single:
-            cfg.sweep = None
-        log = logging.getLogger("fairpriv")
-        if not HydraConfig.get().verbose:
-            log.setLevel(logging.INFO if single else logging.WARNING)
-        try:
-            check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
-            from fairpriv.run import run
-
-            logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
-            result = run(cfg)
-        except SystemExit:  # how Lightning ends a fit after Ctrl-C
-            raise KeyboardInterrupt from None
-        except Exception as error:  # kept from Hydra, which would add lines of its own
-            log.debug("failed", exc_info=True)
-            errors.append(error)
-            return {"status": "failed", "error": " ".join(str(error).split())}
-        failed.append(result.status == "failed")
-        if single:
-            show(result)
-        return {"status": result.status, "error": result.error}
-
-    def check_grid(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
-        """Compose every cell before the first one runs, as Hydra does, and check it too."""
-        assert sweeper.hydra_context is not None
-        assert sweeper.config is not None
-        for cell in batch:
-            cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(cell))
-            with read_write(cfg), open_dict(cfg):
-                del cfg["hydra"]
-            check(plain(cfg))
-
     for word in overrides:  # which Hydra meets with a traceback
         group, _, value = word.partition("=")
         if value == "null" and group not in ("experiment", "debug") and (CONF / group).is_dir():
@@ -291,10 +371,12 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
+        refuse_repeated_dimensions([CONF, *folders], overrides)
         if options.multirun or is_grid(CONF, folders, overrides):
             overrides = left_to_cells(overrides)
         sys.argv = ["fairpriv", *flags, *overrides]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        with shared_composition():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except CONFIG_ERRORS as error:
         raise InputError(explain(error, CONF, folders, options.overrides)) from None
     except OSError as error:
@@ -304,19 +386,35 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     finally:
         sys.argv = old_argv
         sweep = progress.end()
-    if errors and not failed:  # nothing was measured
-        raise errors[0]
-    if sweep is None:
-        return int(any(failed))
-    from fairpriv.tracking.compare import compare
-    from fairpriv.tracking.result import find_results
+    outcomes = sweep.outcomes if sweep else []
+    raised = [outcome["raised"] for outcome in outcomes if outcome.get("raised")]
+    if raised and len(raised) == len(outcomes):  # nothing was measured
+        raise raised[0]
+    if sweep and sweep.folder:
+        return conclude(sweep)
+    return int(any(outcome["status"] != "completed" for outcome in outcomes))
 
-    try:
-        compare([sweep])
-    except InputError as error:  # no fault of the input: the disk is full, say
-        print(f"fairpriv: {error}", file=sys.stderr)
-        return 1
-    return int(bool(errors) or any(result.status == "failed" for result in find_results([sweep])[0]))
+
+def conclude(sweep: SweepProgress) -> int:
+    """Compare the results of a sweep that came to its end, and say what became of its cells."""
+    from fairpriv.sweep import search
+    from fairpriv.sweep.status import Survey, closing
+    from fairpriv.tracking.compare import compare
+
+    assert sweep.folder is not None
+    survey = Survey.of_sweep(sweep.folder, sweep.listing.plan.started if sweep.listing else None)
+    status = int(bool(survey.failed or survey.unfinished or sweep.failed))
+    if survey.completed or survey.failed:
+        try:
+            compare([sweep.folder])
+        except InputError as error:  # no fault of the input: the disk is full, say
+            print(f"fairpriv: {error}", file=sys.stderr)
+            status = 1
+    if (sweep.folder / search.FILE).is_file():
+        search.report(sweep.folder / search.FILE)
+    for line in closing(survey, sweep.failed):
+        print(line)
+    return status
 
 
 def sweep_override(overrides: Sequence[str]) -> list[str]:
@@ -332,7 +430,11 @@ def sweep_override(overrides: Sequence[str]) -> list[str]:
             return []
     experiment = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
     others = [
-        w for w in overrides if not re.match(r"[+~]*(experiment=|retry=|threads=|logger|paths\.|hydra.launcher)", w)
+        w
+        for w in overrides
+        if not re.match(
+            r"[+~]*(experiment=|retry=|threads=|logger|paths\.|hydra.launcher|hydra.sweeper.(trials|batch))", w
+        )
     ]
     name = re.sub(r"[^\w.-]+", "-", experiment[0]) if experiment else "sweep"
     if others or not experiment:

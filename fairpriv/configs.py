@@ -19,6 +19,11 @@ from fairpriv.errors import InputError
 from fairpriv.schema import Config, check, nearest
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
+ENGINES = {  # launchers of other packages, by the extra that installs them
+    "submitit_local": ("slurm", "hydra-submitit-launcher"),
+    "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
+    "ray": ("ray", "hydra-ray-launcher"),
+}
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # what a wrong config or override raises
 
 
@@ -102,6 +107,36 @@ def left_to_cells(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def refuse_repeated_dimensions(folders: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Raise `InputError` for a choice of two dimensions of one name, whose files Hydra would merge into one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    known = groups(folders)
+    lists: list[Any] = []
+    for word in overrides:
+        group, _, value = word.partition("=")
+        if group == "dimension":
+            override = OverridesParser.create().parse_override(word)
+            lists += override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+        elif group == "experiment" and value in known.get(group, {}):
+            experiment: Any = OmegaConf.to_container(OmegaConf.load(known[group][value]))
+            defaults = [item for item in experiment.get("defaults", []) if isinstance(item, dict)]
+            lists += [item["override /dimension"] for item in defaults if "override /dimension" in item]
+    for chosen in lists:
+        named: dict[str, str] = {}
+        for option in chosen if isinstance(chosen, list) else ():
+            file = known["dimension"].get(str(option))
+            head = re.search(r"^# @package dimensions\.(\w+)", file.read_text(encoding="utf-8"), re.M) if file else None
+            name = head[1] if head else str(option)
+            if name in named:
+                raise InputError(
+                    f"dimension=[{','.join(chosen)}]: {named[name]} and {option} are both the dimension {name}: "
+                    "choose one, or give one of the files another name after '# @package dimensions.'"
+                )
+            named[name] = str(option)
+
+
 def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
     """Compose every option of every group and check keys, types and targets; returns the exit status (0 or 2)."""
     known = groups([conf, *folders])
@@ -113,11 +148,12 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
 
     def problem(overrides: list[str]) -> str | None:
         try:
-            grid = [word for override in overrides if override in grids for word in _grid(grids[override], known)]
-            cfg = compose(conf, folders, [*overrides, *grid])
-            check(plain(cfg), missing_allowed=True)
-            if deep:
-                _try(plain(cfg))
+            files = [grids[override] for override in overrides if override in grids]
+            for grid in [grid for file in files for grid in _grids(file, known)] or [[]]:
+                cfg = compose(conf, folders, [*overrides, *grid])
+                check(plain(cfg), missing_allowed=True)
+                if deep:
+                    _try(plain(cfg))
         except InputError as error:
             return str(error)
         except CONFIG_ERRORS as error:
@@ -137,20 +173,31 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
     return 2 if problems else 0
 
 
-def _grid(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[str]:
-    """The first choice of every key that an experiment varies by itself; group choices must all exist."""
+def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:
+    """The first choice of every key that an experiment varies by itself, per grid; group choices must all exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    first = []
-    for key, value in (OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}).items():
-        override = OverridesParser.create().parse_override(f"{key}={value}")
-        choices = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(value)]
-        for choice in choices if key in known else ():
-            if choice not in known[key]:
-                raise InputError(f"hydra.sweeper.params.{key}: there is no {key}={choice}{nearest(choice, known[key])}")
-        first.append(f"{key}={choices[0]}")
-    return first
+    sweeper = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper") or {}
+    params = {f"params.{key}": value for key, value in (sweeper.get("params") or {}).items()}
+    grids = [
+        params | {f"grids[{i}].{key}": value for key, value in grid.items()}
+        for i, grid in enumerate(sweeper.get("grids") or [{}])
+    ]
+    parser = OverridesParser.create()
+    found = []
+    for grid in grids:
+        first = {}
+        for where, value in grid.items():
+            key = where.partition(".")[2]
+            override = parser.parse_override(f"{key}={value}")
+            choices = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(value)]
+            for choice in choices if key in known else ():
+                if choice not in known[key]:
+                    raise InputError(f"hydra.sweeper.{where}: there is no {key}={choice}{nearest(choice, known[key])}")
+            first[key] = f"{key}={choices[0]}"
+        found.append(list(first.values()))
+    return found
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -218,6 +265,9 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     where = f"{file[1]}: " if file and file[1] not in ("config", "hydra/config") else ""
     if option := re.search(r"Could not (?:find|load) '([\w/.-]+)/([^/']+)'", text):
         group, name = option.groups()
+        if group == "hydra/launcher" and name in ENGINES:
+            extra, package = ENGINES[name]
+            return f"{group}={name}: {package} is not installed: pip install 'fairpriv[{extra}]'"
         available = re.search(rf"Available options in '{group}':\n((?:\t.*\n?)+)", text)
         known = available[1].split() if available else list(groups([conf, *folders]).get(group, {}))
         return f"{where}{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from fairpriv.attacks.attack import Attack
 from fairpriv.attacks.pools import Played, deal, play
 from fairpriv.configs import build
 from fairpriv.data.batches import ShuffledBatches
 from fairpriv.data.game import GameDataModule, Part
 from fairpriv.data.tabular import TabularDataset
-from fairpriv.defenses.defense import Defense, Victim
+from fairpriv.defenses.defense import Defended, Defense, Victim
 from fairpriv.errors import InputError
 from fairpriv.measures import Measures, Sample, measure
 from fairpriv.modules.classifier import Classifier, fit, predict
 from fairpriv.modules.pool import fit_pool
+from fairpriv.modules.processes import rank
 from fairpriv.modules.trainer import trainer_of
 from fairpriv.run import Stage
 from fairpriv.schema import GameConfig, TrainingConfig
 from fairpriv.tracking.identity import content_hash
 from fairpriv.tracking.result import Result, write_whole
+
+log = logging.getLogger(__name__)
 
 
 class DistributionInference:
@@ -42,14 +47,16 @@ class DistributionInference:
         self.defense = defense
         if not hasattr(defense, "defend"):
             raise InputError(
-                f"defense={defense.name} tunes language models; for a classifier choose none, fine_tune, rehearsal, "
-                "fair_finetune, scratch or fair_scratch"
+                f"defense={defense.name} tunes language models; for a classifier choose none, fair_finetune or another "
+                "that is not for language models (fairpriv ls defense)"
             )
         if str(config["model"]["_target_"]).endswith(".PretrainedLM"):
             raise InputError(
                 f"model={config['model']['name']} is a language model, dataset={dataset.name} a table: choose "
                 "dataset=pairs and dimension=[...], or model=mlp"
             )
+        if config.get("analysis"):
+            raise InputError(f"analysis: looks at edits of language models, and dataset={dataset.name} is a table")
         if not config["attack"]:
             return
         model, game = config["model"], config["game"]
@@ -61,6 +68,23 @@ class DistributionInference:
             raise InputError(
                 f"game.victims={game['victims']}, game.repeats={game['repeats']}: an attack needs one of each at least"
             )
+        if not self._attacks()[0]:
+            raise InputError(
+                f"attack=[{','.join(config['attack'])}] reads the weights of one network, which defense={defense.name} "
+                "does not leave: choose attacks on its answers, such as kl"
+            )
+
+    def _attacks(self) -> tuple[list[Attack], dict[str, str]]:
+        """The attacks that this defence's models can be put to; the others, and why not."""
+        config = self.config
+        attacks = [build(config["attack"], name) for name in config["attack"]]
+        closed = not getattr(self.defense, "one_network", True)
+        omitted = {
+            attack.name: f"reads the weights of one network, which {self.defense.name} does not leave"
+            for attack in attacks
+            if closed and getattr(attack, "white_box", False)
+        }
+        return [attack for attack in attacks if attack.name not in omitted], omitted
 
     def digests(self) -> dict[str, str]:
         """Content of every input, by the config key that its place stands in."""
@@ -78,13 +102,18 @@ class DistributionInference:
         with stage("defend"):
             defended = self.defense.defend(victim)
         with stage("evaluate"):
-            measures = evaluate(defended.net, data, config["game"]["tau"])
+            measures = evaluate(defended, data, config["game"]["tau"])
         result.metrics |= measures.metrics | defended.metrics
         result.intervals = {name: list(ends) for name, ends in measures.intervals.items()}
         result.degenerate = measures.degenerate
         if config["attack"]:
-            with stage("attack"):
-                record(result, attack(config, data, self.defense), folder)
+            with stage("attack"):  # whose pools several processes share
+                attacks, omitted = self._attacks()
+                for name, why in omitted.items():
+                    log.warning("attack %s is left out: it %s", name, why)
+                played = attack(config, data, self.defense, attacks)
+                if played is not None:
+                    record(result, played, omitted, folder)
 
 
 def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger | None) -> Victim:
@@ -96,7 +125,7 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
         trainer=trainer,
         seed=seed,
         logger=logger,
-        measured=logger is not None,
+        measured=bool(config["logger"]),  # also in the processes that have no logger: they validate together
         cache=Path(config["paths"]["root"], "cache", "fits"),
     )
 
@@ -122,12 +151,13 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
     return Victim(data, world, seed, base, fresh, fit_once)
 
 
-def evaluate(net: nn.Module, data: GameDataModule, tau: float) -> Measures:
+def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:
     """Every measure of one model on the two test worlds: rates and bound on half of the test rows, gaps on the rest."""
 
     def sample(part: Part, world: int) -> Sample:
         rows = data.part(part, world)
-        return Sample(predict(net, rows.X), rows.y, rows.s)
+        preds = defended.predict(rows) if defended.predict else predict(cast(nn.Module, defended.net), rows.X)
+        return Sample(preds, rows.y, rows.s)
 
     return measure(
         (sample("rates", 0), sample("rates", 1)),
@@ -138,10 +168,12 @@ def evaluate(net: nn.Module, data: GameDataModule, tau: float) -> Measures:
     )
 
 
-def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense) -> Played:
-    """Play the distribution-inference game on pools of the cell's model, on every repeated split."""
+def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, attacks: list[Attack]) -> Played | None:
+    """Play the distribution-inference game on pools of the cell's model, on every repeated split.
+
+    Several processes share the training of the pools; the first one plays, and has what came of it.
+    """
     model, game = config["model"], data.game
-    attacks = [build(config["attack"], name) for name in config["attack"]]
     root = Path(config["paths"]["root"])
     fit_one = functools.partial(
         fit_pool, hidden=model["hidden"], cache=root / "cache" / "pools", accelerator=config["trainer"]["accelerator"]
@@ -154,14 +186,14 @@ def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense) ->
             split.setup()
         shadows = any(attack.needs_shadows for attack in attacks)
         splits.append(deal(split, defense.defend_pool, fit_one, config["training"], shadows=shadows))
-    return play(splits, attacks)
+    return play(splits, attacks) if rank() == 0 else None
 
 
-def record(result: Result, played: Played, folder: Path) -> None:
-    """Add what the attacks came to; every victim's scores go into a file of their own."""
+def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:
+    """Add what the attacks came to; every victim's scores go into a file of their own, with what was left out."""
     result.metrics |= played.metrics
     result.intervals |= {name: list(ends) for name, ends in played.intervals.items()}
     result.degenerate += played.degenerate
     path = folder / "attacks.json"
-    write_whole(path, json.dumps({"splits": played.victims}).encode())
+    write_whole(path, json.dumps({"splits": played.victims, "omitted": dict(omitted)}).encode())
     result.artifacts["attacks"] = path.name

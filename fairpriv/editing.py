@@ -92,8 +92,7 @@ class SpinEdit:
         layers: Counter[str] = Counter()
         modules: Counter[str] = Counter()
         for name, index in self.indices.items():
-            block = re.match(r"(?:.*?\.)?(\d+)\.(.*)\.\w+$", name)
-            layer, module = block.groups() if block else ("", name.rpartition(".")[0])
+            layer, module = place(name)
             layers[layer] += len(index)
             modules[module] += len(index)
         return {"suppressed": sum(layers.values()), "layers": dict(layers), "modules": dict(modules)}
@@ -163,6 +162,12 @@ class SpinEdit:
             if not torch.equal(_values(weights[name], index).view(torch.uint8), wanted[name].view(torch.uint8)):
                 return name
         return None
+
+
+def place(name: str) -> tuple[str, str]:
+    """The layer and the module within it that a weight's name tells of; a weight of no layer has the layer ''."""
+    block = re.match(r"(?:.*?\.)?(\d+)\.(.*)\.\w+$", name)
+    return (block[1], block[2]) if block else ("", name.rpartition(".")[0])
 
 
 def _weights(model: nn.Module, indices: Mapping[str, Tensor]) -> dict[str, Tensor]:

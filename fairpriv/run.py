@@ -19,7 +19,11 @@ from omegaconf import DictConfig
 
 from fairpriv.configs import build, plain
 from fairpriv.errors import InputError
+from fairpriv.modules.processes import rank
 from fairpriv.schema import check
+from fairpriv.sweep import ddp, listing
+from fairpriv.sweep.lock import HeldError, lock
+from fairpriv.tracking.comparison import code_version
 from fairpriv.tracking.identity import cell_id
 from fairpriv.tracking.result import Result, environment, git_state, without_secrets
 from fairpriv.tracking.weights_and_biases import summarise, wandb_run
@@ -45,6 +49,8 @@ class Cell(Protocol):
 def run(cfg: DictConfig) -> Result:
     """Run one cell and write its ``result.json``; a cell that is finished is read, not run again.
 
+    While it runs, ``lock`` in the cell's folder says which process runs it.
+
     Args:
         cfg: the composed config (``fairpriv --cfg job`` prints one). ``cfg.retry`` says which finished cells are run
             again: ``none``, ``failed`` (the default) or ``all``.
@@ -55,13 +61,14 @@ def run(cfg: DictConfig) -> Result:
     Raises:
         InputError: the config is wrong, or ``paths.root`` cannot be written; or the data that the config names is
             wrong, which is recorded as a failed cell.
+        HeldError: another live process runs this cell.
     """
     config = plain(cfg)
     check(config)
     prepare_root(Path(config["paths"]["root"]))
+    processes = ddp.processes(config)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    seconds: dict[str, float | None] = {}
     result = Result(
         id=cell_id(config, {}),
         status="failed",
@@ -74,30 +81,38 @@ def run(cfg: DictConfig) -> Result:
         versions=environment(),
         git=git_state(Path(__file__).parent),
         device=device_name(),
-        seconds=seconds,
     )
-    try:
+    with contextlib.ExitStack() as alone, recorded(config, result):  # till the result is written
         dataset, defense = build(config, "dataset"), build(config, "defense")
         cell = cell_of(config, dataset, defense)
         result.id = cell_id(config, cell.digests())
-        if (done := finished(config, result.id)) is not None:
+        folder = cell_path(config, result.id).parent
+        done = finished(config, result.id)
+        enlist(config, result.id, finished=done is not None)
+        if done is None:
+            alone.enter_context(lock(folder / "lock", described(config)))
+            done = finished(config, result.id)  # by the process that held the lock till now
+        if done is not None:
+            tell_of_other_code(code_version(done), code_version(result))
             return done
-        with wandb_run(config["logger"], result.id, result.config) as logger:
-            cell.measure(result, cell_path(config, result.id).parent, logger, functools.partial(stage, seconds=seconds))
-            result.status = "completed"
-            summarise(logger, result)
-    except Exception as error:
-        result.status = "failed"
-        if isinstance(error, InputError):
-            result.error = str(error)
-            raise
-        result.error = f"{type(error).__name__}: {error}"
-        log.debug("cell %s failed", result.id, exc_info=True)
-    finally:
-        if result.error or result.status == "completed":  # not after Ctrl-C
-            result.write(cell_path(config, result.id))
-        enlist(config, result.id)
+        for torn in folder.glob(".*.tmp"):  # which a killed process was writing
+            torn.unlink()
+        if processes > 1:
+            ddp.measure(config, result, processes)
+        else:
+            measure(config, cell, result)
     return result
+
+
+def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
+    """Measure the cell in this process, alone or as one of several; the first of them writes ``result.json``."""
+    path, timed = cell_path(config, result.id), functools.partial(stage, seconds=result.seconds)
+    with wandb_run(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
+        cell.measure(result, path.parent, logger, timed)
+        result.status = "completed"
+        if rank() == 0:
+            result.write(path)
+            summarise(logger, result, path.parent)
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
@@ -137,13 +152,10 @@ def cell_path(config: Mapping[str, Any], cell: str) -> Path:
     return Path(config["paths"]["root"], "cells", cell, "result.json")
 
 
-def enlist(config: Mapping[str, Any], cell: str) -> None:
+def enlist(config: Mapping[str, Any], cell: str, *, finished: bool = False) -> None:
     """Add the cell to its sweep's list: a sweep is a list of ids."""
     if config["sweep"]:
-        folder = Path(config["paths"]["root"], "sweeps", config["sweep"])
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "cells.txt").open("a") as ids:  # one short write in append mode: safe between processes
-            ids.write(f"{cell}\n")
+        listing.enlist(Path(config["paths"]["root"], "sweeps", config["sweep"]), cell, finished=finished)
 
 
 def finished(config: Mapping[str, Any], cell: str) -> Result | None:
@@ -159,6 +171,36 @@ def finished(config: Mapping[str, Any], cell: str) -> Result | None:
     return None
 
 
+@functools.cache
+def tell_of_other_code(then: str, now: str) -> None:
+    """Say, once, that finished cells are kept although the code is another one now."""
+    if then != now:
+        log.warning(
+            "cells that were finished by other code (%s; now %s) are kept; retry=all runs them again", then, now
+        )
+
+
+@contextlib.contextmanager
+def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
+    """Write why the cell failed, where it does; nothing after Ctrl-C, nor where another process runs it.
+
+    Only what is wrong in the input is raised again.
+    """
+    try:
+        yield
+    except HeldError:
+        raise
+    except Exception as error:
+        wrong_input = isinstance(error, InputError)
+        result.status = "failed"
+        result.error = str(error) if wrong_input else f"{type(error).__name__}: {error}"
+        enlist(config, result.id)
+        result.write(cell_path(config, result.id))
+        if wrong_input:
+            raise
+        log.debug("cell %s failed", result.id, exc_info=True)
+
+
 @contextlib.contextmanager
 def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
     """Time a stage and say that it is over."""
@@ -168,6 +210,12 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
     finally:  # the last stage that has a time is the one that failed
         seconds[name] = round(time.perf_counter() - start, 3)
     log.info("%-8s %6.1f s", name, seconds[name])
+
+
+def described(config: Mapping[str, Any]) -> str:
+    """A few words that tell people which cell this is."""
+    names = [config[group]["name"] for group in ("dataset", "model", "defense")]
+    return f"{' '.join(names)} world {config['game']['world']} seed {config['seed']}"
 
 
 def device_name() -> str:

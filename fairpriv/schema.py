@@ -72,8 +72,8 @@ class TrainingConfig:
 class EvaluationConfig:
     """What a language model is asked, and how it answers."""
 
-    prompts: int | None = None  # of each dimension, to be judged; null: all
-    benign: int | None = None  # of each dimension, to count refusals; null: all
+    prompts: int | None = None  # of each dimension that are measured, at most; null: all
+    benign: int | None = None  # of each dimension, at most, to count refusals; null: all
     seed: int = 0  # which of them: the same in every cell, whatever its own seed
     max_new_tokens: int = 64  # of a response, which is greedy
     max_prompt_tokens: int = 1024  # longer prompts lose their beginning
@@ -118,6 +118,7 @@ class Config:
     dimensions: dict[str, Any] = field(default_factory=dict)  # what dimension=[...] chooses
     judge: Any = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    analysis: Any = None  # what a language model's edit is looked at with, beside what costs nothing
     trainer: Any = MISSING
     logger: Any = None
     paths: PathsConfig = field(default_factory=PathsConfig)

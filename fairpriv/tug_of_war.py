@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from fairpriv.analyses import LEAST, Dependence, cautions, coupling, flips
 from fairpriv.configs import build
 from fairpriv.data.pairs import Pairs
 from fairpriv.data.texts import Example, Texts, choose
@@ -26,7 +27,9 @@ from fairpriv.defenses.defense import ModelOwner, Tuned, Tuning
 from fairpriv.dimensions.awareness import awareness, over_refusal, triviality
 from fairpriv.dimensions.dimension import Dimension
 from fairpriv.dimensions.judge import Judge, Verdict
+from fairpriv.dimensions.scorer import Scored, Scorer, Subject, scores
 from fairpriv.errors import InputError
+from fairpriv.modules import processes
 from fairpriv.modules.causal_lm import fit_causal_lm
 from fairpriv.modules.generation import respond
 from fairpriv.modules.perplexity import encode_text, perplexity
@@ -34,19 +37,21 @@ from fairpriv.modules.pretrained import PretrainedLM
 from fairpriv.modules.trainer import device_of, trainer_of
 from fairpriv.run import Stage
 from fairpriv.schema import EvaluationConfig, nearest
+from fairpriv.tracking.flips import FLIPS, Flip, write_flips
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
-from fairpriv.tracking.result import Result, write_whole
+from fairpriv.tracking.result import Result, write_rows, write_whole
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class PromptSet:
-    """Prompts of one dimension that are answered: those to be judged, or the benign ones."""
+    """Prompts of one dimension: those whose answers are judged, the benign ones, or what its own scorer reads."""
 
     dimension: str
-    kind: str  # evaluate or benign
+    kind: str  # evaluate, benign or scored
     examples: list[Example]
+    answered: bool = True  # some scorers read the model and not its answers
 
 
 class TugOfWar:
@@ -81,6 +86,14 @@ class TugOfWar:
         self.judge: Judge | None = build(config, "judge") if config["judge"] else None
         self.settings = EvaluationConfig(**{k: v for k, v in config["evaluation"].items() if k != "text"})
         self.text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
+        if self.text:
+            self.text.takes(["prompt"], ["response"], "evaluation.text")
+        self.analysis: Dependence | None = build(config, "analysis") if config.get("analysis") else None
+        if self.analysis and not hasattr(defense, "tops"):
+            raise InputError(
+                f"analysis: compares a model before and after an edit, which defense={defense.name} does not make: "
+                "choose defense=spin or lora_spin"
+            )
 
     def digests(self) -> dict[str, str]:
         """Content of every input, by the config key that its place stands in."""
@@ -105,20 +118,24 @@ class TugOfWar:
             for name, drawn in getattr(self.defense, "sets", {}).items():
                 self.drawn(name, *drawn)
             sets = self.prompt_sets()
+            common = self.common_prompts() if self.analysis else []
             text = "\n\n".join(_joined(example) for example in self.text.load()) if self.text else None
-        if self.judge is None:
-            raise InputError(f"judge: none is chosen, and {sets[0].dimension} has prompts to be judged")
+        if judged := [which.dimension for which in sets if which.kind == "evaluate" and self.judge is None]:
+            raise InputError(f"judge: none is chosen, and {judged[0]} has prompts to be judged")
         with stage("model"):
-            model, tokenizer = self.model.load()
+            with processes.first_ahead():  # a packaged model is converted once
+                model, tokenizer = self.model.load()
             if self.model.device_map is None:
                 model.to(device_of(self.config))  # type: ignore[arg-type]
             if self.model.gradient_checkpointing:
                 # transformers 5.23 deplores the old name, earlier ones know no other
                 getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         trainer = trainer_of(self.config)
+        alone = processes.rank() == 0  # the first process measures, the whole of every set; the others only train
         with stage("before"):
-            before = self.answers(model, tokenizer, sets, untouched=True)
-            verdicts_before = self.verdicts(sets, before)
+            before = self.answers(model, tokenizer, sets, untouched=True) if alone else []
+            verdicts_before = self.verdicts(sets, before) if alone else []
+            scored_before = self.scores(model, tokenizer, sets, before, untouched=True) if alone else {}
         owner = ModelOwner(
             model,
             tokenizer,
@@ -135,6 +152,8 @@ class TugOfWar:
         )
         with stage("defend"):
             tuned: Tuned = self.defense.tune(owner)
+        if not alone:
+            return
         result.metrics |= tuned.metrics
         result.degenerate += tuned.degenerate
         with stage("evaluate"):
@@ -146,11 +165,40 @@ class TugOfWar:
             for which, now, then in zip(sets, verdicts, verdicts_before, strict=True):
                 if now:
                     self._add(result, awareness(which.dimension, now, then if self.tunes else None))
-            result.degenerate += triviality([response for told in after for response in told])
+            scored = scored_before if not self.tunes else self.scores(tuned.model, tokenizer, sets, after)
+            for name, found in scored.items():
+                self._add(result, scores(name, found, scored_before[name] if self.tunes else None))
+            if any(after):
+                result.degenerate += triviality([response for told in after for response in told])
             if text is not None:
                 result.metrics |= self.utility(tuned.model, tokenizer, text)
-        self.write_responses(folder / "responses.jsonl", sets, after, verdicts, before)
-        result.artifacts["responses"] = "responses.jsonl"
+        if any(after):
+            self.write_responses(self.file("responses.jsonl", folder, result), sets, after, verdicts, before)
+        if scored:
+            self.write_scores(self.file("scores.jsonl", folder, result), scored, scored_before)
+        outcomes, outcomes_before = (
+            [told or _outcomes(which, found) for which, told in zip(sets, judged, strict=True)]
+            for judged, found in ((verdicts, scored), (verdicts_before, scored_before))
+        )
+        self.analyse_answers(result, folder, sets, after, outcomes, before, outcomes_before)
+        if tuned.edit is not None:
+            chosen: list[str] = tuned.edit.metadata["dimensions"]
+            rates, rows = coupling(tuned.tops, chosen, tuned.edit)
+            self._add(result, rates)
+            write_rows(self.file("overlaps.jsonl", folder, result), rows)
+            if self.analysis:
+                with stage("analyse"):
+                    rates, rows = self.analysis.measure(
+                        tuned.model,
+                        tuned.edit,
+                        tuned.tops,
+                        chosen,
+                        self.prompt_ids(tokenizer, common),
+                        batch_size=self.settings.batch_size,
+                        seed=self.settings.seed,
+                    )
+                self._add(result, rates)
+                write_rows(self.file("hsic.jsonl", folder, result), rows)
 
     @property
     def tunes(self) -> bool:
@@ -166,16 +214,40 @@ class TugOfWar:
         """The prompts of every dimension, the same in every cell of equal ``evaluation``."""
         found = []
         for name, dimension in self.dimensions.items():
-            for kind, wanted in (("evaluate", self.settings.prompts), ("benign", self.settings.benign)):
-                texts: Texts | None = getattr(dimension, kind)
-                if texts is not None and wanted != 0:
-                    key = "evaluation.prompts" if kind == "evaluate" else "evaluation.benign"
-                    examples = choose(texts.load(), wanted, self.settings.seed, key=key)
-                    found.append(PromptSet(name, kind, examples))
-        if not any(which.kind == "evaluate" for which in found):
+            examples, scorer, settings = dimension.measured_on(), dimension.scorer, self.settings
+            if examples:
+                examples = self.at_most(examples, settings.prompts, f"evaluation.prompts of {name}")
+            if scorer is not None:
+                found.append(PromptSet(name, "scored", examples or [], scorer.answered))
+            elif examples:
+                found.append(PromptSet(name, "evaluate", examples))
+            if dimension.benign is not None and settings.benign != 0:
+                examples = self.at_most(dimension.benign.load(), settings.benign, f"evaluation.benign of {name}")
+                found.append(PromptSet(name, "benign", examples))
+        if not any(which.kind != "benign" for which in found):
             raise InputError(
                 f"dimension={[*self.dimensions]}: none of them has evaluation prompts, so there is nothing to measure"
             )
+        return found
+
+    def at_most(self, examples: Sequence[Example], wanted: int | None, what: str) -> list[Example]:
+        """As many as wanted, or all of a smaller set: dimensions differ in size."""
+        if wanted is not None and wanted > len(examples):
+            log.info("%s: %d are wanted, there are %d", what, wanted, len(examples))
+            wanted = None
+        return choose(examples, wanted, self.settings.seed)
+
+    def common_prompts(self) -> list[Example]:
+        """What all edited dimensions are compared on: the prompts that each is measured on, else those of its pairs."""
+        assert self.analysis is not None
+        found = []
+        for name in self.defense.dimensions:  # type: ignore[attr-defined]
+            dimension, (split, _) = self.dimensions[name], self.defense.sets[name]  # type: ignore[attr-defined]
+            examples = [example for example in dimension.measured_on() or [] if example.prompt]
+            examples = examples or dimension.pairs(split)
+            found += choose(examples, self.analysis.prompts, self.settings.seed, key="analysis.prompts")
+        if (distinct := len({example.prompt for example in found})) < LEAST:
+            raise InputError(f"analysis.prompts: {distinct} different prompts; HSIC needs {LEAST} at least")
         return found
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
@@ -211,6 +283,19 @@ class TugOfWar:
         result.artifacts[Path(name).stem] = name
         return folder / name
 
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
+        """Tokens from which the responses are generated."""
+        return [
+            encode_prompt(
+                tokenizer,
+                example.prompt,
+                chat_template=self.model.chat_template,
+                system=self.model.system,
+                max_tokens=self.settings.max_prompt_tokens,
+            )
+            for example in examples
+        ]
+
     def answers(
         self,
         model: nn.Module,
@@ -220,17 +305,9 @@ class TugOfWar:
         untouched: bool = False,
     ) -> list[list[str]]:
         """The model's greedy responses to every set; those of the untouched model are made once and then read."""
-        prompts = [
-            encode_prompt(
-                tokenizer,
-                example.prompt,
-                chat_template=self.model.chat_template,
-                system=self.model.system,
-                max_tokens=self.settings.max_prompt_tokens,
-            )
-            for which in sets
-            for example in which.examples
-        ]
+        prompts = self.prompt_ids(
+            tokenizer, [example for which in sets if which.answered for example in which.examples]
+        )
 
         def make() -> list[str]:
             return respond(
@@ -255,21 +332,22 @@ class TugOfWar:
             flat = make()
         found, rest = [], iter(flat)
         for which in sets:
-            found.append([next(rest) for _ in which.examples])
+            found.append([next(rest) for _ in which.examples] if which.answered else [])
         return found
 
     def verdicts(self, sets: Sequence[PromptSet], answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
-        """The judge's verdicts on the sets that are judged, an empty list for the benign ones; read where known."""
-        judge = self.judge
-        assert judge is not None
+        """The judge's verdicts on the sets that are judged, an empty list for the others; read where known."""
         found: list[list[Verdict]] = []
         for which, responses in zip(sets, answers, strict=True):
-            if which.kind == "benign":
+            judge = self.judge
+            if which.kind != "evaluate" or judge is None:
                 found.append([])
                 continue
             prompts = [example.prompt for example in which.examples]
 
-            def make(prompts: list[str] = prompts, responses: Sequence[str] = responses) -> list[list[Any]]:
+            def make(
+                judge: Judge = judge, prompts: list[str] = prompts, responses: Sequence[str] = responses
+            ) -> list[list[Any]]:
                 return [[verdict.safe, verdict.reason] for verdict in judge.judge(prompts, responses)]
 
             texts = hashlib.sha256(json.dumps([prompts, list(responses)]).encode()).hexdigest()
@@ -277,6 +355,56 @@ class TugOfWar:
             # A verdict that is missing, for a time-out say, may be had when the cell is run again.
             told = self._once("verdicts", key, make, whole=lambda made: all(safe is not None for safe, _ in made))
             found.append([Verdict(safe, reason) for safe, reason in told])
+        return found
+
+    def scores(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Sequence[PromptSet],
+        answers: Sequence[Sequence[str]],
+        *,
+        untouched: bool = False,
+    ) -> dict[str, Scored]:
+        """What each dimension's own scorer finds of the model; of the untouched one it is found once and then read."""
+        asked = {
+            "chat_template": self.model.chat_template,
+            "system": self.model.system,
+            "max_prompt_tokens": self.settings.max_prompt_tokens,
+        }
+        subject = Subject(
+            model,
+            tokenizer,
+            batch_size=self.settings.batch_size,
+            progress=self.watched,
+            **asked,  # type: ignore[arg-type]
+        )
+        found = {}
+        for which, responses in zip(sets, answers, strict=True):
+            dimension = self.dimensions[which.dimension]
+            scorer, examples = dimension.scorer, which.examples
+            if which.kind != "scored" or scorer is None:
+                continue
+
+            def make(
+                scorer: Scorer = scorer, examples: list[Example] = examples, responses: Sequence[str] = responses
+            ) -> list[dict[str, Any]]:
+                return [asdict(scorer.score(subject, examples, responses))]
+
+            if untouched:
+                texts = [[example.prompt, example.fields] for example in examples]
+                key = {
+                    "outcome_version": OUTCOME_VERSION,
+                    "versions": [torch.__version__, transformers.__version__],
+                    "model": [self.model.digest(), self.model.dtype, self.model.attn_implementation],
+                    "scorer": dimension.scoring,
+                    "asked": asked,
+                    "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
+                }
+                told = self._once("scores", key, make)
+            else:
+                told = make()
+            found[which.dimension] = Scored(**told[0])
         return found
 
     def utility(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, float]:
@@ -297,9 +425,10 @@ class TugOfWar:
 
     def keep(self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, result: Result) -> None:
         """Keep the tuned adapter or model, and the tokenizer, in the cell's folder."""
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
         result.artifacts["model"] = "model"
+        if processes.rank() == 0:
+            model.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
 
     def write_responses(
         self,
@@ -312,14 +441,55 @@ class TugOfWar:
         """One line a response: prompt, verdict, judge, and what the untouched model answered."""
         lines = []
         for which, told, judged, then in zip(sets, after, verdicts, before, strict=True):
-            for i, example in enumerate(which.examples):
-                line = {"dimension": which.dimension, "set": which.kind, "prompt": example.prompt, "response": told[i]}
+            for i, response in enumerate(told):
+                line = {"dimension": which.dimension, "set": which.kind, "prompt": which.examples[i].prompt}
+                line["response"] = response
                 if judged:
                     line |= asdict(judged[i]) | {"judge": self.judge.name if self.judge else None}
                 if self.tunes:
                     line["before"] = then[i]
                 lines.append(json.dumps(line, ensure_ascii=False))
         write_whole(path, ("\n".join(lines) + "\n").encode())
+
+    def write_scores(self, path: Path, scored: Mapping[str, Scored], before: Mapping[str, Scored]) -> None:
+        """One line an example that a scorer read: what it found, and what was different in the untouched model."""
+        lines = []
+        for dimension, found in scored.items():
+            for record, then in zip(found.records, before[dimension].records, strict=True):
+                line = {"dimension": dimension, **record}
+                if self.tunes:
+                    line["before"] = {name: value for name, value in then.items() if value != record.get(name)}
+                lines.append(json.dumps(line, ensure_ascii=False))
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def analyse_answers(
+        self,
+        result: Result,
+        folder: Path,
+        sets: Sequence[PromptSet],
+        after: Sequence[Sequence[str]],
+        verdicts: Sequence[Sequence[Verdict]],
+        before: Sequence[Sequence[str]],
+        verdicts_before: Sequence[Sequence[Verdict]],
+    ) -> None:
+        """What the responses say, and whose outcome the defence turned; details go to files of ``folder``."""
+        found: list[Flip] = []
+        rows = []
+        for which, told, now, told_before, then in zip(sets, after, verdicts, before, verdicts_before, strict=True):
+            if told:
+                rates, said = cautions(which.dimension, told, told_before if self.tunes else None)
+                rows += [{"set": which.kind} | row for row in said]
+                if which.kind != "benign":
+                    self._add(result, rates)
+            if self.tunes and now and then:
+                prompts = [example.prompt for example in which.examples] if told else [""] * len(now)
+                counts, more = flips(which.dimension, prompts, told or prompts, now, told_before or prompts, then)
+                result.metrics |= counts
+                found += more if told else []  # what is read off the model itself has nothing to be shown
+        if rows:
+            write_rows(self.file("cautions.jsonl", folder, result), rows)
+        if self.tunes:
+            write_flips(self.file(FLIPS, folder, result), found)
 
     def _once(
         self,
@@ -343,6 +513,12 @@ class TugOfWar:
     def _add(result: Result, rates: tuple[dict[str, float], dict[str, tuple[float, float]]]) -> None:
         result.metrics |= rates[0]
         result.intervals |= {name: list(ends) for name, ends in rates[1].items()}
+
+
+def _outcomes(which: PromptSet, found: Mapping[str, Scored]) -> list[Verdict]:
+    """What a scorer found of each example, in a judge's form; none where its score is no share of examples."""
+    outcomes = found[which.dimension].outcomes if which.kind == "scored" else None
+    return [Verdict(outcome, "scorer") for outcome in outcomes or []]
 
 
 def _joined(example: Example) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -18,6 +18,7 @@ from fairpriv.errors import InputError
 class Models(Protocol):
     """M classifiers of two classes; a :class:`fairpriv.modules.pool.Pool` is one.
 
+    Models with ``needs_groups`` are asked ``predict_proba(X, groups)``: the sensitive group is part of their input.
     White-box attacks also read ``weights``: ``(W [M, in, out], b [M, out])`` of every fully connected layer in order.
     """
 
@@ -25,7 +26,8 @@ class Models(Protocol):
         """M."""
         ...
 
-    def predict_proba(self, X: Tensor) -> Tensor:
+    @property
+    def predict_proba(self) -> Callable[..., Tensor]:
         """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``."""
         ...
 
@@ -74,7 +76,7 @@ class AttackGame:
     @cached_property
     def victim_probs(self) -> Tensor:
         """P(y=1) by the victims at the query's rows, ``[V, N]``; they are asked once, whatever the attacks."""
-        return _outputs(self.victims, self.query.X, "victim")
+        return _outputs(self.victims, self.query, "victim")
 
     def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
         """The shadows of world 0 and of world 1.
@@ -98,7 +100,7 @@ class AttackGame:
     @cached_property
     def _shadow_probs(self) -> tuple[Tensor, Tensor]:
         assert self.shadows is not None
-        first, second = (_outputs(pool, self.query.X, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
+        first, second = (_outputs(pool, self.query, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
         return first, second
 
     def result(self, attack: str, scores: Tensor) -> AttackResult:
@@ -106,8 +108,13 @@ class AttackGame:
         return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
 
 
-def _outputs(models: Models, X: Tensor, who: str) -> Tensor:
-    probs = models.predict_proba(X)
+def ask(models: Models, X: Tensor, groups: Tensor) -> Tensor:
+    """P(y=1) of every model ``[M, N]``, told the rows' groups ``[N]`` where it needs them."""
+    return models.predict_proba(X, groups) if getattr(models, "needs_groups", False) else models.predict_proba(X)
+
+
+def _outputs(models: Models, query: Query, who: str) -> Tensor:
+    probs = ask(models, query.X, query.s)
     wrong = ~((probs >= 0) & (probs <= 1)).all(1)
     if wrong.any():
         raise ValueError(f"{who} number {int(wrong.nonzero()[0])} gives no probabilities: did its training diverge?")
@@ -117,7 +124,8 @@ def _outputs(models: Models, X: Tensor, who: str) -> Tensor:
 class Attack(Protocol):
     """An attack: built from its YAML, run once a game.
 
-    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims.
+    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims. An
+    attack with ``white_box = True`` reads ``weights``; it is left out where a defence leaves no single network.
     """
 
     name: str

@@ -86,6 +86,7 @@ class MetaClassifier:
     weight_decay: float = 0.01
 
     needs_shadows = True
+    white_box = True
 
     def __post_init__(self) -> None:
         if self.folds < 2:

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fairpriv.attacks.attack import Attack, AttackGame, Query, over_splits
+from fairpriv.attacks.attack import Attack, AttackGame, Query, ask, over_splits
 from fairpriv.data.game import GameDataModule, Part, Rows
-from fairpriv.defenses.defense import PoolOwner
+from fairpriv.defenses.defense import Members, PoolOwner, draw
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
 from fairpriv.modules.pool import Pool
@@ -66,7 +66,7 @@ class Split:
     """One repeated split: its attackable game, and how the victims do on the victim half's test rows."""
 
     game: AttackGame
-    accuracy: Tensor  # [V], of each victim on all test rows, both worlds together
+    accuracy: Tensor  # [V], of each victim's answers on all test rows, both worlds together
     gap: Tensor  # [V], equalized-odds gap on them
     constant: Tensor  # [V], whether over 99 % of the predictions are of one class
     diverged: int  # victims and shadows left out
@@ -139,7 +139,7 @@ def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 def deal(
     data: GameDataModule,
-    defend: Callable[[PoolOwner], Pool],
+    defend: Callable[[PoolOwner], Members],
     fit: Callable[..., Pool],
     training: Mapping[str, Any],
     *,
@@ -163,7 +163,7 @@ def deal(
     validation = data.part("validation", 0) + data.part("validation", 1)
     victims = defend(own_pool(data, "train", validation, game.victims, fit, training))
     truth = torch.arange(2).repeat_interleave(game.victims)
-    own: tuple[Pool, Pool] | None = None
+    own: tuple[Members, Members] | None = None
     diverged = len(victims.diverged)
     asked = data.part("query", 0), data.part("query", 1)
     if shadows and game.shadows:
@@ -178,7 +178,9 @@ def deal(
     query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
     test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
     tested = test[0] + test[1] + test[2] + test[3]
-    preds = victims.predict_proba(tested.X) > 0.5
+    probs = ask(victims, tested.X, tested.s)
+    generator = torch.Generator().manual_seed(data.seed)
+    preds = draw(probs, generator) if getattr(victims, "randomized", False) else probs > 0.5
     share = preds.double().mean(1)
     return Split(
         game=AttackGame(victims, own, query, data.seed, truth),

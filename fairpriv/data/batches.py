@@ -1,4 +1,4 @@
-"""How rows become batches: shuffled epochs for training, stratified cells for fine-tuning, and stratified samples.
+"""How rows become batches: shuffled epochs, stratified cells for fine-tuning, Poisson samples, and stratified samples.
 
 Tables fit into memory, so a batch is one indexed slice of whole tensors: no collation, no workers.
 """
@@ -61,12 +61,15 @@ class StratifiedBatches(IterableDataset[Batch]):
         batch_size: rows in a batch; less where the data is smaller.
         steps: batches in an epoch.
         seed: of the orders in which cells are walked through.
+        weights: of the rows ``[N]``, at least 0; a batch's weights are multiplied by them. None: all 1.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, rows: Rows, batch_size: int, steps: int, seed: int, weights: Tensor | None = None) -> None:
         self.rows = rows
         self.steps = steps
-        self.content = content(rows, type(self).__name__, batch_size, steps, seed)
+        self.row_weights = weights
+        settings = [batch_size, steps, seed] + ([weights.tolist()] if weights is not None else [])
+        self.content = content(rows, type(self).__name__, *settings)
         self.generator = torch.Generator().manual_seed(seed)
         strata = sorted(cells(rows), key=len)  # smallest first, so that what it leaves goes to the larger ones
         left = min(batch_size, len(rows.y))
@@ -92,7 +95,8 @@ class StratifiedBatches(IterableDataset[Batch]):
     def draw(self) -> Batch:
         """The next batch; a cell's order is redrawn when it is used up."""
         index = torch.cat([self._take(cell, quota) for cell, quota in enumerate(self.quotas)])
-        return self.rows.X[index], self.rows.y[index], self.rows.s[index], self.weight
+        weight = self.weight if self.row_weights is None else self.weight * self.row_weights[index]
+        return self.rows.X[index], self.rows.y[index], self.rows.s[index], weight
 
     def _take(self, cell: int, count: int) -> Tensor:
         if self.positions[cell] + count > len(self.orders[cell]):
@@ -104,6 +108,31 @@ class StratifiedBatches(IterableDataset[Batch]):
 
     def _shuffled(self, index: Tensor) -> Tensor:
         return index[torch.randperm(len(index), generator=self.generator)]
+
+
+class PoissonBatches(IterableDataset[Batch]):
+    """Every row is in a batch with probability ``1 / steps``, whatever the others do: the batches of DP-SGD.
+
+    Their sizes differ, and 0 is one of them; in the mean an epoch holds every row once.
+    """
+
+    def __init__(self, rows: Rows, steps: int, seed: int) -> None:
+        self.rows = rows
+        self.steps = steps
+        self.generator = torch.Generator().manual_seed(seed)
+        self.content = content(rows, type(self).__name__, steps, seed)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.steps):
+            chosen = torch.rand(len(self.rows.y), generator=self.generator, dtype=torch.double) < 1 / self.steps
+            index = chosen.nonzero().flatten()
+            yield self.rows.X[index], self.rows.y[index], self.rows.s[index], torch.ones(len(index))
+
+
+Batches = ShuffledBatches | StratifiedBatches | PoissonBatches
 
 
 def subsample(rows: Rows, share: float, seed: int) -> Rows:

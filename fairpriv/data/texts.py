@@ -18,6 +18,7 @@ from typing import Any
 
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
+from fairpriv.schema import nearest
 
 _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
     "in": lambda value, listed: value in listed,
@@ -34,6 +35,7 @@ class Example:
     prompt: str
     response: str | None
     row: str  # where it was read, as 'pairs.csv, line 12'
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)  # by name, what further columns hold
 
 
 @dataclass
@@ -42,7 +44,11 @@ class Texts:
 
     Formats by the files' endings: .csv, .tsv, .jsonl or .ndjson (one object a line), .json (a list of objects), .txt
     (one prompt a line, in a column ``prompt``), each also packed as .gz, and .parquet. UTF-8 throughout. A column
-    inside another is named with dots: ``category.privacy_violation``.
+    inside another is named with dots: ``category.privacy_violation``. Where a .json file is no list, ``under`` names
+    the lists inside it in the same way; they are read one after another.
+
+    ``columns`` names a column for ``prompt``, for pairs one for ``response``, and one for whatever else a scorer reads;
+    several columns together give the list of what they hold, up to the last that is not empty.
 
     ``where`` keeps the rows that fulfil every condition: the value itself, a list of values, or some of
     ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared by their
@@ -51,12 +57,14 @@ class Texts:
     """
 
     source: Source
-    columns: dict[str, str]  # prompt, and for pairs response: the column of the files
+    columns: dict[str, str | list[str]]  # name: the column of the files that holds it
     where: dict[str, Any] = field(default_factory=dict)  # column: condition
+    under: list[str] = field(default_factory=list)  # where the rows lie in a .json file that is no list
 
     def __post_init__(self) -> None:
-        if "prompt" not in self.columns or set(self.columns) - {"prompt", "response"}:
-            raise InputError(f"columns: names {', '.join(self.columns) or 'nothing'}; it takes prompt and response")
+        for name in ("prompt", "response"):
+            if isinstance(self.columns.get(name), list):
+                raise InputError(f"columns.{name}={self.columns[name]}: must be one column")
         for column, condition in self.where.items():
             if condition is None:
                 raise InputError(f"where.{column} has no value: give the value wanted, or conditions")
@@ -66,20 +74,39 @@ class Texts:
                         f"where.{column}.{name}: there is no such condition, only {', '.join(_CONDITIONS)}"
                     )
 
+    def takes(self, required: Sequence[str], optional: Sequence[str], where: str) -> None:
+        """Raise `InputError` unless ``columns`` names all that is required, and nothing but that and the optional.
+
+        Args:
+            required: names that a reader cannot do without.
+            optional: further names that it knows.
+            where: the config key of these texts, for the message.
+        """
+        known = [*required, *optional]
+        for name in self.columns:
+            if name not in known:
+                raise InputError(
+                    f"{where}.columns.{name}: there is no such name{nearest(name, known)}; it takes {', '.join(known)}"
+                )
+        if missing := [name for name in required if name not in self.columns]:
+            named = ", ".join(self.columns) or "nothing"
+            raise InputError(f"{where}.columns names no {missing[0]}, only {named}; it takes {', '.join(known)}")
+
     def load(self) -> list[Example]:
         """Read the rows that `where` keeps, in the files' order; raises `InputError` that names file and line."""
         examples = []
         total = 0
         paths = self.source.locate()
         for path in paths:
-            rows = _read(path)
+            rows = _read(path, self.under)
             total += len(rows)
             self._require(path, [row for _, row in rows])
             for place, row in rows:
                 if self._keeps(row):
                     where = f"{path.name}, {place}"
-                    texts = {name: _text(row, column, where) for name, column in self.columns.items()}
-                    examples.append(Example(texts["prompt"], texts.get("response"), where))
+                    told = {name: _held(row, column, where) for name, column in self.columns.items()}
+                    prompt, response = (_text(told, name, self.columns, where) for name in ("prompt", "response"))
+                    examples.append(Example(prompt or "", response, where, told))
         if not examples:
             files = ", ".join(path.name for path in paths)
             raise InputError(f"where: none of the {total} rows of {files} is left; it asks for {self.where}")
@@ -87,13 +114,17 @@ class Texts:
 
     def digest(self) -> str:
         """Content hash: of the files, the column map and the filter."""
-        described = json.dumps([self.source.digest(), self.columns, self.where], sort_keys=True)
+        described = json.dumps([self.source.digest(), self.columns, self.where, self.under], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
     def _require(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        wanted = {f"columns.{name}": column for name, column in self.columns.items()}
-        wanted |= {f"where.{column}": column for column in self.where}
-        for key, column in wanted.items():
+        wanted = [
+            (f"columns.{name}", column)
+            for name, columns in self.columns.items()
+            for column in (columns if isinstance(columns, list) else [columns])
+        ]
+        wanted += [(f"where.{column}", column) for column in self.where]
+        for key, column in wanted:
             if all(_value(row, column) is _ABSENT for row in rows):
                 there = list(dict.fromkeys(name for row in rows for name in _names(row)))
                 near = get_close_matches(column, there)
@@ -174,12 +205,26 @@ def _names(row: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    value = _value(row, column)
-    if value is None or value is _ABSENT or value == "" or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{where}: '{column}' is empty; fill it in, or leave the row out by where")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{column}' holds a {type(value).__name__}, not text")
+def _held(row: Mapping[str, Any], column: str | list[str], where: str) -> Any:
+    """What a row holds in a column, or in several; empty, or all of them empty, is an `InputError`."""
+    columns = column if isinstance(column, list) else [column]
+    values = ["" if _empty(value := _value(row, name)) else value for name in columns]
+    while values and values[-1] == "":
+        values.pop()
+    if not values:
+        raise InputError(f"{where}: '{', '.join(columns)}' is empty; fill it in, or leave the row out by where")
+    return values if isinstance(column, list) else values[0]
+
+
+def _empty(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else value is None or value is _ABSENT or value == []
+
+
+def _text(told: dict[str, Any], name: str, columns: Mapping[str, Any], where: str) -> str | None:
+    """Take a text out of what was told, where it is there."""
+    value = told.pop(name, None)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: '{columns[name]}' holds a {type(value).__name__}, not text")
     return value
 
 
@@ -195,15 +240,18 @@ def _spelling(value: Any) -> str:
 _Rows = list[tuple[str, dict[str, Any]]]  # place in the file, as 'line 12', and the row's columns
 
 
-def _read(path: Path) -> _Rows:
+def _read(path: Path, under: Sequence[str]) -> _Rows:
     packed = path.suffix.lower() == ".gz"
     ending = Path(path.stem if packed else path.name).suffix.lower()
     if ending == ".parquet" and not packed:
         rows = _parquet(path)
+    elif ending == ".json":
+        rows = _json(_decoded(path, packed), path, under)
     elif ending in _READERS:
         rows = _READERS[ending](_decoded(path, packed), path)
     else:
-        raise InputError(f"{path}: not a known format; it may end in .parquet, {', '.join(_READERS)}, or these and .gz")
+        known = ", ".join([".parquet", *_READERS, ".json"])
+        raise InputError(f"{path}: not a known format; it may end in {known}, or these and .gz")
     if not rows:
         raise InputError(f"{path} has no rows")
     return rows
@@ -267,14 +315,19 @@ def _json_lines(text: str, path: Path) -> _Rows:
     return rows
 
 
-def _json(text: str, path: Path) -> _Rows:
+def _json(text: str, path: Path, under: Sequence[str]) -> _Rows:
     try:
-        rows = json.loads(text)
+        whole = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; one object a line is .jsonl") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} is not a list of objects: [{{...}}, ...] is wanted")
-    return [(f"item {number}", row) for number, row in enumerate(rows, start=1)]
+    lists = {f" of {key}": _value({"": whole}, f".{key}") for key in under} or {"": whole}
+    found: _Rows = []
+    for place, rows in lists.items():
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            inside = "" if under else "; under names a list inside it"
+            raise InputError(f"{path}{place} is not a list of objects: [{{...}}, ...] is wanted{inside}")
+        found += [(f"item {number}{place}", row) for number, row in enumerate(rows, start=1)]
+    return found
 
 
 def _lines(text: str, path: Path) -> _Rows:
@@ -299,6 +352,5 @@ _READERS: dict[str, Callable[[str, Path], _Rows]] = {
     ".tsv": _tab_separated,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".json": _json,
     ".txt": _lines,
 }

@@ -109,6 +109,49 @@ def encode_prompt(
     return _cut(tokenizer, ids, before, prompt, excess, left=True) if excess > 0 else ids
 
 
+def encode_continuation(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    continuation: str,
+    *,
+    chat_template: ChatTemplate,
+    system: str | None,
+    max_tokens: int,
+    separator: str = "\n",
+) -> Encoded:
+    """Tokens of a prompt and what follows it, whose likelihood is asked for: it alone is the target, no end mark.
+
+    As `encode` writes them. Where nothing stands before the continuation (an empty prompt, plain, without BOS) one
+    token does: BOS, else EOS, else the pad token. So the first word counts too.
+
+    Args:
+        tokenizer: of the model that is asked.
+        prompt: what the user says; plain, the text that is gone on from.
+        continuation: what follows; with a template, the whole response.
+        chat_template: ``auto`` or ``none``.
+        system: system message, as in `encode`.
+        max_tokens: of what stands before the continuation, cut at its beginning as in `encode_prompt`.
+        separator: what follows the system message and the prompt where there is no template.
+
+    Raises:
+        InputError: the continuation has no tokens; a chat template as in `encode`.
+    """
+    before, after, _ = _rendered(tokenizer, prompt, continuation, chat_template, system, separator)
+    said = continuation.strip()
+    after = after[: after.index(said) + len(said)]
+    asked = _prompt_ids(tokenizer, before, chat_template)
+    whole = _prompt_ids(tokenizer, before + after, chat_template)
+    answer = whole[len(asked) :] if whole[: len(asked)] == asked else _continuation_ids(tokenizer, after)
+    if not answer:
+        raise InputError(f"{continuation!r} has no tokens, so it has no likelihood")
+    if len(asked) > max_tokens:
+        asked = _cut(tokenizer, asked, before, prompt, len(asked) - max_tokens, left=True)
+    if not asked:
+        known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+        asked = [known[0] if known else pad_token_id(tokenizer)]
+    return Encoded(input_ids=asked + answer, labels=[NO_TARGET] * len(asked) + answer)
+
+
 def encode_all(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],

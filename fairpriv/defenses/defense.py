@@ -7,16 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from fairpriv.attacks.attack import Models
 from fairpriv.data.batches import subsample
 from fairpriv.data.game import GameDataModule, Rows
 from fairpriv.data.tokens import Encoded
+from fairpriv.errors import InputError
 from fairpriv.modules.pool import Pool
 from fairpriv.tracking.identity import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from fairpriv.editing import SpinEdit
+    from fairpriv.functional.coupling import TopWeights
+
+
+def tuning_rows(own: Rows, other: Rows, rehearsal: float, seed: int) -> Rows:
+    """What fine-tuning sees: all rows of the other world and a share ``rehearsal`` of the own one's."""
+    return other + subsample(own, rehearsal, seed) if rehearsal else other
+
+
+def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
+    """Raise InputError, naming the config's key, where no label has rows of two groups: ``what`` is undefined then."""
+    if all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
+        raise InputError(
+            f"{key}={rehearsal} leaves one group in every batch, so {what} is undefined: set {key} above 0, or "
+            "game.alpha inside (0, 1)"
+        )
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,19 @@ class Victim:
     base: Callable[[], nn.Module]
     fresh: Callable[[], nn.Module]
     fit: Callable[..., None]
+
+    def tuning_rows(self, rehearsal: float) -> Rows:
+        """Training rows of the other world with a share of the own one's."""
+        own, other = (self.data.part("train", world) for world in (self.world, 1 - self.world))
+        return tuning_rows(own, other, rehearsal, self.seed)
+
+    def two_classes(self, defense: str) -> None:
+        """Raise InputError, naming the defence, where there are more labels than two."""
+        if len(self.data.label_names) > 2:
+            raise InputError(
+                f"defense={defense} takes two labels (fairlearn's method is defined for no more), and the target has "
+                f"{len(self.data.label_names)}: choose another defence, or a target with two"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,6 +111,11 @@ class PoolOwner:
             for member in range(self.count)
         ]
 
+    def tuning_samples(self, rehearsal: float) -> list[Rows]:
+        """Each member's sample of the other world with a share of that of its own."""
+        pairs = zip(self.samples(own=True), self.samples(own=False), strict=True)
+        return [tuning_rows(own, other, rehearsal, self.seed + i) for i, (own, other) in enumerate(pairs)]
+
     def base(self) -> Pool:
         """The members as trained on their own worlds; the second time they come from the cache."""
         datasets = [(rows.X, rows.y) for rows in self.samples(own=True)]
@@ -86,10 +124,40 @@ class PoolOwner:
 
 @dataclass
 class Defended:
-    """A defended model, and what the defence has to report (metric name -> value)."""
+    """A defended model, and what the defence has to report (metric name -> value).
 
-    net: nn.Module
+    Attributes:
+        net: features -> logits; None where there is ``predict``.
+        predict: predicted labels ``[N]`` of rows, by what is more than one network: post-processed or randomised.
+            It may read the rows' groups.
+    """
+
+    net: nn.Module | None
     metrics: dict[str, float] = field(default_factory=dict)
+    predict: Callable[[Rows], Tensor] | None = None
+
+
+class Members(Models, Protocol):
+    """The defended models of a pool: a `Pool`, or what answers like one.
+
+    Those that are no single network say by ``randomized = True`` that ``predict_proba`` is the chance of the answer 1,
+    which is drawn anew each time, and by ``needs_groups = True`` that it takes the rows' groups ``[N]`` beside their
+    features.
+    """
+
+    @property
+    def diverged(self) -> list[int]:
+        """Members whose training broke off."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Members:
+        """Some members, as a pool of their own."""
+        ...
+
+
+def draw(chance: Tensor, generator: torch.Generator) -> Tensor:
+    """Answers, int64 ``[...]``: each is 1 with its ``chance``, else 0."""
+    return (torch.rand(chance.shape, generator=generator) < chance).long()
 
 
 @dataclass(frozen=True)
@@ -132,6 +200,8 @@ class Tuned:
     model: nn.Module
     metrics: dict[str, float] = field(default_factory=dict)
     degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
+    edit: SpinEdit | None = None  # of its weights, applied
+    tops: dict[str, dict[str, TopWeights]] = field(default_factory=dict)  # of the sets that the edit was made of
 
 
 class Tuning(Protocol):
@@ -150,7 +220,10 @@ class Tuning(Protocol):
 
 
 class Defense(Protocol):
-    """A defence of a classifier: built from its YAML, called once a cell, and once a pool where attacks are played."""
+    """A defence of a classifier: built from its YAML, called once a cell, and once a pool where attacks are played.
+
+    One that leaves something else than a network with the model's architecture says ``one_network = False``.
+    """
 
     name: str
 
@@ -158,6 +231,6 @@ class Defense(Protocol):
         """Train or tune; raise InputError where the game makes it undefined."""
         ...
 
-    def defend_pool(self, owner: PoolOwner) -> Pool:
+    def defend_pool(self, owner: PoolOwner) -> Members:
         """Defend many models at once, each with data of its own, as ``defend`` would defend each."""
         ...

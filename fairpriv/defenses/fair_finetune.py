@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fairpriv.data.batches import StratifiedBatches, subsample
+from fairpriv.data.batches import StratifiedBatches
 from fairpriv.data.game import Rows
-from fairpriv.defenses.defense import Defended, PoolOwner, Victim
+from fairpriv.defenses.defense import Defended, PoolOwner, Victim, refuse_one_group
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.modules.classifier import Classifier, predict
@@ -73,14 +74,12 @@ class FairFineTuning:
 
     def defend(self, victim: Victim) -> Defended:
         """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
-        rows = self._rows(
-            victim.data.part("train", victim.world), victim.data.part("train", 1 - victim.world), victim.seed
-        )
+        rows = self._two_groups(victim.tuning_rows(self.rehearsal))
         held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
         if self.penalty == "validation":
             module, metrics = self._choose(victim, rows, held_out)
         else:
-            module = self._fit(victim, rows, held_out, 0.0 if self.penalty == "dual" else float(self.penalty))
+            module = self.tune(victim, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
             metrics = {"defense/lambda": module.penalty}
         if self.penalty != 0:
             metrics |= self._bias(module.net, rows, victim.seed)
@@ -88,23 +87,16 @@ class FairFineTuning:
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Train the arm for every member at once; a lambda that validation rows decide is each member's own."""
-        pairs = zip(owner.samples(own=True), owner.samples(own=False), strict=True)
-        samples = [self._rows(own, other, owner.seed + i) for i, (own, other) in enumerate(pairs)]
+        samples = [self._two_groups(rows) for rows in owner.tuning_samples(self.rehearsal)]
+        weights = [self.weights(rows) for rows in samples]
+        datasets = [
+            (rows.X, rows.y, rows.s) + ((weight,) if weight is not None else ())
+            for rows, weight in zip(samples, weights, strict=True)
+        ]
         start = owner.base() if self.start == "base" else None
 
         def fitted(penalty: float, dual: Dual | None = None) -> Pool:
-            return owner.fit(
-                [(rows.X, rows.y, rows.s) for rows in samples],
-                epochs=self.epochs,
-                steps_per_epoch=self.steps_per_epoch,
-                batch_size=self.batch_size,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                seed=owner.seed,
-                penalty=penalty,
-                dual=dual,
-                initial=start,
-            )
+            return self.tune_pool(owner, datasets, start, penalty=penalty, dual=dual)
 
         if self.penalty == "dual":
             return fitted(0.0, Dual(self.dual_rate, self.epsilon, owner.validation))
@@ -119,17 +111,12 @@ class FairFineTuning:
         chosen = gap.masked_fill(accuracy < accuracy[0] - self.tolerance, torch.inf).argmin(0).tolist()
         return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
 
-    def _rows(self, own: Rows, other: Rows, seed: int) -> Rows:
-        """What is trained on: the other world's rows and the rehearsed ones of the own world."""
-        rows = other + subsample(own, self.rehearsal, seed) if self.rehearsal else other
-        if self.penalty != 0 and all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
-            raise InputError(
-                f"defense.rehearsal={self.rehearsal} leaves one group in every batch, so the equalized-odds penalty is "
-                "undefined: set defense.rehearsal above 0, or game.alpha inside (0, 1)"
-            )
-        return rows
+    def weights(self, rows: Rows) -> Tensor | None:
+        """Weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
+        return None
 
-    def _fit(self, victim: Victim, rows: Rows, held_out: Rows, penalty: float) -> Classifier:
+    def tune(self, victim: Victim, rows: Rows, penalty: float = 0.0, weights: Tensor | None = None) -> Classifier:
+        """Train one model on ``rows``; without ``weights``, with its own."""
         module = Classifier(
             victim.base() if self.start == "base" else victim.fresh(),
             classes=len(victim.data.label_names),
@@ -140,14 +127,38 @@ class FairFineTuning:
             epsilon=self.epsilon,
             stage=self.name,
         )
-        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed)
+        weights = self.weights(rows) if weights is None else weights
+        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed, weights)
+        held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
         victim.fit(module, batches, epochs=self.epochs, validation=held_out)
         return module
+
+    def tune_pool(
+        self, owner: PoolOwner, datasets: Sequence[Sequence[Tensor]], start: Pool | None, **more: Any
+    ) -> Pool:
+        """Train a pool on ``datasets`` from ``start``, as `fit_pool` does with ``more``."""
+        return owner.fit(
+            datasets,
+            epochs=self.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            seed=owner.seed,
+            initial=start,
+            **more,
+        )
+
+    def _two_groups(self, rows: Rows) -> Rows:
+        """The rows, where a penalty is defined on them."""
+        if self.penalty != 0:
+            refuse_one_group(rows, "defense.rehearsal", self.rehearsal, "the equalized-odds penalty")
+        return rows
 
     def _choose(self, victim: Victim, rows: Rows, held_out: Rows) -> tuple[Classifier, dict[str, float]]:
         candidates = {}
         for penalty in sorted({0.0, *self.grid}):
-            module = self._fit(victim, rows, held_out, penalty)
+            module = self.tune(victim, rows, penalty)
             preds = predict(module.net, held_out.X)
             recalls = [(preds == y)[held_out.y == y].float().mean() for y in held_out.y.unique()]
             gap = float(equalized_odds_gap(preds, held_out.y, held_out.s, missing="skip"))

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from fairpriv.data.tokens import Encoded, collate
 from fairpriv.defenses.defense import ModelOwner, Tuned
-from fairpriv.editing import SpinEdit
+from fairpriv.editing import SpinEdit, place
 from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
+from fairpriv.modules import processes
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
 from fairpriv.tracking.result import write_whole
 
@@ -102,15 +103,18 @@ class Spin:
         """Apply the defence before this one, then edit; the edit is kept in the cell's folder."""
         before = self.after.tune(owner) if self.after is not None else Tuned(owner.model)
         rows = {name: owner.rows(name, *drawn) for name, drawn in self.sets.items()}
-        origin = None if self.after is not None else owner.origin
-        edit, metrics, degenerate = self.edit(
-            before.model, rows, pad_id=owner.pad_id, seed=owner.seed, cache=owner.cache, origin=origin
-        )
+        origin = owner.origin if self.after is None else _weights_hash(before.model)
+        tops = self.tops(before.model, rows, pad_id=owner.pad_id, cache=owner.cache, origin=origin)
+        edit, metrics, degenerate = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)
         after = self.after.name if self.after is not None else None
         edit.metadata.update({"name": owner.name, "base": owner.origin, "after": after})
-        edit.save(owner.file("edit.safetensors"))
+        path = owner.file("edit.safetensors")
+        if processes.rank() == 0:
+            edit.save(path)
         edit.apply(before.model)
-        return Tuned(before.model, before.metrics | metrics, before.degenerate + degenerate)
+        return Tuned(
+            before.model, before.metrics | metrics, before.degenerate + degenerate, edit, self._narrowed(tops)
+        )
 
     def edit(
         self,
@@ -121,6 +125,7 @@ class Spin:
         seed: int = 0,
         cache: Path | None = None,
         origin: Any = None,
+        tops: Mapping[str, Mapping[str, TopWeights]] | None = None,
     ) -> tuple[SpinEdit, dict[str, float], list[str]]:
         """The edit of ``model``, not yet applied, what it comes to, and why it is trivial, if it is.
 
@@ -131,19 +136,14 @@ class Spin:
             seed: of ``score=random``.
             cache: folder for top weights.
             origin: plain data that tells what ``model`` is; None: its weights are hashed.
+            tops: what `tops` returned, where it has been called already.
 
         Raises:
-            InputError: as ``importance_scores`` and ``coupled_weights``, and a gradient that is not finite.
+            InputError: as `tops` and ``coupled_weights``.
         """
-        self._warn_of_shared(rows)
-        try:
-            wanted = set(matrices_of(model, self.target))
-        except ValueError as error:
-            raise InputError(f"SPIN: {error}") from error
         origin = origin or _weights_hash(model)
-        scores = {name: self._top(name, model, encoded, pad_id, cache, origin) for name, encoded in rows.items()}
-        exclude = [] if self.score == "magnitude" else self.exclude
-        scores = {name: {w: top for w, top in tops.items() if w in wanted} for name, tops in scores.items()}
+        scores = tops or self.tops(model, rows, pad_id=pad_id, cache=cache, origin=origin)
+        exclude = self._excluded
         first = scores[self.dimensions[0]]
         without = [name for name, top in first.items() if not selected(top.numel, self.ratio)]
         if 0 < len(without) < len(first):
@@ -186,7 +186,8 @@ class Spin:
         summary = edit.summary()
         metrics = {"edit/suppressed": float(summary["suppressed"])}
         metrics["edit/share"] = summary["suppressed"] / sum(top.numel for top in first.values())
-        metrics |= {f"edit/coupled/{layer}": float(count) for layer, count in summary["layers"].items()}
+        layers = dict.fromkeys((place(name)[0] for name in first), 0) | summary["layers"]
+        metrics |= {f"edit/coupled/{layer}": float(count) for layer, count in layers.items()}
         degenerate = []
         if not summary["suppressed"]:
             degenerate.append(self._why_empty(scores, coupled))
@@ -194,6 +195,41 @@ class Spin:
             degenerate.append("defense.strength=0 changes no weight")
         log.info("SPIN: %d weights of %d matrices", summary["suppressed"], len(edit.indices))
         return edit, metrics, degenerate
+
+    def tops(
+        self,
+        model: nn.Module,
+        rows: Mapping[str, Sequence[Encoded]],
+        *,
+        pad_id: int = 0,
+        cache: Path | None = None,
+        origin: Any = None,
+    ) -> dict[str, dict[str, TopWeights]]:
+        """The top weights of the target's matrices, for every dimension and excluded set; arguments as of `edit`.
+
+        Raises:
+            InputError: as ``importance_scores``, and a gradient that is not finite.
+        """
+        self._warn_of_shared(rows)
+        try:
+            wanted = set(matrices_of(model, self.target))
+        except ValueError as error:
+            raise InputError(f"SPIN: {error}") from error
+        origin = origin or _weights_hash(model)
+        scores = {name: self._top(name, model, encoded, pad_id, cache, origin) for name, encoded in rows.items()}
+        return {name: {w: top for w, top in tops.items() if w in wanted} for name, tops in scores.items()}
+
+    @property
+    def _excluded(self) -> list[str]:
+        return [] if self.score == "magnitude" else self.exclude
+
+    def _narrowed(self, tops: Mapping[str, Mapping[str, TopWeights]]) -> dict[str, dict[str, TopWeights]]:
+        """What counts as each dimension's and excluded set's own: its top weights at the ratio that is asked for."""
+        exclude_ratio = self.ratio if self.exclude_ratio is None else self.exclude_ratio
+        ratios = dict.fromkeys(self.dimensions, self.ratio) | dict.fromkeys(self._excluded, exclude_ratio)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of matrices without any, which `edit` has named
+            return {name: top_weights(tops[name], max_ratio=ratio) for name, ratio in ratios.items()}
 
     def _control(self, indices: Mapping[str, Tensor], first: Mapping[str, TopWeights], seed: int) -> dict[str, Tensor]:
         """As many weights of the same matrices by another choice, where ``score`` is such a control."""
@@ -252,11 +288,14 @@ class Spin:
             }
         )
         path = cache / "top_weights" / f"{key}.safetensors" if cache else None
-        if path is not None and (found := _read_top(path)) is not None:
+        if path is not None and (found := processes.told(lambda: _read_top(path))) is not None:
             return found
         # Long rows together, so that little is padded; the mean over samples does not mind.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
         parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if kind == "importance":  # which adds up what several processes have scored
+            parts = parts[processes.rank() :: processes.count()]
+        scored = [i for part in parts for i in part]
         batches = [collate([rows[i] for i in part], pad_id) for part in parts]
         tops: dict[str, TopWeights] = {}
         with warnings.catch_warnings():
@@ -281,11 +320,11 @@ class Spin:
                 ) from error
             except (ValueError, FloatingPointError) as error:
                 text = re.sub(
-                    r"sample (\d+) \(row \d+ of its batch\)", lambda m: f"sample {order[int(m[1])]}", str(error)
+                    r"sample (\d+) \(row \d+ of its batch\)", lambda m: f"sample {scored[int(m[1])]}", str(error)
                 )
                 raise InputError(f"SPIN: {which}: {text}") from error
         tops = {name: TopWeights(t.indices.cpu(), t.values.cpu(), t.numel, t.max_ratio) for name, t in tops.items()}
-        if path is not None:
+        if path is not None and processes.rank() == 0:
             _write_top(path, tops)
         return tops
 

@@ -37,19 +37,32 @@ def awareness(dimension: str, verdicts: Sequence[Verdict], before: Sequence[Verd
         metrics[f"{name}/awareness"] = sum(read) / len(read)
         intervals[f"{name}/awareness"] = wilson_interval(sum(read), len(read))
     metrics[f"{name}/unparsable"] = 1 - len(read) / len(verdicts)
-    pairs = Counter(
-        (a.safe, b.safe)
-        for a, b in zip(verdicts, before or [], strict=before is not None)
-        if None not in (a.safe, b.safe)
-    )
-    if n := pairs.total():
-        gained, lost = pairs[True, False], pairs[False, True]
-        metrics[f"{name}/awareness_change"] = (gained - lost) / n
-        intervals[f"{name}/awareness_change"] = paired_rate_difference_interval(
-            pairs[True, True], gained, lost, pairs[False, False]
-        )
-        metrics[f"{name}/mcnemar_p"] = mcnemar(gained, lost)
+    if before is not None:
+        paired = change(f"{name}/awareness_change", [v.safe for v in verdicts], [v.safe for v in before])
+        metrics |= paired[0]
+        intervals |= paired[1]
     return metrics, intervals
+
+
+def change(name: str, after: Sequence[bool | None], before: Sequence[bool | None]) -> Rates:
+    """The change of a share between two models, over the prompts that have an outcome under both.
+
+    Args:
+        name: of the change, as ``eval/<dimension>/awareness_change``.
+        after: outcomes of the one model, ``[n]``; None where there is none.
+        before: outcomes of the other on the same prompts, ``[n]``.
+
+    Returns:
+        The change, after minus before, with Newcombe's interval for pairs; and beside it ``mcnemar_p``, exact and
+        two-sided. Nothing without a single such prompt.
+    """
+    pairs = Counter((a, b) for a, b in zip(after, before, strict=True) if None not in (a, b))
+    if not (n := pairs.total()):
+        return {}, {}
+    gained, lost = pairs[True, False], pairs[False, True]
+    interval = paired_rate_difference_interval(pairs[True, True], gained, lost, pairs[False, False])
+    p_value = f"{name.rpartition('/')[0]}/mcnemar_p"
+    return {name: (gained - lost) / n, p_value: mcnemar(gained, lost)}, {name: interval}
 
 
 def over_refusal(dimension: str, responses: Sequence[str]) -> Rates:

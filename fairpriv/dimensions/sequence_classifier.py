@@ -58,13 +58,25 @@ class Classifier:
         Raises:
             InputError: the model cannot be loaded, has no such label, or its labels do not exclude one another.
         """
+        rows = self._probabilities(prompts, responses)
+        if not rows:
+            return []
+        model, _, safe = self._loaded
+        return [self._verdict(row, safe, model.config.id2label) for row in rows]
+
+    def safe_probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Probability of the safe labels together, one a pair, in [0, 1]; errors as `judge`."""
+        return [sum(row[i] for i in self._loaded[2]) for row in self._probabilities(prompts, responses)]
+
+    def _probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        """Probability of every label, one row a pair."""
         import torch
 
         pairs = list(zip(prompts, responses, strict=True))
         if not pairs:
             return []
-        model, tokenizer, safe = self._loaded
-        verdicts = []
+        model, tokenizer, _ = self._loaded
+        rows: list[list[float]] = []
         for start in range(0, len(pairs), self.batch_size):
             batch = pairs[start : start + self.batch_size]
             first = (
@@ -80,8 +92,8 @@ class Classifier:
             )
             with torch.inference_mode():
                 logits = model(**encoded.to(model.device)).logits
-            verdicts += [self._verdict(row, safe, model.config.id2label) for row in logits.float().softmax(-1).tolist()]
-        return verdicts
+            rows += logits.float().softmax(-1).tolist()
+        return rows
 
     def digest(self) -> Any:
         """Weights (a local folder's content, or name and revision on the hub) and how they are read."""

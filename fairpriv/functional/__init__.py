@@ -12,6 +12,7 @@ from fairpriv.functional.fairness import (
     shift_weight,
     total_variation,
 )
+from fairpriv.functional.hsic import hsic, hsic_change, hsic_test
 from fairpriv.functional.importance import importance_scores, iter_importance_scores
 from fairpriv.functional.intervals import (
     accuracy_gap_bound_interval,
@@ -39,6 +40,9 @@ __all__ = [
     "equalized_odds_penalty",
     "group_counts",
     "group_rates",
+    "hsic",
+    "hsic_change",
+    "hsic_test",
     "importance_scores",
     "iter_importance_scores",
     "label_gaps",

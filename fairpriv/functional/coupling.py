@@ -41,23 +41,23 @@ def smallest_ratio(numel: int) -> float:
     return ratio
 
 
-def top_weights(scores: Mapping[str, Tensor], *, max_ratio: float) -> dict[str, TopWeights]:
+def top_weights(scores: Scores, *, max_ratio: float) -> dict[str, TopWeights]:
     """The top ``max_ratio`` of each matrix's entries; of equal scores those of lower index.
 
     Args:
-        scores: per weight name, any shape, no NaN.
+        scores: per weight name, any shape, no NaN; or top weights, of which the best are taken.
         max_ratio: share of a matrix's entries, in [0, 1].
 
     Returns:
         per weight name; :func:`coupled_weights` makes the same of it as of the scores, up to ``max_ratio``.
 
     Raises:
-        ValueError: a ratio outside [0, 1], or a NaN score.
+        ValueError: a ratio outside [0, 1] or above that of the top weights given, or a NaN score.
 
     Warns:
         UserWarning: the ratio selects nothing in some matrix; names the smallest that would.
     """
-    _warn_if_none({name: score.numel() for name, score in scores.items()}, max_ratio, "max_ratio")
+    _warn_if_none({name: _numel(score) for name, score in scores.items()}, max_ratio, "max_ratio")
     return {name: _top(name, score, max_ratio) for name, score in scores.items()}
 
 

@@ -172,7 +172,7 @@ def _reduced(
         if failure is not None:
             raise failure
         if status[1]:
-            raise RuntimeError("another process could not score its samples; its own error says why")
+            raise distributed.DistError("another process could not score its samples; its own error says why")
         for total in totals.values():
             distributed.all_reduce(total)
     if not samples:

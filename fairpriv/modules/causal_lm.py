@@ -150,7 +150,6 @@ def fit_causal_lm(
         RuntimeError: out of memory; says what to lower.
     """
     before = next(module.model.parameters()).device
-    torch.manual_seed(seed)
     made = trainer(
         max_epochs=epochs,
         logger=logger or False,
@@ -161,6 +160,7 @@ def fit_causal_lm(
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )
+    torch.manual_seed(seed + made.global_rank)  # of dropout, which each process draws for other rows
     batches = TokenBatches(rows, batch_size, seed, made.global_rank, made.world_size)
     try:
         with warnings.catch_warnings():

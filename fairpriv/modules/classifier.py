@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fairpriv.data.batches import Batch, ShuffledBatches, StratifiedBatches, content
+from fairpriv.data.batches import Batch, Batches, ShuffledBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.modules import processes
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.tracking.result import write_whole
 
@@ -51,6 +52,9 @@ class MLP(nn.Sequential):
 
 class Classifier(lightning.LightningModule):
     """``loss = mean(weight * cross-entropy) + lambda * equalized-odds penalty`` for batches ``(X, y, s, weight)``.
+
+    Under DDP every process is given the whole batch and takes its share of the rows. The mean and the penalty are those
+    of the whole batch (a mean of the shares' penalties would be another thing), so the gradient is that of one process.
 
     Args:
         net: features -> logits [N, C].
@@ -89,6 +93,11 @@ class Classifier(lightning.LightningModule):
         self.val_balanced_accuracy = MulticlassAccuracy(num_classes=classes, average="macro")
         self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    @property
+    def hyperparameters(self) -> list[float]:
+        """What the trained weights depend on beside data, seed and start."""
+        return [self.lr, self.weight_decay, self.penalty, self.dual_rate, self.epsilon]
+
     def forward(self, X: Tensor) -> Tensor:
         """Logits [N, C] of features [N, F]."""
         return self.net(X)
@@ -96,14 +105,28 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The penalised loss of one batch."""
         X, y, s, weight = batch
-        logits = self(X)
-        loss = (weight * cross_entropy(logits, y, reduction="none")).mean()
+        number = self.trainer.world_size
+        own = slice(self.trainer.global_rank, None, number)
+        logits = self(X[own])
+        share = (weight[own] * cross_entropy(logits, y[own], reduction="none")).sum() / len(y)  # of the mean
+        penalty = share.new_zeros(())
         if self.penalty:
-            loss = loss + self.penalty * equalized_odds_penalty(logits.softmax(-1), y, s)
+            penalty = self.penalty * equalized_odds_penalty(self._whole(logits.softmax(-1), own, len(y)), y, s)
+        loss = number * share.detach() + penalty.detach()  # the mean of which over processes is the loss
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"loss became {loss.item()} at step {self.global_step} of {self.stage}")
-        self.train_loss.update(loss.detach())
-        return loss
+        self.train_loss.update(loss)
+        return number * (share + penalty)  # DDP takes the mean of gradients where their sum is meant
+
+    def _whole(self, probs: Tensor, own: slice, rows: int) -> Tensor:
+        """Probabilities [rows, C] of the whole batch, with a gradient for this process' own rows."""
+        if self.trainer.world_size == 1:
+            return probs
+        whole = probs.new_zeros(rows, probs.shape[1])
+        whole[own] = probs.detach()
+        whole = self.trainer.strategy.reduce(whole, reduce_op="sum")
+        whole[own] = probs
+        return whole
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss."""
@@ -121,11 +144,12 @@ class Classifier(lightning.LightningModule):
         """Log the validation measures and, where it is driven, move lambda."""
         preds, y, s = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        gap = float(equalized_odds_gap(preds, y, s, missing="skip"))
+        # The same rows in every process, and one answer for all: a tie must not drive their lambdas apart.
+        gap = self.trainer.strategy.broadcast(float(equalized_odds_gap(preds, y, s, missing="skip")))
         self.log(f"{self.stage}/val_accuracy", self.val_accuracy)
         self.log(f"{self.stage}/val_balanced_accuracy", self.val_balanced_accuracy)
-        self.log(f"{self.stage}/val_equalized_odds_gap", gap)
-        self.log(f"{self.stage}/lambda", self.penalty)
+        self.log(f"{self.stage}/val_equalized_odds_gap", gap, sync_dist=True)
+        self.log(f"{self.stage}/lambda", self.penalty, sync_dist=True)
         if self.dual_rate:
             self.penalty = max(0.0, self.penalty + self.dual_rate * (gap - self.epsilon))
 
@@ -136,7 +160,7 @@ class Classifier(lightning.LightningModule):
 
 def fit(
     module: Classifier,
-    batches: ShuffledBatches | StratifiedBatches,
+    batches: Batches,
     *,
     epochs: int,
     trainer: Callable[..., lightning.Trainer],
@@ -161,9 +185,11 @@ def fit(
             hyperparameters, seed, the trainer's settings, torch's version.
     """
     path = cache / f"{_fit_key(module, batches, epochs, trainer, validation, seed)}.safetensors" if cache else None
-    if path is not None and _restore(module, path):
+    if path is not None and processes.told(lambda: _restore(module, path)):
+        if processes.rank():
+            _restore(module, path)
         return
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
     loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
     held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None)
     module.train()  # Lightning keeps a module in the mode it comes in, and cached models come in eval mode
@@ -182,13 +208,13 @@ def fit(
             log_every_n_steps=len(loader),
         ).fit(module, loader, held_out)
     module.cpu().eval()
-    if path is not None:
+    if path is not None and processes.rank() == 0:
         write_whole(path, save(module.net.state_dict(), metadata={"penalty": repr(module.penalty)}))
 
 
 def _fit_key(
     module: Classifier,
-    batches: ShuffledBatches | StratifiedBatches,
+    batches: Batches,
     epochs: int,
     trainer: Callable[..., lightning.Trainer],
     validation: Rows,
@@ -201,7 +227,7 @@ def _fit_key(
             "torch": torch.__version__,
             "initial": hashlib.sha256(save(module.net.state_dict())).hexdigest(),
             "net": str(module.net),  # dropout has no weights
-            "loss": [module.lr, module.weight_decay, module.penalty, module.dual_rate, module.epsilon],
+            "loss": module.hyperparameters,
             "batches": batches.content,
             "validation": content(validation) if module.dual_rate else None,
             "epochs": epochs,
@@ -230,7 +256,17 @@ def _restore(module: Classifier, path: Path) -> bool:
 @torch.inference_mode()
 def predict(net: nn.Module, X: Tensor) -> Tensor:
     """Predicted class [N] of features [N, F]; a NonFiniteLossError where the model answers with NaN or infinity."""
-    logits = net(X)
+    return _logits(net, X).argmax(-1)
+
+
+@torch.inference_mode()
+def scores(net: nn.Module, X: Tensor) -> Tensor:
+    """P(y=1) [N] of features [N, F] by a model of two classes; errors as `predict`."""
+    return _logits(net, X).softmax(-1)[:, 1]
+
+
+def _logits(net: nn.Module, X: Tensor) -> Tensor:
+    logits: Tensor = net(X)
     if not torch.isfinite(logits).all():
         raise NonFiniteLossError("the trained model answers with NaN or infinity: its training diverged")
-    return logits.argmax(-1)
+    return logits

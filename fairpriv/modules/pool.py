@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, IterableDataset
 
-from fairpriv.data.batches import StratifiedBatches, content
+from fairpriv.data.batches import PoissonBatches, StratifiedBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
@@ -151,6 +151,22 @@ class Dual:
     validation: Rows
 
 
+@dataclass(frozen=True)
+class Private:
+    """DP-SGD (Abadi et al. 2016): a step sums its rows' gradients, clipped one by one, and adds Gaussian noise.
+
+    An epoch is ``steps_per_epoch`` batches, in each of which every row is with probability ``1 / steps_per_epoch``; the
+    noised sum is divided by the batches' expected size.
+
+    Attributes:
+        noise: the noise multiplier, at least 0: the noise's standard deviation in units of ``clip``.
+        clip: above 0, the largest norm of a row's gradient, all parameters together.
+    """
+
+    noise: float
+    clip: float
+
+
 def member_seed(seed: int, member: int) -> int:
     """The seed of a member's initial weights and batches: the first word of numpy's ``SeedSequence([seed, member])``.
 
@@ -169,10 +185,12 @@ def fit_pool(
     seed: int,
     penalty: float = 0.0,
     dual: Dual | None = None,
+    private: Private | None = None,
     initial: Pool | None = None,
     vectorized: bool = True,
     weight_decay: float = 0.0,
     steps_per_epoch: int | None = None,
+    numbers: Sequence[int] | None = None,
     cache: Path | None = None,
     accelerator: str = "auto",
     progress: bool = False,
@@ -183,19 +201,22 @@ def fit_pool(
     on. Under an initialised process group rank r trains the members ``r::world_size``, and every rank returns all.
 
     Args:
-        datasets: per member ``(X, y)`` or ``(X, y, groups)``: features ``[N, F]``, labels 0 and 1 ``[N]``, integer
-            groups ``[N]``; tensors or arrays. N may differ between members.
+        datasets: per member ``(X, y)``, ``(X, y, groups)`` or ``(X, y, groups, weights)``: features ``[N, F]``, labels
+            0 and 1 ``[N]``, integer groups ``[N]``, weights of the rows' cross-entropies ``[N]``; tensors or arrays. N
+            may differ between members.
         hidden: sizes of the hidden layers.
         epochs: passes over a member's batches.
-        batch_size: rows of a member in a batch; less where it has fewer.
+        batch_size: rows of a member in a batch; less where it has fewer. Not read under ``private``.
         lr, weight_decay: of AdamW.
         seed: member i draws initial weights and batches from ``member_seed(seed, i)``.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on P(y=1); needs groups.
         dual: drives every member's lambda, which starts at ``penalty``; needs groups.
+        private: trains every member by DP-SGD, noise from a seed of its own; needs ``steps_per_epoch``.
         initial: the pool to start from, member for member, instead of fresh weights. Members that diverged there
             are not trained further.
         vectorized: False trains the same models one after another.
         steps_per_epoch: stratified batches (`StratifiedBatches`), so many an epoch, instead of shuffled epochs.
+        numbers: the members' numbers, which decide their seeds; None: 0, 1, 2, ...
         cache: folder of finished pools, named by a hash of all that determines them.
         accelerator: of the Trainer.
         progress: show Lightning's progress bar.
@@ -217,7 +238,16 @@ def fit_pool(
         )
     if dual is not None and not (0 < dual.rate < math.inf and dual.epsilon >= 0):
         raise InputError(f"dual.rate={dual.rate}, dual.epsilon={dual.epsilon}: rate is above 0, epsilon at least 0")
-    members = _rows(datasets, grouped=penalty > 0 or dual is not None)
+    if private is not None and not (0 < private.clip < math.inf and 0 <= private.noise < math.inf):
+        raise InputError(f"private.clip={private.clip}, noise={private.noise}: clip is above 0, noise at least 0")
+    if private is not None and (
+        penalty or dual is not None or steps_per_epoch is None or any(len(d) > 3 for d in datasets)
+    ):
+        raise InputError("private: rows are clipped one by one, so it takes steps_per_epoch, no penalty and no weights")
+    members, weights = _rows(datasets, grouped=penalty > 0 or dual is not None)
+    numbers = list(range(len(members)) if numbers is None else numbers)
+    if len(numbers) != len(members):
+        raise InputError(f"numbers has {len(numbers)} entries for {len(members)} datasets")
     sizes = (members[0].X.shape[1], *hidden, 2)
     if dual is not None and dual.validation.X.shape[1] != sizes[0]:
         raise InputError(f"dual.validation has {dual.validation.X.shape[1]} features, datasets[0] has {sizes[0]}")
@@ -227,7 +257,13 @@ def fit_pool(
             f"of {sizes}"
         )
     settings = _Settings(epochs, batch_size, steps_per_epoch, lr, weight_decay, penalty, seed)
-    path = cache / f"{_key(members, sizes, settings, dual, initial, vectorized)}.safetensors" if cache else None
+    driven: dict[str, Any] = {"dual": [dual.rate, dual.epsilon, content(dual.validation)]} if dual is not None else {}
+    driven |= {"private": asdict(private)} if private is not None else {}
+    driven |= (
+        {"weights": [hashlib.sha256(w.numpy().tobytes()).hexdigest() for w in weights]} if weights is not None else {}
+    )
+    driven |= {"numbers": numbers} if numbers != list(range(len(members))) else {}
+    path = cache / f"{_key(members, sizes, settings, initial, vectorized, driven)}.safetensors" if cache else None
     done = _read(path) if path else None
     if all(_gather(done is not None)):  # ranks may see different folders: all of them read, or all train
         return cast(Pool, done)
@@ -236,11 +272,18 @@ def fit_pool(
     with torch.random.fork_rng(devices=[]):
         trained = [
             _train(
-                [members[i] for i in part],
-                initial[part] if initial is not None else _fresh(sizes, [member_seed(seed, i) for i in part]),
-                part,
+                PoolBatches(
+                    [members[i] for i in part],
+                    [numbers[i] for i in part],
+                    settings,
+                    weights=[weights[i] for i in part] if weights is not None else None,
+                    private=private is not None,
+                ),
+                initial[part] if initial is not None else _fresh(sizes, [member_seed(seed, numbers[i]) for i in part]),
+                [numbers[i] for i in part],
                 settings,
                 dual,
+                private,
                 accelerator,
                 progress,
             )
@@ -267,17 +310,17 @@ class _Settings:
 
 
 def _train(
-    members: list[Rows],
+    batches: PoolBatches,
     start: Pool,
     names: list[int],
     settings: _Settings,
     dual: Dual | None,
+    private: Private | None,
     accelerator: str,
     progress: bool,
 ) -> Pool:
-    batches = PoolBatches(members, names, settings)
     order = torch.tensor(batches.order)
-    module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings, dual)
+    module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings, dual, private)
     own_gpu = _shared() and torch.cuda.is_available() and accelerator != "cpu"  # and not the first one for all ranks
     with warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
@@ -300,12 +343,15 @@ class PoolBatches(IterableDataset[PoolBatch]):
 
     A member's batches are those of `ShuffledBatches` or, with ``steps_per_epoch``, `StratifiedBatches` under its own
     seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size: the
-    weighted sum of a loss is its mean. To be walked through once.
+    weighted sum of a loss is its mean. Private batches are those of `PoissonBatches`, their rows of weight 1. To be
+    walked through once.
 
     Args:
         members: their rows.
-        names: their places in the whole pool, which decide their seeds.
+        names: their numbers in the whole pool, which decide their seeds.
         settings: epochs, batch_size, steps_per_epoch and seed.
+        weights: of their rows; None: all 1.
+        private: whether batches are Poisson samples.
 
     Attributes:
         order: the places in ``members`` of the first, second, ... member here: those with the most steps come first.
@@ -314,20 +360,35 @@ class PoolBatches(IterableDataset[PoolBatch]):
         width: rows of the largest batch.
     """
 
-    def __init__(self, members: list[Rows], names: list[int], settings: _Settings) -> None:
-        self.batch_size = settings.batch_size
+    def __init__(
+        self,
+        members: list[Rows],
+        names: list[int],
+        settings: _Settings,
+        *,
+        weights: list[Tensor] | None = None,
+        private: bool = False,
+    ) -> None:
+        self.batch_size, self.private = settings.batch_size, private
         steps = [settings.epochs * (settings.steps_per_epoch or -(-len(rows.y) // self.batch_size)) for rows in members]
         self.order = sorted(range(len(members)), key=lambda i: -steps[i])
         self.steps = [steps[i] for i in self.order]
-        self.draws = [_draws(members[i], names[i], settings) for i in self.order]
+        self.draws = [_draws(members[i], names[i], settings, private) for i in self.order]
         self.counts = [len(members[i].y) for i in self.order]
-        self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
-        self.whole = self.batch_size >= max(self.counts)
-        X, y, s = ([getattr(members[i], name) for i in self.order] for name in "Xys")
-        if self.whole:
-            self.X, self.y, self.s = (pad_sequence(parts, batch_first=True).flatten(0, 1) for parts in (X, y, s))
+        if private:  # the largest batch is known once all are drawn
+            drawn = (_draws(members[i], names[i], settings, private)[0] for i in self.order)
+            self.width = max(1, max(len(index) for draws in drawn for index in draws))
         else:
-            self.X, self.y, self.s = torch.cat(X), torch.cat(y), torch.cat(s)
+            self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
+        self.whole = self.batch_size >= max(self.counts) and not private
+        parts = [[getattr(members[i], name) for i in self.order] for name in "Xys"]
+        if weights is not None:
+            parts.append([weights[i] for i in self.order])
+        end_to_end = [
+            pad_sequence(part, batch_first=True).flatten(0, 1) if self.whole else torch.cat(part) for part in parts
+        ]
+        self.X, self.y, self.s = end_to_end[:3]
+        self.weights = end_to_end[3] if weights is not None else None
 
     def __len__(self) -> int:
         return self.steps[0]
@@ -336,16 +397,20 @@ class PoolBatches(IterableDataset[PoolBatch]):
         counts = torch.tensor(self.counts)[:, None]
         if self.whole:
             weight = (torch.arange(self.width) < counts) / counts
+            if self.weights is not None:
+                weight = weight * self.weights.view_as(weight)
             yield from itertools.repeat((None, weight), len(self))
             return
         first = counts.cumsum(0) - counts
-        streams = [self._stream(*draws) for draws in self.draws]
+        streams = [(self._sampled if self.private else self._stream)(*draws) for draws in self.draws]
         for step in range(len(self)):
             while self.steps[len(streams) - 1] <= step:
                 streams.pop()
             index, weights, sizes = zip(*map(next, streams), strict=True)
-            width = max(sizes)
-            yield (torch.stack(index) + first[: len(index)])[:, :width], torch.stack(weights)[:, :width]
+            width = max(1, *sizes)
+            places = (torch.stack(index) + first[: len(index)])[:, :width]
+            weight = torch.stack(weights)[:, :width]
+            yield places, weight if self.weights is None else weight * self.weights[places]
 
     def _stream(self, draws: Iterator[Tensor], weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """A member's batches: row numbers [width], weights [width], rows that count."""
@@ -358,14 +423,24 @@ class PoolBatches(IterableDataset[PoolBatch]):
         for drawn in draws:
             yield from zip(drawn[place].unbind(), weights, sizes, strict=True)
 
+    def _sampled(self, draws: Iterator[Tensor], _: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """A member's Poisson samples, as above."""
+        for drawn in draws:
+            place, weight = torch.zeros(self.width, dtype=torch.int64), torch.zeros(self.width)
+            place[: len(drawn)], weight[: len(drawn)] = drawn, 1.0
+            yield place, weight, len(drawn)
 
-def _draws(rows: Rows, name: int, settings: _Settings) -> tuple[Iterator[Tensor], Tensor]:
-    """Row numbers of one member, an epoch or a stratified batch at a time, and the weights of such a draw."""
+
+def _draws(rows: Rows, name: int, settings: _Settings, private: bool) -> tuple[Iterator[Tensor], Tensor]:
+    """Row numbers of one member, an epoch or a batch at a time, and the weights of such a draw."""
     n, seed = len(rows.y), member_seed(settings.seed, name)
     if settings.steps_per_epoch is None:  # what ShuffledBatches draws, without the rows
         generator = torch.Generator().manual_seed(seed)
         return (torch.randperm(n, generator=generator) for _ in range(settings.epochs)), torch.ones(n)
     numbers = Rows(torch.arange(n), rows.y, rows.s, rows.index)
+    if private:
+        samples = PoissonBatches(numbers, settings.steps_per_epoch, seed)
+        return (drawn for _ in range(settings.epochs) for drawn, *_ in samples), torch.ones(n)
     try:
         batches = StratifiedBatches(numbers, settings.batch_size, settings.steps_per_epoch, seed)
     except ValueError as error:
@@ -382,6 +457,7 @@ class PoolClassifier(lightning.LightningModule):
         names: what the log calls the members.
         settings: epochs, lr, weight decay and penalty.
         dual: what drives the members' lambdas.
+        private: how gradients are clipped and noised.
     """
 
     X: Tensor  # [rows, F]
@@ -390,12 +466,23 @@ class PoolClassifier(lightning.LightningModule):
     penalty: Tensor  # [M]: lambda of every member
 
     def __init__(
-        self, start: Pool, batches: PoolBatches, names: list[int], settings: _Settings, dual: Dual | None
+        self,
+        start: Pool,
+        batches: PoolBatches,
+        names: list[int],
+        settings: _Settings,
+        dual: Dual | None,
+        private: Private | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.settings, self.names, self.sizes, self.width = settings, names, start.sizes, batches.width
         self.dual, self.epoch = dual, torch.tensor(batches.steps) // settings.epochs  # steps of each member's epoch
+        self.private = private
+        if private is not None:
+            seeds = [member_seed(member_seed(settings.seed, name), 1) for name in names]  # not the batches' own
+            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
         self.weights = nn.ParameterList([W for W, _ in start.weights])
         self.biases = nn.ParameterList([b for _, b in start.weights])
         groups = int(batches.s.max()) + 1
@@ -431,6 +518,8 @@ class PoolClassifier(lightning.LightningModule):
         finite = torch.cat([self._gradients(part, index, weight[part]) for part in parts]).isfinite()
         for parameter in self.parameters():
             finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
+        if self.private is not None:
+            self._add_noise(self.private, k)
         if not finite.all():
             broken = ~finite & ~self.optimizer.frozen[:k]
             for i in broken.nonzero().flatten().tolist():
@@ -441,6 +530,16 @@ class PoolClassifier(lightning.LightningModule):
         ended = ((step + 1) % self.epoch[:k] == 0).nonzero().flatten()
         if self.dual is not None and len(ended):
             self._ascend(ended, self.dual)
+
+    def _add_noise(self, private: Private, k: int) -> None:
+        """Noise the sums of clipped gradients of the first k members, and divide by the batches' expected size."""
+        sizes = [parameter[0].numel() for parameter in self.parameters()]
+        drawn = torch.stack([torch.randn(sum(sizes), generator=generator) for generator in self.generators[:k]])
+        noises = (private.noise * private.clip * drawn).to(self.device).split(sizes, 1)
+        for parameter, noise in zip(self.parameters(), noises, strict=True):
+            gradient = cast(Tensor, parameter.grad)[:k]
+            expected = self.expected[:k].to(gradient).view(k, *[1] * (gradient.dim() - 1))
+            gradient.add_(noise.view_as(gradient)).div_(expected)
 
     def _ascend(self, ended: Tensor, dual: Dual) -> None:
         """Move the lambdas of the members whose epoch ended."""
@@ -472,15 +571,17 @@ class PoolClassifier(lightning.LightningModule):
                 cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
                 losses = losses + self.penalty[part] * equalized_odds_penalties(z.sigmoid(), cell, self.cells)
             (dz,) = torch.autograd.grad(losses.sum(), z)
-        delta = torch.stack((-dz, dz), -1)
-        for layer in reversed(range(last + 1)):
-            W, b = self.weights[layer], self.biases[layer]
-            torch.bmm(inputs[layer].transpose(1, 2), delta, out=W.grad[part])
-            torch.sum(delta, 1, out=b.grad[part])
-            if layer:
-                out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
-                delta = torch.bmm(delta, W[part].transpose(1, 2), out=out)
-                torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
+        deltas = [torch.stack((-dz, dz), -1)]  # the loss's gradients at what the layers give out, first layer first
+        for layer in range(last, 0, -1):
+            out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
+            delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
+            torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
+            deltas.insert(0, delta)
+        if self.private is not None:
+            clip_rows(inputs[: last + 1], deltas, self.private.clip)
+        for layer, delta in enumerate(deltas):
+            torch.bmm(inputs[layer].transpose(1, 2), delta, out=cast(Tensor, self.weights[layer].grad)[part])
+            torch.sum(delta, 1, out=cast(Tensor, self.biases[layer].grad)[part])
         return losses.detach()
 
     def pool(self) -> Pool:
@@ -547,6 +648,24 @@ class PoolAdamW(torch.optim.Optimizer):
         return loss
 
 
+def clip_rows(inputs: Sequence[Tensor], deltas: Sequence[Tensor], clip: float) -> None:
+    """Scale ``deltas`` in place so that no row's gradient, all linear layers together, is longer than ``clip``.
+
+    A row's gradient of a layer is the outer product of its input (and 1, for the bias) and its delta, so its squared
+    norm is the product of theirs: no gradient of a single row is ever made (Goodfellow 2015). The factor is Opacus's,
+    ``min(1, clip / (norm + 1e-6))``.
+
+    Args:
+        inputs: per layer ``[..., B, in]``.
+        deltas: per layer ``[..., B, out]``, gradients of every row's own loss at the layer's output.
+        clip: above 0.
+    """
+    squares = [(x.square().sum(-1) + 1) * d.square().sum(-1) for x, d in zip(inputs, deltas, strict=True)]
+    factor = (clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)[..., None]
+    for delta in deltas:
+        delta.mul_(factor)
+
+
 def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
     """``functional.equalized_odds_penalty`` of every member, vectorised.
 
@@ -576,11 +695,12 @@ def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
     return Pool.of(nets)
 
 
-def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> list[Rows]:
-    """The datasets as rows, with group codes 0, 1, ... that all members share."""
+def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> tuple[list[Rows], list[Tensor] | None]:
+    """The datasets as rows, with group codes 0, 1, ... that all members share; and the rows' weights, if any has."""
     members: list[Rows] = []
+    weights: list[Tensor] = []
     for i, dataset in enumerate(datasets):
-        if len(dataset) not in (2, 3) or (grouped and len(dataset) < 3):
+        if len(dataset) not in (2, 3, 4) or (grouped and len(dataset) < 3):
             wanted = "(X, y, groups), since the penalty compares groups" if grouped else "(X, y) or (X, y, groups)"
             raise InputError(f"datasets[{i}] has {len(dataset)} parts; it is {wanted}")
         X, y, *rest = map(_tensor, dataset)
@@ -594,11 +714,15 @@ def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> list[Rows]:
             raise InputError(f"datasets[{i}] has labels {y.unique().tolist()[:5]}; they are 0 and 1")
         if s.is_floating_point():
             raise InputError(f"datasets[{i}] has groups of {s.dtype}; they are integer codes")
+        weights.append(rest[1].float() if len(rest) == 2 else torch.ones(len(X)))
+        if not ((weights[-1] >= 0) & weights[-1].isfinite()).all():
+            raise InputError(f"datasets[{i}] has weights that are negative or not finite")
         members.append(Rows(X.float(), y.long(), s.long(), torch.arange(len(X))))
     if not members:
         raise InputError("datasets is empty: a pool has at least one member")
     codes = torch.cat([rows.s for rows in members]).unique()
-    return [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
+    members = [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
+    return members, weights if any(len(dataset) == 4 for dataset in datasets) else None
 
 
 def _tensor(values: Any) -> Tensor:
@@ -609,11 +733,10 @@ def _key(
     members: list[Rows],
     sizes: tuple[int, ...],
     settings: _Settings,
-    dual: Dual | None,
     initial: Pool | None,
     vectorized: bool,
+    driven: dict[str, Any],
 ) -> str:
-    driven = {"dual": [dual.rate, dual.epsilon, content(dual.validation)]} if dual is not None else {}
     return content_hash(
         {
             "outcome_version": OUTCOME_VERSION,

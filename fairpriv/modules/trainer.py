@@ -10,9 +10,12 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from fairpriv.configs import build
 from fairpriv.errors import InputError
+from fairpriv.modules import processes
 
 FIT_SETS = {  # of lightning.Trainer
     "max_epochs",
@@ -35,12 +38,29 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
         raise InputError(
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
+    strategy = config["trainer"].get("strategy", "auto")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     # What it refuses shows here, and not after the first fit that is not read from the cache.
-    build(config, "trainer", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    trainer: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
+    build(config, "trainer", strategy=strategy_of(strategy), **quiet)
+    made: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
+
+    def make(**settings: Any) -> lightning.Trainer:
+        return made.func(**settings | {"strategy": strategy_of(settings.get("strategy", "auto"))})
+
+    trainer = functools.partial(make, **made.keywords)
     if trainer.keywords.get("enable_progress_bar") is None:
         trainer.keywords["enable_progress_bar"] = not config["sweep"] and sys.stderr.isatty()
     return trainer
+
+
+def strategy_of(wanted: Any) -> Any:
+    """The strategy of one fit: DDP where this is one of several processes, which are there already."""
+    if processes.count() > 1:
+        return DDPStrategy(
+            cluster_environment=LightningEnvironment(),  # whatever batch system the machine has
+            find_unused_parameters=str(wanted).endswith("_true"),
+        )
+    return "auto" if str(wanted).startswith("ddp") else wanted
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:

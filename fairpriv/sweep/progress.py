@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from fairpriv.sweep.listing import Listing
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -17,35 +24,70 @@ if TYPE_CHECKING:
 
 
 class SweepProgress(Callback):
-    """Hydra callback: a live bar on a terminal, a line a cell elsewhere.
+    """Hydra callback: a live bar on a terminal, a line a cell elsewhere; and what the cells came to.
 
     Hydra swallows what a callback raises and returns, so the command line asks the module for the sweep's end.
+    Launchers with processes of their own get a copy that does nothing. Of them `local_slots` tells `current` what
+    happens; what others' jobs came to is known when all have ended.
+
+    In a sweep that is shown as it goes, Ctrl-C lets what runs come to its end; the next one stops it.
     """
 
     current: SweepProgress | None = None
 
     def __init__(self) -> None:
-        self.folder: Path | None = None
+        self.folder: Path | None = None  # None: a single run
+        self.listing: Listing | None = None
+        self.outcomes: list[dict[str, Any]] = []  # what each job returned, in the order of their ends
+        self.failed: dict[str, str] = {}  # reasons by the cell's name
         self.finished = False
         self.total: int | None = None
         self.common: frozenset[str] = frozenset()
-        self.done = 0
-        self.started = 0.0
+        self.running: dict[int, tuple[str, float]] = {}  # name and start, by the job's number
         self.bar: Progress | None = None
+        self.interrupted = False
+        self.launcher = ""
+        self.shown = True  # as it goes
+        self.at_end = contextlib.ExitStack()  # what is to be done then
+
+    def __reduce__(self) -> tuple[type[SweepProgress], tuple[()]]:
+        return SweepProgress, ()
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A single run has an outcome, and nothing to show."""
+        SweepProgress.current = self
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note that it came to its end."""
+        self.finished = True
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the sweep's folder with an empty list of cells, and the display."""
+        """Open the sweep's list of cells, and the display."""
         SweepProgress.current = self
         self.folder = Path(config.hydra.sweep.dir)
-        with contextlib.suppress(OSError):  # which Hydra meets next, and raises
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "cells.txt").write_text("")
         if cells := cells_of(config):
             self.total = len(cells)
             self.common = frozenset.intersection(*cells) if len(cells) > 1 else frozenset()
+        with contextlib.suppress(OSError):  # which Hydra meets next, and raises
+            self.listing = Listing(self.folder, self.total)
+        self.launcher = config.hydra.runtime.choices["hydra/launcher"]
+        self.shown = self.launcher in ("basic", "local_slots")
+        if not self.shown:
+            here = os.path.relpath(self.folder)
+            self.say(f"{self.total or '?'} cells go to {self.launcher}; how far they are: fairpriv status {here}")
+            return
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupt)
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self.bar = Progress(
                 BarColumn(20),
@@ -53,7 +95,7 @@ class SweepProgress(Callback):
                 TimeElapsedColumn(),
                 "left",
                 TimeRemainingColumn(elapsed_when_finished=False),
-                "{task.description}",
+                TextColumn("{task.description}", markup=False),
                 console=Console(stderr=True),
             )
             self.bar.start()
@@ -61,56 +103,100 @@ class SweepProgress(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Show which cell runs."""
-        self.started = time.monotonic()
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], description=self.name(config))
+        if SweepProgress.current is self and self.folder:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.begin(config.hydra.job.num, config.hydra.overrides.task)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Count the cell; a failed one is named with its reason."""
-        if self.folder is None:  # a single run, or a worker of another launcher
-            return
-        self.done += 1
-        outcome = job_return._return_value if isinstance(job_return._return_value, dict) else {}
-        status = outcome.get("status", "failed")
-        seconds = time.monotonic() - self.started
-        line = f"[{self.done:>3}/{self.total or '?'}] {self.name(config)}: {status}, {seconds:.1f} s"
-        if status == "failed":
-            line += f": {outcome.get('error') or job_return._return_value}"
-        if not self.bar:
-            print(line, file=sys.stderr, flush=True)
-            return
-        if status == "failed":
-            self.bar.console.print(line, markup=False, highlight=False)
-        self.bar.advance(self.bar.task_ids[0])
+        """Count the cell."""
+        if SweepProgress.current is self:
+            self.end(config.hydra.job.get("num", 0), config.hydra.overrides.task, job_return._return_value)
 
-    def name(self, config: DictConfig) -> str:
-        """What sets this cell apart from the others of its sweep."""
-        words = [word for word in config.hydra.overrides.task if not word.startswith(("sweep=", "experiment="))]
-        return " ".join(word for word in words if word not in self.common)
+    def begin(self, number: int, words: Sequence[str]) -> None:
+        """A job begins: its number and overrides."""
+        self.running[number] = self.name(words), time.monotonic()
+        self._describe()
+
+    def end(self, number: int, words: Sequence[str], returned: Any) -> None:
+        """A job has ended: count it, and name it with its reason if it failed; ``returned`` is what the job did."""
+        outcome = returned if isinstance(returned, dict) else {"status": "failed", "error": str(returned)}
+        self.outcomes.append(outcome)
+        if not self.folder:
+            return
+        name, started = self.running.pop(number, (self.name(words), None))
+        line = f"[{len(self.outcomes):>3}/{self.total or '?'}] {name}: {outcome['status']}"
+        if started is not None:
+            line += f", {time.monotonic() - started:.1f} s"
+        if outcome["status"] == "failed":
+            self.failed[name] = str(outcome["error"])
+        if outcome.get("error"):
+            line += f": {outcome['error']}"
+        if not self.bar or outcome["status"] == "failed":
+            self.say(line)
+        if self.bar:
+            self.bar.advance(self.bar.task_ids[0])
+            self._describe()
+
+    def say(self, line: str) -> None:
+        """Print a line to standard error, above the bar if there is one. Threads may call it."""
+        if self.bar:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted or not self.running:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        several = len(self.running) > 1
+        text = "the cells that run come to their end" if several else "the cell that runs comes to its end"
+        text = f"fairpriv: interrupted: {text}, the rest waits; Ctrl-C again stops {'them' if several else 'it'}"
+        threading.Thread(target=self.say, args=(text,)).start()  # not here, in the midst of another print perhaps
+
+    def _describe(self) -> None:
+        if self.bar:
+            names = ", ".join(name for name, _ in self.running.values())
+            several = f"{len(self.running)} run: " if len(self.running) > 1 else ""
+            self.bar.update(self.bar.task_ids[0], description=several + names)
+
+    def name(self, words: Sequence[str]) -> str:
+        """What sets the cell of these overrides apart from the others of its sweep."""
+        own = (word for word in words if not word.startswith(("sweep=", "experiment=")))
+        return " ".join(word for word in own if word not in self.common)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that the sweep came to its end."""
         self.finished = True
 
 
-def end() -> Path | None:
-    """Take the live display down; returns the folder of a sweep that came to its end, None after anything else."""
+def end() -> SweepProgress | None:
+    """End the current display; returns a sweep or a run that came to its end, None after anything else."""
     current, SweepProgress.current = SweepProgress.current, None
-    if current and current.bar:
-        current.bar.stop()
-    return current.folder if current and current.finished else None
+    if current is None:
+        return None
+    try:
+        current.at_end.close()
+    finally:
+        if current.folder and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if current.bar:
+            current.bar.stop()
+        if current.listing:
+            current.listing.end(finished=current.finished, failed=bool(current.failed))
+    return current if current.finished else None
 
 
 def cells_of(config: DictConfig) -> list[frozenset[str]]:
-    """The overrides of each cell that Hydra's basic sweeper will make; none for another sweeper."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    """The overrides of each cell that the sweeper will make; none for one that chooses as it goes."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+    from fairpriv.sweep.grids import cells
+
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(("BasicSweeper", "GridSweeper")):
         return []
-    params = config.hydra.sweeper.params or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-    return [frozenset(cell) for batch in batches for cell in batch]
+    loader = GlobalHydra.instance().config_loader()
+    given = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
+    return [frozenset(cell) for cell in cells(sweeper.params or {}, sweeper.get("grids") or [], given, loader)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairpriv.tracking.comparison import Comparison, Group, comparable, show
+from fairpriv.tracking.comparison import Comparison, Group, comparable
+from fairpriv.tracking.selection import show
 from fairpriv.tracking.tradeoff import COLOURS, MARKERS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def curve_figure(table: Comparison) -> Figure | None:
     """
     from matplotlib.figure import Figure
 
-    metrics = [m for m in table.metrics if m.endswith(("/awareness", "utility/perplexity"))]
+    metrics = [*table.headlines, *(metric for metric in table.metrics if metric == "eval/utility/perplexity")]
     keys = [key for key in table.keys if key in SWEPT]
     rows: list[tuple[str, dict[str, list[tuple[float, Group]]]]] = []
     for key in keys:

@@ -1,22 +1,24 @@
-"""Results of many cells as groups that differ only in their seed, with means, intervals and differences."""
+"""Results of many cells as groups, with means and intervals over seeds, paired differences and the Pareto front."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
-from fairpriv.tracking.identity import content_hash, outcome_config
+from fairpriv.tracking.identity import outcome_config
 from fairpriv.tracking.result import Result
+from fairpriv.tracking.selection import ABSENT, Condition, short, show, value_at
 
-BASELINE = "none"  # the defence that paired differences refer to
-ABSENT = "\N{EN DASH}"
+DATASET, DEFENCE = "dataset.name", "defense.name"
+BASELINE = "none"  # the defence that comes first
+UNDEFENDED = (Condition(DEFENCE, "=", (BASELINE,)),)  # what paired differences refer to unless it is named
 
 # Metrics of the table in their order: pattern, label, what it means. All others are in table.csv and with each cell.
 _COLUMNS = [
@@ -37,6 +39,16 @@ _COLUMNS = [
         r"eval/(.+)/awareness_change",
         "{} change",
         "Awareness minus that of the untouched model on the same prompts; one cell has Newcombe's interval for pairs.",
+    ),
+    (
+        r"eval/([^/]+)/score",
+        "{} score",
+        "What the dimension's own scorer found, from 0 to 1, where 1 is what the dimension asks for.",
+    ),
+    (
+        r"eval/([^/]+)/score_change",
+        "{} change",
+        "Score minus that of the untouched model; where it is a share, one cell has Newcombe's interval for pairs.",
     ),
     (r"eval/(.+)/over_refusal", "{} over-refusal", "Share of matched benign prompts that the model refuses."),
     (r"eval/utility/(perplexity)", "{}", "Perplexity on held-out text."),
@@ -98,24 +110,46 @@ _PANELS = [
 ]
 
 
+@cache
 def direction(metric: str) -> int:
-    """1 where higher is better, -1 where lower is, 0 where neither is; follows from the metric's name."""
-    if re.search(r"perplexity|over_refusal|gap|^fairness/|bound$|^attack/", metric):
-        return -1
-    return 1 if re.search(r"^eval/(.*accuracy|.+/awareness(_change)?$|utility/)", metric) else 0
+    """1 where higher is better, -1 where lower is, 0 where neither is; follows from the metric's name.
+
+    What a user names (a dimension, a task, an attack, a label) never counts, only what is measured of it.
+    """
+    if re.fullmatch(_HIGHER, metric):
+        return 1
+    return -1 if re.fullmatch(_LOWER, metric) else 0
+
+
+_HIGHER = (
+    r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity).+"
+    r"|eval/(?!utility/)[^/]+/((awareness|score)(_change)?|accuracy\w*|mc[12]|lms|icat)(/.+)?"
+)
+_LOWER = (
+    r"eval/utility/perplexity|eval/[^/]+/over_refusal|fairness/(?!.*at_zero_gap).+|privacy/\w*(gap|bound)"
+    r"|pool/equalized_odds_gap|attack/[^/]+/(accuracy|advantage|auc)"
+)
 
 
 def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
     """The least and greatest value that the metric can have; gaps may be signed when one of ``values`` is."""
-    if metric.endswith("bound"):
-        return 0.0, math.inf
-    if metric.endswith("perplexity"):
-        return 1.0, math.inf
-    if metric.endswith(("/advantage", "_change")):
-        return -1.0, 1.0
-    if re.search(r"accuracy|awareness|over_refusal|gap|share|shift|^fairness/|holds$|refuted$|tau", metric):
-        return (-1.0 if min(values, default=0.0) < 0 else 0.0), 1.0
-    return -math.inf, math.inf
+    lo, hi, signed = _limits(metric)
+    return (-hi if signed and min(values, default=0.0) < 0 else lo), hi
+
+
+@cache
+def _limits(metric: str) -> tuple[float, float, bool]:
+    """The range that follows from the name, and whether its negative counterpart may occur too."""
+    parts = metric.split("/")
+    what = parts[2] if parts[0] == "eval" and len(parts) > 2 else parts[-1]  # before a category, after a dimension
+    if what.endswith("bound"):
+        return 0.0, math.inf, False
+    if what == "perplexity":
+        return 1.0, math.inf, False
+    if what.endswith(("advantage", "_change")):
+        return -1.0, 1.0, False
+    rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|auc$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
+    return (0.0, 1.0, True) if parts[0] == "fairness" or re.search(rates, what) else (-math.inf, math.inf, False)
 
 
 @dataclass(frozen=True)
@@ -152,38 +186,64 @@ def _t_quantile(degrees: int) -> float:
 
 @dataclass
 class Group:
-    """Cells that differ only in their seed: one row of the table."""
+    """Cells that differ only in their seed, or in what the table does not group by: one row of the table."""
 
-    leaves: dict[str, Any]  # dotted config keys and values, without the seed
-    completed: dict[str, Result] = field(default_factory=dict)  # by seed
+    leaves: dict[str, Any]  # dotted config keys and values that the cells share, without the seed
+    completed: dict[str, Result] = field(default_factory=dict)  # by seed, and by what else tells the cells apart
     failed: dict[str, Result] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    differences: dict[str, Estimate] = field(default_factory=dict)  # to BASELINE, paired by seed
+    differences: dict[str, Estimate] = field(default_factory=dict)  # to the baseline, paired by seed
+    best: set[str] = field(default_factory=set)  # metrics whose mean no other sound group of its setting betters
+    on_front: bool = False  # of the metrics that were named
+    uneven: bool = False  # several cells a seed, and not the same ones for every seed
+    codes: set[str] = field(default_factory=set)  # versions of the code behind the cells and what they are compared to
 
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
-        return show(self.leaves.get("dataset.name"))
+        return show(self.leaves.get(DATASET))
 
     @property
     def defence(self) -> str:
         """Name of the defence."""
-        return show(self.leaves.get("defense.name"))
+        return show(self.leaves.get(DEFENCE))
 
     @property
     def degenerate(self) -> dict[str, Result]:
         """The completed cells whose outcome is trivial, by seed."""
         return {seed: result for seed, result in self.completed.items() if result.degenerate}
 
-    def values(self, metric: str) -> dict[str, float]:
-        """The metric by seed, where a completed cell has it."""
-        found = {seed: result.metrics.get(metric) for seed, result in self.completed.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+    @property
+    def seeds(self) -> int:
+        """How many seeds have a completed cell."""
+        return len({_seed(result) for result in self.completed.values()})
+
+    def values(self, metric: str) -> Mapping[str, float]:
+        """The metric by seed, where a completed cell has it; the mean of the seed's cells if there are several."""
+        return self._values.get(metric, {})
+
+    @cached_property
+    def _values(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, list[float]]] = {}
+        for result in self.completed.values():
+            seed = _seed(result)
+            for metric, value in result.metrics.items():
+                if value is not None:
+                    found.setdefault(metric, {}).setdefault(seed, []).append(value)
+        return {
+            metric: {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in values.items()}
+            for metric, values in found.items()
+        }
+
+    @cached_property
+    def forms(self) -> dict[str, str]:
+        """The values of ``leaves`` in a form that can be told equal or not: 1 equals 1.0, and not '1'."""
+        return {key: _form(value) for key, value in self.leaves.items()}
 
     def tally(self, metric: str) -> str:
-        """'k/n': in how many of the seeds that have it the metric is one."""
-        values = self.values(metric)
-        return f"{sum(value == 1 for value in values.values())}/{len(values)}" if values else ABSENT
+        """'k/n': in how many of the cells that have it the metric is one."""
+        values = [value for r in self.completed.values() if (value := r.metrics.get(metric)) is not None]
+        return f"{sum(value == 1 for value in values)}/{len(values)}" if values else ABSENT
 
 
 @dataclass
@@ -191,58 +251,125 @@ class Comparison:
     """All groups, and which config keys and metrics tell them apart."""
 
     groups: list[Group]
-    keys: list[str]  # dotted config keys that vary beside dataset and defence
+    place: list[str]  # dotted config keys that tell groups apart: the leading columns
     metrics: list[str]  # every metric of a completed cell
     replaced: list[Result]  # older cells of the same config and seed, left out
+    baseline: Sequence[Condition] = UNDEFENDED
+    pareto: Sequence[str] = ()  # the metrics of the front, if they were named
+    ambiguous: list[Group] = field(default_factory=list)  # groups with several baselines, and so without differences
 
     @classmethod
-    def of(cls, results: Iterable[Result]) -> Comparison:
-        """Group the results; of two with the same config and seed the later one in ``results`` counts."""
-        groups: dict[str, Group] = {}
+    def of(
+        cls,
+        results: Iterable[Result],
+        by: Sequence[str] = (),
+        baseline: Sequence[Condition] = UNDEFENDED,
+        pareto: Sequence[str] = (),
+    ) -> Comparison:
+        """Group the results; of two with the same config and seed the later one in ``results`` counts.
+
+        Args:
+            results: the cells.
+            by: dotted config keys to group by. A seed's cells that this leaves together are averaged first, so that
+                intervals are over seeds. Without any key, cells that differ only in their seed are a group.
+            baseline: what is true of the cells that differences refer to. Each cell is paired with the one of the same
+                seed that agrees in all that tells cells apart, but what the baseline is about: for a defence, all of
+                ``defense``.
+            pareto: two or more metrics whose front is marked, within each of `settings`.
+        """
+        parts: dict[frozenset[tuple[str, str]], Group] = {}
         replaced = []
+        asked = [*by, *(condition.key for condition in baseline)]
         for result in results:
-            leaves = _leaves(result.config)
-            group = groups.setdefault(content_hash(leaves), Group(leaves))
-            seed = show(result.config.get("seed"))
-            replaced += [old for old in (group.completed.pop(seed, None), group.failed.pop(seed, None)) if old]
-            (group.completed if result.status == "completed" else group.failed)[seed] = result
-        keys = _varying_keys(list(groups.values()))
-        metrics = sorted({name for group in groups.values() for r in group.completed.values() for name in r.metrics})
-        defences = list(dict.fromkeys([BASELINE, *(group.defence for group in groups.values())]))
-        ranked = sorted(groups.values(), key=lambda group: _order(group, defences, keys))
-        table = cls(ranked, keys, metrics, replaced)
-        for group in table.groups:
+            leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
+            leaves |= _leaves(result.config)
+            group = Group(leaves)
+            part = parts.setdefault(frozenset(group.forms.items()), group)
+            seed = _seed(result)
+            replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
+            (part.completed if result.status == "completed" else part.failed)[seed] = result
+        told = [DATASET, DEFENCE, *_varying_keys([*parts.values()])]
+        merged: dict[Any, list[Group]] = {}
+        for part in parts.values():
+            merged.setdefault(tuple(comparable(part, key) for key in by) or id(part), []).append(part)
+        place = list(by) or told
+        defences = list(dict.fromkeys([BASELINE, *(part.defence for part in parts.values())]))
+        rows = [(_together(members, told), members) for members in merged.values()]
+        rows.sort(key=lambda row: _order(row[0], defences, place))
+        metrics = sorted({name for part in parts.values() for r in part.completed.values() for name in r.metrics})
+        table = cls([group for group, _ in rows], place, metrics, replaced, baseline, pareto)
+        partners = _partners([*parts.values()], told, baseline)
+        for group, members in rows:
             table._estimate(group)
-        for group in table.groups:
-            table._subtract_baseline(group)
+            table._subtract_baseline(group, [(part, partners[id(part)]) for part in members])
+        for groups in table.settings.values():
+            table._mark_best(groups)
         return table
 
     def _estimate(self, group: Group) -> None:
+        group.codes |= {code_version(result) for result in group.completed.values()}
         for metric in self.metrics:
             values = group.values(metric)
-            own = group.completed[next(iter(values))].intervals.get(metric, (None, None)) if values else ()
+            own: Sequence[float | None] = (None, None)
+            if len(values) == 1:
+                owners = [r for r in group.completed.values() if r.metrics.get(metric) is not None]
+                own = owners[0].intervals.get(metric, own) if len(owners) == 1 else own
             estimate = Estimate.of([*values.values()], value_range(metric, [*values.values()]), own)
             if estimate:
                 group.estimates[metric] = estimate
 
-    def _subtract_baseline(self, group: Group) -> None:
-        """Paired differences to the group without a defence that agrees in dataset and every other column."""
-        shared = ["dataset.name", *(key for key in self.keys if not key.startswith("defense."))]
-        place = [comparable(group, key) for key in shared]
-        baselines = [
-            other
-            for other in self.groups
-            if other.defence == BASELINE and [comparable(other, key) for key in shared] == place
-        ]
-        if group.defence == BASELINE or len(baselines) != 1:
+    def _subtract_baseline(self, group: Group, pairs: Sequence[tuple[Group, list[Group]]]) -> None:
+        """Paired differences: ``pairs`` are the parts of the group, each with the groups that may be its baseline."""
+        if any(part is other for part, partners in pairs for other in partners):
             return
+        if any(len(partners) > 1 for _, partners in pairs):
+            self.ambiguous.append(group)
+            return
+        matched = [(part, partners[0]) for part, partners in pairs if partners]
+        group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
         for metric in group.estimates:
-            here, there = group.values(metric), baselines[0].values(metric)
-            lo, hi = value_range(metric, [*here.values(), *there.values()])
-            pairs = [here[seed] - there[seed] for seed in here if seed in there]
-            estimate = Estimate.of(pairs, (lo - hi, hi - lo))
+            found: dict[str, list[float]] = {}
+            lo, hi = math.inf, -math.inf
+            for part, other in matched:
+                here, there = part.values(metric), other.values(metric)
+                least, most = value_range(metric, [*here.values(), *there.values()])
+                lo, hi = min(lo, least), max(hi, most)
+                for seed in here.keys() & there.keys():
+                    found.setdefault(seed, []).append(here[seed] - there[seed])
+            estimate = Estimate.of([statistics.fmean(values) for values in found.values()], (lo - hi, hi - lo))
             if estimate:
                 group.differences[metric] = estimate
+
+    def _mark_best(self, groups: Sequence[Group]) -> None:
+        """Mark the best means, and the front of the named metrics, among the groups without a degenerate cell."""
+        sound = [group for group in groups if not group.degenerate]
+        for metric in self.metrics:
+            sign = direction(metric)
+            scores = [(sign * group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
+            most = max((score for score, _ in scores), default=0.0)
+            winners = [group for score, group in scores if score == most]
+            if sign and len(winners) < len(scores):  # all alike: none is best
+                for group in winners:
+                    group.best.add(metric)
+        whole = [group for group in sound if self.pareto and set(self.pareto) <= group.estimates.keys()]
+        points = [[group.estimates[metric].mean for metric in self.pareto] for group in whole]
+        for i in pareto_front(points, [direction(metric) for metric in self.pareto]):
+            whole[i].on_front = True
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of `place` beside dataset and defence."""
+        return [key for key in self.place if key not in (DATASET, DEFENCE)]
+
+    def name(self, group: Group) -> str:
+        """The group's place in one line."""
+        return ", ".join(_value(group, key) for key in self.place)
+
+    def series(self, group: Group) -> str:
+        """What the group is drawn as: its defence, or where that is left out, all that is no setting."""
+        if DEFENCE in self.place:
+            return group.defence
+        return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
 
     @property
     def columns(self) -> dict[str, tuple[str, str]]:
@@ -253,31 +380,46 @@ class Comparison:
                 if match := re.fullmatch(pattern, metric):
                     ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
                     break
-        if not ranked:
-            return {metric: (metric, "") for metric in self.metrics[:6]}
-        return {metric: described for _, metric, described in sorted(ranked)}
+        found = {metric: described for _, metric, described in sorted(ranked)}
+        more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
+        return found | {metric: (metric, "") for metric in more if metric not in found}
 
     @property
     def tallies(self) -> list[tuple[str, str, str]]:
-        """Metrics that are counted over seeds, with label and meaning."""
+        """Metrics that are counted over cells, with label and meaning."""
         return [tally for tally in _TALLIES if tally[0] in self.metrics]
 
     @property
     def panels(self) -> list[tuple[str, str]]:
         """Pairs of metrics (x: cost, y: protection) that the trade-off is drawn in."""
+        if self.pareto:
+            return list(combinations(self.pareto, 2))
         found = [panel for panel in _PANELS if set(panel) <= set(self.metrics)]
-        awareness = [metric for metric in self.metrics if metric.endswith("/awareness")]
-        return found or list(combinations(awareness, 2))[:2]
+        return found or list(combinations(self.headlines, 2))[:3]
+
+    @property
+    def headlines(self) -> list[str]:
+        """What the dimensions are measured by."""
+        return [metric for metric in self.metrics if re.fullmatch(r"eval/[^/]+/(awareness|score)", metric)]
+
+    @property
+    def _setting_keys(self) -> list[str]:
+        return [key for key in self.place if key.startswith(("dataset.", "game."))]
 
     @property
     def settings(self) -> dict[str, list[Group]]:
         """The groups by dataset and game: a trade-off between defences is a fair comparison only within one."""
-        keys = [key for key in self.keys if key.startswith(("dataset.", "game."))]
+        keys = self._setting_keys
         found: dict[str, list[Group]] = {}
         for group in self.groups:
-            title = ", ".join([group.dataset, *(f"{key}={show(group.leaves.get(key))}" for key in keys)])
+            title = ", ".join(_value(group, key) for key in sorted(keys, key=DATASET.__ne__)) or "all cells"
             found.setdefault(title, []).append(group)
         return found
+
+    @cached_property
+    def any_degenerate(self) -> bool:
+        """Whether some completed cell is degenerate."""
+        return any(group.degenerate for group in self.groups)
 
     @property
     def datasets(self) -> dict[str, list[Group]]:
@@ -286,6 +428,79 @@ class Comparison:
         for group in self.groups:
             found.setdefault(group.dataset, []).append(group)
         return found
+
+    @property
+    def environments(self) -> dict[str, Counter[str]]:
+        """What the cells' environments differ in: code, device or a package; and how many cells have each value."""
+        cells = [result for group in self.groups for result in (group.completed | group.failed).values()]
+        names = dict.fromkeys(name for result in cells for name in result.versions)
+        found = {
+            "code": Counter(code_version(result) for result in cells),
+            "device": Counter(result.device or ABSENT for result in cells),
+        } | {name: Counter(result.versions.get(name, ABSENT) for result in cells) for name in names}
+        return {name: counts for name, counts in found.items() if len(counts) > 1}
+
+
+def pareto_front(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[int]:
+    """Indices of the points that no other point equals or betters in every coordinate and betters in one.
+
+    ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
+    """
+    scaled = [tuple(sign * value for sign, value in zip(better, point, strict=True)) for point in points]
+    front: list[int] = []
+    for i in sorted(range(len(scaled)), key=scaled.__getitem__, reverse=True):  # nothing later can better one before
+        if not any(
+            scaled[j] != scaled[i] and all(a >= b for a, b in zip(scaled[j], scaled[i], strict=True)) for j in front
+        ):
+            front.append(i)
+    return sorted(front)
+
+
+def code_version(result: Result) -> str:
+    """The code that a cell was run with, as far as it is known."""
+    if not result.git:
+        return f"fairpriv {result.versions.get('fairpriv', ABSENT)}, no commit recorded"
+    return f"{str(result.git.get('commit', ABSENT))[:12]}{' with changes' if result.git.get('dirty') else ''}"
+
+
+def _seed(result: Result) -> str:
+    return show(result.config.get("seed"))
+
+
+def _value(group: Group, key: str) -> str:
+    value = show(group.leaves.get(key))
+    return value if key in (DATASET, DEFENCE) else f"{short(key)}={value}"
+
+
+def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
+    """One group of several; its cells are named by seed and by the keys of ``told`` that the parts differ in."""
+    if len(parts) == 1:
+        return parts[0]
+    first, *others = parts
+    shared = [k for k in first.leaves if all(comparable(first, k) == comparable(other, k) for other in others)]
+    group = Group({key: first.leaves[key] for key in shared})
+    differing = [key for key in told if key not in shared and key != "seed"]
+    for part in parts:
+        place = "".join(f", {_value(part, key)}" for key in differing)
+        for cells, found in ((part.completed, group.completed), (part.failed, group.failed)):
+            for seed, result in cells.items():
+                label = f"{seed}{place}"
+                found[label if label not in found else f"{label}, {result.id}"] = result
+    group.uneven = len({frozenset(part.completed) for part in parts}) > 1
+    return group
+
+
+def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Condition]) -> dict[int, list[Group]]:
+    """By the id of each part, the parts that are its baseline: one, if differences are to be had."""
+    about = [condition.key for condition in baseline]
+    sections = tuple(key.removesuffix("name") for key in about if key.endswith(".name"))
+    shared = [key for key in told if key not in about and not key.startswith(sections)]
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for part in parts:
+        candidates = found.setdefault(tuple(comparable(part, key) for key in shared), [])
+        if all(condition.holds(part.leaves.get(condition.key)) for condition in baseline):
+            candidates.append(part)
+    return {id(part): found[tuple(comparable(part, key) for key in shared)] for part in parts}
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,10 +513,10 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     folders.sort(key=lambda item: -len(item[0]))
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, dict) and value:
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))
-        elif not (re.search(r"(^|[._])seed$", key) and value == seed):
+        elif not (key.endswith("seed") and value == seed and re.search(r"(^|[._])seed$", key)):
             yield key, portable(value)
 
     def portable(value: Any) -> Any:
@@ -317,42 +532,41 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def comparable(group: Group, key: str) -> str:
     """A key's value in a form that can be told equal or not."""
-    return content_hash(group.leaves[key]) if key in group.leaves else ABSENT
+    return group.forms.get(key, "")
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_form, value))}]"
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _varying_keys(groups: Sequence[Group]) -> list[str]:
     """Config keys that a reader needs to tell rows apart beside dataset and defence."""
+    names = {key for group in groups for key in group.leaves} | {DATASET, DEFENCE}
+    seen = {key: [comparable(group, key) for group in groups] for key in names}
 
     def follows(key: str, choice: str) -> bool:
-        return len({(comparable(g, choice), comparable(g, key)) for g in groups}) == len(
-            {comparable(g, choice) for g in groups}
-        )
+        return len(set(zip(seen[choice], seen[key], strict=True))) == len(set(seen[choice]))
 
     def needed(key: str) -> bool:
         section = key.partition(".")[0]
-        if len({comparable(group, key) for group in groups}) == 1:
+        if len(set(seen[key])) == 1 or key in (DATASET, DEFENCE):
             return False
         if key == f"{section}.name":
-            return section not in ("dataset", "defense")
-        if any(f"{section}.name" in group.leaves for group in groups):
+            return True
+        if f"{section}.name" in seen:
             return not follows(key, f"{section}.name")
         # The game is the question asked: rows of different games are never shown as if they were of one.
-        return section == "game" or not (follows(key, "dataset.name") or follows(key, "defense.name"))
+        return section == "game" or not (follows(key, DATASET) or follows(key, DEFENCE))
 
-    return [key for key in sorted({key for group in groups for key in group.leaves}) if needed(key)]
+    return [key for key in sorted(names) if needed(key)]
 
 
-def _order(group: Group, defences: Sequence[str], keys: Sequence[str]) -> list[tuple[int, float, str]]:
-    """Sort key: datasets by name, the baseline and then the other defences as they came, other keys by value."""
+def _order(group: Group, defences: Sequence[str], place: Sequence[str]) -> list[tuple[int, float, str]]:
+    """Sort key: by value, but the baseline first and then the other defences as they came."""
 
     def rank(value: Any) -> tuple[int, float, str]:
         return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, show(value))
 
-    return [rank(group.dataset), rank(defences.index(group.defence)), *(rank(group.leaves.get(key)) for key in keys)]
-
-
-def show(value: Any) -> str:
-    """A config value as a person would write it on the command line."""
-    if value is None:
-        return ABSENT
-    return value if isinstance(value, str) else json.dumps(value)
+    return [rank(defences.index(group.defence) if key == DEFENCE else group.leaves.get(key)) for key in place]

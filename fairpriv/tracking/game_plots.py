@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairpriv.tracking.comparison import Comparison, Group, comparable, show
+from fairpriv.tracking.comparison import Comparison, Group, comparable
 from fairpriv.tracking.result import Result
-from fairpriv.tracking.tradeoff import COLOURS, MARKERS
+from fairpriv.tracking.selection import show
+from fairpriv.tracking.tradeoff import COLOURS, MARKERS, draw_bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,10 +89,9 @@ def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> Non
         chosen = [r for r in cells if standing(r, gap) == kind]
         x, y = [_reach(r) or 0.0 for r in chosen], [r.metrics[gap] or 0.0 for r in chosen]
         ax.plot(x, y, "o", color=colour, markersize=5, alpha=0.85, label=kind)
-        for r, at in zip(chosen, x, strict=True):
-            low, high = r.intervals.get(gap, (None, None))
-            if low is not None and high is not None:
-                ax.plot([at, at], [low, high], color=colour, linewidth=0.7, alpha=0.5)
+        ends = [(at, *r.intervals.get(gap, (None, None))) for r, at in zip(chosen, x, strict=True)]
+        bars = [(at, low, high) for at, low, high in ends if low is not None and high is not None]
+        draw_bars(ax.vlines, bars, color=colour, linewidth=0.7, alpha=0.5)
     top = max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([0, top], [0, top], "--", color="0.55", linewidth=1)
     ax.set_xlim(0, top)
@@ -111,14 +111,13 @@ def advantage_figure(table: Comparison) -> Figure | None:
     attacks = [metric for metric in table.metrics if metric.startswith("attack/") and metric.endswith("/advantage")]
     panels: dict[str, dict[str, list[Group]]] = {}
     for dataset, groups in table.datasets.items():
-        drawn = [group for group in groups if any(attack in group.estimates for attack in attacks)]
+        drawn = [g for g in groups if ALPHA in g.leaves and any(attack in g.estimates for attack in attacks)]
         others = [key for key in varying(table, drawn) if key != ALPHA]
         for group in drawn:
             setting = ", ".join([group.defence, *(f"{key}={show(group.leaves.get(key))}" for key in others)])
             panels.setdefault(dataset, {}).setdefault(setting, []).append(group)
     settings = list(dict.fromkeys(name for row in panels.values() for name in row))
-    alphas = {group.leaves.get(ALPHA) for group in table.groups}
-    if not attacks or len(alphas) < 2:
+    if not attacks or ALPHA not in table.keys:
         return None
     width, height = 3.3 * len(settings), 2.7 * len(panels) + 0.8
     figure = Figure(figsize=(width, height))

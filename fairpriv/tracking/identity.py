@@ -11,7 +11,7 @@ from typing import Any
 OUTCOME_VERSION = 1
 
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads"})
-_LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation"})
+_LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
 _NOT_OUTCOME_WITHIN = {
     # Where and how visibly a fit runs. A batch size in the config is the global one, so devices change no outcome.
@@ -47,6 +47,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if config.get("dimensions") else _LANGUAGE_MODELS_ONLY)
     kept = {key: value for key, value in config.items() if key not in unread}
+    if kept.get("analysis") is None:  # cells without one are the same cells as before there were any
+        kept.pop("analysis", None)
     for group, without in _NOT_OUTCOME_WITHIN.items():
         if isinstance(kept.get(group), Mapping):
             kept[group] = {key: value for key, value in kept[group].items() if key not in without}

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -41,10 +41,18 @@ class Result:
     device: str = ""
     seconds: dict[str, float | None] = field(default_factory=dict)  # by stage
     schema_version: int = SCHEMA_VERSION
+    folder: Path | None = field(default=None, compare=False)  # where it was found, with its artifacts; not in the file
+
+    @property
+    def reason(self) -> str:
+        """Why the cell failed, on one line, after the stage that it failed in."""
+        stage = [list(self.seconds)[-1]] if self.seconds else []
+        return ": ".join([*stage, " ".join((self.error or "").split())])
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all; what stood there before survives a failure."""
         document = {"schema_version": self.schema_version, **asdict(self)}
+        del document["folder"]
         write_whole(path, (json.dumps(_finite(document), indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
@@ -55,9 +63,24 @@ class Result:
             InputError: it cannot be read, is truncated, or is not a result of this schema version; says which.
         """
         try:
-            return _result(_document(path))
+            return _result(_document(path), path.parent)
         except _NotOursError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the details of an analysis beside a result, one JSON object a line; whole or not at all."""
+    lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows]
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What :func:`write_rows` wrote; nothing where there is no such file, or a line of it is damaged."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError):
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
 
 
 class _NotOursError(Exception):
@@ -73,7 +96,7 @@ def _document(path: Path) -> Any:
         raise _NotOursError(f"truncated or not JSON ({error})") from None
 
 
-def _result(document: Any) -> Result:
+def _result(document: Any, folder: Path) -> Result:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise _NotOursError("no result of fairpriv: it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
@@ -84,7 +107,7 @@ def _result(document: Any) -> Result:
     for name, (wanted, holds) in _SHAPES.items():
         if name in document and not holds(document[name]):
             raise _NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
-    return Result(**{f.name: document[f.name] for f in fields(Result) if f.name in document})
+    return Result(**{f.name: document[f.name] for f in fields(Result) if f.name in document} | {"folder": folder})
 
 
 def _number(value: Any) -> bool:
@@ -186,9 +209,9 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     """Every result below the folders, oldest file first, and the files left out with the reason.
 
     A folder with ``cells.txt`` is a sweep: its results are those of the ids in it, in ``cells/`` two folders up, and
-    the reason for a missing one is ``NOT_FINISHED``. Elsewhere any ``*.json`` with our schema version counts. Other
-    JSON files are passed over silently unless they are called ``result.json``. A cell found twice counts once,
-    preferably completed.
+    the reason for a missing one is ``NOT_FINISHED``; cells that the sweep has not come to are among these. Elsewhere
+    any ``*.json`` with our schema version counts. Other JSON files are passed over silently unless they are called
+    ``result.json``. A cell found twice counts once, preferably completed.
 
     Raises:
         InputError: a folder does not exist.
@@ -204,7 +227,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             foreign = not isinstance(document, dict) or "schema_version" not in document
             if foreign and path.name != "result.json":
                 continue
-            result = _result(document)
+            result = _result(document, path.parent)
         except _NotOursError as error:
             skipped[path] = str(error)
             continue
@@ -221,12 +244,15 @@ def _candidates(folder: Path) -> Iterator[Path]:
         return
     if not folder.is_dir():
         raise InputError(f"no folder '{folder}': give a folder that holds result.json files, or a sweep's folder")
+    from fairpriv.sweep.listing import entries, plan
+
     for where, folders, files in os.walk(folder.resolve()):
         here = Path(where)
         if "cells.txt" in files:
             folders.clear()
-            for cell in (here / "cells.txt").read_text(encoding="utf-8", errors="replace").split():
-                yield here.parents[1] / "cells" / cell / "result.json"
+            listed = entries(here)
+            yield from (here.parents[1] / "cells" / cell / "result.json" for cell in listed)
+            yield from (here / f"cell {number}, to come" for number in range(len(listed), plan(here).total or 0))
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (here / name for name in sorted(files) if name.endswith(".json") and name != "sweep.json")
@@ -236,8 +262,12 @@ _PACKAGES = ["fairpriv", "torch", "lightning", "torchmetrics", "hydra-core", "om
 _PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datasets"]
 
 
+@functools.cache
 def environment() -> dict[str, str]:
-    """Versions of Python and of the installed packages that can change a number; nothing is imported for it."""
+    """Versions of Python and of the installed packages that can change a number; nothing is imported for it.
+
+    Looked up once per process; not to be written to.
+    """
     found = {"python": python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from fairpriv.tracking.comparison import BASELINE, Comparison, Group, comparable, direction, show
+from fairpriv.tracking.comparison import BASELINE, Comparison, Group, comparable, direction, pareto_front
+from fairpriv.tracking.selection import show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,15 +15,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X", "p")
-
-
-def pareto_front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
-    """Indices of the points that no other point equals or betters in both coordinates and betters in one.
-
-    ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
-    """
-    scaled = [(better[0] * x, better[1] * y) for x, y in points]
-    return [i for i, (x, y) in enumerate(scaled) if not any(u >= x and v >= y and (u > x or v > y) for u, v in scaled)]
+_CROWD = 150  # more points than this are drawn small, and without their intervals
+_NAMED = 24  # more points, or series, than this are not told apart by name
 
 
 def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
@@ -31,9 +25,8 @@ def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> F
     from matplotlib.lines import Line2D
 
     panels = table.panels
-    names = {group.defence: None for group in table.groups}
-    others = [name for name in names if name != BASELINE]
-    styles = {name: (COLOURS[i % 6], MARKERS[i % 7]) for i, name in enumerate(others)} | {BASELINE: ("black", "o")}
+    drawn = [group for groups in settings.values() for group in groups]
+    styles = series_styles(table)
     # Margins in inches, set by hand: a layout engine would draw everything several times over.
     width, height = 4.9 * len(panels), 3.6 * len(settings) + 0.5
     figure = Figure(figsize=(width, height))
@@ -43,14 +36,22 @@ def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> F
         for ax, (x, y) in zip(row, panels, strict=True):
             _scatter(ax, table, groups, x, y, styles)
             ax.set_title(title, loc="left", fontweight="bold", y=1.02)
-    shown = [name for name in names if any(g.defence == name for groups in settings.values() for g in groups)]
+    shown = [name for name in styles if any(table.series(group) == name for group in drawn)][:_NAMED]
     handles = [Line2D([], [], color=styles[n][0], marker=styles[n][1], linestyle="none", label=n) for n in shown]
     handles.append(Line2D([], [], color="0.55", linewidth=1.2, linestyle="--", label="Pareto front"))
-    if any(group.degenerate for groups in settings.values() for group in groups):
+    if any(group.degenerate for group in drawn):
         label = "hollow: degenerate"
         handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
     figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(panels)), frameon=False)
     return figure
+
+
+def series_styles(table: Comparison) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each series, in the order of the table; black circles for the baseline."""
+    names = dict.fromkeys(table.series(group) for group in table.groups)
+    others = [name for name in names if name != BASELINE]
+    found = {name: (COLOURS[i % 6], MARKERS[i % 7]) for i, name in enumerate(others)}
+    return {name: found.get(name, ("black", "o")) for name in names}
 
 
 def _scatter(
@@ -58,32 +59,37 @@ def _scatter(
 ) -> None:
     """Draw one point per group with its intervals, and the front of the points that are not degenerate."""
     drawn = [group for group in groups if x in group.estimates and y in group.estimates]
+    for name, (colour, marker) in styles.items():  # a call for each series, for calls are what costs
+        members = [group for group in drawn if table.series(group) == name]
+        pairs = [(group.estimates[x], group.estimates[y]) for group in members]
+        level = [(b.mean, a.lo, a.hi) for a, b in pairs if a.lo is not None and a.hi is not None]
+        upright = [(a.mean, b.lo, b.hi) for a, b in pairs if b.lo is not None and b.hi is not None]
+        if len(drawn) <= _CROWD:
+            draw_bars(ax.hlines, level, color=colour, linewidth=0.9)
+            draw_bars(ax.vlines, upright, color=colour, linewidth=0.9)
+        for hollow in (False, True):
+            chosen = [pair for pair, group in zip(pairs, members, strict=True) if bool(group.degenerate) == hollow]
+            ax.plot(
+                [a.mean for a, _ in chosen],
+                [b.mean for _, b in chosen],
+                linestyle="none",
+                color=colour,
+                marker=marker,
+                markersize=7 if len(drawn) <= _CROWD else 4,
+                markerfacecolor="white" if hollow else colour,
+                markeredgewidth=1.4,
+                zorder=3,
+            )
     within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
-    for group in drawn:
-        a, b, (colour, marker) = group.estimates[x], group.estimates[y], styles[group.defence]
-        if a.lo is not None and a.hi is not None:
-            ax.plot([a.lo, a.hi], [b.mean, b.mean], color=colour, linewidth=0.9, zorder=2)
-        if b.lo is not None and b.hi is not None:
-            ax.plot([a.mean, a.mean], [b.lo, b.hi], color=colour, linewidth=0.9, zorder=2)
-        fill = "white" if group.degenerate else colour
-        ax.plot(
-            a.mean,
-            b.mean,
-            color=colour,
-            marker=marker,
-            markersize=7,
-            markerfacecolor=fill,
-            markeredgewidth=1.4,
-            zorder=3,
-        )
-        if within:
-            values = ", ".join(show(group.leaves.get(key)) for key in within)
-            ax.annotate(values, (a.mean, b.mean), xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
+    for group in drawn if within and len(drawn) <= _NAMED else []:
+        values = ", ".join(show(group.leaves.get(key)) for key in within)
+        at = (group.estimates[x].mean, group.estimates[y].mean)
+        ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
     sound = [group for group in drawn if not group.degenerate]
     points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
     better = (direction(x), direction(y))
     left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
-    if front := sorted(points[i] for i in pareto_front(points, better)):
+    if all(better) and (front := sorted(points[i] for i in pareto_front(points, better))):
         # The border of what is dominated runs from the best point of one axis to the best of the other.
         worst_x = left if better[0] > 0 else right
         worst_y = bottom if better[1] > 0 else top
@@ -99,6 +105,12 @@ def _scatter(
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_bars(lines: Callable[..., Any], rows: Sequence[tuple[float, float, float]], **style: Any) -> None:
+    """Draw, by ``hlines`` or ``vlines`` of an axes, a bar for each row: where it stands, and its two ends."""
+    if rows:
+        lines(*zip(*rows, strict=True), **style)
 
 
 def _better(metric: str, up: str, down: str) -> str:

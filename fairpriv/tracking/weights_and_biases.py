@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairpriv.tracking.comparison import direction
+
 if TYPE_CHECKING:
+    import wandb
     from lightning.pytorch.loggers import Logger
 
     from fairpriv.tracking.result import Result
 
 log = logging.getLogger(__name__)
 
+RESPONSES = 100  # a dimension and set in the table of generations; all of them are in the result's artifact
+DECISIONS = 10_000  # what W&B shows of a table
+RETRIES = 4  # half a minute, in which no artifact gets through
+PATIENCE = 300  # seconds that a run's last data may take to be sent
+
 
 @contextmanager
 def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, Any]) -> Iterator[Logger | None]:
     """The cell's logger, finished at the end whatever happens: an unfinished run would be reused by the next cell.
+
+    What is raised within marks the run as failed. Online a cell that is run again goes on with its run.
 
     Args:
         node: the resolved ``logger`` config, empty for none.
@@ -37,46 +51,150 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
     from hydra.utils import instantiate
 
     names = {group: config[group]["name"] for group in ("dataset", "model", "defense")}
+    # Attacks or dimensions, by which a whole track is found, too. W&B takes no tag of more than 64 characters.
+    tags = [str(name)[:64] for name in (*names.values(), *config["attack"], *config["dimensions"])]
     offline = bool(node.get("offline"))
+    with _data_folder(Path(node["save_dir"], "wandb")):
+        try:
+            attempts = sum(1 for _ in Path(node["save_dir"], "wandb").glob(f"offline-run-*-{cell}-*"))
+            logger = instantiate(dict(node), _partial_=True, _convert_="all")(
+                id=f"{cell}-{attempts}" if offline else cell,
+                name=f"{' '.join(names.values())} world {config['game']['world']} seed {config['seed']}",
+                group=config["sweep"],
+                job_type=names["defense"],
+                tags=list(dict.fromkeys(tags)),
+                config=dict(config),
+                resume=None if offline else "allow",
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    save_code=False,
+                    x_disable_stats=True,
+                    x_disable_machine_info=True,  # host, user and command line, in which a secret may stand
+                    # By default a cell waits for hours where the network has gone. What was not sent is on the disk.
+                    init_timeout=30,
+                    x_graphql_retry_max=RETRIES,
+                    x_file_transfer_retry_max=RETRIES,
+                    finish_timeout=PATIENCE,
+                    finish_timeout_raises=True,
+                ),
+            )
+            getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # passed by Lightning, deplored by wandb
+            logger.experiment  # noqa: B018  the property starts the run, so that a failure shows here
+            logger.log_metrics = _harmless(logger.log_metrics)
+        except Exception as error:  # a service that cannot be reached must not cost a result
+            _warn(error)
+            logger = None
+        failed = True
+        try:
+            yield logger
+            failed = False
+        except Exception as error:
+            if logger is not None and wandb.run is not None:
+                told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                _harmless(wandb.run.summary.update)(told)
+            raise
+        finally:
+            _harmless(wandb.finish)(exit_code=int(failed))
+
+
+@contextmanager
+def _data_folder(folder: Path) -> Iterator[None]:
+    """Let W&B keep what it has to send beside its runs and not in the home folder, unless the user says where."""
+    ours = "WANDB_DATA_DIR" not in os.environ
+    if ours:
+        os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
     try:
-        attempts = sum(1 for _ in Path(node["save_dir"], "wandb").glob(f"offline-run-*-{cell}-*"))
-        logger = instantiate(dict(node), _partial_=True, _convert_="all")(
-            id=f"{cell}-{attempts}" if offline else cell,
-            name=f"{' '.join(names.values())} world {config['game']['world']} seed {config['seed']}",
-            group=config["sweep"],
-            job_type=names["defense"],
-            tags=list(names.values()),
-            config=dict(config),
-            resume=None if offline else "allow",
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                save_code=False,
-                x_disable_stats=True,
-                x_disable_machine_info=True,  # host, user and command line, in which a secret may stand
-            ),
-        )
-        getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # passed by Lightning, deplored by wandb
-        logger.experiment  # noqa: B018  the property starts the run, so that a failure shows here
-        logger.log_metrics = _harmless(logger.log_metrics)
-    except Exception as error:  # a service that cannot be reached must not cost a result
-        _warn(error)
-        logger = None
-    try:
-        yield logger
+        yield
     finally:
-        _harmless(wandb.finish)()
+        if ours:
+            os.environ.pop("WANDB_DATA_DIR", None)
 
 
-def summarise(logger: Logger | None, result: Result) -> None:
-    """Write a result's metrics, status and seconds into the run's summary."""
+def summarise(logger: Logger | None, result: Result, folder: Path) -> None:
+    """Write a finished cell into its run.
+
+    The metrics go into the summary with their goals, and status and seconds with them; generations and attacks'
+    decisions into tables; ``result.json`` and what else stands in the cell's ``folder`` into artifacts.
+    """
     if logger is None:
         return
-    summary: dict[str, Any] = {name: value for name, value in result.metrics.items() if value is not None}
-    summary |= {"status": result.status, "degenerate": result.degenerate}
+    import wandb
+
+    if wandb.run is not None:  # as it is in all processes but the first
+        for part in (_metrics, _tables, _files):
+            _harmless(part)(wandb.run, result, folder)
+
+
+def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
+    values = {name: value for name, value in result.metrics.items() if value is not None}
+    for name in values:  # one by one, since Lightning has defined all others as functions of its step
+        if "*" not in name:  # a label of the data may be anything
+            run.define_metric(name, summary={1: "max", -1: "min", 0: None}[direction(name)])
+    run.log(values)  # W&B draws panels of its own for what has a history
+    summary: dict[str, Any] = {"status": result.status, "degenerate": result.degenerate, "error": result.error}
     summary |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
-    _harmless(logger.experiment.summary.update)(summary)  # type: ignore[attr-defined]
+    run.summary.update(values | summary)  # after the history, of which it would hold {"max": value}
+    if result.degenerate:
+        run.tags = (*(run.tags or ()), "degenerate")
+
+
+def _tables(run: wandb.Run, result: Result, folder: Path) -> None:
+    import wandb
+
+    tables = {}
+    for name, artifact, rows_of in (("generations", "responses", _generations), ("decisions", "attacks", _decisions)):
+        if artifact in result.artifacts:
+            rows = list(islice(rows_of(folder / result.artifacts[artifact]), DECISIONS))
+            if rows:
+                tables[name] = wandb.Table(columns=[*rows[0]], data=[[*row.values()] for row in rows])
+    if tables:
+        run.log(tables)
+
+
+def _generations(path: Path) -> Iterator[dict[str, Any]]:
+    """The first responses of every dimension and set, the same prompts in every cell of equal ``evaluation``."""
+    seen: Counter[tuple[str, str]] = Counter()
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            told = json.loads(line)
+            place = told["dimension"], told["set"]
+            seen[place] += 1
+            if seen[place] <= RESPONSES:
+                row = {name: told.get(name) for name in ("dimension", "set", "prompt", "response")}
+                row["verdict"] = {True: "safe", False: "unsafe"}.get(told.get("safe"))
+                yield row | {name: told.get(name) for name in ("reason", "before")}
+
+
+def _decisions(path: Path) -> Iterator[dict[str, Any]]:
+    """One row a victim and attack: what it was trained on, and what the attack says."""
+    for number, split in enumerate(json.loads(path.read_bytes())["splits"]):
+        for attack, scores in split["scores"].items():
+            for victim, (score, world) in enumerate(zip(scores, split["truth"], strict=True)):
+                guess = int(score > 0)
+                row = {"attack": attack, "split": number, "victim": victim, "world": world}
+                yield row | {"score": score, "guess": guess, "right": guess == world}
+
+
+def _files(run: wandb.Run, result: Result, folder: Path) -> None:
+    import wandb
+
+    kept = wandb.Artifact(f"result-{result.id}", type="result")
+    artifacts = [kept]
+    kept.add_file(str(folder / "result.json"), skip_cache=True)
+    for name, place in result.artifacts.items():
+        path = folder / place
+        if path.is_file() and path.suffix != ".safetensors":
+            kept.add_file(str(path), skip_cache=True)
+        elif path.is_file():
+            artifacts.append(wandb.Artifact(f"{name}-{result.id}", type=name))
+            artifacts[-1].add_file(str(path), skip_cache=True)
+        elif not (path / "config.json").is_file():  # a whole model is gigabytes, and stays where it is
+            artifacts.append(wandb.Artifact(f"adapter-{result.id}", type="adapter"))
+            artifacts[-1].add_dir(str(path), skip_cache=True)
+    for artifact in artifacts:
+        run.log_artifact(artifact)
 
 
 def _harmless(call: Callable[..., None]) -> Callable[..., None]:

@@ -32,7 +32,7 @@ IN_MINIATURE = {
     "tug_of_war": [*TINY, "defense=none,reft"],
     "training_samples": [*TINY, "defense=lora", "dataset.samples=2,4"],
     "data_mix": [*TINY, "defense=lora", "dataset.shares=[1,0],[0.5,0.5]"],
-    "spin": [*TINY, "dataset.samples=8", "defense.rule=intersection", "defense.ratio=1e-3"],
+    "spin": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.rule=intersection", "defense.ratio=1e-3"],
 }
 
 
@@ -60,7 +60,7 @@ def test_every_option_composes_and_every_target_has_its_keys(fairpriv):
 
 def test_the_groups_that_users_choose_from_are_there():
     assert {"dataset", "model", "defense", "game", "logger", "experiment", "debug"} <= set(OPTIONS)
-    assert {"dimension", "judge", "evaluation"} <= set(OPTIONS)
+    assert {"dimension", "judge", "evaluation", "analysis"} <= set(OPTIONS)
     assert {"smollm2_135m", "qwen2_7b", "mistral_7b", "vicuna_7b", "llama2_7b", "hf"} <= set(OPTIONS["model"])
     assert {"full", "lora", "dora", "reft"} <= set(OPTIONS["defense"])
     assert {"refusal", "md_judge", "classifier", "endpoint"} == set(OPTIONS["judge"])
@@ -69,7 +69,7 @@ def test_the_groups_that_users_choose_from_are_there():
     assert arms <= set(OPTIONS["defense"])
 
 
-@pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack", "judge"])
+@pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack", "judge", "analysis"])
 def test_a_user_sees_every_key_of_what_is_built(group):
     for option in OPTIONS.get(group, {}):
         node = plain(compose(CONF, [], [f"{group}={option}"]))[group]
@@ -88,7 +88,7 @@ def test_a_user_sees_every_key_of_the_root(group):
 
 
 def test_a_name_in_a_file_is_the_file_s_name():
-    for group in ("dataset", "model", "defense", "judge"):
+    for group in ("dataset", "model", "defense", "judge", "analysis"):
         for option in OPTIONS[group]:
             assert plain(compose(CONF, [], [f"{group}={option}"]))[group]["name"] == option
 

@@ -56,4 +56,4 @@ def test_every_rank_has_the_scores_over_all_samples(by_rank, name):
 
 def test_no_rank_waits_for_one_that_failed(by_rank):
     assert by_rank[0]["error"].startswith("ValueError: sample 0 (row 0 of its batch) has no target token")
-    assert by_rank[1]["error"] == "RuntimeError: another process could not score its samples; its own error says why"
+    assert by_rank[1]["error"] == "DistError: another process could not score its samples; its own error says why"

@@ -70,6 +70,9 @@ def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, wo
         (["compare", "."], ["no result", "run an experiment first"]),
         (["compare", ".", "--out"], ["--out needs one value"]),
         (["compare", ".", "--foo"], ["compare --foo"]),
+        (["status"], ["takes folders"]),
+        (["status", ".", "--foo"], ["status . --foo"]),
+        (["status", "."], ["status .: holds no cells"]),
         (["--config-dir", "nowhere", "seed=1"], ["--config-dir nowhere", "no such folder"]),
         (["--config-dir"], ["--config-dir needs one value"]),
         (["--config-dir=.", "--config-dir=.", "ls"], ["--config-dir needs one value"]),
@@ -255,7 +258,9 @@ def test_a_reader_that_goes_is_no_error_message():
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["dataset=adlut"], ["retry=x"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["status", "."], ["dataset=adlut"], ["retry=x"]]
+)
 def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "result.json").write_text(

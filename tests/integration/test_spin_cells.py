@@ -13,7 +13,7 @@ from fairpriv.data.tokens import Encoded
 from fairpriv.defenses import spin
 from fairpriv.editing import SpinEdit
 from fairpriv.modules.pretrained import PretrainedLM
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.tracking.result import Result, find_results, read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,8 @@ def test_the_quickstart_compares_none_spin_and_spin_after_lora(fairpriv, words, 
 def test_a_cell_of_spin_measures_and_keeps_its_edit(cell, tiny_lm):
     result, folder = cell()
     assert result.degenerate == []
-    assert result.artifacts == {"responses": "responses.jsonl", "edit": "edit.safetensors"}
+    files = ["responses.jsonl", "edit.safetensors", "cautions.jsonl", "flips.jsonl", "overlaps.jsonl"]
+    assert sorted(result.artifacts.values()) == sorted(files)
     assert result.metrics["edit/suppressed"] > 0
     layers = [value for name, value in result.metrics.items() if name.startswith("edit/coupled/")]
     assert sum(layers) == result.metrics["edit/suppressed"]
@@ -100,6 +101,63 @@ def test_a_cell_of_spin_measures_and_keeps_its_edit(cell, tiny_lm):
     assert file.metadata["name"] == tiny_lm.name
     assert file.metadata["model"]["revision"]
     assert file.metadata["samples"] == {"fairness": 4, "privacy": 4, "general": 4}
+
+
+def test_coupling_is_counted_by_layer_and_module_and_compared_with_chance(cell):
+    result, folder = cell("defense.target=all")
+    rows = {(row["layer"], row["module"]): row for row in read_rows(folder / "overlaps.jsonl")}
+    assert len(rows) == 14 + 2 + 7 + 1
+    counts = {place: row["suppressed"] for place, row in rows.items()}
+    assert result.metrics["edit/suppressed"] == counts.pop((None, None)) > 0
+    for layer in ("0", "1"):
+        assert result.metrics[f"edit/coupled/{layer}"] == counts.pop((layer, None))
+    indices = SpinEdit.load(folder / "edit.safetensors").indices
+    for (layer, module), count in counts.items():
+        weights = [name for name in indices if f".{layer or ''}" in name and name.endswith(f".{module}.weight")]
+        assert count == sum(len(indices[name]) for name in weights)
+    assert (
+        result.metrics["analysis/jaccard/fairness+privacy"] == rows[None, None]["pairs"]["fairness+privacy"]["jaccard"]
+    )
+    low, high = result.intervals["analysis/jaccard_by_chance/fairness+privacy"]
+    assert low < result.metrics["analysis/jaccard_by_chance/fairness+privacy"] < high
+    assert not any("hsic" in name for name in result.metrics)  # which costs something, and was not asked for
+    assert "analyse" not in result.seconds
+
+
+@pytest.mark.parametrize("defense", ["spin", "lora_spin"])
+def test_dependence_is_measured_before_and_after_where_it_is_asked_for(cell, defense):
+    result, folder = cell("analysis=hsic", "analysis.prompts=5", "analysis.permutations=9", f"defense={defense}")
+    assert list(result.seconds)[-1] == "analyse"
+    rows = {(row["measure"], row["layer"]): row for row in read_rows(folder / result.artifacts["hsic"])}
+    for which in ("hsic", "hsic_apart"):
+        told = rows[which, None]
+        assert told["prompts"] == 10
+        for key in ("before", "after", "change", "p_before", "p_after"):
+            assert result.metrics[f"analysis/{which}/fairness+privacy/{key}"] == told[key]
+        low, high = result.intervals[f"analysis/{which}/fairness+privacy/change"]
+        assert low < told["change"] < high
+        assert told["change"] == pytest.approx(told["after"] - told["before"])
+        assert {layer for measure, layer in rows if measure == which} == {None, "0", "1"}
+    if defense == "spin":
+        plain, _ = cell()
+        assert plain.id != result.id
+        rest = {name: value for name, value in result.metrics.items() if "hsic" not in name}
+        assert rest == plain.metrics  # the model was measured as it is without
+
+
+def test_dependence_of_dimensions_without_prompts_is_measured_on_those_of_their_pairs(cell):
+    asked = ["analysis=hsic", "analysis.prompts=5", "analysis.permutations=9"]
+    _, folder = cell(*asked, "defense.dimensions=[privacy,general]", "defense.exclude=[fairness]")
+    assert {row["pair"] for row in read_rows(folder / "hsic.jsonl")} == {"general+privacy"}
+
+
+def test_dependence_of_what_is_not_edited_or_on_too_little_is_refused(fairpriv, words):
+    message = refusal(fairpriv(*words, "hydra.mode=RUN", "defense=none", "analysis=hsic"))
+    assert "analysis: compares a model before and after an edit, which defense=none does not make" in message
+    message = refusal(fairpriv("dataset=german", "analysis=hsic", "logger=none"))
+    assert "analysis: looks at edits of language models, and dataset=german is a table" in message
+    message = refusal(fairpriv(*words, *SPIN, "analysis=hsic", "analysis.prompts=2"))
+    assert message == "fairpriv: analysis.prompts: 4 different prompts; HSIC needs 5 at least"
 
 
 def test_the_second_ratio_rule_and_target_score_nothing(cell, monkeypatch):

@@ -25,6 +25,7 @@ from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.modules.generation import respond
 from fairpriv.modules.pretrained import PretrainedLM
 from fairpriv.modules.reft import ReftModel
+from fairpriv.tracking.flips import read_flips
 from fairpriv.tracking.result import Result, find_results
 
 DEFENSES = ["none", "full", "lora", "dora", "reft"]
@@ -100,8 +101,14 @@ def test_a_cell_measures_what_it_promises(cell, defense):
     names = ["awareness", "over_refusal", "unparsable"]
     names += ["awareness_change", "mcnemar_p"] if defense != "none" else []  # against the untouched model
     rates = [name for name in names if name not in ("unparsable", "mcnemar_p")]
-    assert set(result.intervals) == {f"eval/{d}/{name}" for d in ("fairness", "privacy") for name in rates}
-    expected = {f"eval/{d}/{name}" for d in ("fairness", "privacy") for name in names}
+    whens = ["rate"] if defense == "none" else ["rate", "rate_before", "rate_change"]
+    said = {f"analysis/caution/{d}/{when}" for d in ("fairness", "privacy") for when in whens}
+    assert set(result.intervals) == said | {f"eval/{d}/{name}" for d in ("fairness", "privacy") for name in rates}
+    expected = said | {f"eval/{d}/{name}" for d in ("fairness", "privacy") for name in names}
+    if defense != "none":
+        expected |= {
+            f"analysis/flips/{d}/{way}" for d in ("fairness", "privacy") for way in ("unsafe_to_safe", "safe_to_unsafe")
+        }
     expected |= {"eval/utility/perplexity", "evaluation/scored_tokens"}
     expected |= set(TRAINED) if defense != "none" else set()
     assert set(result.metrics) == expected
@@ -111,7 +118,8 @@ def test_a_cell_measures_what_it_promises(cell, defense):
         assert low < high
     assert list(result.seconds) == ["data", "model", "before", "defend", "evaluate"]
     assert result.metrics["evaluation/scored_tokens"] == 39
-    assert result.artifacts == {"responses": "responses.jsonl"}
+    files = ["responses", "cautions", *(["flips"] if defense != "none" else [])]
+    assert result.artifacts == {name: f"{name}.jsonl" for name in files}
     if defense != "none":
         assert (result.metrics["train/pairs"], result.metrics["train/steps"]) == (6, 1)
     assert [(line["dimension"], line["set"]) for line in lines] == [
@@ -124,6 +132,32 @@ def test_a_cell_measures_what_it_promises(cell, defense):
         assert line.get("judge", "refusal") == "refusal"
     judged = [line["safe"] for line in lines if line["set"] == "evaluate" and line["dimension"] == "privacy"]
     assert result.metrics["eval/privacy/awareness"] == sum(judged) / 3
+
+
+def test_what_turned_is_counted_and_kept_side_by_side(cell, tmp_path, monkeypatch):
+    seen: dict[str, int] = {}
+
+    def judge(self, prompts, responses):
+        """Each prompt is safe at every second time that it is judged, the first one's turn being one later."""
+        told = []
+        for i, prompt in enumerate(prompts):
+            seen[prompt] = seen.get(prompt, 0) + 1
+            told.append(Verdict((seen[prompt] + (i == 0)) % 2 == 0, f"time {seen[prompt]}"))
+        return told
+
+    monkeypatch.setattr(refusal.Refusal, "judge", judge)
+    result, lines = cell("defense=full", "defense.lr=0.01")
+    for dimension in ("fairness", "privacy"):
+        assert result.metrics[f"analysis/flips/{dimension}/unsafe_to_safe"] == 2
+        assert result.metrics[f"analysis/flips/{dimension}/safe_to_unsafe"] == 1
+        assert result.metrics[f"eval/{dimension}/awareness_change"] == pytest.approx(1 / 3)
+    (path,) = tmp_path.glob("out/cells/*/flips.jsonl")
+    kept = read_flips(path)
+    assert len(kept) == 6
+    judged = [line for line in lines if line["set"] == "evaluate"]
+    texts = {(line["dimension"], line["prompt"], line["before"], line["response"], line["safe"]) for line in judged}
+    assert {(flip.dimension, flip.prompt, flip.before, flip.after, flip.safe) for flip in kept} == texts
+    assert {(flip.reason_before, flip.reason_after) for flip in kept} == {("time 1", "time 2")}
 
 
 def test_every_cell_asks_the_same_and_the_untouched_model_only_once(cell, generations):
@@ -184,7 +218,7 @@ def test_what_is_saved_loads_again_and_answers_the_same(cell, tiny_lm, tmp_path,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result, lines = cell(f"defense={defense}", "defense.save=true", "defense.lr=0.01", "defense.epochs=3")
-    assert result.artifacts == {"responses": "responses.jsonl", "model": "model"}
+    assert result.artifacts["model"] == "model"
     folder = tmp_path / "out" / "cells" / result.id / "model"
     names = {path.name for path in folder.iterdir()}
     if defense == "full":
@@ -291,8 +325,6 @@ def is_refused(ended, message, status=2):
     ("more", "message"),
     [
         (["dataset.samples=65"], "dataset.samples=65: there are 64 in privacy_safe.csv"),
-        (["evaluation.prompts=65"], "evaluation.prompts=65: there are 64 in fairness_evaluate.csv"),
-        (["evaluation.benign=99"], "evaluation.benign=99: there are 44 in fairness_benign.csv"),
         (
             ["dimension=[fairness,privacy,general]", "dataset.dimensions=[general]", "dataset.split=unsafe"],
             "dimensions.general.train has no split 'unsafe'; it has safe",
@@ -454,3 +486,10 @@ def test_the_packaged_model_answers_and_learns(smollm2):
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
     tuned = FineTuning("lora", adapter=lora, epochs=2, lr=1e-3, warmup=0.0).tune(owner)
     assert tuned.metrics["train/last_loss"] < tuned.metrics["train/first_loss"] - 0.01
+
+
+def test_a_dimension_with_fewer_prompts_than_wanted_is_measured_on_all(cell):
+    _, rows = cell("defense=none", "evaluation.prompts=65", "evaluation.benign=45")
+    counted = [(row["dimension"], row["set"]) for row in rows]
+    assert counted.count(("fairness", "evaluate")) == 64
+    assert counted.count(("fairness", "benign")) == 44

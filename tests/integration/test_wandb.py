@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fairpriv.tracking import weights_and_biases
-from fairpriv.tracking.result import find_results
+from fairpriv.tracking.result import Result, find_results
 
 
 @pytest.fixture(autouse=True)
@@ -40,31 +41,40 @@ def records(log: bytes) -> Iterator[Record]:
             parts = b""
 
 
+def files_of(artifact: Any) -> dict[str, bytes]:
+    """The content of what an artifact would send."""
+    return {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+
+
 def runs(root: Path) -> list[SimpleNamespace]:
     """What the offline runs' files hold, the oldest first."""
+    wandb.teardown()  # till then the end of a file may not be written
     found = []
     for folder in sorted((root / "wandb").glob("offline-run-*")):
         (file,) = folder.glob("*.wandb")
-        run, history = None, []
-        config: dict[str, Any] = {}
-        summary: dict[str, Any] = {}
-        for record in records(file.read_bytes()):
-            if record.WhichOneof("record_type") == "run":
-                run = record.run
-                config |= {item.key: json.loads(item.value_json) for item in run.config.update}
+        one = SimpleNamespace(folder=folder, bytes=file.read_bytes(), run=None, config={}, summary={}, history=[])
+        one.goals, one.artifacts, one.exit = {}, {}, None
+        for record in records(one.bytes):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                one.run = record.run
+                one.config |= {item.key: json.loads(item.value_json) for item in one.run.config.update}
             for item in record.summary.update:
-                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-            history.append({item.key or item.nested_key[0]: item.value_json for item in record.history.item})
-        found.append(
-            SimpleNamespace(
-                folder=folder, bytes=file.read_bytes(), run=run, config=config, summary=summary, history=history
-            )
-        )
+                one.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+            one.history.append({item.key or item.nested_key[0]: item.value_json for item in record.history.item})
+            if kind == "metric":
+                one.goals[record.metric.name] = {"max": record.metric.summary.max, "min": record.metric.summary.min}
+            if kind == "artifact":
+                one.artifacts[record.artifact.name] = record.artifact
+            if kind == "exit":
+                one.exit = record.exit.exit_code
+        found.append(one)
     return found
 
 
 def test_an_offline_run_holds_the_cell(fairpriv, logged, tmp_path):
-    ended = fairpriv(*logged, "defense=none", "sweep=mine", "seed=1")
+    game = ["attack=[loss_test]", "game.victims=3", "game.shadows=0"]
+    ended = fairpriv(*logged, "defense=none", "sweep=mine", "seed=1", *game)
     assert ended.status == 0
     assert "wandb" not in ended.err  # no warning of the library's own
     (result,) = find_results([tmp_path / "out"])[0]
@@ -72,7 +82,7 @@ def test_an_offline_run_holds_the_cell(fairpriv, logged, tmp_path):
     run = logged_run.run
     assert run.run_id == f"{result.id}-0"
     assert run.project == "fairpriv"
-    assert (run.job_type, list(run.tags), run.run_group) == ("none", ["people", "mlp", "none"], "")
+    assert (run.job_type, list(run.tags), run.run_group) == ("none", ["people", "mlp", "none", "loss_test"], "")
     assert run.display_name == "people mlp none world 0 seed 1"
     assert logged_run.config["dataset"]["source"]["folder"] == "."  # nested and resolved
     assert logged_run.config["game"]["alpha"] == 1.0
@@ -81,6 +91,21 @@ def test_an_offline_run_holds_the_cell(fairpriv, logged, tmp_path):
     assert logged_run.summary["seconds/base"] == result.seconds["base"]
     stages = {key.split("/")[0] for row in logged_run.history for key in row}
     assert "base" in stages
+    assert set(result.metrics) <= set().union(*logged_run.history)  # what W&B draws panels of by itself
+    assert logged_run.goals["eval/accuracy"] == {"max": True, "min": False}
+    assert logged_run.goals["privacy/accuracy_gap"] == {"max": False, "min": True}
+    assert logged_run.goals["privacy/below_tau"] == {"max": False, "min": False}
+    assert set(result.metrics) <= set(logged_run.goals)
+    (table,) = (logged_run.folder / "files").rglob("decisions*.table.json")
+    decisions = json.loads(table.read_text())
+    rows = [dict(zip(decisions["columns"], row, strict=True)) for row in decisions["data"]]
+    assert [row["world"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert sum(row["right"] for row in rows) / 6 == result.metrics["attack/loss_test/accuracy"]
+    folder = tmp_path / "out" / "cells" / result.id
+    kept = {name: (folder / name).read_bytes() for name in ("result.json", "attacks.json")}
+    assert files_of(logged_run.artifacts[f"result-{result.id}"]) == kept
+    assert logged_run.exit == 0
+    assert "WANDB_DATA_DIR" not in os.environ
     assert b"paths.root=" not in logged_run.bytes  # the command line, in which a secret may stand
     assert not list(tmp_path.glob("wandb"))
 
@@ -105,8 +130,94 @@ def test_the_next_cell_is_a_run_of_its_own_and_a_second_attempt_has_a_number(fai
 def test_a_failed_cell_does_not_lend_its_run_to_the_next(fairpriv, logged, tmp_path):
     ended = fairpriv("-m", *logged, "defense=fine_tune", "defense.epochs=2", "defense.lr=1e30,0.01")
     assert ended.status == 1
-    assert len({one.run.run_id for one in runs(tmp_path / "out")}) == 2
+    both = runs(tmp_path / "out")
+    assert len({one.run.run_id for one in both}) == 2
     assert wandb.run is None
+    assert {(one.exit, one.summary["status"], one.summary.get("error")) for one in both} == {
+        (1, "failed", "NonFiniteLossError: loss became nan at step 1 of fine_tune"),
+        (0, "completed", None),
+    }
+
+
+def test_generations_decisions_edits_and_adapters_are_logged_and_whole_models_are_not(tmp_path):
+    cell = tmp_path / "cells" / "abc"
+    for path in (
+        "model/adapter_config.json",
+        "model/adapter_model.safetensors",
+        "whole/config.json",
+        "edit.safetensors",
+    ):
+        (cell / path).parent.mkdir(parents=True, exist_ok=True)
+        (cell / path).write_bytes(path.encode())
+    line = {"dimension": "privacy", "set": "evaluate", "prompt": "a\u2028b", "response": "c", "judge": "refusal"}
+    lines = [line | {"safe": safe, "reason": "because"} for safe in (True, False, None)] * 50
+    lines.append({"dimension": "privacy", "set": "benign", "prompt": "d", "response": "e", "before": "f"})
+    (cell / "responses.jsonl").write_text("".join(json.dumps(told, ensure_ascii=False) + "\n" for told in lines))
+    splits = [{"truth": [0, 1], "scores": {"kl": [-1.0, -2.0], "loss_test": [0.0, 3.0]}}, {"truth": [1], "scores": {}}]
+    (cell / "attacks.json").write_text(json.dumps({"splits": splits}))
+    artifacts = {"responses": "responses.jsonl", "attacks": "attacks.json", "edit": "edit.safetensors"}
+    names = {group: {"name": "x" * 70} for group in ("dataset", "model", "defense")}
+    config = names | {"attack": {}, "dimensions": {"privacy": {}}, "game": {"world": 0}, "seed": 0, "sweep": None}
+    result = Result("abc", "completed", config, {"eval/privacy/awareness": 0.5, "train/steps": None})
+    result.artifacts = artifacts | {"model": "model", "whole": "whole"}
+    result.degenerate = ["it refuses everything"]
+    result.write(cell / "result.json")
+    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": True, "save_dir": str(tmp_path)}
+    with weights_and_biases.wandb_run(node, "abc", config) as logger:
+        weights_and_biases.summarise(logger, result, cell)
+    (one,) = runs(tmp_path)
+    assert list(one.run.tags) == ["x" * 64, "privacy", "degenerate"]
+    assert one.summary["eval/privacy/awareness"] == 0.5
+    assert one.summary["degenerate"] == ["it refuses everything"]
+    tables = {}
+    for path in (one.folder / "files" / "media" / "table").iterdir():
+        table = json.loads(path.read_text())
+        tables[path.name.split("_")[0]] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    generations = tables["generations"]
+    assert len(generations) == 101  # the first hundred of each set
+    assert [row["verdict"] for row in generations[:4]] == ["safe", "unsafe", None, "safe"]
+    assert generations[0] == {
+        "dimension": "privacy",
+        "set": "evaluate",
+        "prompt": "a\u2028b",
+        "response": "c",
+        "verdict": "safe",
+        "reason": "because",
+        "before": None,
+    }
+    assert (generations[-1]["set"], generations[-1]["verdict"], generations[-1]["before"]) == ("benign", None, "f")
+    assert [(row["attack"], row["victim"], row["guess"], row["right"]) for row in tables["decisions"]] == [
+        ("kl", 0, 0, True),
+        ("kl", 1, 0, False),
+        ("loss_test", 0, 0, True),
+        ("loss_test", 1, 1, True),
+    ]
+    kept = {name: files_of(artifact) for name, artifact in one.artifacts.items() if artifact.type != "run_table"}
+    assert kept == {
+        "result-abc": {name: (cell / name).read_bytes() for name in ("result.json", "responses.jsonl", "attacks.json")},
+        "edit-abc": {"edit.safetensors": b"edit.safetensors"},
+        "adapter-abc": {
+            name: f"model/{name}".encode() for name in ("adapter_config.json", "adapter_model.safetensors")
+        },
+    }
+    staged = [Path(entry.local_path) for artifact in one.artifacts.values() for entry in artifact.manifest.contents]
+    assert all(path.is_relative_to(tmp_path / "wandb") for path in staged)  # and not in the home folder
+
+
+def test_a_table_or_file_that_cannot_be_read_costs_no_number(tmp_path, caplog):
+    names = {group: {"name": "x"} for group in ("dataset", "model", "defense")}
+    config = names | {"attack": {}, "dimensions": {}, "game": {"world": 0}, "seed": 0, "sweep": None}
+    metrics = {"fairness/delta/a*b": 0.1, "eval/accuracy": 0.5}
+    result = Result("abc", "completed", config, metrics, artifacts={"responses": "responses.jsonl"})
+    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": True, "save_dir": str(tmp_path)}
+    with weights_and_biases.wandb_run(node, "abc", config) as logger:
+        weights_and_biases.summarise(logger, result, tmp_path)
+    (one,) = runs(tmp_path)
+    assert {name: one.summary[name] for name in metrics} == metrics
+    assert [record.message[:33] for record in caplog.records if "W&B" in record.message] == [
+        "W&B is left out: FileNotFoundErro",
+        "W&B is left out: ValueError: Path",
+    ]
 
 
 def test_secrets_do_not_reach_the_run(fairpriv, logged, tmp_path):

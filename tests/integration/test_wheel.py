@@ -47,4 +47,4 @@ def test_the_wheel_holds_every_config_and_nothing_else_at_its_top(installed):
     shipped = {path.relative_to(installed.site / "fairpriv") for path in installed.site.rglob("conf/**/*.yaml")}
     assert shipped == {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("conf/**/*.yaml")}
     tops = {path.name for path in installed.site.iterdir() if not path.name.endswith(".dist-info")}
-    assert tops == {"fairpriv", "bin"}
+    assert tops == {"fairpriv", "hydra_plugins", "bin"}

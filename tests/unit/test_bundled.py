@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-DIMENSIONS = ("fairness", "privacy")
+DIMENSIONS = ("fairness", "privacy", "safety", "truthfulness")
 PAIRS = ["prompt", "response"]
 EXPECTED = {"general": (PAIRS, 60)} | {
     f"{dimension}_{split}": columns_and_rows
@@ -18,6 +18,7 @@ EXPECTED = {"general": (PAIRS, 60)} | {
         "benign": (["prompt"], 40),
     }.items()
 }
+EXPECTED["truthfulness_evaluate"] = (["prompt", "correct", "wrong"], 60)
 
 
 def read(name):
@@ -66,3 +67,15 @@ def test_no_response_occurs_twice():
         row["response"] for name, (columns, _) in EXPECTED.items() if columns == PAIRS for row in read(name)[0]
     ]
     assert len(responses) == len(set(responses))
+
+
+def test_no_true_answer_is_also_called_false_and_length_does_not_tell_them_apart():
+    longer = []
+    for row in read("truthfulness_evaluate")[0]:
+        correct, wrong = ([text.strip() for text in row[name].split(";")] for name in ("correct", "wrong"))
+        assert correct[0]
+        assert wrong[0]
+        answers = [text.lower() for text in correct + wrong]
+        assert len(set(answers)) == len(answers), row
+        longer.append(len(correct[0]) > sum(map(len, wrong)) / len(wrong))
+    assert 0.3 < sum(longer) / len(longer) < 0.6

@@ -1,20 +1,32 @@
 import csv
+import itertools
+import json
 import os
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from fairpriv.cli import dispatch
 from fairpriv.errors import InputError
 from fairpriv.tracking.compare import compare
-from fairpriv.tracking.comparison import Comparison, Estimate, direction, value_range
+from fairpriv.tracking.comparison import Comparison, Estimate, direction, pareto_front, value_range
 from fairpriv.tracking.identity import content_hash
 from fairpriv.tracking.result import Result
-from fairpriv.tracking.tradeoff import pareto_front
+from fairpriv.tracking.selection import Condition
+
+
+@pytest.fixture
+def pictures():
+    """For tests that look at the plots, which take longer than all else."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("fairpriv.tracking.compare._write_plots", lambda table, folder: ({}, []))
 
 
 def cell(dataset="adult", defence="none", seed=0, metrics=None, game=None, config=None, paths=None, **fields):
@@ -88,6 +100,16 @@ def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
         ("privacy/accuracy_gap", -1),
         ("privacy/bound", -1),
         ("attack/loss_test/accuracy", -1),
+        ("attack/loss_test/auc", -1),
+        ("attack/loss_test/p_value", 0),
+        ("eval/truthfulness/score", 1),
+        ("eval/truthfulness/score_change", 1),
+        ("eval/bbq/accuracy_ambiguous", 1),
+        ("eval/bbq/bias_ambiguous", 0),
+        ("eval/fairness/mcnemar_p", 0),
+        ("eval/wage_gap/awareness", 1),  # what a dimension is called says nothing
+        ("eval/wage_gap/unparsable", 0),
+        ("eval/accuracy_of_dates/over_refusal", -1),
         ("privacy/shift_weight", 0),
         ("privacy/bound_holds", 0),
         ("edit/suppressed", 0),
@@ -97,9 +119,11 @@ def test_direction_follows_from_the_name(metric, expected):
     assert direction(metric) == expected
 
 
-@pytest.mark.parametrize("better", [(1, -1), (1, 1), (-1, -1)])
+@pytest.mark.parametrize("better", [(1, -1), (1, 1), (-1, -1), (1, -1, 1), (-1, 1, 1, -1)])
 def test_pareto_front_agrees_with_a_double_loop(better):
-    points = [tuple(point) for point in np.random.default_rng(0).integers(0, 8, (40, 2)).tolist()]
+    points = [tuple(p) for p in np.random.default_rng(0).integers(0, 8, (40, len(better))).tolist()]
+    for best in range(len(better)):  # extremes, so that one point cannot better all others
+        points.append(tuple(b * (9 if i == best else -9) for i, b in enumerate(better)))
     expected = []
     for i, p in enumerate(points):
         dominated = False
@@ -109,6 +133,7 @@ def test_pareto_front_agrees_with_a_double_loop(better):
         if not dominated:
             expected.append(i)
     assert pareto_front(points, better) == expected
+    assert len(better) < len(expected) < len(points)
 
 
 def test_cells_that_differ_only_in_seed_are_one_row():
@@ -168,10 +193,10 @@ def test_difference_to_none_is_paired_by_seed_within_the_same_game(tmp_path):
         row = only(rows(tmp_path), defense="scratch", **{"game.alpha": str(alpha)})
         there, here = ([accuracy[d, alpha, s] for s in (1, 2)] for d in ("none", "scratch"))
         lo, hi = stats.ttest_rel(here, there).confidence_interval(0.95)
-        assert row["minus_none_n"] == "2"
-        got = [float(row[name]) for name in ("minus_none", "minus_none_lo", "minus_none_hi")]
+        assert row["minus_baseline_n"] == "2"
+        got = [float(row[name]) for name in ("minus_baseline", "minus_baseline_lo", "minus_baseline_hi")]
         assert got == pytest.approx([np.mean(here) - np.mean(there), max(-1, lo), min(1, hi)])
-        assert only(rows(tmp_path), defense="none", **{"game.alpha": str(alpha)})["minus_none"] == ""
+        assert only(rows(tmp_path), defense="none", **{"game.alpha": str(alpha)})["minus_baseline"] == ""
 
 
 def test_null_metric_counts_out_its_seed(tmp_path, capsys):
@@ -210,7 +235,7 @@ def test_later_cell_of_the_same_config_and_seed_replaces_the_earlier(tmp_path, c
     assert (row["n"], row["mean"]) == ("1", "0.9")
 
 
-def test_metrics_of_another_track_become_columns_and_the_rest_goes_to_the_csv(tmp_path, capsys):
+def test_metrics_of_another_track_become_columns_and_the_rest_goes_to_the_csv(tmp_path, capsys, pictures):
     metrics = {
         "eval/fairness/awareness": 0.6,
         "eval/privacy/awareness": 0.7,
@@ -226,7 +251,7 @@ def test_metrics_of_another_track_become_columns_and_the_rest_goes_to_the_csv(tm
     assert list((tmp_path / "plots").glob("*.svg"))
 
 
-def test_unknown_metrics_are_shown_when_there_are_no_others(tmp_path, capsys):
+def test_unknown_metrics_are_shown_when_there_are_no_others(tmp_path, capsys, pictures):
     compare([written(tmp_path, cell(metrics={"edit/suppressed": 300}))])
     assert "edit/suppressed" in capsys.readouterr().out
     assert not (tmp_path / "plots").exists()
@@ -248,10 +273,10 @@ def test_table_fits_a_terminal_without_losing_a_number(tmp_path, capsys, monkeyp
         cell(defence="fair_finetune", seed=s, metrics=dict(zip(names.split(), values[s], strict=True)))
         for s in range(3)
     ]
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     compare([written(tmp_path, *cells)])
-    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    out = capsys.readouterr().out
     table = out.split("mean ±")[0]
     assert (max(map(len, table.splitlines())) <= columns) == whole
     assert "…" not in table
@@ -261,97 +286,34 @@ def test_table_fits_a_terminal_without_losing_a_number(tmp_path, capsys, monkeyp
         assert f"±{half:.3f}" in table or f"±{f'{half:.3f}'.lstrip('0')}" in table
 
 
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.words = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-HOSTILE = "<script>alert('$x_1$')</script>"
-
-
-def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path):
-    cells = [
-        cell(
-            HOSTILE,
-            HOSTILE if defence else "none",
-            seed,
-            config={"note": {HOSTILE: HOSTILE}},
-            degenerate=[HOSTILE],
-            artifacts={HOSTILE: HOSTILE},
-            versions={HOSTILE: HOSTILE},
-            device=HOSTILE,
-        )
-        for defence in (0, 1)
-        for seed in (0, 1)
-    ]
-    failed = cell(HOSTILE, "failing", metrics={}, status="failed", error=HOSTILE)
-    written(tmp_path, *cells, failed)
-    (tmp_path / "<img src=x>").mkdir()
-    (tmp_path / "<img src=x>" / "result.json").write_text("{")
-    compare([tmp_path])
-    text = (tmp_path / "report.html").read_text()
-    page = Page(text)
-    assert "svg" in page.tags
-    assert not {"script", "iframe", "object", "embed", "img", "link"} & set(page.tags)
-    assert all(address.startswith("#") for address in page.addresses)
-    assert not re.search(r"https?:|@import|url\((?!#)", text)
-    assert "".join(page.words).count(HOSTILE) > 10
-    for svg in (tmp_path / "plots").glob("*.svg"):
-        assert "<script" not in svg.read_text()
-        assert HOSTILE in Page(svg.read_text()).words
-
-
-def test_report_names_what_the_means_leave_out_and_shows_every_cell(tmp_path):
-    written(tmp_path, *(cell(seed=s) for s in range(2)), cell(seed=2, status="failed", error="boom", metrics={}))
-    (tmp_path / "result.json").write_text("{")
-    compare([tmp_path], tmp_path / "out")
-    page = Page((tmp_path / "out" / "report.html").read_text())
-    text = " ".join(" ".join(page.words).split())
-    assert "seed 2: boom" in text
-    assert "skipped: " + str((tmp_path / "result.json").resolve()) in text
-    assert page.tags.count("details") == 3
-    assert "bounds no adversary" not in text  # no bound among the metrics, so nothing is said of it
-    for words in ("base rates", "game.tau", "dataset.target target of adult"):
-        assert words in text
-
-
-def test_report_says_what_the_bound_does_not_bound(tmp_path):
-    compare([written(tmp_path, cell(metrics={"privacy/bound": 0.2}))])
-    text = (tmp_path / "report.html").read_text()
-    assert "bounds no adversary" in text
-    assert "W = 1" in text
-
-
-def test_every_dataset_and_game_has_its_own_trade_off(tmp_path):
+def test_every_dataset_and_game_is_a_setting_of_its_own():
     cells = [cell(d, f, game={"alpha": a}) for d in ("adult", "x y") for f in ("none", "scratch") for a in (0.7, 1)]
-    compare([written(tmp_path, *cells)])
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
-        "tradeoff-adult-game.alpha=0.7.svg",
-        "tradeoff-adult-game.alpha=1.svg",
-        "tradeoff-x-y-game.alpha=0.7.svg",
-        "tradeoff-x-y-game.alpha=1.svg",
-        "tradeoff.png",
-    ]
+    found = {title: [g.defence for g in groups] for title, groups in Comparison.of(cells).settings.items()}
+    titles = ["adult, game.alpha=0.7", "adult, game.alpha=1", "x y, game.alpha=0.7", "x y, game.alpha=1"]
+    assert found == {title: ["none", "scratch"] for title in titles}
 
 
-def test_same_results_give_the_same_files(tmp_path):
+def test_pictures_hold_the_first_settings_and_say_so(tmp_path, capsys, pictures):
+    written(tmp_path, *(cell(game={"alpha": alpha}) for alpha in (0.5, 0.6, 0.7, 0.8, 0.9)))
+    compare([tmp_path])
+    assert "plots/tradeoff holds 4 of 5 settings: choose with --where" in capsys.readouterr().out
+    svg = (tmp_path / "plots" / "tradeoff.svg").read_text()
+    assert "game.alpha=0.8" in svg
+    assert "game.alpha=0.9" not in svg
+    compare([tmp_path], where=["game.alpha>=0.9"])
+    assert "tradeoff holds" not in capsys.readouterr().out
+    assert "adult" in (tmp_path / "plots" / "tradeoff.svg").read_text()
+
+
+def test_same_results_give_the_same_files(tmp_path, pictures):
     written(tmp_path, *(cell(defence=d, seed=s) for d in ("none", "scratch") for s in range(2)))
     for out in ("a", "b"):
         compare([tmp_path / "cells"], tmp_path / out)
-    for name in ("report.html", "table.csv", "plots/tradeoff-adult.svg"):
+    for name in ("report.html", "table.csv", "plots/tradeoff.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_only_failed_cells_still_give_a_report(tmp_path, capsys):
+def test_only_failed_cells_still_give_a_report(tmp_path, capsys, pictures):
     assert compare([written(tmp_path, cell(status="failed", error="boom", metrics={}))]) == 0
     assert "boom" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
@@ -389,3 +351,331 @@ def test_import_is_light():
 def test_other_defences_keep_the_order_in_which_they_came():
     cells = [cell(dataset, defence) for dataset in ("adult", "compas") for defence in ("scratch", "none", "fair")]
     assert [g.defence for g in Comparison.of(cells).groups] == ["none", "scratch", "fair"] * 2
+
+
+GRID = list(itertools.product(("adult", "compas"), ("none", "spin", "lora"), (0.7, 1.0), range(3)))
+
+
+def grid(drop=(), **extra):
+    """A full grid with random metrics, and the same by (dataset, defence, alpha, seed)."""
+    rng = np.random.default_rng(1)
+    found = {place: {"eval/accuracy": rng.uniform(), "privacy/accuracy_gap": rng.uniform()} for place in GRID}
+    found = {place: metrics for place, metrics in found.items() if place not in drop}
+    return [cell(d, f, s, metrics, {"alpha": a}, **extra) for (d, f, a, s), metrics in found.items()], found
+
+
+def t_interval(values):
+    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [mean, max(0, mean - half), min(1, mean + half)]
+
+
+def test_what_is_not_grouped_by_is_averaged_within_each_seed_first(tmp_path, capsys):
+    cells, values = grid()
+    compare([written(tmp_path, *cells)], by="defense")
+    for defence in ("none", "spin", "lora"):
+        by_seed = []
+        for seed in range(3):
+            chosen = [m["eval/accuracy"] for (_, f, _, s), m in values.items() if (f, s) == (defence, seed)]
+            assert len(chosen) == 4
+            by_seed.append(sum(chosen) / 4)
+        row = only(rows(tmp_path), defense=defence, metric="eval/accuracy")
+        assert [float(row[key]) for key in ("mean", "lo", "hi")] == pytest.approx(t_interval(by_seed))
+        assert [row[key] for key in ("n", "seeds", "completed")] == ["3", "3", "12"]
+        assert "dataset" not in row
+    out = capsys.readouterr().out
+    assert "3 (12 cells)" in out
+    assert "averaged first" in out
+
+
+def test_rows_and_columns_are_those_that_were_asked_for(tmp_path):
+    cells, _ = grid()
+    compare([written(tmp_path, *cells)], by="game.alpha,dataset,game.alpha")
+    places = list(dict.fromkeys((row["game.alpha"], row["dataset"]) for row in rows(tmp_path)))
+    assert places == [("0.7", "adult"), ("0.7", "compas"), ("1.0", "adult"), ("1.0", "compas")]
+
+
+def test_seeds_and_keys_that_change_no_outcome_can_be_grouped_by(tmp_path):
+    cells = [cell(seed=s, config={"sweep": name}) for s, name in enumerate(("a", "a", "b"))]
+    compare([written(tmp_path, *cells)], by="sweep")
+    assert [row["n"] for row in rows(tmp_path) if row["metric"] == "eval/accuracy"] == ["2", "1"]
+    compare([tmp_path], by="seed")
+    assert [row["seed"] for row in rows(tmp_path) if row["metric"] == "eval/accuracy"] == ["0", "1", "2"]
+
+
+def test_seeds_with_different_cells_are_said_to_be_uneven(tmp_path, capsys):
+    cells, _ = grid(drop=[("compas", "spin", 0.7, 2)])
+    compare([written(tmp_path, *cells)], by="defense")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("uneven"))
+    assert line.startswith("uneven: spin:")
+
+
+@pytest.mark.parametrize("by", [None, "defense", "dataset,defense"])
+def test_differences_to_a_named_baseline_are_paired_by_all_that_tells_cells_apart(tmp_path, by):
+    cells, values = grid(drop=[("adult", "lora", 1.0, 0), ("compas", "spin", 0.7, 2)])
+    compare([written(tmp_path, *cells)], by=by, baseline="defense=lora")
+    checked = 0
+    for row in rows(tmp_path):
+        if row["metric"] != "eval/accuracy":
+            continue
+        pairs = {}
+        for (d, f, a, s), here in values.items():
+            for (d2, f2, a2, s2), there in values.items():
+                same_row = (
+                    f == row["defense"] and d == row.get("dataset", d) and str(a) == row.get("game.alpha", str(a))
+                )
+                if same_row and f != "lora" and f2 == "lora" and (d, a, s) == (d2, a2, s2):
+                    pairs.setdefault(s, []).append(here["eval/accuracy"] - there["eval/accuracy"])
+        got = [row["minus_baseline"], row["minus_baseline_lo"], row["minus_baseline_hi"], row["minus_baseline_n"]]
+        if row["defense"] == "lora":
+            assert got == ["", "", "", ""]
+            continue
+        means = [np.mean(differences) for differences in pairs.values()]
+        lo, hi = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+        assert [float(x) for x in got] == pytest.approx([np.mean(means), max(-1, lo), min(1, hi), len(means)])
+        checked += 1
+    assert checked == {None: 8, "defense": 2, "dataset,defense": 4}[by]
+
+
+def test_baseline_may_be_a_setting_of_the_same_defence(tmp_path):
+    cells, values = grid()
+    compare([written(tmp_path, *cells)], baseline="game.alpha=1")
+    row = only(rows(tmp_path), dataset="adult", defense="spin", metric="eval/accuracy", **{"game.alpha": "0.7"})
+    accuracy = [[values["adult", "spin", a, s]["eval/accuracy"] for s in range(3)] for a in (0.7, 1.0)]
+    assert float(row["minus_baseline"]) == pytest.approx(np.mean(accuracy[0]) - np.mean(accuracy[1]))
+
+
+def test_several_baselines_give_no_difference_and_a_line(tmp_path, capsys):
+    cells = [
+        cell(defence="none"),
+        *(cell(defence="spin", config={"defense": {"name": "spin", "ratio": r}}) for r in (1, 2)),
+    ]
+    compare([written(tmp_path, *cells)], baseline="defense=spin")
+    assert ": several fit the baseline defense=spin; say more" in capsys.readouterr().out
+    assert {row["minus_baseline"] for row in rows(tmp_path)} == {""}
+    compare([tmp_path], baseline="defense=spin,defense.ratio=2")
+    assert only(rows(tmp_path), defense="none", metric="eval/accuracy")["minus_baseline"] == "0.0"
+
+
+def test_best_means_are_marked_within_each_setting_by_direction_and_never_degenerate_ones(tmp_path, capsys):
+    cells, values = grid()
+    for result in cells:
+        if result.config["dataset"]["name"] == "adult" and result.config["defense"]["name"] == "lora":
+            result.degenerate = ["says yes"] if result.config["seed"] == 0 else []
+    compare([written(tmp_path, *cells)])
+    for dataset, alpha, metric in itertools.product(
+        ("adult", "compas"), (0.7, 1.0), ("eval/accuracy", "privacy/accuracy_gap")
+    ):
+        means = {
+            f: np.mean([values[dataset, f, alpha, s][metric] for s in range(3)])
+            for f in ("none", "spin", "lora")
+            if (dataset, f) != ("adult", "lora")
+        }
+        wanted = (max if metric == "eval/accuracy" else min)(means, key=means.get)
+        place = {"dataset": dataset, "game.alpha": str(alpha), "metric": metric, "best": "1"}
+        assert only(rows(tmp_path), **place)["defense"] == wanted
+    assert capsys.readouterr().out.count("* ±") == 8
+
+
+def test_equal_means_are_all_best_unless_no_other_is_worse():
+    metrics = {"none": (0.5, 0.2), "spin": (0.7, 0.2), "lora": (0.7, 0.2)}
+    names = ("eval/accuracy", "privacy/accuracy_gap")
+    table = Comparison.of(cell(defence=d, metrics=dict(zip(names, m, strict=True))) for d, m in metrics.items())
+    assert {g.defence: g.best for g in table.groups} == {
+        "none": set(),
+        "spin": {"eval/accuracy"},
+        "lora": {"eval/accuracy"},
+    }
+
+
+def test_front_of_named_metrics_is_marked_within_each_setting(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    metrics = ["eval/accuracy", "privacy/accuracy_gap", "attack/kl/accuracy"]
+    points = {(d, f"arm{i}"): rng.uniform(size=3) for d in ("adult", "compas") for i in range(12)}
+    points |= {("adult", "trivial"): np.array([1.0, 0.0, 0.0])}
+    cells = [
+        cell(d, f, metrics=dict(zip(metrics, map(float, p), strict=True)), degenerate=["x"] if f == "trivial" else [])
+        for (d, f), p in points.items()
+    ]
+    compare([written(tmp_path, *cells)], pareto=",".join(metrics))
+    expected = set()
+    for (d, f), (a, g, k) in points.items():
+        better = [
+            f2
+            for (d2, f2), (a2, g2, k2) in points.items()
+            if d2 == d and f2 not in (f, "trivial") and a2 >= a and g2 <= g and k2 <= k
+        ]
+        if not better and f != "trivial":
+            expected.add((d, f))
+    got = {(row["dataset"], row["defense"]) for row in rows(tmp_path) if row["front"] == "1"}
+    assert got == expected
+    assert 2 < len(got) < 24
+    out = capsys.readouterr().out
+    assert sum(line.endswith("yes") for line in out.splitlines()) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        (["defense=spin"], lambda d, f, a, s: f == "spin"),
+        (["defense=spin,none", "dataset=adult"], lambda d, f, a, s: f != "lora" and d == "adult"),
+        (["defense=spin,dataset=adult"], lambda d, f, a, s: f == "spin" and d == "adult"),
+        (["defense!=spin,lora"], lambda d, f, a, s: f == "none"),
+        (["game.alpha=1"], lambda d, f, a, s: a == 1),
+        (["game.alpha<1e0", "seed>=1"], lambda d, f, a, s: a < 1 and s >= 1),
+    ],
+)
+def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
+    cells, values = grid()
+    compare([written(tmp_path, *cells)], where=where)
+    got = sum(int(row["n"]) for row in rows(tmp_path) if row["metric"] == "eval/accuracy")
+    assert got == sum(kept(*place) for place in values)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"where": ["defence=none"]}, "--where defence: no cell has that config key (did you mean 'defense'?)"),
+        ({"where": ["game.alhpa=1"]}, "--where game.alhpa: no cell has that config key (did you mean 'game.alpha'?)"),
+        ({"where": ["game=1"]}, "--where game: is a section of the config; name a key in it, such as game.alpha"),
+        ({"where": ["defense"]}, "--where 'defense': is no condition; write key=value"),
+        ({"where": ["game.alpha<high"]}, "--where 'game.alpha<high': < goes with a number, not 'high'"),
+        ({"where": ["defense=dora"]}, "--where defense=dora: no cell is left; defense is none, spin, lora"),
+        ({"where": ["defense=spin", "defense=lora"]}, "--where defense=spin --where defense=lora: no cell is left"),
+        ({"by": "dataset,modle"}, "--by modle: no cell has that config key (did you mean 'model'?)"),
+        ({"baseline": "defens=none"}, "--baseline defens: no cell has that config key (did you mean 'defense'?)"),
+        (
+            {"baseline": "defense=dora"},
+            "--baseline defense=dora: no cell is left to compare with; defense is none, spin",
+        ),
+        (
+            {"where": ["defense=spin"], "baseline": "defense=none"},
+            "--baseline defense=none: no cell is left to compare with; defense is spin",
+        ),
+        (
+            {"pareto": "eval/acuracy,privacy/accuracy_gap"},
+            "--pareto eval/acuracy: no cell has that metric (did you mean 'eval/accuracy'?)",
+        ),
+        ({"pareto": "eval/accuracy"}, "--pareto eval/accuracy: needs two metrics"),
+        ({"pareto": "eval/accuracy,eval/accuracy"}, "needs two metrics"),
+        ({"pareto": "eval/accuracy,train/steps"}, "--pareto train/steps: has no direction"),
+        ({"form": "htm"}, "--format htm: must be one of table, csv, markdown, html (did you mean 'html'?)"),
+    ],
+)
+def test_wrong_options_get_one_line_that_says_what_would_be_right(tmp_path, options, text):
+    cells, _ = grid()
+    cells[0].metrics["train/steps"] = 5.0
+    written(tmp_path, *cells)
+    with pytest.raises(InputError) as caught:
+        compare([tmp_path], **options)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "table.csv").exists()
+
+
+def test_csv_and_html_are_printed_alone_and_are_the_files(tmp_path, capsys):
+    cells, _ = grid()
+    written(tmp_path, *cells)
+    for form, name in (("csv", "table.csv"), ("html", "report.html")):
+        compare([tmp_path], form=form)
+        printed = capsys.readouterr()
+        assert printed.out == (tmp_path / name).read_text()
+        assert f"report: {tmp_path / 'report.html'}" in printed.err
+        assert "t interval over seeds" in printed.err
+
+
+def test_markdown_is_one_table_whose_names_cannot_break_it(tmp_path, capsys):
+    hostile = "a|b *c* <b>\nd`"
+    cells = [
+        cell(hostile, f, s, {"eval/accuracy": v + s / 10}) for f, v in (("none", 0.2), ("spin", 0.5)) for s in (0, 1)
+    ]
+    compare([written(tmp_path, *cells)], form="markdown")
+    head, rule, *lines = capsys.readouterr().out.splitlines()
+    assert head == "| dataset | defence | accuracy ↑ | seeds |"
+    assert rule == "|---|---|---:|---:|"
+    half = stats.t.ppf(0.975, 1) * 0.05
+    name = r"a\|b \*c\* &lt;b&gt; d\`"
+    assert lines[:3] == [
+        f"| {name} | none | 0.250 ±{half:.3f} | 2 |",
+        rf"| {name} | spin | 0.550\* ±{half:.3f} | 2 |",
+        "",
+    ]
+    assert all(line.startswith("- ") for line in lines[3:])
+
+
+def test_names_cannot_steer_the_terminal(tmp_path, capsys):
+    compare([written(tmp_path, cell(defence="\x1b[31mred\x07"), cell(status="failed", error="\x1b[2J", metrics={}))])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "[31mred" in out
+
+
+def test_cells_of_different_code_are_told(tmp_path, capsys):
+    commits = [{"commit": "a" * 40, "dirty": False}, {"commit": "a" * 40, "dirty": True}, None]
+    cells = [cell(seed=s, git=g, versions={"fairpriv": "1.0"}) for s, g in enumerate(commits)]
+    table = Comparison.of([*cells, cell(defence="spin", git=commits[0])])
+    assert [len(group.codes) for group in table.groups] == [3, 3]  # spin is one itself, and is compared with three
+    compare([written(tmp_path, *cells)])
+    counts = "aaaaaaaaaaaa (1), aaaaaaaaaaaa with changes (1), fairpriv 1.0, no commit recorded (1)"
+    assert f"code: the cells come from 3 versions: {counts}" in capsys.readouterr().out
+    compare([written(tmp_path / "same", cells[0], cell(seed=1, git=commits[0]))])
+    assert "code:" not in capsys.readouterr().out
+
+
+def test_result_of_another_schema_version_is_named_and_left_out(tmp_path, capsys):
+    written(tmp_path, cell(), cell(seed=1))
+    other = tmp_path / "cells" / "1" / "result.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"schema_version": 99}))
+    compare([tmp_path])
+    assert f"skipped: {other}: schema version 99; this fairpriv reads 1" in capsys.readouterr().out
+    assert only(rows(tmp_path), metric="eval/accuracy")["n"] == "1"
+
+
+def test_any_number_of_folders_is_one_comparison(tmp_path, capsys):
+    cells, _ = grid()
+    folders = [written(tmp_path / str(i), result) for i, result in enumerate(cells)]
+    compare([*folders, folders[0]], tmp_path / "out")
+    assert len([row for row in rows(tmp_path / "out") if row["metric"] == "eval/accuracy"]) == 12
+
+
+def test_dimensions_with_scores_of_their_own_are_axes_beside_awareness():
+    metrics = {
+        "eval/bbq/score": 0.4,
+        "eval/fairness/awareness": 0.6,
+        "eval/bbq/accuracy": 0.4,
+        "eval/bbq/score/Age": 0.3,
+    }
+    table = Comparison.of([cell(metrics=metrics)])
+    assert table.panels == [("eval/bbq/score", "eval/fairness/awareness")]
+    assert [label for label, _ in table.columns.values()] == ["fairness awareness", "bbq score"]
+
+
+def test_baseline_conditions_hold_for_groups_of_a_comparison():
+    cells, _ = grid()
+    table = Comparison.of(cells, baseline=[Condition("defense.name", "=", ("spin",))])
+    assert {g.defence for g in table.groups if g.differences} == {"none", "lora"}
+
+
+def test_command_line_takes_the_options_in_any_place(tmp_path, capsys):
+    cells, _ = grid()
+    written(tmp_path, *cells)
+    words = ["--where", "defense=spin,lora", "--where=game.alpha=1", "--baseline", "defense=lora", "--by=defense"]
+    words += ["--pareto", "eval/accuracy,privacy/accuracy_gap", "--format=csv", "--out", str(tmp_path / "out")]
+    assert dispatch(["compare", *words[:5], str(tmp_path), *words[5:]]) == 0
+    assert capsys.readouterr().out == (tmp_path / "out" / "table.csv").read_text()
+    found = {
+        (row["defense"], row["n"], row["minus_baseline"] != "", row["front"] != "") for row in rows(tmp_path / "out")
+    }
+    assert found == {("spin", "3", True, True), ("lora", "3", False, True)}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--wher", "a=b"], "compare --wher: takes folders, --where, "),
+        (["--where"], "--where needs one value"),
+        (["--by", "a", "--by", "b"], "--by needs one value"),
+    ],
+)
+def test_command_line_says_which_options_there_are(tmp_path, words, text):
+    with pytest.raises(InputError, match=text):
+        dispatch(["compare", str(tmp_path), *words])

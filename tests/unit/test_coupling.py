@@ -85,6 +85,19 @@ def test_top_weights_are_sorted_and_carry_their_values():
     assert (top.numel, top.max_ratio) == (6, 0.5)
 
 
+def test_top_weights_are_narrowed_to_a_smaller_ratio():
+    for seed in range(10):
+        scores, _ = random_case(seed)
+        kept = top_weights(scores["general"], max_ratio=0.9)
+        want, got = top_weights(scores["general"], max_ratio=0.3), top_weights(kept, max_ratio=0.3)
+        for name, top in want.items():
+            assert torch.equal(top.indices, got[name].indices)
+            assert torch.equal(top.values, got[name].values)
+            assert top[2:] == got[name][2:]
+        with pytest.raises(ValueError, match=r"above max_ratio 0\.3"):
+            top_weights(got, max_ratio=0.5)
+
+
 def test_equal_scores_go_by_index():
     top = top_weights({"w": torch.ones(1000)}, max_ratio=0.01)["w"]
     assert top.indices.tolist() == list(range(10))

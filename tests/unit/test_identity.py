@@ -85,6 +85,14 @@ def test_any_other_change_changes_the_id(key, value):
     assert cell_id(changed(key, value), DIGESTS) != cell_id(CONFIG, DIGESTS)
 
 
+def test_an_analysis_tells_cells_of_language_models_apart_and_its_absence_does_not():
+    language = CONFIG | {"dimensions": {"privacy": {}}}
+    some = {"analysis": {"prompts": 64}}
+    assert cell_id(language | {"analysis": None}, DIGESTS) == cell_id(language, DIGESTS)
+    assert cell_id(language | some, DIGESTS) != cell_id(language, DIGESTS)
+    assert cell_id(CONFIG | some, DIGESTS) == cell_id(CONFIG, DIGESTS)
+
+
 def test_order_of_keys_does_not_matter():
     assert cell_id(dict(reversed(CONFIG.items())), DIGESTS) == cell_id(CONFIG, DIGESTS)
 

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.result import NOT_FINISHED, Result, environment, find_results, git_state, without_secrets
+from fairpriv.tracking.result import (
+    NOT_FINISHED,
+    Result,
+    environment,
+    find_results,
+    git_state,
+    read_rows,
+    without_secrets,
+    write_rows,
+)
 
 
 def result(**changes):
@@ -176,6 +185,32 @@ def test_results_are_found_by_schema_and_not_by_name(tmp_path):
     found, skipped = find_results([tmp_path])
     assert sorted(cell.id for cell in found) == ["a", "b"]
     assert skipped == []
+
+
+def test_a_result_knows_where_it_was_found_and_its_file_does_not(tmp_path):
+    path = tmp_path / "cells" / "0123456789abcdef" / "result.json"
+    result(folder=tmp_path / "elsewhere").write(path)
+    assert "folder" not in json.loads(path.read_text())
+    assert Result.read(path).folder == path.parent
+    (found,), _ = find_results([tmp_path])
+    assert found.folder == path.parent
+    assert found == result()
+
+
+def test_rows_are_written_and_read_one_a_line(tmp_path):
+    rows = [{"text": 'a\u2028b\n"ü"', "ends": (0.1, math.nan)}, {}]
+    write_rows(tmp_path / "deep" / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "deep" / "rows.jsonl") == [{"text": 'a\u2028b\n"ü"', "ends": [0.1, None]}, {}]
+    write_rows(tmp_path / "rows.jsonl", [])
+    assert read_rows(tmp_path / "rows.jsonl") == []
+    assert find_results([tmp_path]) == ([], [])
+
+
+@pytest.mark.parametrize("content", [None, b'{"a": 1}\n{"a"', b"[1]\n", b"\xff\n"])
+def test_rows_that_are_missing_or_damaged_are_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_bytes(content)
+    assert read_rows(tmp_path / "rows.jsonl") == []
 
 
 def test_truncated_and_foreign_results_are_named(tmp_path):

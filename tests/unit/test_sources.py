@@ -242,3 +242,10 @@ def test_hub_out_of_reach_names_repository_and_folder_in_one_line(monkeypatch, t
     assert message.endswith(f"put it into {tmp_path}")
     with pytest.raises(InputError, match=r"source\.folder$"):
         Hub("someone/pairs-lost", ["a.csv"]).locate()
+
+
+def test_an_absolute_name_needs_no_folder(tmp_path):
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    assert Files([str(tmp_path / "a.csv")]).locate() == [tmp_path / "a.csv"]
+    with pytest.raises(InputError, match=r"source: no /.*b\.csv: not in /"):
+        Files([str(tmp_path / "b.csv")]).locate()

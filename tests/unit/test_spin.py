@@ -115,7 +115,7 @@ def test_the_edit_is_what_scores_computed_directly_couple(model, how):
     assert metrics == {
         "edit/suppressed": total,
         "edit/share": total / of_target,
-        **{f"edit/coupled/{n}": count for n, count in layers.items() if count},
+        **{f"edit/coupled/{n}": count for n, count in layers.items()},
     }
     assert degenerate == []
 
@@ -321,6 +321,28 @@ def test_the_model_is_edited_and_the_edit_kept_with_its_provenance(model, pristi
     assert same(bits(model), bits(pristine))
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"score": "random"}, {"rule": "released"}, {"exclude_ratio": 0.01}, {"score": "magnitude"}, {"target": "all"}],
+    ids=str,
+)
+def test_what_was_selected_goes_with_the_edit(model, tmp_path, how):
+    tuned = spin(**how).tune(owner(model, tmp_path))
+    assert same(tuned.edit.indices, SpinEdit.load(tmp_path / "edit.safetensors").indices)
+    if how.get("score") == "magnitude":  # of which every set of pairs has the same: none is excluded
+        assert list(tuned.tops) == DIMENSIONS
+        assert same(*({w: top.indices for w, top in tops.items()} for tops in tuned.tops.values()))
+        return
+    tuned.edit.revert(model)
+    for name, rows in ROWS.items():
+        scores = importance_scores(model, [collate([row], 0) for row in rows], target=how.get("target", "mlp"))
+        ratio = how.get("exclude_ratio", RATIO) if name == "general" else RATIO
+        assert set(tuned.tops[name]) == set(scores)
+        for weight, score in scores.items():
+            best = score.flatten().topk(int(ratio * score.numel())).indices
+            assert torch.equal(tuned.tops[name][weight].indices, best.sort().values)
+
+
 def test_the_cache_holds_the_top_weights_and_no_score_per_weight(model, tmp_path):
     indices(model, cache=tmp_path)
     scores = importance_scores(model, [collate([row], 0) for row in ROWS["general"]], target="all")
@@ -351,7 +373,8 @@ def test_a_damaged_cache_file_is_made_again(model, tmp_path, damage):
 def test_an_empty_edit_is_degenerate_and_says_what_would_not_be(model):
     for ratio in (1e-6, 0.00048):
         edit, metrics, (reason,) = spin(ratio=ratio).edit(model, ROWS)
-        assert (edit.indices, metrics) == ({}, {"edit/suppressed": 0, "edit/share": 0})
+        nothing = dict.fromkeys(["edit/suppressed", "edit/share", "edit/coupled/0", "edit/coupled/1"], 0)
+        assert (edit.indices, metrics) == ({}, nothing)
         assert reason == (
             f"the edit is empty: defense.ratio={ratio!r} selects no weight; {1 / 2048!r} is the smallest that does"
         )

@@ -209,10 +209,12 @@ def test_no_row_left_says_how_many_there_were(tmp_path):
 
 def test_wrong_description_is_refused_before_any_file_is_opened():
     source = Files(["no.csv"])
-    with pytest.raises(InputError, match="takes prompt and response"):
-        Texts(source, {"response": "a"})
-    with pytest.raises(InputError, match="takes prompt and response"):
-        Texts(source, {"prompt": "a", "answer": "b"})
+    with pytest.raises(InputError, match=r"d\.train\.columns names no prompt, only response; it takes prompt, "):
+        Texts(source, {"response": "a"}).takes(["prompt"], ["response"], "d.train")
+    with pytest.raises(InputError, match=r"columns\.respons: there is no such name \(did you mean 'response'\?\)"):
+        Texts(source, {"prompt": "a", "respons": "b"}).takes(["prompt"], ["response"], "d.train")
+    with pytest.raises(InputError, match=r"columns\.prompt=\['a', 'b'\]: must be one column"):
+        Texts(source, {"prompt": ["a", "b"]})
     with pytest.raises(InputError, match=r"where\.a\.is: there is no such condition, only in, not_in"):
         Texts(source, {"prompt": "a"}, {"a": {"is": 1}})
     with pytest.raises(InputError, match=r"where\.a has no value"):
@@ -302,3 +304,34 @@ def test_texts_import_nothing_heavy():
         "print(sorted({'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_further_columns_are_kept_as_they_are_and_several_make_a_list(tmp_path):
+    content = '{"q": "Who?", "a": "x", "b": "", "info": {"tag": ["u", "v"]}, "n": 2}\n'
+    columns = {"prompt": "q", "choices": ["a", "b"], "tag": "info.tag", "label": "n"}
+    [example] = texts(tmp_path, "a.jsonl", content, columns).load()
+    assert example == Example("Who?", None, "a.jsonl, line 1", {"choices": ["x"], "tag": ["u", "v"], "label": 2})
+    [example] = texts(tmp_path, "a.jsonl", content, {"prompt": "q", "choices": ["b", "a"]}).load()
+    assert example.fields == {"choices": ["", "x"]}  # places are kept
+    [example] = texts(tmp_path, "a.jsonl", content, {"label": "n"}).load()
+    assert (example.prompt, example.fields) == ("", {"label": 2})
+    message = refused(tmp_path, "a.jsonl", content, {"prompt": "q", "choices": ["a", "c"]})
+    assert "columns.choices: no column 'c' in a.jsonl; " in message
+    assert "there are q, a, b, info.tag, n" in message
+    assert "line 1: 'b' is empty" in refused(tmp_path, "a.jsonl", content, {"prompt": "q", "choices": ["b"]})
+
+
+def test_rows_inside_a_json_file_are_named_by_where_they_lie(tmp_path):
+    content = '{"data": {"one": [{"q": "Who?"}], "two": [{"q": "Why?"}], "n": 3}}'
+    source = Files(["a.json"], folder=str(tmp_path))
+    (tmp_path / "a.json").write_text(content)
+    found = Texts(source, {"prompt": "q"}, under=["data.two", "data.one"]).load()
+    assert [(e.prompt, e.row) for e in found] == [
+        ("Why?", "a.json, item 1 of data.two"),
+        ("Who?", "a.json, item 1 of data.one"),
+    ]
+    for under in ("data.three", "data.n", "date"):
+        with pytest.raises(InputError, match=rf"a\.json of {under} is not a list of objects"):
+            Texts(source, {"prompt": "q"}, under=[under]).load()
+    with pytest.raises(InputError, match=r"is not a list of objects: .* wanted; under names a list inside it"):
+        Texts(source, {"prompt": "q"}).load()

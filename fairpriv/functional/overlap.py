@@ -1,0 +1,86 @@
+"""How far sets of entries overlap, against sets of the same sizes drawn at random from the same matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Overlap(NamedTuple):
+    """The overlap of two sets, and what chance would make of sets as large."""
+
+    sizes: tuple[int, int]
+    shared: int
+    jaccard: float  # shared entries over those in either; NaN where both sets are empty
+    expected: float  # the mean of that by chance; NaN likewise
+    interval: tuple[float, float]  # its central interval by chance; NaN likewise
+
+
+def overlap(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], numel: Mapping[str, int], *, level: float = 0.95
+) -> Overlap:
+    """Jaccard's index of two sets of entries of some matrices, against sets drawn at random within each matrix.
+
+    By chance, ours to compare with: in every matrix, both sets have the sizes they have and are drawn uniformly and
+    independently of one another. What they share is then hypergeometric in a matrix and a sum of independent such
+    numbers over several, whose exact distribution gives mean and interval.
+
+    Args:
+        first: per matrix, distinct flat indices.
+        second: the same matrices.
+        numel: entries of each matrix.
+        level: of the interval, which goes from the (1 - level) / 2 quantile to that of (1 + level) / 2.
+
+    Raises:
+        ValueError: other matrices in one than in the other, or more indices than a matrix has entries.
+    """
+    if not set(first) == set(second) == set(numel):
+        raise ValueError(f"sets of {sorted(first)}, {sorted(second)} and numel of {sorted(numel)}: not the same")
+    sizes = {name: (len(first[name]), len(second[name])) for name in numel}
+    if over := [name for name in numel if max(sizes[name]) > numel[name]]:
+        raise ValueError(f"{over[0]}: {max(sizes[over[0]])} indices of {numel[over[0]]} entries")
+    shared = sum(int(torch.isin(first[name], second[name]).sum()) for name in numel)
+    a, b = (sum(size[side] for size in sizes.values()) for side in (0, 1))
+    if not a + b:
+        return Overlap((a, b), 0, math.nan, math.nan, (math.nan, math.nan))
+    start, mass = 0, torch.ones(1, dtype=torch.float64)
+    for name, total in numel.items():
+        least, more = _hypergeometric(total, *sizes[name])
+        start, mass = _trimmed(start + least, _convolved(mass, more))
+    counts = start + torch.arange(len(mass), dtype=torch.float64)
+    indices = counts / (a + b - counts)
+    below = mass.cumsum(0)
+    # a hair less, lest rounding of the sums step over a quantile that is met exactly
+    ends = torch.searchsorted(below, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double() - 1e-12)
+    low, high = indices[ends.clamp(max=len(mass) - 1)].tolist()
+    return Overlap((a, b), shared, shared / (a + b - shared), float(mass @ indices), (low, high))
+
+
+def _hypergeometric(numel: int, a: int, b: int) -> tuple[int, Tensor]:
+    """The distribution of what two random sets of ``a`` and ``b`` of ``numel`` entries share: least value and mass.
+
+    By the ratio of neighbouring terms, which is exact where factorials of millions would not be.
+    """
+    least, most = max(0, a + b - numel), min(a, b)
+    k = torch.arange(least, most, dtype=torch.float64)
+    steps = torch.log(a - k) + torch.log(b - k) - torch.log(k + 1) - torch.log(numel - a - b + k + 1)
+    mass = torch.cat((torch.zeros(1, dtype=torch.float64), steps.cumsum(0))).softmax(0)
+    return _trimmed(least, mass)
+
+
+def _trimmed(start: int, mass: Tensor) -> tuple[int, Tensor]:
+    """Without the tails that no interval reaches, so that many can be added up."""
+    kept = (mass > 1e-18).nonzero()
+    low, high = int(kept[0]), int(kept[-1]) + 1
+    return start + low, mass[low:high]
+
+
+def _convolved(a: Tensor, b: Tensor) -> Tensor:
+    if len(a) < len(b):
+        a, b = b, a
+    padded = torch.nn.functional.pad(a, (len(b) - 1, len(b) - 1))
+    return torch.nn.functional.conv1d(padded[None, None], b.flip(0)[None, None])[0, 0]

@@ -1,0 +1,245 @@
+"""One cell trained by several processes of this machine: they are started here, given the cell, and watched.
+
+The process that runs the cell (which may be in the midst of a sweep) trains nothing itself. It starts ``python -m
+fairpriv.sweep.ddp`` once a rank and waits, so that nothing of a process group stays behind for the next cell. The first
+rank measures and writes; what it measured comes back, and is recorded as that of any other cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairpriv.errors import InputError
+
+if TYPE_CHECKING:
+    from fairpriv.tracking.result import Result
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+LAST_WORDS = 3.0  # seconds in which the other ranks may end by themselves when one has failed
+PATIENCE = 2.0  # seconds that ranks have to end after they were asked to
+HOST = "127.0.0.1"
+# What torchrun and Lightning leave in the environment; a rank must find its own there and nothing else.
+FOREIGN = re.compile(r"((LOCAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|PL)_\w+")
+
+
+def refuse_torchrun(words: Sequence[str]) -> None:
+    """Raise InputError where torchrun, or a program like it, has started this command line in several processes."""
+    started = "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" in os.environ
+    if started or os.environ.get("WORLD_SIZE", "1") != "1":
+        rest = [word for word in words if not word.startswith(("trainer=", "trainer.devices="))]
+        devices = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or "N"
+        command = shlex.join(["fairpriv", *rest, "trainer=ddp", f"trainer.devices={devices}"])
+        raise InputError(
+            "torchrun (TORCHELASTIC_RUN_ID, LOCAL_RANK or WORLD_SIZE in the environment) would run every cell several "
+            f"times over; fairpriv starts the processes itself: {command}"
+        )
+
+
+def processes(config: Mapping[str, Any]) -> int:
+    """How many processes ``config["trainer"]`` asks for; `InputError` where this machine or the model has no room."""
+    trainer = config["trainer"]
+    devices, strategy = trainer.get("devices", "auto"), trainer.get("strategy") or "auto"
+    if isinstance(devices, list):
+        number = len(devices)
+    elif devices in (None, "auto", "-1", -1):
+        number = _gpus(trainer)
+    elif str(devices).isdecimal():
+        number = int(devices)
+    else:
+        raise InputError(f"trainer.devices={devices}: must be a number, a list such as [0,1], or auto")
+    if (trainer.get("num_nodes") or 1) > 1:
+        raise InputError(f"trainer.num_nodes={trainer['num_nodes']}: a cell's processes run on one machine: leave it 1")
+    if number <= 1:
+        return 1
+    if strategy not in STRATEGIES:
+        raise InputError(f"trainer.strategy={strategy}: with several devices it must be one of {', '.join(STRATEGIES)}")
+    if config["model"].get("device_map"):
+        raise InputError(
+            f"model.device_map={config['model']['device_map']} spreads the model over devices, of which "
+            f"trainer.devices={devices} gives each process one: leave out either"
+        )
+    kind = _accelerator(trainer)
+    if kind == "mps" or (kind == "cuda" and number > _gpus(trainer)):
+        there = "one GPU that only one process can use" if kind == "mps" else f"{_gpus(trainer)} GPUs"
+        raise InputError(f"trainer.devices={devices}: this machine has {there}; try trainer.accelerator=cpu")
+    return number
+
+
+def _accelerator(trainer: Mapping[str, Any]) -> str:
+    from fairpriv.modules.trainer import device_of
+
+    return device_of({"trainer": {"accelerator": "auto", **trainer}}).type
+
+
+def _gpus(trainer: Mapping[str, Any]) -> int:
+    import torch
+
+    return torch.cuda.device_count() if _accelerator(trainer) == "cuda" else 1
+
+
+def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
+    """Measure a cell in ``number`` processes, of which the first writes its ``result.json``; ``result`` is as that.
+
+    Raises:
+        InputError: a process found the input wrong.
+        RuntimeError: a process failed or died; says which, and its last words. The others are stopped.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
+    job = {"config": config, "result": result, "port": store.port}
+    job["level"] = logging.getLogger("fairpriv").getEffectiveLevel()
+    environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    ranks: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="fairpriv-") as folder, contextlib.ExitStack() as files:
+        try:
+            for rank in range(number):
+                # The first one speaks for all; what others say is read where they die of it.
+                said = 2 if rank == 0 else files.enter_context(Path(folder, f"{rank}.log").open("wb"))
+                started = subprocess.Popen(
+                    [sys.executable, "-m", "fairpriv.sweep.ddp", folder],
+                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)},
+                    stdin=subprocess.PIPE,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,  # Ctrl-C is for this process to answer
+                )
+                ranks.append(started)
+                assert started.stdin is not None
+                with contextlib.suppress(BrokenPipeError):  # it has died, which is seen below
+                    pickle.dump(job, started.stdin)
+                    started.stdin.flush()  # and left open: its end tells a rank that this process is gone
+            ended = attend(ranks)
+        finally:
+            stop(ranks)
+        outcomes = [_outcome(Path(folder, f"{rank}.pickle")) for rank in range(number)]
+        if outcomes[0]:
+            vars(result).update(vars(outcomes[0]["result"]))
+        if any(ended) and result.status != "completed":
+            raise _failure(ended, outcomes, Path(folder))
+
+
+def attend(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait until all have ended, or for some seconds longer than the first that fails; exit statuses, None: it runs."""
+    deadline = float("inf")
+    while None in (ended := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
+        if any(ended):
+            deadline = min(deadline, time.monotonic() + LAST_WORDS)
+        time.sleep(0.05)
+    return ended
+
+
+def stop(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that still run."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for rank in ranks:
+        try:
+            rank.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+        if rank.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                rank.stdin.close()
+
+
+def _outcome(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = pickle.loads(path.read_bytes())
+        return found
+    except (OSError, EOFError, pickle.UnpicklingError):  # it died before it could say anything
+        return {}
+
+
+def _failure(ended: Sequence[int | None], outcomes: Sequence[Mapping[str, Any]], folder: Path) -> Exception:
+    """The error of the rank that failed first; the others' follow from it."""
+    failed = [rank for rank, status in enumerate(ended) if status]
+    first = min(failed, key=lambda rank: (outcomes[rank].get("follows", False), outcomes[rank].get("time", 0)))
+    outcome, status = outcomes[first], ended[first]
+    if outcome.get("input"):
+        return InputError(outcome["error"])
+    if "error" in outcome:
+        return RuntimeError(f"rank {first} of {len(ended)}: {outcome['error']}")
+    assert status is not None
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    log = folder / f"{first}.log"
+    said = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    last = next((line.strip() for line in reversed(said) if line.strip()), "")
+    return RuntimeError(f"rank {first} of {len(ended)} {how}" + (f": {last[:300]}" if last else ""))
+
+
+def main() -> int:
+    """One rank: take the cell from standard input, measure it together with the others, leave what it came to."""
+    job = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    rank, number = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if rank == 0 else logging.ERROR)
+    logging.getLogger("fairpriv").setLevel(job["level"] if rank == 0 else logging.ERROR)
+    import torch
+    from torch import distributed
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from fairpriv import run
+    from fairpriv.configs import build
+    from fairpriv.modules import processes
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
+    config, result = job["config"], job["result"]
+    torch.set_num_threads(config["threads"] or max(1, (os.cpu_count() or 1) // number))
+    gpu = _accelerator(config["trainer"]) == "cuda"
+    if gpu:
+        devices = config["trainer"].get("devices")
+        torch.cuda.set_device(devices[rank] if isinstance(devices, list) else rank)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        store=TCPStore(HOST, job["port"], is_master=False),
+        rank=rank,
+        world_size=number,
+        timeout=timedelta(days=30),  # the first rank may measure for hours; dead ranks are seen from outside
+    )
+    result.device = f"{number} x {run.device_name()}"
+    outcome = {"result": result}
+    try:
+        run.measure(config, run.cell_of(config, build(config, "dataset"), build(config, "defense")), result)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        found = isinstance(error, InputError)
+        result.status = "failed"
+        outcome |= {"error": text if found else f"{type(error).__name__}: {text}", "input": found, "time": time.time()}
+        outcome["follows"] = isinstance(error, distributed.DistError)
+    Path(sys.argv[1], f"{rank}.pickle").write_bytes(pickle.dumps(outcome))
+    if "error" in outcome:
+        return 1
+    processes.gather(None)  # nobody leaves before the first has measured
+    distributed.destroy_process_group()
+    return 0
+
+
+def _end_with_parent() -> None:
+    """End when standard input does: the process that started this one is gone, and nobody would stop this one."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to take apart all that was imported takes seconds, and threads of a failed rank may never end

@@ -1,0 +1,80 @@
+"""The cells of a sweep: a product of choices, or the union of several."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+
+def cells(
+    params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], given: Sequence[Override], loader: ConfigLoader
+) -> list[list[str]]:
+    """The overrides of every cell: the union of the products of ``params`` with each of ``grids``.
+
+    Without grids this is Hydra's own sweep. What the command line gives goes to all grids, but
+
+    - a config group that a grid sets selects among the grid's values: a grid with none of them is left out, and a
+      combination that no grid has is a grid of its own, made of ``params``;
+    - another key that some grids set replaces it there and leaves the others alone.
+
+    Args:
+        params: key to values in Hydra's syntax (``1,2``, ``range(0,3)``, ``glob(*)``), for all grids.
+        grids: the same, each for one grid; they go before ``params``.
+        given: the overrides of the command line.
+        loader: knows the config groups.
+
+    Returns:
+        Cells in the order of the grids, none twice.
+
+    Raises:
+        HydraException: a key is given an interval, which has no values to list.
+    """
+    parser = OverridesParser.create(loader)
+    grids = grids or [{}]
+    words = {override.get_key_element(): choices(override) for override in given}
+    groups = {
+        key: values
+        for key, values in words.items()
+        if any(key in grid for grid in grids) and loader.get_group_options(key)
+    }
+
+    def rows(grid: Mapping[str, Any]) -> dict[str, list[str]]:
+        texts = {key: "null" if value is None else value for key, value in {**params, **grid}.items()}
+        overrides = parser.parse_overrides([f"{key}={text}" for key, text in texts.items()])
+        return {override.get_key_element(): choices(override) for override in overrides}
+
+    chosen: list[dict[str, list[str]]] = []
+    left = dict.fromkeys(itertools.product(*groups.values()))  # combinations that no grid has
+    for grid in grids:
+        row = rows(grid)
+        row |= {key: [v for v in values if key not in grid or v in row[key]] for key, values in groups.items()}
+        for combination in itertools.product(*(row[key] for key in groups)):
+            left.pop(combination, None)
+        chosen.append(row)
+    own = [rows({}) | {key: [value] for key, value in zip(groups, values, strict=True)} for values in left]
+    chosen = [row for row in chosen if all(row.values())]
+    for key, values in words.items():
+        if key not in groups:
+            for row in [*([row for row in chosen if key in row] or chosen), *own]:
+                row[key] = values
+    found: dict[frozenset[str], list[str]] = {}
+    for row in [*chosen, *own]:
+        for combination in itertools.product(*row.values()):
+            cell = [f"{key}={value}" for key, value in zip(row, combination, strict=True)]
+            found.setdefault(frozenset(cell), cell)
+    return list(found.values())
+
+
+def choices(override: Override) -> list[str]:
+    """The values that an override lists, as Hydra writes them."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: an interval cannot be listed; a grid needs values")
+    return list(override.sweep_string_iterator())

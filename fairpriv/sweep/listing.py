@@ -1,0 +1,121 @@
+"""The list of a sweep's cells: ``cells.txt``, which all its processes add to, and ``sweep.json`` beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairpriv.sweep.lock import HeldError, lock
+from fairpriv.tracking.result import without_secrets, write_whole
+
+NOT_OF_THE_CELL = re.compile(r"[+~]*(experiment=|sweep=|retry=|threads=|logger|paths\.|hydra[./])")
+
+
+@dataclass
+class Entry:
+    """What the list says of one cell. Times are seconds since 1970, 0 for never."""
+
+    asked: float = 0.0  # when the sweep last came to it
+    begun: float = 0.0  # when the sweep last came to it and it was not finished
+    words: list[str] = field(default_factory=list)  # its overrides, as far as they are known
+
+
+@dataclass
+class Plan:
+    """What the sweep's own file says. An entry older than ``since`` is of an earlier state of code, data or config."""
+
+    total: int | None = None  # cells; None where nobody knows
+    started: float = 0.0  # when the sweep was last begun, in seconds since 1970
+    since: float = 0.0
+
+
+class Listing:
+    """The list of a sweep that begins in this process, where other processes may run the same sweep.
+
+    What is in the list stays in it until a sweep has come to its end, so that one that is killed again and again loses
+    nothing; then only what that sweep came to still counts.
+    """
+
+    def __init__(self, folder: Path, total: int | None) -> None:
+        self.folder = folder
+        self.plan = Plan(total, time.time(), plan(folder).since)
+        self._lock = contextlib.ExitStack()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cells.txt").touch()
+        self.alone = True
+        try:
+            self._lock.enter_context(lock(folder / "lock"))
+        except HeldError:
+            self.alone = False
+        else:
+            for torn in folder.glob(".sweep.json.*.tmp"):  # which a killed process was writing
+                torn.unlink()
+            self._write()
+
+    def end(self, *, finished: bool, failed: bool) -> None:
+        """The sweep is over; ``finished``: it came to all its cells; ``failed``: some of them failed."""
+        with self._lock:
+            if finished and self.alone:
+                self.plan.since = self.plan.started
+                self._write()
+                if not failed:  # cells that differ in nothing that matters are one
+                    self.plan.total = len(entries(self.folder))
+                    self._write()
+
+    def _write(self) -> None:
+        write_whole(self.folder / "sweep.json", json.dumps(vars(self.plan)).encode())
+
+
+def plan(folder: Path) -> Plan:
+    """The sweep's own file; an empty plan where there is none."""
+    try:
+        return Plan(**json.loads((folder / "sweep.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return Plan()
+
+
+def enlist(folder: Path, cell: str, *, finished: bool) -> None:
+    """Add a cell to the list of the sweep in ``folder``: it is asked for, and ``finished`` already or not."""
+    words = [word for word in _overrides() if not NOT_OF_THE_CELL.match(word) and not _secret(word)]
+    said = json.dumps({"time": time.time(), "finished": finished, "words": words})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cells.txt").open("a") as ids:  # one short write in append mode: safe between processes
+        ids.write(f"\n{cell} {said}\n")  # a line of its own, whatever a full disk has left of the last one
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """The cells of the sweep in ``folder`` by id, in the order in which they were first asked for."""
+    since = plan(folder).since
+    found: dict[str, Entry] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / "cells.txt").read_text(encoding="utf-8", errors="replace").splitlines():
+            cell, _, rest = line.partition(" ")
+            said = {}
+            with contextlib.suppress(ValueError):
+                said = json.loads(rest)
+            if not cell or (asked := said.get("time", 0.0)) < since:
+                continue
+            entry = found.setdefault(cell, Entry())
+            entry.asked = max(entry.asked, asked)
+            entry.begun = max(entry.begun, 0.0 if said.get("finished") else asked)
+            entry.words = said.get("words") or entry.words
+    return found
+
+
+def _overrides() -> list[str]:
+    """The command line's words for the cell that runs, where Hydra runs it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _secret(word: str) -> bool:
+    """Whether an override sets what the name of its key, or of one within its value, calls a secret."""
+    names = re.findall(r"([\w.]+)['\"]?\s*[=:]", word)
+    value = word.partition("=")[2]
+    number = float(value) if re.fullmatch(r"[\d.]*\d", value) else value
+    return any(without_secrets({name: number}) == {} for name in names)

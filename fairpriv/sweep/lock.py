@@ -1,0 +1,163 @@
+"""A lock that one live process holds, by a file that says which; what a dead process left is taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+HEARTBEAT = 30.0  # seconds between two signs of life, which are touches of the file
+PROC = Path("/proc")  # Linux only
+SILENCE = 300.0  # seconds without one, after which a process that cannot be seen from here is taken for dead
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock."""
+
+    host: str
+    machine: str  # boot and process namespace: a pid means something within these only
+    pid: int
+    started: str  # of the process, since pids are used again; empty where that cannot be known
+    since: float  # when it took the lock, in seconds since 1970
+    task: str = ""  # what it does meanwhile
+
+    @classmethod
+    def this_process(cls, task: str = "") -> Owner:
+        """The owner that a lock taken here and now gets."""
+        return cls(platform.node(), machine(), os.getpid(), started(os.getpid()) or "", time.time(), task)
+
+    def same_process(self, other: Owner) -> bool:
+        """Whether both are locks of one process."""
+        return (self.machine, self.pid, self.started) == (other.machine, other.pid, other.started)
+
+    def alive(self, touched: float) -> bool:
+        """Whether the process lives; ``touched``: when the lock's file last was.
+
+        A process of this machine is looked up. Of any other only the signs of life are seen.
+        """
+        if self.machine == machine():
+            now = started(self.pid)
+            if now is None or (now and self.started):
+                return now == self.started
+        return time.time() - touched < SILENCE
+
+    def __str__(self) -> str:
+        clock = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {self.host}, since {clock}"
+
+
+class HeldError(BlockingIOError):
+    """A live process holds the lock."""
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        super().__init__(f"{path.parent} is being worked at by {owner}")
+        self.owner = owner
+
+
+@contextlib.contextmanager
+def lock(path: Path, task: str = "") -> Iterator[None]:
+    """Hold the lock at ``path`` for the block; its folder is made. A process may take again what it holds.
+
+    Where the file system has no locks of its own, two processes that find a dead one's lock in the same millisecond
+    may both take it.
+
+    Raises:
+        HeldError: a live process holds it; at once, nothing is waited for.
+        OSError: the file cannot be written.
+    """
+    me = Owner.this_process(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(path) as file:
+        if (owner := _owner(file)) and not owner.same_process(me) and owner.alive(os.fstat(file.fileno()).st_mtime):
+            raise HeldError(path, owner)
+        file.truncate(0)
+        file.write(json.dumps(asdict(me)))
+    over = threading.Event()
+    threading.Thread(target=_beat, args=(path, over), name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        with contextlib.suppress(OSError), _exclusive(path) as file:
+            if (owner := _owner(file)) is None or owner.same_process(me):  # else taken for dead, and succeeded
+                path.unlink()
+
+
+def holder(path: Path) -> Owner | None:
+    """The live process that holds the lock at ``path``, if there is one; nothing is changed."""
+    try:
+        with path.open() as file:
+            owner = _owner(file)
+            return owner if owner and owner.alive(os.fstat(file.fileno()).st_mtime) else None
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[IO[str]]:
+    """The file at ``path``, made if need be, while no other process reads or writes it in here."""
+    while True:
+        with path.open("a+") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                in_place = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                in_place = False
+            if in_place:  # else removed while we waited
+                yield file
+                return
+
+
+def _owner(file: IO[str]) -> Owner | None:
+    """Whom the file names; None for an empty one, or one that a crash left torn."""
+    file.seek(0)
+    try:
+        return Owner(**json.loads(file.read()))
+    except (ValueError, TypeError):
+        return None
+
+
+def _beat(path: Path, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+@functools.cache
+def machine() -> str:
+    """What a pid is unique within: host, boot and process namespace, as far as the system tells them."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append((PROC / "sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str((PROC / "self/ns/pid").readlink()))  # containers of one host may share its name
+    return " ".join(parts)
+
+
+def started(pid: int) -> str | None:
+    """When a process started, in the system's own units; empty where that cannot be known, None if it is gone."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # another user's
+        pass
+    with contextlib.suppress(OSError, IndexError):
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        return None if fields[0] in "ZX" else fields[19]  # a zombie is dead; else clock ticks since the boot
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    with contextlib.suppress(OSError):
+        said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout.split()
+        return None if said and said[0].startswith("Z") else " ".join(said[1:])
+    return ""

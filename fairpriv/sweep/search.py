@@ -1,0 +1,259 @@
+"""Multi-objective search over config keys: Optuna's ask and tell, kept as plain JSON beside the sweep's results."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from fairpriv.errors import InputError
+from fairpriv.tracking.comparison import direction
+from fairpriv.tracking.result import write_whole
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+FILE = "search.json"
+
+
+class Search:
+    """A study with one objective or several, in ``folder``; it goes on from what is there.
+
+    A trial is a choice of values for the searched keys. It is written down before it runs, so that one that was cut
+    off is asked for again; its cells are found finished or are run.
+
+    Args:
+        objectives: metrics of result.json, each as ``METRIC`` (the direction follows from its name) or
+            ``METRIC:maximize|minimize``.
+        space: Optuna's distribution of every searched key.
+        folder: the sweep's.
+        seed: of the sampler (TPE).
+
+    Raises:
+        InputError: an objective without a direction, Optuna is not installed, or the folder's study is another one.
+    """
+
+    def __init__(self, objectives: Sequence[str], space: Mapping[str, BaseDistribution], folder: Path, seed: int):
+        self.directions = dict(map(_objective, objectives))
+        if not self.directions or len(self.directions) < len(objectives):
+            raise InputError(
+                f"hydra.sweeper.objectives={list(objectives)}: name one metric or several, each once, such as "
+                "'[eval/privacy/awareness,eval/utility/perplexity]'"
+            )
+        optuna = optuna_module()
+        self.space = dict(space)
+        self.path = folder / FILE
+        self.trials: list[dict[str, Any]] = self._read()
+        self._sampler = optuna.samplers.TPESampler(seed=seed + len(self.trials))  # else it would repeat its beginning
+        self.study = optuna.create_study(directions=list(self.directions.values()), sampler=self._sampler)
+        cut_off = [row for row in self.trials if row["state"] == "running"]
+        self.trials = [row for row in self.trials if row["state"] != "running"]
+        for row in self.trials:
+            self._add(row)
+        for row in cut_off:
+            self.study.enqueue_trial(row["params"])
+
+    def ask(self, count: int) -> list[tuple[Trial, dict[str, Any]]]:
+        """The next trials, each with the values that it gives to the searched keys; written down as running."""
+        asked = []
+        for _ in range(count):
+            trial = self.study.ask(self.space)
+            asked.append((trial, dict(trial.params)))
+            self.trials.append({"params": dict(trial.params), "state": "running"})
+        self._write()
+        return asked
+
+    def tell(self, trial: Trial, outcomes: Sequence[Mapping[str, Any]]) -> None:
+        """Record a trial's cells: objectives are means over them; a failed cell, or a missing metric, fails the trial.
+
+        Args:
+            trial: as `ask` gave it.
+            outcomes: of each cell ``id``, ``status``, ``error``, ``metrics`` and ``degenerate``.
+        """
+        row = next(r for r in self.trials if r["state"] == "running" and r["params"] == trial.params)
+        row["cells"] = [outcome.get("id") for outcome in outcomes]
+        row["degenerate"] = sum(bool(outcome.get("degenerate")) for outcome in outcomes)
+        reasons = [outcome.get("error") or "failed" for outcome in outcomes if outcome.get("status") != "completed"]
+        values = []
+        for metric in self.directions:
+            found = [outcome["metrics"].get(metric) for outcome in outcomes if not reasons]
+            if not reasons and any(value is None or not math.isfinite(value) for value in found):
+                known = sorted(outcomes[0]["metrics"])
+                reasons.append(f"no value of {metric}; there are {', '.join(known)}")
+            values.append(statistics.fmean(found) if found and not reasons else math.nan)
+        if reasons:
+            row |= {"state": "failed", "error": reasons[0]}
+        else:
+            row |= {"state": "completed", "values": values}
+        # A trivial outcome counts as infeasible, or the search would end at a constant predictor.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experimental in Optuna
+            trial.set_constraint("degenerate", float(row["degenerate"]))
+        state = optuna_module().trial.TrialState
+        if reasons:
+            self.study.tell(trial, state=state.FAIL)
+        else:
+            self.study.tell(trial, values)
+        self._write()
+
+    @property
+    def done(self) -> int:
+        """Trials that are completed or failed."""
+        return sum(row["state"] != "running" for row in self.trials)
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        optuna = optuna_module()
+        completed = row["state"] == "completed"
+        states = optuna.trial.TrialState
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial: FrozenTrial = optuna.trial.create_trial(
+                state=states.COMPLETE if completed else states.FAIL,
+                values=row["values"] if completed else None,
+                params=row["params"],
+                distributions=self.space,
+                constraints={"degenerate": float(row["degenerate"])},
+            )
+        self.study.add_trial(trial)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        stored = read(self.path)
+        if stored["objectives"] != self.directions or stored["space"] != self._described():
+            raise InputError(
+                f"{self.path}: holds a search for other objectives or over other values: name another sweep=NAME"
+            )
+        trials: list[dict[str, Any]] = stored["trials"]
+        return trials
+
+    def _described(self) -> dict[str, str]:
+        return {key: str(values) for key, values in self.space.items()}
+
+    def _write(self) -> None:
+        document = {"objectives": self.directions, "space": self._described(), "trials": self.trials}
+        write_whole(self.path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a search wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        stored: dict[str, Any] = json.loads(path.read_bytes())
+        if set(stored) != {"objectives", "space", "trials"}:
+            raise ValueError("other keys")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: no record of a search, or a damaged one ({error}); name another sweep=NAME"
+        ) from None
+    return stored
+
+
+def front(stored: Mapping[str, Any]) -> list[int]:
+    """Numbers of the trials that no other completed trial equals or betters everywhere and betters somewhere.
+
+    Trials with a degenerate cell are left out.
+    """
+    sign = [1 if way == "maximize" else -1 for way in stored["objectives"].values()]
+    points = {
+        number: [s * v for s, v in zip(sign, row["values"], strict=True)]
+        for number, row in enumerate(stored["trials"])
+        if row["state"] == "completed" and not row["degenerate"]
+    }
+
+    def beaten(here: Sequence[float], there: Sequence[float]) -> bool:
+        return there != here and all(u >= v for u, v in zip(there, here, strict=True))
+
+    return [n for n, here in points.items() if not any(beaten(here, there) for there in points.values())]
+
+
+def report(path: Path) -> None:
+    """Print a search's Pareto front, and how its trials ended."""
+    from rich.console import Console
+    from rich.table import Table
+
+    stored = read(path)
+    best = front(stored)
+    trials = stored["trials"]
+    title = "Pareto front" if len(stored["objectives"]) > 1 else "best trial"
+    headers = [f"{metric} {'↑' if way == 'maximize' else '↓'}" for metric, way in stored["objectives"].items()]
+    table = Table("trial", *stored["space"], *headers, title=title, title_justify="left")
+    for number in sorted(best, key=lambda n: trials[n]["values"]):
+        row = trials[number]
+        numbers = [f"{value:.4g}" for value in row["values"]]
+        keys = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (row["params"][k] for k in stored["space"])]
+        table.add_row(str(number), *keys, *numbers)
+    console = Console()
+    if best:
+        console.print(table)
+    ended = [row["state"] for row in trials]
+    degenerate = sum(bool(row.get("degenerate")) for row in trials)
+    console.print(
+        f"{len(trials)} trials: {ended.count('completed')} completed ({degenerate} of them degenerate, never on the "
+        f"front), {ended.count('failed')} failed",
+        markup=False,
+    )
+    for number, row in enumerate(trials):
+        if row["state"] == "failed":
+            console.print(f"failed: trial {number}: {' '.join(str(row['error']).split())}", markup=False)
+    console.print(f"search: {path}", markup=False, soft_wrap=True)
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws a key's values from: ``1,2`` and ``choice(...)``, ``range(...)``, ``interval(...)``.
+
+    Intervals are of whole numbers as ``int(interval(1,8))`` and logarithmic as ``tag(log,interval(1e-6,1e-3))``.
+
+    Raises:
+        InputError: the interval is empty, or a logarithmic one does not lie above zero.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            assert value.start is not None
+            assert value.end is not None
+            log = "log" in value.tags
+            if isinstance(value.start, int) and isinstance(value.end, int):
+                return IntDistribution(value.start, value.end, log=log)
+            return FloatDistribution(float(value.start), float(value.end), log=log)
+        if isinstance(value, RangeSweep) and isinstance(value.start, int) and value.step == 1:
+            assert value.stop is not None
+            return IntDistribution(value.start, int(value.stop) - 1)
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except ValueError as error:
+        raise InputError(f"{override.input_line}: {error}") from None
+
+
+def optuna_module() -> Any:
+    """Optuna, quiet.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("hydra/sweeper=search needs Optuna: pip install 'fairpriv[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _objective(text: str) -> tuple[str, str]:
+    metric, _, way = text.partition(":")
+    if way in ("maximize", "minimize"):
+        return metric, way
+    if way or not (known := direction(metric)):
+        raise InputError(f"hydra.sweeper.objectives: {text}: write METRIC:maximize or METRIC:minimize")
+    return metric, "maximize" if known > 0 else "minimize"

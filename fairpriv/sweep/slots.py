@@ -1,0 +1,310 @@
+"""Cells side by side on this machine: worker processes that stay, each with device slots of its own.
+
+A slot is a GPU (or a share of one), or on the CPU the cores of ``threads``. The process that runs the sweep trains
+nothing: it hands out cells, shows what becomes of them, and replaces a worker that dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from fairpriv.errors import InputError
+from fairpriv.sweep.progress import SweepProgress
+
+LAST_WORDS = 10.0  # seconds in which a worker may end by itself: a stopped cell puts away what it holds
+
+
+def environments(config: DictConfig, devices: int | None, slots: int | None) -> list[dict[str, str]]:
+    """What each worker that fits finds in its environment beside ours, one entry for a worker.
+
+    Args:
+        config: of the sweep: ``threads``, ``trainer.accelerator`` and ``trainer.devices`` count.
+        devices: slots of a cell; None: as many as ``trainer.devices`` says, else 1.
+        slots: to hand out. None: one for each GPU of CUDA_VISIBLE_DEVICES, or of the machine; without GPUs as many as
+            ``threads`` goes into the cores. With more slots than GPUs, several cells share one.
+
+    Raises:
+        InputError: a cell asks for more slots than there are.
+    """
+    gpus = [] if OmegaConf.select(config, "trainer.accelerator") == "cpu" else visible_gpus()
+    threads = OmegaConf.select(config, "threads")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if devices is None:
+        asked = OmegaConf.select(config, "trainer.devices")
+        devices = len(asked) if isinstance(asked, ListConfig) else asked if isinstance(asked, int) else 1
+    if slots is None:
+        slots = len(gpus) or max(devices, cores // (threads or cores))
+    for key, value in {"devices": devices, "slots": slots}.items():
+        if value < 1:
+            raise InputError(f"hydra.launcher.{key}={value}: must be at least 1")
+    if gpus and devices > len(gpus):
+        raise InputError(f"hydra.launcher.devices={devices}: a cell asks for more than there are, {len(gpus)} GPUs")
+    if devices > slots:
+        raise InputError(f"hydra.launcher.devices={devices}: a cell asks for more than hydra.launcher.slots={slots}")
+    found = []
+    handed_out = itertools.cycle(gpus)
+    for _ in range(slots // devices):
+        own = {"OMP_NUM_THREADS": str(threads)} if threads and "OMP_NUM_THREADS" not in os.environ else {}
+        if gpus:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(itertools.islice(handed_out, devices))
+        found.append(own)
+    return found
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. CUDA itself is left asleep."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        named = [name.strip() for name in visible.split(",") if name.strip()]
+        return list(itertools.takewhile(lambda name: name != "-1", named))  # as CUDA reads it
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return said.split()
+    return []
+
+
+class Worker:
+    """A process that runs one cell after another.
+
+    It is in a session of its own: Ctrl-C reaches it only through us. It ends when we do, however that comes.
+
+    Args:
+        own: added to its environment.
+        task: what every job has in common, pickled.
+        say: told each line that the worker prints.
+    """
+
+    def __init__(self, own: Mapping[str, str], task: bytes, say: Callable[[str], None]) -> None:
+        self.own = own
+        self.job: int | None = None  # the number of the one it runs
+        self.connection, other = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fairpriv.sweep.slots", str(other.fileno())],
+            env={**os.environ, **own},
+            stdin=subprocess.PIPE,  # nothing is sent: its end tells the worker that we are gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=[other.fileno()],
+            start_new_session=True,
+        )
+        other.close()
+        self._last_line = ""
+        self._silent = False
+        self._reader = threading.Thread(target=self._read, args=(say,), daemon=True)
+        self._reader.start()
+        with contextlib.suppress(OSError):  # it has died, which is seen when it is waited for
+            self.connection.send(sys.path)
+            self.connection.send_bytes(task)
+
+    def start(self, job: int, words: Sequence[str]) -> None:
+        """Give it a job: a number and overrides."""
+        self.job = job
+        with contextlib.suppress(OSError):
+            self.connection.send((job, list(words)))
+
+    def over(self) -> bool:
+        """Whether its job has come to an end, or itself."""
+        return self.process.poll() is not None or self.connection.poll()
+
+    def result(self) -> JobReturn | None:
+        """What its job came to; None where it died instead."""
+        with contextlib.suppress(EOFError, OSError):
+            if self.connection.poll():
+                received = self.connection.recv()
+                assert isinstance(received, JobReturn)
+                return received
+        return None
+
+    def fate(self) -> str:
+        """How a worker that is gone came to its end, with its last words."""
+        status = self.stop(LAST_WORDS)
+        if status < 0:
+            reason = " (as when memory runs out)" if status == -signal.SIGKILL else ""
+            return f"its process was killed by {signal.Signals(-status).name}{reason}"
+        return f"its process ended with status {status}" + (f": {self._last_line}" if self._last_line else "")
+
+    def interrupt(self) -> None:
+        """Ctrl-C, for the job that it runs; nobody wants to read of it."""
+        self._silent = True
+        with contextlib.suppress(OSError):
+            self.process.send_signal(signal.SIGINT)
+
+    def stop(self, seconds: float) -> int:
+        """Let it end within that time, else end it with all that it started; returns its exit status."""
+        self.connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(max(seconds, 0.1))
+        with contextlib.suppress(OSError):  # nobody is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        status = self.process.wait()
+        self._reader.join(1)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return status
+
+    def _read(self, say: Callable[[str], None]) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                if line := line.rstrip():
+                    self._last_line = line
+                    if not self._silent:
+                        say(line)
+
+
+class Staff:
+    """Workers for the jobs of a sweep; each is started when there is a job for it, and stays.
+
+    Args:
+        task: what every job has in common: Hydra's context, the config, the task function.
+        environments: of the workers, at most one worker for each.
+    """
+
+    def __init__(
+        self, task: tuple[HydraContext, DictConfig, TaskFunction], environments: Sequence[Mapping[str, str]]
+    ) -> None:
+        self.workers: list[Worker] = []
+        self._free = deque(environments)  # which no worker has
+        self._task = pickle.dumps((*task, Singleton.get_state()["instances"]))
+        self._display = SweepProgress.current
+        if self._display:
+            self._display.at_end.callback(self.dismiss)
+        else:
+            atexit.register(self.dismiss)
+
+    def run(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
+        """Run jobs, by number with their overrides.
+
+        A job whose worker dies has failed, which its return value says; the others go on. After Ctrl-C no further job
+        is started; after the next one those that run are stopped.
+
+        Raises:
+            KeyboardInterrupt: in both cases, if there are jobs without a result.
+        """
+        display = self._display
+        left = deque(jobs)
+        returned: dict[int, JobReturn] = {}
+        try:
+            while True:
+                while left and not (display and display.interrupted) and (worker := self._idle()):
+                    number = left.popleft()
+                    if display:
+                        display.begin(number, filter_overrides(jobs[number]))
+                    worker.start(number, jobs[number])
+                busy = [(worker, worker.job) for worker in self.workers if worker.job is not None]
+                if not busy:
+                    break
+                wait([worker.connection for worker, _ in busy], timeout=1)
+                for worker, number in busy:
+                    if worker.over():
+                        returned[number] = self._end(worker, filter_overrides(jobs[number]))
+                        if display:
+                            display.end(number, filter_overrides(jobs[number]), returned[number]._return_value)
+        except BaseException:
+            for worker in self.workers:
+                worker.interrupt()
+            self.dismiss()
+            raise
+        if left:
+            raise KeyboardInterrupt
+        return [returned[number] for number in jobs]
+
+    def _idle(self) -> Worker | None:
+        for worker in self.workers:
+            if worker.job is None:
+                return worker
+        if not self._free:
+            return None
+        self.workers.append(Worker(self._free.popleft(), self._task, self._display.say if self._display else _print))
+        return self.workers[-1]
+
+    def _end(self, worker: Worker, words: Sequence[str]) -> JobReturn:
+        """What became of the worker's job; a worker that died leaves its place to another."""
+        worker.job = None
+        result = worker.result()
+        if result is None:
+            self.workers.remove(worker)
+            self._free.append(worker.own)
+            result = JobReturn(overrides=words, status=JobStatus.COMPLETED)
+            result.return_value = {"id": None, "status": "failed", "error": worker.fate()}
+        return result
+
+    def dismiss(self) -> None:
+        """End all workers."""
+        deadline = time.monotonic() + LAST_WORDS
+        try:
+            for worker in self.workers:
+                worker.connection.close()
+            for worker in self.workers:
+                worker.stop(deadline - time.monotonic())
+        finally:  # also after a third Ctrl-C
+            for worker in self.workers:
+                worker.process.kill()
+            self.workers.clear()
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def work(connection: Connection) -> None:
+    """A worker's life: take what all jobs have in common, then one job after another until nobody asks any more."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        sys.path[:] = connection.recv()
+        plugins = Plugins.instance()  # before it is unpickled what they define, since Hydra runs their modules anew
+        hydra_context, config, task_function, instances = pickle.loads(connection.recv_bytes())
+        setup_globals()
+        Singleton.set_state({**Singleton.get_state(), "instances": {**instances, Plugins: plugins}})
+        while True:
+            number, words = connection.recv()
+            connection.send(_job(hydra_context, config, task_function, number, words))
+
+
+def _job(
+    hydra_context: HydraContext, config: DictConfig, task_function: TaskFunction, number: int, words: list[str]
+) -> JobReturn:
+    cfg = hydra_context.config_loader.load_sweep_config(config, words)
+    with open_dict(cfg):
+        cfg.hydra.job.id = f"{cfg.hydra.job.name}_{number}"
+        cfg.hydra.job.num = number
+    HydraConfig.instance().set_config(cfg)
+    return run_job(
+        hydra_context=hydra_context,
+        config=cfg,
+        task_function=task_function,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    descriptor = int(sys.argv.pop())
+    os.set_inheritable(descriptor, False)
+    work(Connection(descriptor))

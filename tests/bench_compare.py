@@ -1,0 +1,81 @@
+"""`make bench`: what `fairpriv compare` takes for 1,000 results, beside reading the same files as plain JSON."""
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fairpriv.cli import CONF
+from fairpriv.configs import compose, plain
+from fairpriv.tracking.identity import content_hash
+from fairpriv.tracking.result import Result
+
+ATTACKS = ("loss_test", "threshold_test", "kl", "meta_classifier")
+DATASETS, DEFENCES = (
+    ("adult", "compas", "german", "lsac"),
+    ("none", "fine_tune", "rehearsal", "fair_finetune", "scratch"),
+)
+SHAPES = {
+    "20 rows of 50 seeds": (DATASETS, DEFENCES, [1.0], range(50)),
+    "200 rows of 5 seeds": (DATASETS, DEFENCES, np.linspace(0.5, 1, 10).round(4).tolist(), range(5)),
+    "1,000 rows of one seed": (DATASETS, DEFENCES, np.linspace(0.5, 1, 50).round(4).tolist(), range(1)),
+}
+
+
+def metrics(rng: np.random.Generator) -> dict[str, float]:
+    """As many metrics as a cell with four attacks has, under their names."""
+    names = ["eval/accuracy", "eval/balanced_accuracy", "eval/accuracy_world0", "eval/accuracy_world1"]
+    names += ["fairness/equalized_odds_gap", "fairness/delta/no", "fairness/delta/yes", "privacy/accuracy_gap"]
+    names += ["privacy/balanced_accuracy_gap", "privacy/shift_weight", "privacy/label_shift", "privacy/bound"]
+    names += [f"attack/{name}/{key}" for name in ATTACKS for key in ("accuracy", "advantage", "auc", "p_value")]
+    found = {name: float(rng.uniform()) for name in names}
+    return found | {"privacy/below_tau": 1.0, "privacy/tau_in_interval": 0.0, "privacy/bound_holds": 1.0}
+
+
+def write(
+    folder: Path, datasets: Sequence[str], defences: Sequence[str], alphas: Sequence[float], seeds: range
+) -> None:
+    """One result for each combination, with a whole config and one interval for each metric."""
+    rng = np.random.default_rng(0)
+    for dataset, defence in itertools.product(datasets, defences):
+        config = plain(compose(CONF, [], [f"dataset={dataset}", f"defense={defence}"]))
+        for alpha, seed in itertools.product(alphas, seeds):
+            here = config | {"seed": seed, "game": config["game"] | {"alpha": alpha}}
+            found = metrics(rng)
+            intervals = {name: [value - 0.01, value + 0.01] for name, value in found.items()}
+            result = Result(content_hash(here), "completed", here, found, intervals=intervals, seconds={"fit": 1.0})
+            path = folder / "cells" / result.id / "result.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(
+                json.dumps({key: value for key, value in vars(result).items() if key != "folder"}, indent=1)
+            )
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """The fastest of three runs."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+if __name__ == "__main__":
+    for shape, axes in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), *axes)
+            files = sorted(Path(folder).rglob("result.json"))
+            words = [sys.executable, "-m", "fairpriv", "compare", folder]
+            whole = seconds(lambda words=words: subprocess.run(words, check=True, capture_output=True))
+            reading = seconds(lambda files=files: [json.loads(file.read_bytes()) for file in files])
+            print(
+                f"fairpriv compare, {len(files)} results ({shape}): {whole:.2f} s (to be under 5); "
+                f"json.loads of the same files: {reading:.2f} s; ratio {whole / reading:.0f}"
+            )

@@ -1,0 +1,76 @@
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from fairpriv.cli import CONF
+from fairpriv.configs import register_schema
+from fairpriv.sweep.composition import shared_composition
+
+GRIDS = [
+    [["seed=0", "threads=1"], ["seed=1", "threads=null"]],
+    [["defense=fine_tune", "defense.lr=1e-3", "seed=0"], ["defense=fine_tune", "defense.lr=0.1", "seed=1"]],
+    [["defense=fine_tune", "seed=0"], ["defense=rehearsal", "seed=0"], ["defense=fine_tune", "seed=1"]],
+    [["logger=offline"], ["logger=none"], ["logger=offline"]],  # whose value may be null, as that of a plain key
+    [["dataset=csv", "dataset.target=a"], ["dataset=csv", "dataset.target='b c'"]],
+    [["+dataset.recode.x={from: a}", "seed=1"], ["+dataset.recode.x={from: b}", "seed=2"]],
+    [["dataset.source.files=[a.csv]", "seed=1"], ["dataset.source.files=[b.csv,c.csv]", "seed=2"]],
+    [["attack=[kl]", "game.alpha=1"], ["attack=[kl,loss_test]", "game.alpha=0.9"], ["attack=[kl]", "game.alpha=0.8"]],
+    [["paths.root=a", "sweep=x"], ["paths.root=${paths.data}", "sweep=y"]],
+    [["game={rows: 5}", "game.rows=6"], ["game={rows: 5}", "game.rows=7"], ["game.rows=7", "game={rows: 5}"]],
+    [["~logger"], ["~judge"]],
+    [["hydra.job.name=a", "seed=1"], ["hydra.job.name=b", "seed=1"]],
+    [["experiment=quickstart", "seed=0"], ["experiment=quickstart", "seed=5"]],
+]
+
+
+@pytest.fixture
+def loader():
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_cell_composed_from_another_is_what_hydra_would_compose(loader, grid):
+    master = loader.load_configuration("config", ["hydra.verbose=false"], RunMode.MULTIRUN)
+    wanted = [loader.load_sweep_config(master, cell) for cell in grid]
+    with shared_composition():
+        for _ in range(2):
+            for cell, plain in zip(grid, wanted, strict=True):
+                got = loader.load_sweep_config(master, cell)
+                assert OmegaConf.to_container(got) == OmegaConf.to_container(plain)
+                assert OmegaConf.is_struct(got)
+                got.seed = 99  # each is a cell's own
+
+
+def test_cells_of_one_form_are_composed_once(loader, monkeypatch):
+    composed = []
+    compose = ConfigLoaderImpl.load_sweep_config
+
+    def spy(self, master, words):
+        composed.append(words)
+        return compose(self, master, words)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", spy)
+    master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    with shared_composition():
+        for seed in range(3):
+            for defense in ("none", "fine_tune"):
+                loader.load_sweep_config(
+                    master, ["dataset=adult", "dataset.target=x", f"defense={defense}", f"seed={seed}"]
+                )
+    assert [words[2:] for words in composed] == [["defense=none", "seed=0"], ["defense=fine_tune", "seed=0"]]
+    assert ConfigLoaderImpl.load_sweep_config is spy
+
+
+@pytest.mark.parametrize("wrong", ["seed=abc", "seeds=1", "defense.epoch=1"])
+def test_what_hydra_refuses_is_refused(loader, wrong):
+    master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    with shared_composition():
+        loader.load_sweep_config(master, ["defense=fine_tune", "seed=1"])
+        with pytest.raises(HydraException):
+            loader.load_sweep_config(master, ["defense=fine_tune", wrong])

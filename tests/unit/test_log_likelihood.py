@@ -1,0 +1,133 @@
+"""Log-likelihoods of continuations against one forward pass per row, token by token."""
+
+import functools
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from fairpriv.data.tokens import NO_TARGET, Encoded, encode, encode_continuation
+from fairpriv.dimensions.scorer import Subject
+from fairpriv.errors import InputError
+from fairpriv.modules import log_likelihood
+from fairpriv.modules.log_likelihood import log_likelihoods
+from fairpriv.modules.reft import LoReFTConfig, ReftModel
+
+
+@functools.cache
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def models(tiny_lms):
+    """A random model by the name of its kind."""
+
+    def make(kind):
+        torch.manual_seed(0)
+        if kind == "gpt2":
+            return GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+        if kind == "reft":
+            model = AutoModelForCausalLM.from_pretrained(tiny_lms["llama"], dtype=torch.float32)
+            return ReftModel(model, LoReFTConfig(rank=2, first=2, last=2)).eval()
+        return loaded(tiny_lms[kind])
+
+    return make
+
+
+@pytest.fixture
+def tokenizer(tiny_lm):
+    return AutoTokenizer.from_pretrained(tiny_lm)
+
+
+def random_rows(count, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        before, after = (int(torch.randint(1, n, (), generator=draw)) for n in (30, 12))
+        ids = torch.randint(3, 90, (before + after,), generator=draw).tolist()
+        rows.append(Encoded(ids, [NO_TARGET] * before + ids[before:]))
+    return rows
+
+
+def one_by_one(model, row):
+    """Each target's log-probability from a forward pass of its own row alone, unpadded."""
+    ids = torch.tensor([row.input_ids])
+    labels = {"labels": torch.tensor([row.labels])} if isinstance(model, ReftModel) else {}
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **labels).logits[0].double()
+    return sum(float(logits[i - 1].log_softmax(-1)[token]) for i, token in enumerate(row.labels) if token != NO_TARGET)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "reft"])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batches_give_what_each_row_alone_gives(models, kind, batch_size, monkeypatch):
+    monkeypatch.setattr(log_likelihood, "_ROW", 20)
+    monkeypatch.setattr(log_likelihood, "_CHUNK", 7)
+    model = models(kind).train()
+    rows = random_rows(12)
+    found = log_likelihoods(model, [*rows, rows[3]], pad_id=0, batch_size=batch_size)
+    assert model.training  # as it was before
+    model.eval()
+    expected = [one_by_one(model, row) for row in [*rows, rows[3]]]
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    assert found[3] == found[-1]
+
+
+def test_equal_rows_are_computed_once_and_short_ones_share_a_batch(models):
+    model, rows, shapes = models("llama"), random_rows(6), []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    log_likelihoods(model, rows * 3, pad_id=0, batch_size=2)
+    handle.remove()
+    assert [shape[0] for shape in shapes] == [6]
+    assert all(rows * longest <= 2 * 128 for rows, longest in shapes)
+
+
+def test_what_is_not_finite_is_an_error(tiny_lm):
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    model.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(ValueError, match="log-likelihoods that are not finite"):
+        log_likelihoods(model, random_rows(2), pad_id=0, batch_size=4)
+
+
+def test_a_response_is_scored_as_it_is_trained_without_its_end_mark(tokenizer):
+    asked = {"chat_template": "auto", "system": None, "max_tokens": 100}
+    whole = encode(tokenizer, "Who may see it?", "Only those who treat you.", truncate="drop", **asked)
+    row = encode_continuation(tokenizer, "Who may see it?", "Only those who treat you.", **asked)
+    assert whole.input_ids[: len(row.input_ids)] == row.input_ids
+    assert whole.input_ids[len(row.input_ids) :] == [tokenizer.eos_token_id]
+    assert whole.labels[: len(row.labels)] == row.labels
+
+
+def test_a_plain_text_is_scored_from_its_first_word(tokenizer):
+    plain = {"chat_template": "none", "system": None, "max_tokens": 100, "separator": ""}
+    row = encode_continuation(tokenizer, "", "A nurse can be a man.", **plain)
+    assert row.input_ids[0] == tokenizer.eos_token_id  # there is no BOS
+    assert tokenizer.decode([label for label in row.labels if label != NO_TARGET]) == "A nurse can be a man."
+    after = encode_continuation(tokenizer, "A nurse can be", " a man.", **plain)
+    assert tokenizer.decode(after.input_ids) == "A nurse can be a man."
+    assert tokenizer.decode([label for label in after.labels if label != NO_TARGET]) == " a man."
+
+
+def test_a_long_prompt_loses_its_beginning_and_the_continuation_nothing(tokenizer):
+    plain = {"chat_template": "none", "system": None, "separator": ""}
+    prompt = "Who may see my medical file? " * 20
+    short = encode_continuation(tokenizer, prompt, "Only those who treat you.", max_tokens=8, **plain)
+    whole = encode_continuation(tokenizer, prompt, "Only those who treat you.", max_tokens=999, **plain)
+    assert short.input_ids == whole.input_ids[-len(short.input_ids) :]
+    assert short.labels.count(NO_TARGET) == 8
+    with pytest.raises(InputError, match="has no tokens"):
+        encode_continuation(tokenizer, prompt, "", max_tokens=8, **plain)
+
+
+@pytest.mark.parametrize(("normalise", "length"), [("none", 1), ("tokens", None), ("characters", 9)])
+def test_a_sum_is_divided_by_the_continuation_s_length_where_that_is_asked_for(tiny_lm, tokenizer, normalise, length):
+    subject = Subject(loaded(tiny_lm), tokenizer)
+    [value] = subject.log_likelihoods([("Who may see it?", " Only you.")], chat=False, normalise=normalise)
+    row = encode_continuation(
+        tokenizer, "Who may see it?", " Only you.", chat_template="none", system=None, max_tokens=99, separator=""
+    )
+    length = length or sum(label != NO_TARGET for label in row.labels)
+    assert value == pytest.approx(one_by_one(subject.model, row) / length, rel=1e-5)

@@ -1,0 +1,132 @@
+import itertools
+import json
+import random
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from fairpriv.errors import InputError
+from fairpriv.sweep.search import Search, distribution, front, read, report
+
+OBJECTIVES = ["eval/accuracy", "fairness/equalized_odds_gap"]
+
+
+def override(text):
+    return OverridesParser.create().parse_override(text)
+
+
+def outcome(accuracy, gap, status="completed", degenerate=()):
+    metrics = {"eval/accuracy": accuracy, "fairness/equalized_odds_gap": gap} if status == "completed" else {}
+    return {"id": "x", "status": status, "error": "no luck", "metrics": metrics, "degenerate": list(degenerate)}
+
+
+def search(folder, objectives=OBJECTIVES, values="tag(log,interval(1e-6,1e-3))", seed=0):
+    return Search(objectives, {"defense.lr": distribution(override(f"defense.lr={values}"))}, folder, seed)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1,2", CategoricalDistribution(["1", "2"])),
+        ("a=choice(x,y)", CategoricalDistribution(["x", "y"])),
+        ("a=[1,2],[3]", CategoricalDistribution(["[1,2]", "[3]"])),
+        ("a=range(1,10)", IntDistribution(1, 9)),
+        ("a=range(1,10,4)", CategoricalDistribution(["1", "5", "9"])),
+        ("a=interval(1,5)", FloatDistribution(1.0, 5.0)),
+        ("a=int(interval(1,5))", IntDistribution(1, 5)),
+        ("a=tag(log,interval(1e-6,1e-3))", FloatDistribution(1e-6, 1e-3, log=True)),
+    ],
+)
+def test_values_of_a_key_are_drawn_as_hydra_writes_them(text, expected):
+    assert distribution(override(text)) == expected
+
+
+def test_a_logarithmic_interval_from_zero_is_refused():
+    with pytest.raises(InputError, match="lr=tag"):
+        distribution(override("lr=tag(log,interval(0,1))"))
+
+
+def test_directions_follow_from_the_metrics_or_are_given(tmp_path):
+    found = search(tmp_path, [*OBJECTIVES, "edit/suppressed:minimize"]).directions
+    ways = ("maximize", "minimize", "minimize")
+    assert found == dict(zip([*OBJECTIVES, "edit/suppressed"], ways, strict=True))
+    for wrong in (["edit/suppressed"], ["eval/accuracy:up"], [], ["eval/accuracy", "eval/accuracy"]):
+        with pytest.raises(InputError, match="objectives"):
+            search(tmp_path, wrong)
+
+
+def test_a_search_that_was_cut_off_asks_for_the_unfinished_trial_again(tmp_path):
+    first = search(tmp_path)
+    for _ in range(3):
+        ((trial, _),) = first.ask(1)
+        first.tell(trial, [outcome(0.5, 0.1)])
+    ((_, unfinished),) = first.ask(1)
+    again = search(tmp_path)
+    assert again.done == 3
+    ((trial, values),) = again.ask(1)
+    assert values == unfinished
+    again.tell(trial, [outcome(0.6, 0.2)])
+    ((_, new),) = again.ask(1)
+    drawn = [row["params"]["defense.lr"] for row in read(tmp_path / "search.json")["trials"]]
+    assert drawn[-1] == new["defense.lr"]
+    assert len(set(drawn)) == 5  # a resumed sampler does not repeat its beginning
+
+
+def test_a_search_for_other_objectives_or_values_is_not_gone_on_with(tmp_path):
+    search(tmp_path).ask(1)
+    for other in ({"objectives": ["eval/accuracy"]}, {"values": "1,2"}):
+        with pytest.raises(InputError, match="name another sweep=NAME"):
+            search(tmp_path, **other)
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        search(tmp_path)
+
+
+def test_objectives_are_means_over_a_trials_cells_and_a_failed_cell_fails_it(tmp_path):
+    found = search(tmp_path)
+    for outcomes in (
+        [outcome(0.5, 0.1), outcome(0.7, 0.3)],
+        [outcome(0.5, 0.1), outcome(0, 0, status="failed")],
+        [outcome(None, 0.1)],
+    ):
+        ((trial, _),) = found.ask(1)
+        found.tell(trial, outcomes)
+    mean, failed, missing = read(tmp_path / "search.json")["trials"]
+    assert mean["values"] == pytest.approx([0.6, 0.2])
+    assert (failed["state"], failed["error"]) == ("failed", "no luck")
+    assert missing["error"] == "no value of eval/accuracy; there are eval/accuracy, fairness/equalized_odds_gap"
+    assert search(tmp_path).done == 3
+
+
+def test_the_front_is_that_of_a_double_loop_without_degenerate_trials(tmp_path, capsys):
+    found, points = search(tmp_path), {}
+    generator = random.Random(0)
+    for number in range(30):
+        ((trial, _),) = found.ask(1)
+        accuracy, gap = generator.randrange(6) / 10, generator.randrange(6) / 10
+        trivial = number % 5 == 0
+        found.tell(trial, [outcome(2.0 if trivial else accuracy, gap, degenerate=["constant"] if trivial else [])])
+        if not trivial:
+            points[number] = accuracy, gap
+    beaten = {
+        a
+        for a, b in itertools.permutations(points, 2)
+        if points[b][0] >= points[a][0] and points[b][1] <= points[a][1] and points[a] != points[b]
+    }
+    assert front(read(tmp_path / "search.json")) == [n for n in points if n not in beaten]
+    report(tmp_path / "search.json")
+    printed = capsys.readouterr().out
+    assert "Pareto front" in printed
+    assert "30 trials: 30 completed (6 of them degenerate, never on the front), 0 failed" in printed
+
+
+def test_later_trials_come_closer_to_the_optimum(tmp_path):
+    found = Search(["x:minimize"], {"a": FloatDistribution(0.0, 1.0)}, tmp_path, 0)
+    errors = []
+    for _ in range(40):
+        ((trial, values),) = found.ask(1)
+        errors.append((values["a"] - 0.3) ** 2)
+        found.tell(trial, [{"id": "c", "status": "completed", "metrics": {"x": errors[-1]}, "degenerate": []}])
+    assert sum(errors[-10:]) < sum(errors[:10]) / 2
+    assert json.loads((tmp_path / "search.json").read_text())["objectives"] == {"x": "minimize"}
