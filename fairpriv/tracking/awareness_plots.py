@@ -40,20 +40,19 @@ def curve_figure(table: Comparison) -> Figure | None:
     intervals, over seeds where there are several.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     metrics = [*table.headlines, *(metric for metric in table.metrics if metric == "eval/utility/perplexity")]
     keys = [key for key in table.keys if key in SWEPT]
     rows: list[tuple[str, dict[str, list[tuple[float, Group]]]]] = []
     for key in keys:
         lines: dict[str, list[tuple[float, Group]]] = {}
-        others = [k for k in table.keys if k not in (key, "dataset.name")]
-        for group in table.groups:
-            at = position(group, key)
-            if at is None or not any(metric in group.estimates for metric in metrics):
-                continue
-            told = [k for k in others if k in group.leaves and len({comparable(g, k) for g in table.groups}) > 1]
-            name = ", ".join([group.defence, *(f"{k.partition('.')[2]}={show(group.leaves[k])}" for k in told)])
-            lines.setdefault(name, []).append((at, group))
+        placed = [(position(group, key), group) for group in table.groups if group.estimates.keys() & set(metrics)]
+        drawn = [(at, group) for at, group in placed if at is not None]
+        told = [k for k in table.keys if k != key and len({comparable(group, k) for _, group in drawn}) > 1]
+        for at, group in drawn:
+            parts = [f"{k.partition('.')[2]}={show(group.leaves[k])}" for k in told if k in group.leaves]
+            lines.setdefault(", ".join([group.defence, *parts]), []).append((at, group))
         lines = {name: sorted(points, key=lambda p: p[0]) for name, points in lines.items() if len(points) > 1}
         if lines:
             rows.append((key, lines))
@@ -71,6 +70,9 @@ def curve_figure(table: Comparison) -> Figure | None:
                 _line(ax, points, metric, names.index(name), name)
             if SWEPT[key] and all(at > 0 for points in lines.values() for at, _ in points):
                 ax.set_xscale("log")
+                values = sorted({at for points in lines.values() for at, _ in points})
+                ax.set_xticks(values, [f"{value:g}" for value in values])  # powers of ten would be set as mathematics
+                ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(label(key, [group for points in lines.values() for _, group in points]))
             ax.set_ylabel(table.columns.get(metric, (metric, ""))[0])
             ax.grid(color="0.92", linewidth=0.8)

@@ -173,7 +173,10 @@ class Estimate:
         if len(values) == 1:
             lo, hi = own if None not in own else (None, None)
             return cls(mean, None, lo, hi, 1)
-        half = _t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        degrees = len(values) - 1
+        # statistics.stdev takes twenty times as long.
+        variance = math.fsum((value - mean) ** 2 for value in values) / degrees
+        half = _t_quantile(degrees) * math.sqrt(variance / len(values))
         return cls(mean, half, max(limits[0], mean - half), min(limits[1], mean + half), len(values))
 
 

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.configs import is_grid, register_schema, validate
+from fairpriv.configs import compose, is_grid, plain, register_schema, validate
 from fairpriv.sweep.progress import cells_of
 
 NONE = {"defense=none"}
@@ -57,7 +57,7 @@ def test_an_experiment_with_grids_is_a_grid():
     [
         ("defense=spin", spin()),
         ("defense=reft,none", [NONE, *TUNED[6:]]),  # grid by grid
-        ("defense=glob([*o*],exclude=[*spin,*fo*])", [NONE, *TUNED[4:6], *TUNED[2:4]]),
+        ("defense=glob([*or*,none],exclude=[*spin])", [NONE, *TUNED[4:6], *TUNED[2:4]]),
         # a key of one grid: replaced there
         ("defense.ratio=1e-3 defense.rule=released", [NONE, *TUNED, *spin(["0.001"], ["released"])]),
         ("defense=none,full dataset.dimensions=[general]", [NONE, {"defense=full", "dataset.dimensions=[general]"}]),
@@ -132,3 +132,17 @@ def test_validate_looks_into_every_grid(tmp_path, capsys):
     assert said.keys() == {f"experiment={name}" for name in wrong}
     for name, (_, reason) in wrong.items():
         assert reason in said[f"experiment={name}"]
+
+
+def test_the_study_of_rivals_holds_the_cells_of_the_study_of_attacks(grid):
+    """Which are finished already; Adult's members had 1,000 rows there, by the command line."""
+    rivals = [frozenset(cell) for cell in grid("experiment=rivals")]
+    finished = grid("experiment=distribution_inference")
+    adult = {"dataset=adult"}
+    assert {frozenset(cell | {"game.model_rows=1000"} if cell & adult else cell) for cell in finished} < set(rivals)
+    assert len(set(rivals)) == len(rivals) == 4 * 12 * 2 * 3
+
+
+def test_the_studies_of_rivals_and_of_attacks_differ_in_their_grids_alone():
+    rivals, finished = (plain(compose(CONF, [], [f"experiment={n}"])) for n in ("rivals", "distribution_inference"))
+    assert rivals == finished

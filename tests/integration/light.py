@@ -18,6 +18,14 @@ def notes(cfg) -> Path:
     return folder
 
 
+def until(true, seconds: float = 120) -> None:
+    """Wait, on cores that others may use too."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def job(cfg) -> dict[str, str | None]:
     """What it does stands in ``game.property``: to wait for another (meet, join) or a file, make noise, die."""
     what = str(cfg.game.property)
@@ -27,11 +35,9 @@ def job(cfg) -> dict[str, str | None]:
     (folder / f".{what}").write_text(json.dumps(note))
     (folder / f".{what}").rename(folder / f"{what}.began")  # whole, for those who look
     if pair := next((name for name in ("meet", "join") if what.startswith(name)), None):
-        while len(list(folder.glob(f"{pair}*.began"))) < 2:
-            time.sleep(0.02)
+        until(lambda: len(list(folder.glob(f"{pair}*.began"))) == 2)
     if what.startswith("wait"):
-        while not (folder / "go").exists():
-            time.sleep(0.02)
+        until((folder / "go").exists)
     if what == "noise":
         print("said to stdout")
         print("said to stderr", file=sys.stderr)

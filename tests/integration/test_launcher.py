@@ -1,6 +1,5 @@
 """Launchers: most tests give them a light job (light.py) in place of a cell, the others run a small sweep."""
 
-import contextlib
 import io
 import json
 import os
@@ -9,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 
 import light
 import pytest
 from hydra.errors import ConfigCompositionException
+from light import until
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import Progress, TextColumn
@@ -23,26 +22,18 @@ from rich.progress import Progress, TextColumn
 from fairpriv.cli import CONF
 from fairpriv.configs import explain
 from fairpriv.errors import InputError
+from fairpriv.sweep.lock import started
 from fairpriv.sweep.progress import SweepProgress
 from fairpriv.sweep.slots import Staff, environments
 from fairpriv.tracking.result import find_results
 
 REPOSITORY = Path(__file__).parents[2]
+WITH_LIGHT = os.pathsep.join([str(Path(light.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 SLOTS = "hydra/launcher=local_slots"
-BEGUN = 120  # seconds that a process may take to begin, on cores that others use too
-
-
-def until(true, seconds=BEGUN) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+    return started(pid) is not None
 
 
 @pytest.fixture
@@ -172,7 +163,7 @@ class Command:
 
     def __init__(self, folder: Path, *command: str) -> None:
         self.err = folder / "err"
-        environment = {**os.environ, "PYTHONPATH": str(Path(light.__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": WITH_LIGHT}
         with self.err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -358,7 +349,7 @@ def slurm(tmp_path, monkeypatch):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", str(Path(light.__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", WITH_LIGHT)
     return folder
 
 

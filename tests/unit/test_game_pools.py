@@ -1,7 +1,9 @@
 """Dealing and playing the game with pools: who is trained on what, and what is counted."""
 
 import functools
+import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import lightning
 import pytest
@@ -11,16 +13,18 @@ from scipy import stats
 from fairpriv.attacks.attack import AttackGame, AttackResult, Query
 from fairpriv.attacks.kl import KL
 from fairpriv.attacks.loss_test import LossTest
-from fairpriv.attacks.pools import Split, deal, own_pool, play, refuse_overlap, welch_interval
+from fairpriv.attacks.pools import Played, Split, deal, own_pool, play, refuse_overlap, welch_interval
 from fairpriv.data.game import GameDataModule, Rows
 from fairpriv.defenses.defense import Victim
 from fairpriv.defenses.fair_finetune import FairFineTuning
+from fairpriv.defenses.threshold_optimizer import ThresholdOptimizer
 from fairpriv.defenses.undefended import Undefended
-from fairpriv.distribution_inference import DistributionInference
+from fairpriv.distribution_inference import DistributionInference, record
 from fairpriv.errors import InputError
 from fairpriv.modules.classifier import fit
 from fairpriv.modules.pool import Pool, fit_pool
 from fairpriv.schema import GameConfig
+from fairpriv.tracking.result import Result
 
 TRAINING = {"epochs": 30, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
 FIT = functools.partial(fit_pool, hidden=[4])
@@ -100,6 +104,39 @@ def test_shadows_pass_through_the_defence_only_where_the_adversary_is_adaptive(d
     finally:
         data.game.adaptive = False
     assert seen == [8, 8, 12]
+
+
+class Coins:
+    """Members that answer 1 with a chance of their own, whatever they are asked."""
+
+    randomized = True
+    diverged: ClassVar[list[int]] = []
+
+    def __init__(self, chances):
+        self.chances = torch.as_tensor(chances)
+
+    def __len__(self):
+        return len(self.chances)
+
+    def __getitem__(self, index):
+        return Coins(self.chances[index])
+
+    def predict_proba(self, X):
+        return self.chances[:, None].expand(-1, len(X))
+
+
+def test_answers_of_randomised_victims_are_drawn_and_attacks_are_told_their_chances(data):
+    chances = [0.0, 0.3, 0.3, 0.5, 0.7, 0.9, 1.0, 0.001]
+    split = deal(data, lambda owner: Coins(chances), FIT, TRAINING, shadows=False)
+    test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
+    positive = float(torch.cat([rows.y for rows in test]).double().mean())
+    rows = sum(len(part.y) for part in test)
+    for chance, accuracy, constant in zip(chances, split.accuracy, split.constant, strict=True):
+        expected = chance * positive + (1 - chance) * (1 - positive)
+        assert float(accuracy) == pytest.approx(expected, abs=4 * (chance * (1 - chance) / rows) ** 0.5 + 1e-9)
+        assert bool(constant) == (chance in (0.0, 1.0, 0.001))
+    assert float(split.accuracy[1]) != float(split.accuracy[2])  # each draws its own
+    assert torch.equal(split.game.victim_probs[:, 0], torch.tensor(chances))
 
 
 def test_too_few_rows_say_how_many_are_missing(data):
@@ -234,3 +271,32 @@ def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(model, ga
     DistributionInference(config | {"attack": {}}, dataset, defense)
     with pytest.raises(InputError, match=message):
         DistributionInference(config | {"attack": {"kl": {}}}, dataset, defense)
+
+
+WHITE_BOX = {"meta_classifier": {"_target_": "fairpriv.attacks.meta_classifier.MetaClassifier"}}
+BLACK_BOX = {"kl": {"_target_": "fairpriv.attacks.kl.KL"}}
+
+
+def behind_thresholds(attack) -> DistributionInference:
+    config = {
+        "model": {"_target_": "fairpriv.modules.classifier.MLP", "name": "mlp", "dropout": 0.0},
+        "game": {"victims": 64, "repeats": 1},
+        "attack": attack,
+    }
+    return DistributionInference(config, SimpleNamespace(name="people"), ThresholdOptimizer())
+
+
+def test_attacks_on_weights_are_left_out_where_a_defence_leaves_no_single_network_and_the_result_says_so(tmp_path):
+    attacks, omitted = behind_thresholds(BLACK_BOX | WHITE_BOX)._attacks()
+    assert [attack.name for attack in attacks] == ["kl"]
+    result = Result("id", "completed", {}, {})
+    record(result, Played({"attack/kl/accuracy": 0.5}, {}, [], []), omitted, tmp_path)
+    told = json.loads((tmp_path / result.artifacts["attacks"]).read_text())["omitted"]
+    assert told == {"meta_classifier": "reads the weights of one network, which threshold_optimizer does not leave"}
+
+
+def test_a_game_of_attacks_on_weights_alone_is_refused_before_anything_is_trained():
+    with pytest.raises(
+        InputError, match=r"attack=\[meta_classifier\] reads the weights .* defense=threshold_optimizer"
+    ):
+        behind_thresholds(WHITE_BOX)

@@ -1,0 +1,471 @@
+"""The defences of others: against fairlearn itself, against counts, and one model against a pool's member."""
+
+import dataclasses
+import functools
+import threading
+import time
+from dataclasses import dataclass
+
+import fairlearn.reductions
+import lightning
+import numpy as np
+import pytest
+import torch
+from fairlearn.adversarial import AdversarialFairnessClassifier
+from fairlearn.postprocessing import ThresholdOptimizer as FairlearnsOptimizer
+from sklearn.linear_model import LogisticRegression
+
+from fairpriv.attacks.attack import AttackGame, Query
+from fairpriv.attacks.kl import KL
+from fairpriv.attacks.meta_classifier import MetaClassifier
+from fairpriv.data.batches import StratifiedBatches
+from fairpriv.data.game import Rows
+from fairpriv.defenses.adversarial_debiasing import AdversarialDebiasing, Score
+from fairpriv.defenses.defense import PoolOwner, Victim
+from fairpriv.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
+from fairpriv.defenses.fair_finetune import FairFineTuning
+from fairpriv.defenses.fine_tuning import FineTuning
+from fairpriv.defenses.reweighting import Reweighting
+from fairpriv.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gap
+from fairpriv.modules.classifier import MLP, Classifier, fit, predict, scores
+from fairpriv.modules.pool import Pool, fit_pool, member_seed
+
+SHORT = {"epochs": 3, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
+ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)
+FIT = functools.partial(fit_pool, hidden=[8], accelerator="cpu")
+TRAINER = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+
+
+def world_rows(group: int, n: int, seed: int) -> Rows:
+    """One group's rows: labels that x0 follows loosely, and x1 that tells the group."""
+    g = torch.Generator().manual_seed(seed)
+    s = torch.full((n,), group)
+    y = (torch.rand(n, generator=g) < (0.7 if group else 0.3)).long()
+    X = torch.stack([y + torch.randn(n, generator=g), s + 0.1 * torch.randn(n, generator=g)], 1)
+    return Rows(X.float(), y, s, torch.arange(n) + 10_000 * group)
+
+
+ASKED = world_rows(0, 200, 11) + world_rows(1, 200, 12)
+
+
+@dataclass
+class PureGroups:
+    """A game with pure groups, as much of it as a defence sees."""
+
+    label_names: tuple[str, ...] = ("no", "yes")
+
+    def part(self, name: str, world: int) -> Rows:
+        return world_rows(world, 400, seed=world + 10 * (name == "validation"))
+
+
+@functools.cache
+def base_pool() -> Pool:
+    rows = world_rows(0, 400, 0)
+    return FIT([(rows.X, rows.y)], epochs=10, batch_size=64, lr=0.03, seed=0)
+
+
+def fresh() -> MLP:
+    torch.manual_seed(0)
+    return MLP(2, 2, hidden=[8])
+
+
+def victim(data=None) -> Victim:
+    return Victim(
+        data or PureGroups(),
+        world=0,
+        seed=0,
+        base=lambda: base_pool().member(0),
+        fresh=fresh,
+        fit=functools.partial(fit, trainer=TRAINER),
+    )
+
+
+def owner(count: int = 2) -> PoolOwner:
+    training = {"epochs": 3, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
+    held_out = world_rows(0, 50, 7) + world_rows(1, 50, 8)
+    return PoolOwner((world_rows(0, 300, 1), world_rows(1, 300, 2)), 0.5, count, held_out, 5, FIT, training)
+
+
+def rates(chance, rows: Rows) -> np.ndarray:
+    """Mean chance of the answer 1 by label and group, cell by cell."""
+    groups = sorted(set(rows.s.tolist()))
+    return np.array([[float(chance[(rows.y == y) & (rows.s == s)].double().mean()) for s in groups] for y in (0, 1)])
+
+
+# Re-weighting
+
+
+def uneven() -> Rows:
+    """Every label in every group, in counts that say nothing to one another."""
+    counts = {(0, 0): 60, (1, 0): 7, (0, 1): 20, (1, 1): 33, (0, 2): 5, (1, 2): 25}
+    y, s = (torch.tensor([cell[k] for cell, n in counts.items() for _ in range(n)]) for k in (0, 1))
+    g = torch.Generator().manual_seed(0)
+    return Rows(torch.randn(len(y), 2, generator=g), y, s, torch.arange(len(y)))
+
+
+def test_weights_are_those_under_which_label_and_group_are_independent():
+    rows = uneven()
+    weights = Reweighting().weights(rows).tolist()
+    n, y, s = len(rows.y), rows.y.tolist(), rows.s.tolist()
+    for i in range(n):
+        joint = sum(y[j] == y[i] and s[j] == s[i] for j in range(n))
+        assert weights[i] == pytest.approx(y.count(y[i]) * s.count(s[i]) / (n * joint))
+    for label in (0, 1):
+        for group in (0, 1, 2):
+            mass = sum(w for w, a, b in zip(weights, y, s, strict=True) if (a, b) == (label, group)) / n
+            assert mass == pytest.approx(y.count(label) / n * s.count(group) / n)
+
+
+def test_a_label_that_a_group_lacks_weighs_nothing():
+    rows = uneven()
+    rows = rows.take(((rows.y == 1) | (rows.s != 2)).nonzero().flatten())
+    assert torch.isfinite(Reweighting().weights(rows)).all()
+
+
+def test_batches_estimate_a_weighted_mean_without_bias():
+    rows, g = uneven(), torch.Generator().manual_seed(1)
+    loss, weights = torch.rand(len(rows.y), generator=g), torch.rand(len(rows.y), generator=g)
+    numbered = Rows(torch.arange(len(rows.y))[:, None].float(), rows.y, rows.s, rows.index)
+    means = [
+        float((w * loss[X[:, 0].long()]).mean()) for X, _, _, w in StratifiedBatches(numbered, 40, 2000, 0, weights)
+    ]
+    expected, error = float((weights * loss).mean()), np.std(means) / np.sqrt(len(means))
+    assert np.mean(means) == pytest.approx(expected, abs=4 * error)
+    assert StratifiedBatches(rows, 40, 1, 0, weights).content != StratifiedBatches(rows, 40, 1, 0).content
+
+
+@pytest.mark.parametrize("batch_size", [40, 1000], ids=["batches", "whole"])
+def test_a_weighted_member_is_the_model_that_the_single_path_trains(batch_size):
+    data = [uneven(), world_rows(0, 30, 0) + world_rows(1, 50, 1)]
+    weights = [Reweighting().weights(rows) for rows in data]
+    how = {"epochs": 2, "lr": 0.03, "batch_size": batch_size, "steps_per_epoch": 3, "seed": 4}
+    pool = FIT([(rows.X, rows.y, rows.s, w) for rows, w in zip(data, weights, strict=True)], **how)
+    for i, (rows, w) in enumerate(zip(data, weights, strict=True)):
+        torch.manual_seed(member_seed(4, i))
+        module = Classifier(MLP(2, 2, hidden=[8]), classes=2, lr=0.03, weight_decay=0.0)
+        fit(
+            module,
+            StratifiedBatches(rows, batch_size, 3, member_seed(4, i), w),
+            epochs=2,
+            trainer=TRAINER,
+            validation=rows,
+        )
+        for ours, theirs in zip(pool.member(i).parameters(), module.net.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_weights_change_the_arm_of_fine_tuning_and_nothing_else_does():
+    plain, weighted = (defense.defend(victim()).net for defense in (ARM, Reweighting(rehearsal=0.5, **SHORT)))
+    assert (scores(plain, ASKED.X) - scores(weighted, ASKED.X)).abs().max() > 0.01
+
+    class Unweighted(Reweighting):
+        def weights(self, rows):
+            return torch.ones(len(rows.y))
+
+    same = Unweighted(rehearsal=0.5, **SHORT).defend(victim()).net
+    assert torch.allclose(scores(plain, ASKED.X), scores(same, ASKED.X), atol=1e-6)
+
+
+# fairlearn's ThresholdOptimizer
+
+
+def scored(groups: int = 3, n: int = 500) -> tuple[torch.Tensor, Rows]:
+    g = torch.Generator().manual_seed(2)
+    s = torch.randint(0, groups, (n,), generator=g)
+    y = (torch.rand(n, generator=g) < 0.3 + 0.2 * s / groups).long()
+    score = (torch.randn(n, generator=g) + y + 0.5 * s).sigmoid()
+    return score, Rows(score[:, None], y, s, torch.arange(n))
+
+
+@pytest.mark.parametrize("constraints", ["equalized_odds", "demographic_parity"])
+def test_chances_are_those_that_fairlearn_draws_by(constraints):
+    score, rows = scored()
+    rules = ThresholdOptimizer(constraints=constraints)._rules(score, rows)
+    theirs = FairlearnsOptimizer(
+        estimator=Scores(), constraints=constraints, prefit=True, predict_method="predict_proba"
+    ).fit(score.double().numpy()[:, None], rows.y.numpy(), sensitive_features=rows.s.numpy())
+    asked, groups = torch.linspace(0, 1, 301).repeat(3), torch.arange(3).repeat_interleave(301)
+    expected = theirs._pmf_predict(asked.double().numpy()[:, None], sensitive_features=groups.numpy())[:, 1]
+    assert np.allclose(chances(rules, asked, groups), expected, atol=1e-6)
+    assert ((expected > 0) & (expected < 1)).any()  # some answers are drawn
+
+
+def test_thresholds_equalise_the_odds_of_the_rows_that_they_are_fitted_to():
+    score, rows = scored()
+    before = rates(score > 0.5, rows)
+    after = rates(chances(ThresholdOptimizer()._rules(score, rows), score, rows.s), rows)
+    assert np.ptp(before, axis=1).max() > 0.1
+    assert np.ptp(after, axis=1).max() < 0.01
+
+
+def test_one_model_behind_thresholds_answers_by_its_score_and_group():
+    defense = ThresholdOptimizer()
+    defended = defense.defend(victim())
+    assert defended.net is None
+    rows = victim().tuning_rows(0.5)
+    assert sorted(rows.s.unique().tolist()) == [0, 1]
+    model = base_pool().member(0)
+    chance = chances(defense._rules(scores(model, rows.X), rows), scores(model, ASKED.X), ASKED.s)
+    drawn = torch.stack([defended.predict(ASKED) for _ in range(300)]).double().mean(0)
+    assert (drawn - chance).abs().max() < 4.5 * 0.5 / np.sqrt(300)
+    assert (drawn - chance).abs()[(chance == 0) | (chance == 1)].max() == 0
+
+
+def test_a_pools_members_have_thresholds_of_their_own():
+    defense, holder = ThresholdOptimizer(), owner()
+    pool = defense.defend_pool(holder)
+    probs = pool.predict_proba(ASKED.X, ASKED.s)
+    for i, rows in enumerate(holder.tuning_samples(0.5)):
+        model = holder.base().member(i)
+        rules = defense._rules(scores(model, rows.X), rows)
+        assert torch.allclose(probs[i], chances(rules, scores(model, ASKED.X), ASKED.s), atol=1e-6)
+    assert torch.equal(pool[[3, 1]].predict_proba(ASKED.X, ASKED.s), probs[[3, 1]])
+    assert len(pool) == 4
+
+
+def test_attacks_tell_models_behind_thresholds_the_group():
+    pool = ThresholdOptimizer().defend_pool(owner())
+    query = Query(ASKED.X, ASKED.y, ASKED.s, ASKED.s)
+    game = AttackGame(pool, (pool[[0, 1]], pool[[2, 3]]), query, 0, torch.tensor([0, 0, 1, 1]))
+    assert torch.equal(game.victim_probs, pool.predict_proba(ASKED.X, ASKED.s))
+    assert len(KL().run(game).scores) == 4
+    with pytest.raises(InputError, match=r"attack meta_classifier reads weights .*: Thresholded has none"):
+        MetaClassifier().run(game)
+
+
+def test_a_group_that_was_not_there_has_no_thresholds():
+    score, rows = scored(groups=2)
+    with pytest.raises(InputError, match="group number 2 has no thresholds"):
+        chances(ThresholdOptimizer()._rules(score, rows), score, torch.full_like(rows.s, 2))
+
+
+def test_a_group_with_one_label_is_refused():
+    score, rows = scored()
+    rows.y[rows.s == 1] = 0
+    with pytest.raises(InputError, match=r"defense=threshold_optimizer: .*1"):
+        ThresholdOptimizer()._rules(score, rows)
+
+
+@pytest.mark.parametrize(
+    "estimator", [ThresholdOptimizer(), FineTuning("lora", None, 1, 1, 1, 1e-4)], ids=["randomised", "language model"]
+)
+def test_thresholds_need_the_scores_of_one_network(estimator):
+    with pytest.raises(InputError, match=rf"defense\.estimator={estimator.name} leaves no single classifier"):
+        ThresholdOptimizer(estimator=estimator)
+
+
+# fairlearn's ExponentiatedGradient
+
+
+fairlearns_pandas = pytest.mark.filterwarnings("ignore:Setting a")
+
+
+@fairlearns_pandas
+@pytest.mark.parametrize("constraints", ["equalized_odds", "demographic_parity"])
+def test_the_reduction_is_fairlearns(constraints):
+    """With logistic regression in place of networks, against fairlearn's own use of it."""
+    _, rows = scored()
+    X = torch.cat([rows.X, rows.s[:, None].float()], 1).numpy()
+
+    def train(y, weights):
+        model = LogisticRegression().fit(X, y.numpy(), sample_weight=weights.numpy())
+        return model, torch.from_numpy(model.predict(X))
+
+    mixture, _ = ExponentiatedGradient(constraints=constraints, max_iter=4)._reduce(rows, train)
+    moment = {"equalized_odds": fairlearn.reductions.EqualizedOdds}.get(
+        constraints, fairlearn.reductions.DemographicParity
+    )
+    theirs = fairlearn.reductions.ExponentiatedGradient(LogisticRegression(), moment(), max_iter=4)
+    theirs.fit(X, rows.y.numpy(), sensitive_features=rows.s.numpy())
+    votes = [
+        chance * (np.full(len(X), model) if isinstance(model, int) else model.predict(X)) for model, chance in mixture
+    ]
+    assert np.allclose(sum(votes), theirs._pmf_predict(X)[:, 1], atol=1e-6)
+    assert len(mixture) > 1
+
+
+def test_a_mixture_of_networks_is_fairer_than_the_arm_that_it_is_made_of():
+    rows = victim().tuning_rows(0.5)
+    plain = ARM.defend(victim()).net
+    defended = ExponentiatedGradient(estimator=ARM, max_iter=4).defend(victim())
+    assert defended.metrics["defense/networks"] > 1
+    assert defended.metrics["defense/fits"] >= 4
+    drawn = torch.stack([defended.predict(rows) for _ in range(50)]).double().mean(0)
+    assert np.ptp(rates(drawn, rows), axis=1).max() < np.ptp(rates(predict(plain, rows.X), rows), axis=1).max() - 0.1
+
+
+@fairlearns_pandas
+def test_a_pools_members_are_reduced_as_each_would_be_alone():
+    arm = dataclasses.replace(ARM, epochs=1)
+    defense = ExponentiatedGradient(estimator=arm, max_iter=2)
+    holder = owner(1)
+    all_at_once = defense.defend_pool(holder).predict_proba(ASKED.X)
+    start, samples = holder.base(), holder.tuning_samples(0.5)
+    for i in (0, 1):
+
+        def train(y, weights, i=i):
+            data = [(samples[i].X, y, samples[i].s, weights)]
+            pool = arm.tune_pool(holder, data, start[[i]], numbers=[i])
+            return pool, (pool.predict_proba(samples[i].X)[0] > 0.5).long()
+
+        mixture, _ = defense._reduce(samples[i], train)
+        alone = sum(chance * (net.predict_proba(ASKED.X)[0] > 0.5).double() for net, chance in mixture)
+        assert torch.allclose(all_at_once[i].double(), alone, atol=1e-6)
+
+
+def test_a_mixture_is_the_weighted_vote_of_its_networks_and_constants():
+    nets = [Pool.of([fresh()]), base_pool()]
+    mixtures = Mixtures.of([[(nets[0], 0.25), (1, 0.75)], [(nets[1], 1.0)], [(0, 0.5), (nets[0], 0.5)]])
+    votes = [(net.predict_proba(ASKED.X)[0] > 0.5).float() for net in nets]
+    expected = torch.stack([0.25 * votes[0] + 0.75, votes[1], 0.5 * votes[0]])
+    assert torch.allclose(mixtures.predict_proba(ASKED.X), expected)
+    assert torch.allclose(mixtures[[2, 0]].predict_proba(ASKED.X), expected[[2, 0]])
+    assert len(mixtures[[2, 0]].networks) == 4
+    assert mixtures.diverged == []
+
+
+def test_a_mixture_with_a_network_that_broke_off_has_diverged():
+    broken = Pool(base_pool().weights, [0])
+    assert Mixtures.of([[(base_pool(), 1.0)], [(base_pool(), 0.5), (broken, 0.5)]]).diverged == [1]
+
+
+def test_what_is_asked_at_the_same_time_is_trained_together():
+    """Three algorithms that ask 1, 2 and 3 times: whoever is not done takes part in each round."""
+    rounds = []
+
+    def work(number, ask):
+        time.sleep(0.01 * (2 - number))  # the first is the slowest
+        return [ask(torch.tensor(number), torch.tensor(i)) for i in range(number + 1)]
+
+    def train(asked):
+        rounds.append((sorted(asked), threading.current_thread() is threading.main_thread()))
+        return {number: (int(y), int(w)) for number, (y, w) in asked.items()}
+
+    assert together(3, work, train) == [[(n, i) for i in range(n + 1)] for n in range(3)]
+    assert rounds == [([0, 1, 2], True), ([1, 2], True), ([2], True)]
+
+
+@pytest.mark.parametrize("where", ["work", "train"])
+def test_an_error_among_them_ends_all(where):
+    def work(number, ask):
+        if where == "work" and number == 1:
+            raise InputError("member 1 is wrong")
+        return ask(torch.tensor(0), torch.tensor(0))
+
+    def train(asked):
+        if where == "train":
+            raise InputError("member 1 is wrong")
+        return dict.fromkeys(asked, 0)
+
+    with pytest.raises(InputError, match="member 1 is wrong"):
+        together(3, work, train)
+
+
+@pytest.mark.parametrize("estimator", [FairFineTuning(grid=[1.0]), Reweighting()], ids=lambda arm: arm.name)
+def test_a_reduction_trains_arms_with_lambda_zero(estimator):
+    with pytest.raises(InputError, match=rf"defense\.estimator={estimator.name}: its fits are weighted ones"):
+        ExponentiatedGradient(estimator=estimator)
+
+
+# fairlearn's adversarial debiasing
+
+
+def test_debiasing_is_fairlearns_where_a_batch_is_the_whole_data():
+    rows = victim().tuning_rows(0.5)
+    defense = AdversarialDebiasing(epochs=4, batch_size=10_000, alpha=0.7, adversary=[4])
+    ours = defense.defend(victim()).net
+    theirs = base_pool().member(0)
+    classifier = AdversarialFairnessClassifier(
+        backend="torch",
+        predictor_model=Score(theirs),
+        adversary_model=[4, "relu"],
+        predictor_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.0001),
+        learning_rate=0.003,
+        constraints="equalized_odds",
+        alpha=0.7,
+        epochs=5,  # the first step is ours, too
+        batch_size=-1,
+        random_state=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        classifier.fit(rows.X.numpy(), rows.y.numpy(), sensitive_features=rows.s.numpy())
+    for a, b, before in zip(ours.parameters(), theirs.parameters(), base_pool().member(0).parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+        assert not torch.equal(a, before)
+
+
+def test_debiasing_lowers_the_gap():
+    rows = victim().tuning_rows(1.0)
+
+    def gap(alpha):
+        how = {"adversary": [4], "adversary_lr": 0.01, "epochs": 20, "batch_size": 100, "lr": 0.01}
+        defense = AdversarialDebiasing(rehearsal=1.0, alpha=alpha, **how)
+        return float(equalized_odds_gap(predict(defense.defend(victim()).net, rows.X), rows.y, rows.s))
+
+    assert gap(1.0) < gap(0.0) - 0.1
+
+
+@pytest.mark.parametrize("start", ["base", "scratch"])
+def test_a_pools_members_are_debiased_as_each_would_be_alone(start):
+    defense, holder = AdversarialDebiasing(start=start, epochs=2, batch_size=50), owner()
+    before = torch.random.get_rng_state()
+    pool = defense.defend_pool(holder)
+    assert torch.equal(torch.random.get_rng_state(), before)  # fairlearn seeds it
+    for i, rows in enumerate(holder.tuning_samples(0.5)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(member_seed(holder.seed, i))
+            net = holder.base().member(i) if start == "base" else MLP(2, 2, hidden=[8])
+        defense._tune(net, rows, member_seed(holder.seed, i))
+        assert torch.allclose(pool.predict_proba(ASKED.X)[i], scores(net, ASKED.X), atol=1e-6)
+
+
+def test_a_member_that_diverges_is_reported_and_stays_as_it_was():
+    defense, holder = AdversarialDebiasing(epochs=2, batch_size=50, lr=1e30), owner(1)
+    pool = defense.defend_pool(holder)
+    assert pool.diverged == [0, 1]
+    assert torch.equal(pool.predict_proba(ASKED.X), holder.base().predict_proba(ASKED.X))
+
+
+# All of them
+
+RIVALS = [ThresholdOptimizer(), ExponentiatedGradient(estimator=ARM, max_iter=2), AdversarialDebiasing(epochs=1)]
+each_of_fairlearns = pytest.mark.parametrize("defense", RIVALS, ids=lambda defense: defense.name)
+
+
+@each_of_fairlearns
+def test_more_than_two_labels_are_refused(defense):
+    with pytest.raises(InputError, match=f"defense={defense.name} takes two labels .* the target has 3"):
+        defense.defend(victim(PureGroups(("no", "perhaps", "yes"))))
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        ThresholdOptimizer(rehearsal=0.0),
+        ExponentiatedGradient(estimator=FairFineTuning(name="fine_tune", penalty=0.0, rehearsal=0.0, **SHORT)),
+        AdversarialDebiasing(rehearsal=0.0),
+    ],
+    ids=lambda defense: defense.name,
+)
+def test_one_group_alone_is_refused(defense):
+    with pytest.raises(InputError, match=r"rehearsal=0\.0 leaves one group in every batch, so equalized_odds"):
+        defense.defend(victim())
+
+
+@pytest.mark.parametrize(
+    ("defense", "arguments", "message"),
+    [
+        (ThresholdOptimizer, {"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share"),
+        (AdversarialDebiasing, {"rehearsal": -1.0}, r"defense\.rehearsal=-1\.0: must be a share"),
+        (AdversarialDebiasing, {"alpha": -1.0}, r"defense\.alpha=-1\.0"),
+        (AdversarialDebiasing, {"lr": 0.0}, r"lr=0\.0"),
+        (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
+        (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(defense, arguments, message):
+    more = {"estimator": ARM} if defense is ExponentiatedGradient else {}
+    with pytest.raises(InputError, match=message):
+        defense(**more, **arguments)
