@@ -235,7 +235,7 @@ class Dependence:
             before = hidden_states(model, rows, distinct, batch_size=batch_size)
         finally:
             edit.apply(model)
-        rounding = 16 * torch.finfo(next(model.parameters()).dtype).eps
+        rounding = 4 * torch.finfo(next(model.parameters()).dtype).eps
         states = [{weight: _scaled(state, rounding) for weight, state in seen.items()} for seen in (before, after)]
         metrics: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}

@@ -43,7 +43,7 @@ class ExponentiatedGradient:
         constraints: what is to be equal in all groups.
         difference_bound: by how much it may differ.
         eps: 1 / eps bounds the sum of the constraints' multipliers.
-        max_iter: iterations; each takes two or three fits, and more as it converges.
+        max_iter: iterations, of about three fits each.
     """
 
     name: str = "exponentiated_gradient"
@@ -51,7 +51,7 @@ class ExponentiatedGradient:
     constraints: Literal["equalized_odds", "demographic_parity"] = "equalized_odds"
     difference_bound: float = 0.01
     eps: float = 0.01
-    max_iter: int = 10
+    max_iter: int = 5
 
     one_network: ClassVar[bool] = False
 

@@ -112,9 +112,7 @@ class Spin:
         if processes.rank() == 0:
             edit.save(path)
         edit.apply(before.model)
-        return Tuned(
-            before.model, before.metrics | metrics, before.degenerate + degenerate, edit, self._narrowed(tops)
-        )
+        return Tuned(before.model, before.metrics | metrics, before.degenerate + degenerate, edit, self._narrowed(tops))
 
     def edit(
         self,

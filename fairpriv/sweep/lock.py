@@ -67,7 +67,9 @@ class HeldError(BlockingIOError):
 
 @contextlib.contextmanager
 def lock(path: Path, task: str = "") -> Iterator[None]:
-    """Hold the lock at ``path`` for the block; its folder is made. A process may take again what it holds.
+    """Hold the lock at ``path`` for the block. A process may take again what it holds.
+
+    Its folder is made, and removed if nothing else has come into it.
 
     Where the file system has no locks of its own, two processes that find a dead one's lock in the same millisecond
     may both take it.
@@ -77,7 +79,6 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
         OSError: the file cannot be written.
     """
     me = Owner.this_process(task)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(path) as file:
         if (owner := _owner(file)) and not owner.same_process(me) and owner.alive(os.fstat(file.fileno()).st_mtime):
             raise HeldError(path, owner)
@@ -92,6 +93,7 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
         with contextlib.suppress(OSError), _exclusive(path) as file:
             if (owner := _owner(file)) is None or owner.same_process(me):  # else taken for dead, and succeeded
                 path.unlink()
+                path.parent.rmdir()
 
 
 def holder(path: Path) -> Owner | None:
@@ -108,7 +110,12 @@ def holder(path: Path) -> Owner | None:
 def _exclusive(path: Path) -> Iterator[IO[str]]:
     """The file at ``path``, made if need be, while no other process reads or writes it in here."""
     while True:
-        with path.open("a+") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:  # the folder is removed meanwhile
+            continue
+        with file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:

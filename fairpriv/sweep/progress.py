@@ -68,6 +68,8 @@ class SweepProgress(Callback):
         if cells := cells_of(config):
             self.total = len(cells)
             self.common = frozenset.intersection(*cells) if len(cells) > 1 else frozenset()
+        else:
+            self.common = frozenset(config.hydra.overrides.task)
         with contextlib.suppress(OSError):  # which Hydra meets next, and raises
             self.listing = Listing(self.folder, self.total)
         self.launcher = config.hydra.runtime.choices["hydra/launcher"]

@@ -505,7 +505,7 @@ def _brief(value: float | None) -> float | None:
 
 def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[str]]:
     """Write the pictures; returns the SVG of those that the report holds, by title, and what was too much to draw."""
-    if not table.panels:
+    if not table.metrics:
         return {}, []
     import matplotlib
 
@@ -517,6 +517,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
 
     figures: dict[str, str] = {}
     undrawn: list[str] = []
+    stale = {"tradeoff"}
     more = {
         "Awareness curves": ("curves", curve_figure),
         "Trade-off matrix": ("trade_off_matrix", matrix_figure),
@@ -528,11 +529,12 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         "Gap and bound": ("bound", bound_figure),
         "Attacks as the worlds part": ("advantage", advantage_figure),
     }
+    stale |= {name for name, _ in more.values()}
     if len(table.groups) > _DRAWN_GROUPS:
-        undrawn.append(f"no other plots of {len(table.groups)} groups: choose up to {_DRAWN_GROUPS} with --where")
+        undrawn.append(f"no further plots of {len(table.groups)} rows: choose up to {_DRAWN_GROUPS} with --where")
         more = {}
     settings = dict([*table.settings.items()][:_DRAWN_SETTINGS])
-    if len(settings) < len(table.settings):
+    if table.panels and len(settings) < len(table.settings):
         undrawn.append(f"plots/tradeoff holds {len(settings)} of {len(table.settings)} settings: choose with --where")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
@@ -540,7 +542,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
         matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
         matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
-        drawn = {"": ("tradeoff", tradeoff_figure(table, settings))}
+        drawn = {"": ("tradeoff", tradeoff_figure(table, settings))} if table.panels else {}
         drawn |= {title: (name, figure) for title, (name, draw) in more.items() if (figure := draw(table)) is not None}
         for title, (name, figure) in drawn.items():
             svg, png = io.BytesIO(), io.BytesIO()
@@ -550,6 +552,9 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
             write_whole(folder / f"{name}.png", png.getvalue())
             if title:
                 figures[title] = svg.getvalue().decode()
+    for name in stale - {name for name, _ in drawn.values()}:  # of an earlier comparison
+        for suffix in ("svg", "png"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     return figures, undrawn
 
 

@@ -563,7 +563,13 @@ def _varying_keys(groups: Sequence[Group]) -> list[str]:
         # The game is the question asked: rows of different games are never shown as if they were of one.
         return section == "game" or not (follows(key, DATASET) or follows(key, DEFENCE))
 
-    return [key for key in sorted(names) if needed(key)]
+    # Of the many keys of a part that some rows have and others have not, one is enough.
+    kept: dict[tuple[Any, ...], str] = {}
+    for key in sorted(filter(needed, names), key=lambda key: (key.endswith("_target_"), key)):
+        number: dict[str, int] = {}
+        partition = tuple(number.setdefault(value, len(number)) for value in seen[key])
+        kept.setdefault((*key.split(".")[:2], partition), key)
+    return sorted(kept.values())
 
 
 def _order(group: Group, defences: Sequence[str], place: Sequence[str]) -> list[tuple[int, float, str]]:

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.configs import compose, is_grid, plain, register_schema, validate
+from fairpriv.configs import compose, groups, is_grid, plain, register_schema, validate
 from fairpriv.sweep.progress import cells_of
 
 NONE = {"defense=none"}
@@ -117,7 +117,7 @@ def test_a_grid_without_cells_is_refused(words, tmp_path, capsys):
     assert line.startswith("fairpriv: the grid has no cells")
 
 
-def test_validate_looks_into_every_grid(tmp_path, capsys):
+def test_validate_looks_into_every_grid(tmp_path, capsys, monkeypatch):
     (tmp_path / "experiment").mkdir()
     wrong = {
         "option": ("defense: none,nnone", "hydra.sweeper.grids[1].defense: there is no defense=nnone"),
@@ -127,6 +127,8 @@ def test_validate_looks_into_every_grid(tmp_path, capsys):
         (tmp_path / "experiment" / f"{name}.yaml").write_text(
             f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    grids:\n      - seed: 0\n      - {grid}\n"
         )
+    few = {"experiment": groups([tmp_path])["experiment"], "defense": {"none": CONF / "defense" / "none.yaml"}}
+    monkeypatch.setattr("fairpriv.configs.groups", lambda folders: few)  # all take ten seconds
     assert validate(CONF, [tmp_path], deep=False) == 2
     said = {line.split(": ", 2)[1]: line for line in capsys.readouterr().err.splitlines()}
     assert said.keys() == {f"experiment={name}" for name in wrong}

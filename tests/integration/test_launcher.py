@@ -381,7 +381,7 @@ def test_slurm_gets_one_array_of_jobs_of_which_one_is_lost(fairpriv, monkeypatch
 def test_a_sweep_through_submitit_goes_on_by_another_launcher(fairpriv, small, tmp_path):
     ended = fairpriv("-m", *small, "defense=fine_tune", "hydra/launcher=submitit_local")
     assert ended.status == 0
-    assert ended.err.splitlines()[1:] == ["[  1/1] defense=fine_tune: completed"]
+    assert ended.err.splitlines()[-1].endswith(" defense=fine_tune: completed")
     assert re.search(r"people +fine_tune +0\.\d{3}", ended.out)
     ended = fairpriv("-m", *small, "defense=fine_tune,none")
     assert ended.status == 0

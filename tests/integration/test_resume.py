@@ -60,7 +60,7 @@ def sweep(words: list[str], folder: Path, die_at: int | None) -> None:
         return changes == die_at
 
     def note(event: str, args: tuple) -> None:
-        if event not in CHANGES or (event == "open" and (not args[2] & WRITING or Path(args[0]).is_dir())):
+        if event not in CHANGES or (event == "open" and (not args[2] & WRITING or Path(str(args[0])).is_dir())):
             return
         if dies():
             os.kill(os.getpid(), signal.SIGKILL)

@@ -210,9 +210,14 @@ def test_the_study_in_miniature(fairpriv, words, tmp_path):
         (data / f"salad_{name}.csv").write_text("\n".join(["questions", *(f"Is {i} {name}?" for i in range(5))]))
     rows = [f"Add {i} and one.,That makes {i + 1}." for i in range(9)]
     (data / "alpaca_cleaned_no_safety_train_1k.csv").write_text("\n".join(["prompt,response", *rows]))
-    rest = [word for word in words if not word.startswith("experiment=")]
-    grid = ["defense.ratio=0.05", "defense.rule=intersection,released", "defense.score=importance,random"]
-    ended = fairpriv("experiment=spin", *rest, *grid, "defense.samples=8", f"paths.data={tmp_path / 'data'}")
+    rest = [word for word in words if not word.startswith(("experiment=", "dataset.samples="))]
+    grid = [
+        "defense=spin",
+        "defense.ratio=0.05",
+        "defense.rule=intersection,released",
+        "defense.score=importance,random",
+    ]
+    ended = fairpriv("experiment=spin", *rest, *grid, "dataset.samples=8", f"paths.data={tmp_path / 'data'}")
     assert ended.status == 0, ended.err
     results, _ = find_results([tmp_path / "out"])
     assert [result.status for result in results] == ["completed"] * 4

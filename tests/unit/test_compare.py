@@ -159,6 +159,21 @@ def test_only_keys_that_a_reader_needs_become_columns():
     assert Comparison.of([*grid, *penalties]).keys == ["defense.penalty", "game.alpha"]
 
 
+def test_a_part_that_some_rows_lack_becomes_one_column():
+    general = {"_target_": "D", "train": {"safe": "a.csv", "columns": {"prompt": "p"}}}
+    variants = [{}, {"general": general}, {"general": general | {"scorer": {"normalise": "tokens"}}}]
+    cells = [cell(config={"dimensions": {"fairness": {"_target_": "D"}} | more}, game={}) for more in variants]
+    assert Comparison.of(cells).keys == [
+        "dimensions.general.scorer.normalise",
+        "dimensions.general.train.columns.prompt",
+    ]
+
+
+def test_keys_that_were_varied_together_are_all_columns():
+    cells = [cell(defence="lora", config={"defense": {"name": "lora", "lr": x, "rank": 10 * x}}) for x in (1, 2)]
+    assert Comparison.of(cells).keys == ["defense.lr", "defense.rank"]
+
+
 def test_game_is_shown_even_when_it_follows_from_the_dataset():
     table = Comparison.of([cell("adult", game={"alpha": 0.7}), cell("compas", game={"alpha": 1.0})])
     assert table.keys == ["game.alpha"]
@@ -300,7 +315,9 @@ def test_pictures_hold_the_first_settings_and_say_so(tmp_path, capsys, pictures)
     svg = (tmp_path / "plots" / "tradeoff.svg").read_text()
     assert "game.alpha=0.8" in svg
     assert "game.alpha=0.9" not in svg
+    (tmp_path / "plots" / "attacks.png").write_text("of an earlier comparison")
     compare([tmp_path], where=["game.alpha>=0.9"])
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["tradeoff.png", "tradeoff.svg"]
     assert "tradeoff holds" not in capsys.readouterr().out
     assert "adult" in (tmp_path / "plots" / "tradeoff.svg").read_text()
 

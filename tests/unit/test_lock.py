@@ -28,7 +28,7 @@ CONTEND = """
 import sys
 from pathlib import Path
 from fairpriv.sweep.lock import HeldError, lock
-inside = Path(sys.argv[1]).with_name("inside")
+inside = Path(sys.argv[1]).parents[1] / "inside"
 taken = 0
 while taken < 100:
     try:
@@ -75,10 +75,12 @@ def test_a_lock_lasts_as_long_as_its_block(path):
         owner = holder(path)
         assert (owner.pid, owner.task) == (os.getpid(), "adult none seed 0")
     assert holder(path) is None
-    assert not path.exists()
+    assert not path.parent.exists()
+    with lock(path):
+        path.with_name("result.json").touch()
     with pytest.raises(ZeroDivisionError), lock(path):
         raise ZeroDivisionError
-    assert not path.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
 def test_a_live_process_keeps_others_out_and_is_named(path):
@@ -206,4 +208,4 @@ def test_a_lock_that_is_removed_while_another_waits_for_it_is_made_anew(path, mo
 def test_no_two_processes_are_ever_inside(path):
     processes = [subprocess.Popen([sys.executable, "-c", CONTEND, str(path)], stderr=subprocess.PIPE) for _ in range(3)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 3
-    assert list(path.parent.iterdir()) == []
+    assert list(path.parents[1].iterdir()) == []
