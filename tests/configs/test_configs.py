@@ -123,7 +123,7 @@ def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path):
     )
     here = ["--config-dir", "mine"]
     assert "\n  people      People of mine\n" in fairpriv("ls", *here)[1]
-    assert "  brief          Little\n" in fairpriv(*here, "ls", "defense")[1]
+    assert re.search(r"^  brief +Little$", fairpriv(*here, "ls", "defense")[1], re.M)
     assert "People of mine" not in fairpriv("ls")[1]
     status, out = fairpriv("validate", *here)
     assert (status, out) == (0, f"{sum(map(len, OPTIONS.values())) + 2} configs checked, 0 with problems\n")
