@@ -65,7 +65,7 @@ class TugOfWar:
         self.config = config
         self.pairs = pairs
         self.defense = defense
-        if not hasattr(defense, "tune"):
+        if not hasattr(defense, "trains"):
             raise InputError(
                 f"defense={defense.name} defends classifiers; language models take none, full, lora, dora, reft, spin "
                 "and lora_spin"

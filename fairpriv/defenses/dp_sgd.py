@@ -19,7 +19,7 @@ from fairpriv.data.game import Rows
 from fairpriv.defenses.defense import Defended, PoolOwner, Victim
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.modules.classifier import Classifier
-from fairpriv.modules.pool import Pool, Private
+from fairpriv.modules.pool import Pool, Private, member_seed
 
 
 @dataclass
@@ -43,7 +43,7 @@ class DPSGD:
 
     name: str = "dp_sgd"
     worlds: Literal["both", "own"] = "both"
-    epsilon: float = 8.0
+    epsilon: float = 3.0
     delta: float = 1e-5
     accountant: Literal["prv", "rdp"] = "prv"
     clip: float = 1.0
@@ -65,8 +65,7 @@ class DPSGD:
 
     def defend(self, victim: Victim) -> Defended:
         """Train one model by Opacus; report the budget spent, and the noise multiplier that it took."""
-        own = victim.data.part("train", victim.world)
-        rows = victim.tuning_rows(1.0) if self.worlds == "both" else own
+        rows = victim.tuning_rows(1.0) if self.worlds == "both" else victim.data.part("train", victim.world)
         self._check_delta(rows)
         module = PrivateClassifier(
             victim.fresh(),
@@ -76,6 +75,7 @@ class DPSGD:
             stage=self.name,
             private=self.private,
             expected=len(rows.y) / self.steps_per_epoch,
+            seed=member_seed(victim.seed, 1),  # not the batches' own: noise that knows the batch hides nothing
         )
         batches = PoissonBatches(rows, self.steps_per_epoch, victim.seed)
         held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
@@ -174,19 +174,20 @@ class PrivateClassifier(Classifier):
     Args:
         private: clipping and noise.
         expected: rows of a batch in the mean, by which the noised sum of gradients is divided.
+        seed: of the noise.
 
     Raises:
         InputError: a layer of whose rows' gradients Opacus knows nothing, or several processes.
     """
 
-    def __init__(self, *args: Any, private: Private, expected: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, private: Private, expected: float, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.private, self.expected = private, expected
+        self.private, self.expected, self.seed = private, expected, seed
 
     @property
     def hyperparameters(self) -> list[float]:
         """Those of `Classifier`, clipping and noise."""
-        return [*super().hyperparameters, self.private.noise, self.private.clip, self.expected]
+        return [*super().hyperparameters, self.private.noise, self.private.clip, self.expected, self.seed]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW behind Opacus's clipping and noise."""
@@ -202,6 +203,7 @@ class PrivateClassifier(Classifier):
             noise_multiplier=self.private.noise,
             max_grad_norm=self.private.clip,
             expected_batch_size=self.expected,
+            generator=torch.Generator(self.device).manual_seed(self.seed),
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

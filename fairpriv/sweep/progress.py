@@ -145,7 +145,7 @@ class SweepProgress(Callback):
         if self.bar:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: print writes the end apart
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self.interrupted or not self.running:

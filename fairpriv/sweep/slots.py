@@ -265,7 +265,7 @@ class Staff:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever thread says it
 
 
 def work(connection: Connection) -> None:

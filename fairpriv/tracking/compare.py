@@ -218,7 +218,7 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
         notes.append(f"code: the cells come from {len(codes)} versions: {counts}")
     for group in table.groups:
         for seed, result in group.failed.items():
-            notes.append(f"failed: {result.id}: {table.name(group)}, seed {seed}: {one_line(result.error)}")
+            notes.append(f"failed: {result.id}: {table.name(group)}, seed {seed}: {result.reason}")
     for result in table.replaced:
         notes.append(f"left out: {result.id}: a newer cell has the same config and seed (code or data changed since)")
     notes += [f"skipped: {path}: {one_line(reason)}" for path, reason in skipped]

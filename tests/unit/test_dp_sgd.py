@@ -99,6 +99,7 @@ def test_one_model_by_opacus_and_a_pool_of_one_are_the_same_where_there_is_no_no
         weight_decay=0.1,
         private=Private(0.0, 2.0),
         expected=25.0,
+        seed=0,
     )
     fit(module, PoissonBatches(rows, 4, member_seed(seed, 0)), epochs=3, trainer=TRAINER, validation=rows)
     pool = fit_pool(
@@ -118,7 +119,9 @@ def test_one_model_by_opacus_and_a_pool_of_one_are_the_same_where_there_is_no_no
 
 
 def test_opacus_leaves_a_plain_module_behind():
-    module = PrivateClassifier(net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0)
+    module = PrivateClassifier(
+        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0, seed=0
+    )
     fit(module, PoissonBatches(table(20), 2, 0), epochs=1, trainer=TRAINER, validation=table(20))
     assert not module.net.training
     for layer in module.net.modules():
@@ -147,6 +150,26 @@ def test_noise_of_a_pool_has_the_promised_deviation_and_is_each_members_own(monk
     correlation = np.corrcoef(flat.numpy())
     assert np.abs(correlation - np.eye(3)).max() < 0.05
     assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.05
+
+
+def test_noise_of_one_model_has_the_promised_deviation(monkeypatch):
+    noises = []
+    add = DPOptimizer.add_noise
+
+    def watched(self):
+        add(self)
+        noises.append(torch.cat([(p.grad - p.summed_grad).flatten() for p in self.params]))
+
+    monkeypatch.setattr(DPOptimizer, "add_noise", watched)
+    private = Private(2.0, 1.5)
+    torch.manual_seed(0)
+    module = PrivateClassifier(
+        MLP(5, 2, hidden=[64, 32]), classes=2, lr=0.01, weight_decay=0.0, private=private, expected=8.0, seed=1
+    )
+    fit(module, PoissonBatches(table(40), 5, 0), epochs=1, trainer=TRAINER, validation=table(40))
+    assert float(torch.stack(noises).std()) == pytest.approx(3.0, rel=0.03)
+    first = torch.normal(0, 3.0, (64, 5), generator=torch.Generator().manual_seed(1))  # its own stream, not torch's
+    assert torch.allclose(noises[0][:320], first.flatten(), atol=1e-4)
 
 
 def test_a_private_member_does_not_depend_on_the_others():
@@ -180,7 +203,9 @@ def test_poisson_batches_hold_every_row_with_the_same_chance_and_without_regard_
 
 def test_a_batch_without_rows_is_a_step_of_noise():
     rows = table(2)
-    module = PrivateClassifier(net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=0.1)
+    module = PrivateClassifier(
+        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=0.1, seed=0
+    )
     batches = PoissonBatches(rows, 20, 0)
     assert min(len(y) for _, y, *_ in PoissonBatches(rows, 20, 0)) == 0
     fit(module, batches, epochs=1, trainer=TRAINER, validation=rows)
