@@ -33,6 +33,9 @@ IN_MINIATURE = {
     "training_samples": [*TINY, "defense=lora", "dataset.samples=2,4"],
     "data_mix": [*TINY, "defense=lora", "dataset.shares=[1,0],[0.5,0.5]"],
     "spin": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.rule=intersection", "defense.ratio=1e-3"],
+    "spin_ablations": [*TINY, "defense=none"],
+    "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
+    "rivals": ["dataset=german", "defense=reweighting", "game.shadows=4", "game.victims=2"],
 }
 
 

@@ -378,7 +378,7 @@ def test_a_language_model_is_refused_for_a_table(fairpriv, tiny_lm):
 @pytest.mark.parametrize("defense", ["lora", "reft"])
 def test_a_language_model_s_defence_is_refused_for_a_table(fairpriv, defense):
     ended = fairpriv("dataset=german", f"defense={defense}", "logger=none")
-    is_refused(ended, f"defense={defense} tunes language models; for a classifier choose none, fine_tune")
+    is_refused(ended, f"defense={defense} tunes language models; for a classifier choose none, fair_finetune")
 
 
 @pytest.mark.parametrize(
