@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import stat
 import subprocess
 import threading
 import time
@@ -110,10 +111,15 @@ def holder(path: Path) -> Owner | None:
 def _exclusive(path: Path) -> Iterator[IO[str]]:
     """The file at ``path``, made if need be, while no other process reads or writes it in here."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
         except FileNotFoundError:  # the folder is removed meanwhile
+            continue
+        except FileExistsError as error:  # likewise, while mkdir looked whether it is a folder; or it is none
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(error.filename).st_mode):
+                    raise
             continue
         with file:
             with contextlib.suppress(OSError):  # a file system without locks

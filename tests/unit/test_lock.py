@@ -205,6 +205,27 @@ def test_a_lock_that_is_removed_while_another_waits_for_it_is_made_anew(path, mo
     assert not path.exists()
 
 
+def test_a_folder_that_is_removed_while_it_is_made_is_made_anew(path, monkeypatch):
+    mkdir, races = os.mkdir, iter([FileExistsError(17, "File exists", str(path.parent))])
+
+    def removed_meanwhile(*args, **options):
+        for race in races:
+            raise race
+        mkdir(*args, **options)
+
+    path.parents[1].mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(os, "mkdir", removed_meanwhile)
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(path):
+    path.parents[1].mkdir(parents=True, exist_ok=True)
+    path.parent.touch()
+    with pytest.raises(FileExistsError), lock(path):
+        pass
+
+
 def test_no_two_processes_are_ever_inside(path):
     processes = [subprocess.Popen([sys.executable, "-c", CONTEND, str(path)], stderr=subprocess.PIPE) for _ in range(3)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0)] * 3
