@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import logging
 import os
@@ -39,7 +40,7 @@ fairpriv {__version__}: measure, attack and mend the trade-offs between fairness
   fairpriv wandb-view GROUP                  a W&B workspace and report of a sweep [--project NAME] [--entity NAME]
   fairpriv edit show|apply|revert FILE       a SPIN edit: what it holds; put it on a saved model, or take it off
   fairpriv ls [GROUP]                        the datasets, models, defences, experiments ... that exist
-  fairpriv validate [--deep]                 compose and check every config; --deep also opens data and builds models
+  fairpriv validate [--deep]                 compose and check every config; --deep also opens data, tries five samples
 
 Start with
   fairpriv experiment=quickstart             four datasets x six defences x three seeds
@@ -106,7 +107,7 @@ def dispatch(args: list[str]) -> int:
 
         return list_configs([CONF, *folders], words)
     if verb == "validate":
-        from fairpriv.configs import validate
+        from fairpriv.validation import validate
 
         if set(words) - {"--deep"}:
             raise InputError(f"validate {' '.join(words)}: takes --deep and --config-dir DIR only")
@@ -152,15 +153,19 @@ def compare_results(words: list[str]) -> int:
         raise InputError(f"compare {unknown[0]}: takes folders, {', '.join(known)}{nearest(unknown[0], known)}")
     if not words:
         raise InputError("compare: name the folders whose results are to be compared, for example outputs")
-    return compare(
-        [Path(word) for word in words],
-        Path(chosen["out"]) if chosen["out"] else None,
-        where=where,
-        by=chosen["by"],
-        baseline=chosen["baseline"],
-        pareto=chosen["pareto"],
-        form=chosen["format"] or "table",
-    )
+    gc.disable()  # what a thousand results hold is needed to the end; to look through it for garbage takes long
+    try:
+        return compare(
+            [Path(word) for word in words],
+            Path(chosen["out"]) if chosen["out"] else None,
+            where=where,
+            by=chosen["by"],
+            baseline=chosen["baseline"],
+            pareto=chosen["pareto"],
+            form=chosen["format"] or "table",
+        )
+    finally:
+        gc.enable()
 
 
 def edit(words: list[str], folders: Sequence[Path]) -> int:

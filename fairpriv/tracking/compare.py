@@ -7,14 +7,13 @@ import csv
 import hashlib
 import html
 import io
-import json
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import combining, east_asian_width
 
 from fairpriv.errors import InputError
@@ -33,9 +32,13 @@ from fairpriv.tracking.comparison import (
 from fairpriv.tracking.result import NOT_FINISHED, Result, find_results, write_whole
 from fairpriv.tracking.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 FORMATS = ("table", "csv", "markdown", "html")
 _ONLY_WHERE_WIDE = ("eval/balanced_accuracy", "eval/utility/")  # left out of a terminal that is too narrow
 _DRAWN_SETTINGS, _DRAWN_GROUPS = 4, 60  # of a picture, which takes long to draw; the report's own plot takes all
+_DRAWN_OF_MANY = 2  # settings, where there are more groups than that
 
 
 def compare(
@@ -150,6 +153,35 @@ def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> st
     elif estimate.lo is not None and estimate.hi is not None:
         text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
     return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
+
+
+def place_cells(group: Group, place: Sequence[str]) -> Markup:
+    """A row's leading cells, before them all in one for narrow screens; in one piece, as `number_cells`."""
+    from markupsafe import Markup, escape
+
+    texts = [str(escape(show(group.leaves.get(key)))) for key in place]
+    names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
+    whole = ", ".join(map("".join, zip(names, texts, strict=True)))
+    return Markup(f'<th class="whole">{whole}</th>' + "".join(f'<td class="place">{text}</td>' for text in texts))
+
+
+def number_cells(
+    metrics: Iterable[str], estimates: Mapping[str, Estimate], n: int, best: Container[str] = (), sign: str = ""
+) -> Markup:
+    """A row's numbers as cells of the report; in one piece, for a template would take a multiple of the time."""
+    from markupsafe import Markup
+
+    cells = []
+    for metric in metrics:
+        if estimate := estimates.get(metric):
+            mean = number(metric, estimate.mean, sign)
+            if metric in best:
+                mean = f'<b class="best" title="best">{mean}</b>'
+            text = f'{mean} <span class="interval">{interval_text(metric, estimate, n, sign)}</span>'
+            cells.append(f'<td class="number" data-v="{estimate.mean}">{text}</td>')
+        else:
+            cells.append(f'<td class="number">{ABSENT}</td>')
+    return Markup("".join(cells))  # numbers only: nothing to escape
 
 
 def arrow(metric: str) -> str:
@@ -389,9 +421,8 @@ def _html(
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    tools: list[Callable[..., Any]] = [show, number, interval_text, arrow, direction, heading, seeds, reasons, one_line]
+    tools: list[Callable[..., Any]] = [show, number_cells, arrow, direction, heading, seeds, reasons, one_line]
     environment.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
-    environment.globals |= {"ABSENT": ABSENT, "named": (DATASET, DEFENCE)}
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
     meanings: dict[str, list[str]] = {}
@@ -406,7 +437,7 @@ def _html(
         table=table,
         columns=table.columns,
         figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
-        rows=[(i, group, [show(group.leaves.get(key)) for key in table.place]) for i, group in enumerate(table.groups)],
+        rows=[(i, group, place_cells(group, table.place)) for i, group in enumerate(table.groups)],
         cells=cells,
         flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
@@ -443,11 +474,16 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
     for _, _, result in cells:
         for name in result.metrics:
             names.setdefault(name, len(names))
-    sections: dict[str, int] = {}  # JSON of what cells point at, and its number
-    surroundings: dict[str, int] = {}
+    sections: dict[str, Any] = {}  # what cells point at by its number, under a text that tells it apart
+    surroundings: dict[str, Any] = {}
+    numbers: dict[str, int] = {}
 
-    def point(store: dict[str, int], value: Any) -> int:
-        return store.setdefault(json.dumps(value), len(store))
+    def point(store: dict[str, Any], value: Any) -> int:
+        text = repr(value)
+        if text not in store:
+            numbers[text] = len(store)
+            store[text] = value
+        return numbers[text]
 
     def row(i: int, seed: str, result: Result) -> dict[str, Any]:
         found = [[names[name], value, *result.intervals.get(name, ())] for name, value in result.metrics.items()]
@@ -492,10 +528,10 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
         "names": [*names],
         "cells": rows,
         "sections": [
-            {key: "null" if value is None else show(value) for key, value in flat(json.loads(section))}
-            for section in sections
+            {key: "null" if value is None else show(value) for key, value in flat(section)}
+            for section in sections.values()
         ],
-        "environments": [json.loads(text) for text in surroundings],
+        "environments": [*surroundings.values()],
     }
 
 
@@ -533,7 +569,8 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
     if len(table.groups) > _DRAWN_GROUPS:
         undrawn.append(f"no further plots of {len(table.groups)} rows: choose up to {_DRAWN_GROUPS} with --where")
         more = {}
-    settings = dict([*table.settings.items()][:_DRAWN_SETTINGS])
+    most = _DRAWN_SETTINGS if more else _DRAWN_OF_MANY
+    settings = dict([*table.settings.items()][:most])
     if table.panels and len(settings) < len(table.settings):
         undrawn.append(f"plots/tradeoff holds {len(settings)} of {len(table.settings)} settings: choose with --where")
     with matplotlib.rc_context():

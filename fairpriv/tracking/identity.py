@@ -11,7 +11,7 @@ from typing import Any
 OUTCOME_VERSION = 1
 
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads"})
-_LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "analysis"})
+_LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
 _NOT_OUTCOME_WITHIN = {
     # Where and how visibly a fit runs. A batch size in the config is the global one, so devices change no outcome.
@@ -35,6 +35,8 @@ _NOT_OUTCOME_WITHIN = {
     "model": {"revision", "package", "gguf", "cache", "device_map"},
     # How much is worked on at a time, which changes rounding only.
     "evaluation": {"batch_size"},
+    # Where task files are; tasks are replaced by what they ask.
+    "utility": {"include"},
     "defense": {"micro_batch_size", "memory_budget"},
 }
 
@@ -49,6 +51,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in unread}
     if kept.get("analysis") is None:  # cells without one are the same cells as before there were any
         kept.pop("analysis", None)
+    if not (kept.get("utility") or {}).get("tasks"):
+        kept.pop("utility", None)
     for group, without in _NOT_OUTCOME_WITHIN.items():
         if isinstance(kept.get(group), Mapping):
             kept[group] = {key: value for key, value in kept[group].items() if key not in without}

@@ -89,7 +89,7 @@ class _NotOursError(Exception):
 
 def _document(path: Path) -> Any:
     try:
-        return _finite(json.loads(path.read_bytes()))
+        return json.loads(path.read_bytes(), parse_constant=lambda _: None, parse_float=_finite_or_none)
     except OSError as error:
         raise _NotOursError(f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -140,6 +140,10 @@ _SHAPES = {
     "device": ("a string", _text),
     "seconds": ("a mapping of stages to numbers", lambda v: _dict(v) and all(map(_number, v.values()))),
 }
+
+
+def _finite_or_none(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
 
 
 def _finite(value: Any) -> Any:
