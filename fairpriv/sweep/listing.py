@@ -56,6 +56,12 @@ class Listing:
                 torn.unlink()
             self._write()
 
+    def expect(self, total: int) -> None:
+        """How many cells there will be at most, known only now."""
+        self.plan.total = total
+        if self.alone:
+            self._write()
+
     def end(self, *, finished: bool, failed: bool) -> None:
         """The sweep is over; ``finished``: it came to all its cells; ``failed``: some of them failed."""
         with self._lock:

@@ -103,6 +103,14 @@ class SweepProgress(Callback):
             self.bar.start()
             self.bar.add_task("", total=self.total)
 
+    def expect(self, total: int, done: int) -> None:
+        """For a sweeper that chooses as it goes: how many cells there will be at most, how many of them are over."""
+        self.total = total - done
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], total=self.total)
+        if self.listing:
+            self.listing.expect(total)
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Show which cell runs."""
         if SweepProgress.current is self and self.folder:

@@ -108,6 +108,11 @@ class Search:
         """Trials that are completed or failed."""
         return sum(row["state"] != "running" for row in self.trials)
 
+    @property
+    def cells(self) -> list[str]:
+        """The ids of their cells."""
+        return [cell for row in self.trials if row["state"] != "running" for cell in row["cells"] if cell]
+
     def _add(self, row: Mapping[str, Any]) -> None:
         optuna = optuna_module()
         completed = row["state"] == "completed"

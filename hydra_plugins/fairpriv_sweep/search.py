@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 from fairpriv.errors import InputError
 from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import choices
+from fairpriv.sweep.listing import enlist
+from fairpriv.sweep.progress import SweepProgress
 from fairpriv.sweep.search import Search, distribution, optuna_module
 
 
@@ -70,10 +72,15 @@ class SearchSweeper(Sweeper):
         if not searched:
             raise InputError("hydra/sweeper=search: no key has several values: give some as key=a,b or interval(1,2)")
         space = {key: distribution(override) for key, override in searched.items()}
-        search = Search(self.objectives, space, Path(self.config.hydra.sweep.dir), self.seed)
+        folder = Path(self.config.hydra.sweep.dir)
+        search = Search(self.objectives, space, folder, self.seed)
+        seeds = [[f"seed={seed}"] for seed in repeated] or [[]]
+        for cell in search.cells:  # of earlier trials, which stay on the sweep's list
+            enlist(folder, cell, finished=True)
+        if progress := SweepProgress.current:
+            progress.expect(max(self.trials, search.done) * len(seeds), done=search.done * len(seeds))
         while search.done < self.trials:
             asked = search.ask(min(self.batch, self.trials - search.done))
-            seeds = [[f"seed={seed}"] for seed in repeated] or [[]]
             cells = [
                 [*fixed, *(f"{key}={value}" for key, value in values.items()), *seed]
                 for (_, values), seed in itertools.product(asked, seeds)

@@ -1,6 +1,8 @@
 import contextlib
+import json
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -184,3 +186,42 @@ def test_a_process_that_dies_leaves_whole_files_and_the_same_command_goes_on(fai
     assert len(list((root / "sweeps").iterdir())) == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert list(results(root).values()) == ["completed", "completed"]
+
+
+def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_trials_are_asked_for(
+    fairpriv, small, fits, tmp_path
+):
+    def search(trials: int):
+        return fairpriv(
+            "-m",
+            *small,
+            "hydra/sweeper=search",
+            f"hydra.sweeper.trials={trials}",
+            "hydra.sweeper.objectives=[eval/accuracy,fairness/equalized_odds_gap]",
+            "defense=fine_tune",
+            "defense.lr=tag(log,interval(1e-4,1e-2))",
+            "seed=0,1",
+            "sweep=found",
+        )
+
+    ended = search(2)
+    assert ended.status == 0
+    assert [line[:7] for line in lines(ended)] == [f"[  {i}/4]" for i in range(1, 5)]
+    assert "Pareto front" in ended.out
+    assert "2 trials: 2 completed" in ended.out
+    folder = tmp_path / "out" / "sweeps" / "found"
+    stored = json.loads((folder / "search.json").read_text())
+    assert stored["objectives"] == {"eval/accuracy": "maximize", "fairness/equalized_odds_gap": "minimize"}
+    cells = {result.id: result.metrics for result in find_results([folder])[0]}
+    for trial in stored["trials"]:
+        means = [statistics.fmean(cells[cell][metric] for cell in trial["cells"]) for metric in stored["objectives"]]
+        assert trial["values"] == pytest.approx(means)
+
+    fits.clear()
+    more = search(3)
+    assert fits == ["fine_tune"] * 2  # of the third trial alone, from the base models that the first two left
+    assert [line[:7] for line in lines(more)] == ["[  1/2]", "[  2/2]"]
+    assert "3 trials: 3 completed" in more.out
+    results_of_all, missing = find_results([folder])
+    assert (len(results_of_all), missing) == (6, [])
+    assert re.search(r"^found +6 +0 +0 +0 +6", fairpriv("status", folder).out, re.MULTILINE)
