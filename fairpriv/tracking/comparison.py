@@ -148,6 +148,8 @@ def _limits(metric: str) -> tuple[float, float, bool]:
         return 1.0, math.inf, False
     if what.endswith(("advantage", "_change")):
         return -1.0, 1.0, False
+    if re.match(r"analysis/(jaccard|caution)", metric):  # before a pair of dimensions, or one
+        return 0.0, 1.0, False
     rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|auc$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
     return (0.0, 1.0, True) if parts[0] == "fairness" or re.search(rates, what) else (-math.inf, math.inf, False)
 

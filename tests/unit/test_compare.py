@@ -73,6 +73,10 @@ def test_interval_of_a_rate_stays_in_its_range():
     estimate = Estimate.of([0.0, 0.2], value_range("privacy/accuracy_gap"))
     assert (estimate.lo, estimate.hi) == (0.0, 1.0)
     assert Estimate.of([0.9, 1.1], value_range("privacy/bound")).hi > 1
+    assert value_range("analysis/jaccard_by_chance/fairness+privacy") == (0, 1)
+    assert value_range("analysis/caution/privacy/rate") == (0, 1)
+    assert value_range("analysis/caution/privacy/rate_change") == (-1, 1)
+    assert value_range("analysis/hsic/fairness+privacy/before")[1] > 1
 
 
 def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
