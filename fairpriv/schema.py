@@ -118,6 +118,7 @@ class Config:
     dimensions: dict[str, Any] = field(default_factory=dict)  # what dimension=[...] chooses
     judge: Any = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    utility: Any = None  # further tasks of general capability
     analysis: Any = None  # what a language model's edit is looked at with, beside what costs nothing
     trainer: Any = MISSING
     logger: Any = None
@@ -195,7 +196,7 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}._target_={target}: targets must lie in {', '.join(TARGETS)}")
     found = parameters(target)
     if found is None:
-        raise InputError(f"{where}._target_={target}: there is no class or function of that name")
+        raise InputError(f"{where}._target_={target}: there is no class or function of that name{alike(target)}")
     hints, open_ended = found
     for key, value in node.items():
         if key in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):
@@ -226,15 +227,29 @@ def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
     return _signature(module, name, method)
 
 
+def alike(target: str) -> str:
+    """As `nearest`, among the classes and functions beside a target; in all of a package of ours, if it is unknown."""
+    module = target
+    while module and _source(module) is None:
+        module = module.rpartition(".")[0]
+    path = _source(module)
+    modules = [module]
+    if path is not None and path.name == "__init__.py" and module.startswith("fairpriv"):
+        files = [file.relative_to(path.parent).with_suffix("") for file in sorted(path.parent.rglob("*.py"))]
+        modules = [".".join([module, *file.parts]) for file in files]
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    found = [f"{m}.{name}" for m in modules for name, node in _definitions(m)[0].items() if isinstance(node, kinds)]
+    return nearest(target, found)
+
+
 def _source(module: str) -> Path | None:
     head, *rest = module.split(".")
     spec = importlib.util.find_spec(head) if head else None  # a top-level name is found without being imported
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent.joinpath(*rest)
-    for candidate in (path / "__init__.py", path.with_suffix(".py")):
-        if candidate.is_file():
-            return candidate
+    folders = spec.submodule_search_locations if spec is not None else None
+    for path in (Path(folder).joinpath(*rest) for folder in folders or ()):
+        for candidate in (path / "__init__.py", path.with_suffix(".py")):
+            if candidate.is_file():
+                return candidate
     return None
 
 

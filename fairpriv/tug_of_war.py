@@ -32,6 +32,7 @@ from fairpriv.errors import InputError
 from fairpriv.modules import processes
 from fairpriv.modules.causal_lm import fit_causal_lm
 from fairpriv.modules.generation import respond
+from fairpriv.modules.harness import Harness
 from fairpriv.modules.perplexity import encode_text, perplexity
 from fairpriv.modules.pretrained import PretrainedLM
 from fairpriv.modules.trainer import device_of, trainer_of
@@ -88,6 +89,7 @@ class TugOfWar:
         self.text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
         if self.text:
             self.text.takes(["prompt"], ["response"], "evaluation.text")
+        self.harness: Harness = build(config, "utility") if config.get("utility") else Harness()
         self.analysis: Dependence | None = build(config, "analysis") if config.get("analysis") else None
         if self.analysis and not hasattr(defense, "tops"):
             raise InputError(
@@ -102,6 +104,8 @@ class TugOfWar:
             found |= {f"dimensions.{name}.{key}": digest for key, digest in dimension.digests().items()}
         if self.text:
             found["evaluation.text.source"] = self.text.source.digest()
+        if self.harness.tasks:
+            found["utility.tasks"] = self.harness.digest()
         if self.judge:
             found["judge"] = content_hash(self.judging)
         return found
@@ -172,6 +176,16 @@ class TugOfWar:
                 result.degenerate += triviality([response for told in after for response in told])
             if text is not None:
                 result.metrics |= self.utility(tuned.model, tokenizer, text)
+        if self.harness.tasks:
+            with stage("utility"):
+                utility = self.harness.measure(
+                    tuned.model,
+                    tokenizer,
+                    batch_size=max(1, self.settings.batch_size // 4),
+                    system=self.model.system,
+                    progress=self.watched,
+                )
+            self._add(result, utility)
         if any(after):
             self.write_responses(self.file("responses.jsonl", folder, result), sets, after, verdicts, before)
         if scored:

@@ -122,7 +122,7 @@ def direction(metric: str) -> int:
 
 
 _HIGHER = (
-    r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity).+"
+    r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity)[^/]+(/(acc|exact_match|em|f1)[^/]*(/.+)?)?"
     r"|eval/(?!utility/)[^/]+/((awareness|score)(_change)?|accuracy\w*|mc[12]|lms|icat)(/.+)?"
 )
 _LOWER = (

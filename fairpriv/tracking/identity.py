@@ -32,7 +32,7 @@ _NOT_OUTCOME_WITHIN = {
         "default_root_dir",
     },
     # Where the model is; path is replaced by what it is.
-    "model": {"revision", "package", "gguf", "cache", "device_map"},
+    "model": {"revision", "package", "inside", "gguf", "cache", "device_map"},
     # How much is worked on at a time, which changes rounding only.
     "evaluation": {"batch_size"},
     # Where task files are; tasks are replaced by what they ask.

@@ -263,7 +263,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 _PACKAGES = ["fairpriv", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "fairlearn", "numpy"]
-_PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datasets"]
+_PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datasets", "lm-eval"]
 
 
 @functools.cache

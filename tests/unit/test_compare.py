@@ -98,6 +98,8 @@ def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
         ("eval/accuracy_world0", 1),
         ("eval/privacy/awareness", 1),
         ("eval/utility/boolq", 1),
+        ("eval/utility/boolq/acc_norm", 1),
+        ("eval/utility/wikitext/word_perplexity", 0),
         ("eval/utility/perplexity", -1),
         ("eval/privacy/over_refusal", -1),
         ("fairness/equalized_odds_gap", -1),

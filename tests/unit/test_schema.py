@@ -146,6 +146,19 @@ def test_a_target_that_is_not_there_is_refused(target):
     assert refusal("model._target_", target).startswith(f"model._target_={target}: there is no class or function")
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "fairpriv.modules.classifier.MLPP",
+        "fairpriv.modules.clasifier.MLP",
+        "fairpriv.networks.MLP",
+        "fairpriv.modules.MLP",
+    ],
+)
+def test_the_nearest_target_is_named(target):
+    assert refusal("model._target_", target).endswith(" (did you mean 'fairpriv.modules.classifier.MLP'?)")
+
+
 def test_nested_targets_and_those_in_lists_are_checked():
     assert "callbacks[0].monitr" in refusal(
         "trainer.callbacks", [{"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitr": "loss"}]
