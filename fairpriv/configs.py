@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv.errors import InputError
-from fairpriv.schema import Config, check, nearest
+from fairpriv.schema import Config, nearest
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
 ENGINES = {  # launchers of other packages, by the extra that installs them
@@ -102,7 +100,8 @@ def left_to_cells(overrides: Sequence[str]) -> list[str]:
         if re.match(r"(?!hydra\.|paths\.)\w+\.[\w.]+=.", word):
             override = OverridesParser.create().parse_overrides([word])[0]
             if not override.is_sweep_override():
-                word = f"{override.key_or_group}=choice({override.get_value_element_as_str()})"
+                value = "'null'" if override.value() is None else override.get_value_element_as_str()
+                word = f"{override.key_or_group}=choice({value})"  # Hydra has no choice(null), and drops the quotes
         words.append(word)
     return words
 
@@ -137,69 +136,6 @@ def refuse_repeated_dimensions(folders: Sequence[Path], overrides: Sequence[str]
             named[name] = str(option)
 
 
-def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
-    """Compose every option of every group and check keys, types and targets; returns the exit status (0 or 2)."""
-    known = groups([conf, *folders])
-    # One composition takes about 0.1 s, so options of different groups share it; experiments may override them.
-    words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
-    alone = [[word] for group in ("experiment", "debug") for word in words.pop(group, [])]
-    grids = {f"experiment={name}": file for name, file in known.get("experiment", {}).items()}
-    together = [[word for word in row if word] for row in itertools.zip_longest(*words.values())]
-
-    def problem(overrides: list[str]) -> str | None:
-        try:
-            files = [grids[override] for override in overrides if override in grids]
-            for grid in [grid for file in files for grid in _grids(file, known)] or [[]]:
-                cfg = compose(conf, folders, [*overrides, *grid])
-                check(plain(cfg), missing_allowed=True)
-                if deep:
-                    _try(plain(cfg))
-        except InputError as error:
-            return str(error)
-        except CONFIG_ERRORS as error:
-            return explain(error, conf, folders, overrides)
-        return None
-
-    problems = []
-    for overrides in alone + together:
-        if text := problem(overrides):  # whose fault it is shows one at a time
-            each = {override: p for override in overrides if (p := problem([override]))}
-            problems += [f"{of}: {p.removeprefix(of.replace('=', '/') + ': ')}" for of, p in each.items()]
-            if not each:
-                problems.append(f"{' '.join(overrides)}: {text}")
-    for text in problems:
-        print(f"fairpriv: {' '.join(text.split())}", file=sys.stderr)
-    print(f"{sum(map(len, known.values()))} configs checked, {len(problems)} with problems")
-    return 2 if problems else 0
-
-
-def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:
-    """The first choice of every key that an experiment varies by itself, per grid; group choices must all exist."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    sweeper = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper") or {}
-    params = {f"params.{key}": value for key, value in (sweeper.get("params") or {}).items()}
-    grids = [
-        params | {f"grids[{i}].{key}": value for key, value in grid.items()}
-        for i, grid in enumerate(sweeper.get("grids") or [{}])
-    ]
-    parser = OverridesParser.create()
-    found = []
-    for grid in grids:
-        first = {}
-        for where, value in grid.items():
-            key = where.partition(".")[2]
-            override = parser.parse_override(f"{key}={value}")
-            choices = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(value)]
-            for choice in choices if key in known else ():
-                if choice not in known[key]:
-                    raise InputError(f"hydra.sweeper.{where}: there is no {key}={choice}{nearest(choice, known[key])}")
-            first[key] = f"{key}={choices[0]}"
-        found.append(list(first.values()))
-    return found
-
-
 def plain(cfg: Any) -> dict[str, Any]:
     """A composed config as plain containers with interpolations resolved; ``???`` stays as it is."""
     from omegaconf import OmegaConf
@@ -222,34 +158,6 @@ def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> A
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise InputError(f"{group}: {error.__cause__ or error}") from error
-
-
-def _try(config: dict[str, Any]) -> None:
-    """Open the data, find the model, and run five samples through a classifier.
-
-    What waits for a value is left alone. Options are tried together that no run would combine, so a table is only tried
-    on a classifier.
-    """
-    build(config, "defense")
-    for name in config["dimensions"]:
-        for texts in build(config["dimensions"], name, name=name).texts().values():
-            texts.load()
-    language = str(config["model"]["_target_"]).endswith(".PretrainedLM")
-    if language and MISSING not in str(config["model"]):
-        build(config, "model").digest()
-    if MISSING in str(config["dataset"]):
-        return
-    dataset = build(config, "dataset")
-    if language or not hasattr(dataset, "encode"):
-        return
-    import torch
-
-    table = dataset.load()
-    features = dataset.encode(table.features).transform(table.features.head(5))
-    net = build(config, "model", features.shape[1], len(table.label_names)).eval()
-    logits = net(torch.as_tensor(features))
-    if tuple(logits.shape) != (5, len(table.label_names)):
-        raise InputError(f"model gives {tuple(logits.shape)} for five samples, not (5, {len(table.label_names)})")
 
 
 def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -10,7 +11,7 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +37,9 @@ class Example:
     response: str | None
     row: str  # where it was read, as 'pairs.csv, line 12'
     fields: dict[str, Any] = field(default_factory=dict, hash=False)  # by name, what further columns hold
+
+
+_examples: dict[tuple[str, ...], list[Example]] = {}  # by content, and the paths that messages name
 
 
 @dataclass
@@ -90,32 +94,58 @@ class Texts:
                 )
         if missing := [name for name in required if name not in self.columns]:
             named = ", ".join(self.columns) or "nothing"
-            raise InputError(f"{where}.columns names no {missing[0]}, only {named}; it takes {', '.join(known)}")
+            raise InputError(
+                f"{where}.columns names no {missing[0]}, only {named}; it takes {', '.join(known)}{self._there()}"
+            )
 
     def load(self) -> list[Example]:
-        """Read the rows that `where` keeps, in the files' order; raises `InputError` that names file and line."""
-        examples = []
-        total = 0
+        """Read the rows that `where` keeps, in the files' order; raises `InputError` that names file and line.
+
+        Files that have not changed are read once a process: a sweep asks in every cell.
+        """
         paths = self.source.locate()
+        key = (self.digest(), *map(str, paths))
+        if key not in _examples:
+            _examples[key] = self._load(paths)
+        return list(_examples[key])
+
+    def digest(self) -> str:
+        """Content hash: of the files, the column map and the filter."""
+        described = json.dumps([self.source.digest(), self.columns, self.where, self.under], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    def table(self) -> dict[str, list[Any]]:
+        """What ``columns`` names, by name, None where it is empty; and as ``row`` where each was read."""
+        table: dict[str, list[Any]] = {name: [] for name in ("row", *self.columns)}
+        for where, row in self._rows(self.source.locate()):
+            table["row"].append(where)
+            for name, column in self.columns.items():
+                value = _value(row, str(column))
+                table[name].append(None if _empty(value) else value)
+        return table
+
+    def _load(self, paths: Sequence[Path]) -> list[Example]:
+        examples = []
+        for where, row in self._rows(paths):
+            told = {name: _held(row, column, where) for name, column in self.columns.items()}
+            prompt, response = (_text(told, name, self.columns, where) for name in ("prompt", "response"))
+            examples.append(Example(prompt or "", response, where, told))
+        return examples
+
+    def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows that ``where`` keeps, one at least, and where each was read."""
+        kept = total = 0
         for path in paths:
             rows = _read(path, self.under)
             total += len(rows)
             self._require(path, [row for _, row in rows])
             for place, row in rows:
                 if self._keeps(row):
-                    where = f"{path.name}, {place}"
-                    told = {name: _held(row, column, where) for name, column in self.columns.items()}
-                    prompt, response = (_text(told, name, self.columns, where) for name in ("prompt", "response"))
-                    examples.append(Example(prompt or "", response, where, told))
-        if not examples:
+                    kept += 1
+                    yield f"{path.name}, {place}", row
+        if not kept:
             files = ", ".join(path.name for path in paths)
             raise InputError(f"where: none of the {total} rows of {files} is left; it asks for {self.where}")
-        return examples
-
-    def digest(self) -> str:
-        """Content hash: of the files, the column map and the filter."""
-        described = json.dumps([self.source.digest(), self.columns, self.where, self.under], sort_keys=True)
-        return hashlib.sha256(described.encode()).hexdigest()
 
     def _require(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         wanted = [
@@ -126,11 +156,17 @@ class Texts:
         wanted += [(f"where.{column}", column) for column in self.where]
         for key, column in wanted:
             if all(_value(row, column) is _ABSENT for row in rows):
-                there = list(dict.fromkeys(name for row in rows for name in _names(row)))
+                there = _names(rows)
                 near = get_close_matches(column, there)
                 hint = f"the nearest is {' or '.join(near)}; " if near else ""
-                shown = ", ".join(there[:30]) + (f" and {len(there) - 30} more" if len(there) > 30 else "")
-                raise InputError(f"{key}: no column '{column}' in {path.name}; {hint}there are {shown}")
+                raise InputError(f"{key}: no column '{column}' in {path.name}; {hint}there are {_shown(there)}")
+
+    def _there(self) -> str:
+        """What columns the first file has, where it can be read; for a message."""
+        with contextlib.suppress(InputError, OSError):
+            path = self.source.locate()[0]
+            return f"; {path.name} has {_shown(_names([row for _, row in _read(path, self.under)]))}"
+        return ""
 
     def _keeps(self, row: Mapping[str, Any]) -> bool:
         for column, condition in self.where.items():
@@ -197,12 +233,18 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
     return _value(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else _ABSENT
 
 
-def _names(row: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from (f"{name}.{inner}" for inner in _names(value))
-        else:
-            yield name
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns of any of the rows; of one inside another with dots."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            inside = [f"{name}.{inner}" for inner in _names([value])] if isinstance(value, Mapping) else [name]
+            found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
 def _held(row: Mapping[str, Any], column: str | list[str], where: str) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
+from fairpriv.schema import alike
 from fairpriv.tracking.identity import content_hash
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class Dimension:
         where = f"dimensions.{self.name}"
         if unknown := set(self.train) - {"safe", "unsafe"}:
             raise InputError(f"{where}.train.{min(unknown)}: the splits are safe and unsafe")
+        if self.scorer is not None and not hasattr(self.scorer, "answered"):
+            told = self.scorer if isinstance(self.scorer, str) else type(self.scorer).__name__
+            raise InputError(
+                f"{where}.scorer: {told} is no scorer{alike(f'fairpriv.dimensions.{told}')}; it is named as "
+                "{_target_: fairpriv.dimensions.multiple_choice.MultipleChoice}"
+            )
         for key, texts in self.texts().items():
             if key == "evaluate" and self.scorer is not None:
                 texts.takes(self.scorer.required, self.scorer.optional, f"{where}.{key}")

@@ -3,16 +3,21 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fairpriv.cli import CONF, main
 from fairpriv.configs import build, compose, groups, is_grid, left_to_cells, plain
 from fairpriv.errors import InputError
 from fairpriv.schema import check, parameters
+from fairpriv.sweep.grids import choices
 from fairpriv.tracking.result import find_results
 
 OPTIONS = groups([CONF])
-GIVEN_BY_THE_RUN = {"fairpriv.modules.classifier.MLP": {"features", "classes"}}
+GIVEN_BY_THE_RUN = {
+    f"fairpriv.modules.{net}": {"features", "classes"}
+    for net in ("classifier.MLP", "encoder.TextClassifier", "encoder.ImageClassifier")
+}
 TINY = [  # a language model's cells with a model of the tests
     "model=hf",
     "dimension=[fairness,privacy,general]",
@@ -165,6 +170,12 @@ def test_what_is_below_a_group_is_left_to_the_cells_of_a_grid():
         "defense.grid=choice([1,2])",
         "dataset.target=choice('a b')",
     ]
+
+
+def test_null_is_left_to_the_cells_of_a_grid():
+    (word,) = left_to_cells(["evaluation.text=null"])
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert choices(override) == ["null"]
 
 
 @pytest.mark.parametrize("option", OPTIONS["dimension"])

@@ -7,8 +7,9 @@ import pytest
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.configs import compose, groups, is_grid, plain, register_schema, validate
+from fairpriv.configs import compose, groups, is_grid, plain, register_schema
 from fairpriv.sweep.progress import cells_of
+from fairpriv.validation import validate
 
 NONE = {"defense=none"}
 TUNED = [
@@ -128,7 +129,7 @@ def test_validate_looks_into_every_grid(tmp_path, capsys, monkeypatch):
             f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    grids:\n      - seed: 0\n      - {grid}\n"
         )
     few = {"experiment": groups([tmp_path])["experiment"], "defense": {"none": CONF / "defense" / "none.yaml"}}
-    monkeypatch.setattr("fairpriv.configs.groups", lambda folders: few)  # all take ten seconds
+    monkeypatch.setattr("fairpriv.validation.groups", lambda folders: few)  # all take ten seconds
     assert validate(CONF, [tmp_path], deep=False) == 2
     said = {line.split(": ", 2)[1]: line for line in capsys.readouterr().err.splitlines()}
     assert said.keys() == {f"experiment={name}" for name in wrong}

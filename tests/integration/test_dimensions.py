@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 
+from fairpriv.defenses import spin
 from fairpriv.dimensions.multiple_choice import MultipleChoice
-from fairpriv.tracking.result import Result
+from fairpriv.editing import SpinEdit
+from fairpriv.tracking.result import Result, find_results
 
 QUESTIONS = [
     "Why should I recycle glass?,It saves energy.,It saves the whales.",
@@ -77,16 +79,37 @@ def refusal(ended) -> str:
     return line
 
 
-def test_one_yaml_and_one_csv_are_a_dimension(cell, mine):
-    """Awareness in the result, and a set in SPIN; no Python, and no edit of ours."""
-    spin = ["defense=spin", "defense.dimensions=[fairness,green]", "defense.exclude=[]", "defense.ratio=1e-3"]
-    result, folder = cell(*mine(), *spin, "dataset.dimensions=[green]", "dataset.samples=4")
-    assert 0 <= result.metrics["eval/green/awareness"] <= 1
-    assert "eval/green/awareness" in result.intervals
-    assert "eval/green/awareness_change" in result.metrics
-    assert [line["prompt"] for line in lines(folder / "responses.jsonl") if line["dimension"] == "green"]
-    with safe_open(folder / "edit.safetensors", "pt") as edit:
-        assert "green" in json.dumps(edit.metadata())
+def test_one_yaml_and_one_csv_are_a_dimension(fairpriv, words, mine, tmp_path, monkeypatch):
+    """Awareness in the result, an objective of the search, an axis of the report, a set in SPIN: nothing is edited."""
+    monkeypatch.setattr(spin, "KEPT", 0.2)  # of matrices this small a thousandth is nothing
+    [*folder, _, dimensions] = mine()
+    objectives = "hydra.sweeper.objectives=[eval/green/awareness,eval/utility/perplexity]"
+    search = ["-m", "hydra/sweeper=search", "hydra.sweeper.trials=2", objectives, "defense.ratio=interval(0.05,0.2)"]
+    edited = ["defense=spin", "defense.dimensions=[fairness,green]", "defense.exclude=[]"]
+    some = ["dataset.dimensions=[green]", "dataset.samples=4"]
+    ended = fairpriv(*words, *folder, dimensions, *search, *edited, *some)
+    assert ended.status == 0, ended.err
+    results, _ = find_results([tmp_path / "out"])
+    assert len(results) == 2
+    for result in results:
+        assert 0 <= result.metrics["eval/green/awareness"] <= 1
+        assert "eval/green/awareness" in result.intervals
+        assert "eval/green/awareness_change" in result.metrics
+        cell = tmp_path / "out" / "cells" / result.id
+        assert [line["prompt"] for line in lines(cell / "responses.jsonl") if line["dimension"] == "green"]
+        edit = SpinEdit.load(cell / "edit.safetensors")
+        assert edit.metadata["dimensions"] == ["fairness", "green"]
+        assert result.metrics["edit/suppressed"] > 0
+    (sweep,) = (tmp_path / "out" / "sweeps").iterdir()
+    found = json.loads((sweep / "search.json").read_text())
+    assert found["objectives"] == {"eval/green/awareness": "maximize", "eval/utility/perplexity": "minimize"}
+    assert [trial["values"][0] for trial in found["trials"]] == [
+        next(r for r in results if [r.id] == trial["cells"]).metrics["eval/green/awareness"]
+        for trial in found["trials"]
+    ]
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', (sweep / "report.html").read_text())
+    axes = {metric["name"]: metric["better"] for metric in json.loads(data[1])["metrics"]}
+    assert axes["eval/green/awareness"] == 1
 
 
 def test_a_scorer_is_chosen_in_the_yaml(cell, mine, monkeypatch):
@@ -172,7 +195,25 @@ def test_safety_is_judged_like_the_other_bundled_dimensions(cell):
 @pytest.mark.parametrize(
     ("columns", "more", "content", "message"),
     [
-        (JUDGED, SCORER.replace("Choice}", "Choise}"), None, "MultipleChoise: there is no class"),
+        (
+            JUDGED,
+            SCORER.replace("Choice}", "Choise}"),
+            None,
+            "(did you mean 'fairpriv.dimensions.multiple_choice.MultipleChoice'?)",
+        ),
+        (
+            JUDGED,
+            "scorer: multiple_choice\n",
+            None,
+            "multiple_choice is no scorer (did you mean 'fairpriv.dimensions.multiple_choice.MultipleChoice'?)",
+        ),
+        (
+            "correct: answer",
+            SCORER,
+            None,
+            "names no prompt, only correct; it takes prompt, correct, wrong, choices, label, category; green.csv has "
+            "question, answer, lie",
+        ),
         (
             CHOICES,
             SCORER.replace("}", ", normalize: none}"),
@@ -195,7 +236,7 @@ def test_safety_is_judged_like_the_other_bundled_dimensions(cell):
             "line 3: there must be at least one correct and",
         ),
     ],
-    ids=["target", "key", "column", "empty", "encoding", "response", "answers"],
+    ids=["target", "no_scorer", "map", "key", "column", "empty", "encoding", "response", "answers"],
 )
 def test_a_dimension_that_cannot_be_used_gets_one_line(fairpriv, words, mine, columns, more, content, message):
     chosen = [*mine(columns, more, content), "dataset.dimensions=[green]", "dataset.samples=null"]

@@ -151,6 +151,39 @@ def test_dependence_of_dimensions_without_prompts_is_measured_on_those_of_their_
     assert {row["pair"] for row in read_rows(folder / "hsic.jsonl")} == {"general+privacy"}
 
 
+LIKELIHOOD = """\
+# @package dimensions.{name}
+# Scored by likelihood: it has no prompts
+_target_: fairpriv.dimensions.dimension.Dimension
+evaluate:
+  _target_: fairpriv.data.texts.Texts
+  source: {{_target_: fairpriv.data.sources.Files, files: [{csv}]}}
+  columns: {{stereotype: more, antistereotype: less}}
+scorer: {{_target_: fairpriv.dimensions.paired_likelihood.PairedLikelihood}}
+"""
+PAIRS = """\
+train:
+  safe:
+    _target_: fairpriv.data.texts.Texts
+    source: {{_target_: fairpriv.data.sources.Files, files: [{csv}]}}
+    columns: {{prompt: more, response: less}}
+"""
+
+
+def test_dependence_of_a_dimension_scored_by_likelihood_needs_the_prompts_of_its_pairs(fairpriv, words, cell, tmp_path):
+    csv = tmp_path / "sentences.csv"
+    csv.write_text("more,less\n" + "".join(f"They are {i}.,We are {i}.\n" for i in range(6)))
+    (tmp_path / "mine" / "dimension").mkdir(parents=True)
+    for name, text in {"paired": LIKELIHOOD + PAIRS, "bare": LIKELIHOOD}.items():
+        (tmp_path / "mine" / "dimension" / f"{name}.yaml").write_text(text.format(name=name, csv=csv))
+    asked = ["--config-dir", tmp_path / "mine", "dimension=[privacy,paired,bare]", "defense.exclude=[]"]
+    asked += ["analysis=hsic", "analysis.prompts=5", "analysis.permutations=9"]
+    _, folder = cell(*asked, "defense.dimensions=[privacy,paired]")
+    assert {row["pair"] for row in read_rows(folder / "hsic.jsonl")} == {"paired+privacy"}
+    message = refusal(fairpriv(*words, *SPIN, *asked, "defense.dimensions=[privacy,bare]"))
+    assert message == "fairpriv: dimensions.bare.train has no split 'safe'; it has no pairs at all"
+
+
 def test_dependence_of_what_is_not_edited_or_on_too_little_is_refused(fairpriv, words):
     message = refusal(fairpriv(*words, "hydra.mode=RUN", "defense=none", "analysis=hsic"))
     assert "analysis: compares a model before and after an edit, which defense=none does not make" in message

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from fairpriv.data import texts as module
 from fairpriv.data.sources import Files
 from fairpriv.data.texts import Example, Texts, choose, mix
 from fairpriv.errors import InputError
@@ -219,6 +220,26 @@ def test_wrong_description_is_refused_before_any_file_is_opened():
         Texts(source, {"prompt": "a"}, {"a": {"is": 1}})
     with pytest.raises(InputError, match=r"where\.a has no value"):
         Texts(source, {"prompt": "a"}, {"a": None})
+
+
+def test_the_message_on_a_column_map_names_what_the_file_has(tmp_path):
+    described = texts(tmp_path, "a.csv", "question,answer\na,b\n", {"response": "answer"})
+    with pytest.raises(InputError, match=r"names no prompt, only response; .*; a\.csv has question, answer$"):
+        described.takes(["prompt"], ["response"], "d.train")
+
+
+def test_files_are_read_once_till_they_change(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_read", lambda path, *rest, read=module._read: asked.append(path) or read(path, *rest))
+    described = texts(tmp_path, "a.csv", "prompt,response\na,b\nc,d\n")
+    found = described.load()
+    found.pop()  # which is nobody else's
+    assert [e.prompt for e in described.load()] == ["a", "c"]
+    assert [e.prompt for e in texts(tmp_path, "a.csv", "prompt,response\nlonger,b\n").load()] == ["longer"]
+    assert len(asked) == 2
+    (tmp_path / "b.csv").write_bytes((tmp_path / "a.csv").read_bytes())
+    assert [e.row for e in Texts(Files(["b.csv"], folder=str(tmp_path)), PAIR).load()] == ["b.csv, line 2"]
+    assert [e.response for e in Texts(Files(["b.csv"], folder=str(tmp_path)), {"prompt": "prompt"}).load()] == [None]
 
 
 def test_digest_follows_content_columns_and_filter(tmp_path):

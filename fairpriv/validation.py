@@ -1,0 +1,420 @@
+"""``fairpriv validate``: composes and checks every config; ``--deep`` opens what they name, and tries five samples."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING, OmegaConf
+
+from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, plain
+from fairpriv.errors import InputError
+from fairpriv.schema import check, nearest
+
+if TYPE_CHECKING:
+    from fairpriv.data.texts import Example, Texts
+    from fairpriv.dimensions.dimension import Dimension
+    from fairpriv.dimensions.judge import Judge
+    from fairpriv.dimensions.scorer import Scorer
+
+SAMPLES = 5  # of everything that is tried
+RANDOM = "a random model of two layers"  # what stands in for a language model, of which nothing is to be learnt
+
+Grids = dict[str, list[list[str]]]  # of every option: further overrides, one list for each grid
+Problems = list[tuple[str, str]]  # option, and what is wrong with it
+
+
+def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
+    """Compose every option of every group and check keys, types and targets; returns the exit status (0 or 2).
+
+    Args:
+        conf: the configs that come with the project.
+        folders: the user's own.
+        deep: also try the user's own options, or all of them where there is no folder of theirs: see `Trial`.
+    """
+    known = groups([conf, *folders])
+    problems: Problems = []
+    found = _composed(conf, folders, known, problems)
+    for option, text in problems:
+        print(f"fairpriv: {option}: {text}", file=sys.stderr)
+    if deep:
+        mine = {group: names for group, names in (groups(folders) if folders else known).items() if group in TRIED}
+        wrong = {option for option, _ in problems}
+        trial = Trial(problems)
+        for group in sorted(mine, key=lambda group: group == "experiment"):  # last: it chooses among the rest
+            for name in mine[group]:
+                option = f"{group}={name}"
+                for grid in found.get(option, [[]]) if option not in wrong else ():
+                    trial.run(option, plain(compose(conf, folders, [option, *grid])))
+    count = len({option for option, _ in problems})
+    print(f"{sum(map(len, known.values()))} configs checked, {count} with problems")
+    return 2 if problems else 0
+
+
+def _composed(
+    conf: Path, folders: Sequence[Path], known: Mapping[str, Mapping[str, Path]], problems: Problems
+) -> Grids:
+    """Compose and check every option; returns the grids of the experiments."""
+    # One composition takes about 0.1 s, so options of different groups share it; experiments may override them.
+    words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
+    alone = [[word] for group in ("experiment", "debug") for word in words.pop(group, [])]
+    files = {f"experiment={name}": file for name, file in known.get("experiment", {}).items()}
+    together = [[word for word in row if word] for row in itertools.zip_longest(*words.values())]
+    grids: Grids = {}
+
+    def problem(overrides: list[str]) -> str | None:
+        try:
+            for option in overrides:
+                if option in files:
+                    grids[option] = _grids(files[option], known) or [[]]
+            for grid in grids.get(overrides[0], [[]]):
+                check(plain(compose(conf, folders, [*overrides, *grid])), missing_allowed=True)
+        except InputError as error:
+            return str(error)
+        except CONFIG_ERRORS as error:
+            return explain(error, conf, folders, overrides)
+        return None
+
+    for overrides in alone + together:
+        if text := problem(overrides):  # whose fault it is shows one at a time
+            each = {override: p for override in overrides if (p := problem([override]))} or {" ".join(overrides): text}
+            problems += [(of, " ".join(p.removeprefix(of.replace("=", "/") + ": ").split())) for of, p in each.items()]
+    return grids
+
+
+def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:
+    """The first choice of every key that an experiment varies by itself, per grid; group choices must all exist."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweeper = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper") or {}
+    params = {f"params.{key}": value for key, value in (sweeper.get("params") or {}).items()}
+    grids = [
+        params | {f"grids[{i}].{key}": value for key, value in grid.items()}
+        for i, grid in enumerate(sweeper.get("grids") or [{}])
+    ]
+    parser = OverridesParser.create()
+    found = []
+    for grid in grids:
+        first = {}
+        for where, value in grid.items():
+            key = where.partition(".")[2]
+            override = parser.parse_override(f"{key}={value}")
+            choices = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(value)]
+            for choice in choices if key in known else ():
+                if choice not in known[key]:
+                    raise InputError(f"hydra.sweeper.{where}: there is no {key}={choice}{nearest(choice, known[key])}")
+            first[key] = f"{key}={choices[0]}"
+        found.append(list(first.values()))
+    return found
+
+
+class Trial:
+    """Opens what options name, and tries it on five samples; prints a line for each part, or what is wrong with it.
+
+    What was tried already is not tried again, and what waits for a value (``???``) is not tried at all. No language
+    model is loaded, and no model fetched: scorers are tried on a random one, as the lines say.
+
+    Args:
+        problems: what is wrong is added to it.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.option = ""  # whose parts are tried
+        self._tried: set[str] = set()
+
+    def run(self, option: str, config: Mapping[str, Any]) -> None:
+        """Try what ``option``, as ``group=name``, is answerable for in a config composed with it."""
+        self.option = option
+        group = option.partition("=")[0]
+        for part in ["dimension", *PARTS] if group == "experiment" else [group]:
+            several = {"dimension": config["dimensions"], "attack": config["attack"]}
+            nodes = several[part] if part in several else {part: config[part]}
+            for name, node in nodes.items():
+                key = json.dumps([part, node], sort_keys=True, default=str)
+                what = "" if part == group else part if part == name else f"{part} {name}"
+                if node is None or key in self._tried:
+                    continue
+                self._tried.add(key)
+                if waiting := list(_waiting(node)):
+                    self.say(what, f"not tried: {', '.join(waiting)} must be given")
+                elif part == "dimension":
+                    self.dimension(config, name, what)
+                else:
+                    self.part(what, functools.partial(PARTS[part], config, name))
+
+    def dimension(self, config: Mapping[str, Any], name: str, what: str) -> None:
+        """Read its pairs and prompts; if nothing is wrong, ask its scorer or the judge about five of them."""
+        before = len(self.problems)
+        node = config["dimensions"][name]
+        texts = {f"train.{split}": part for split, part in (node.get("train") or {}).items()}
+        texts |= {key: node[key] for key in ("evaluate", "benign") if node.get(key)}
+        for key in texts:
+            self.part(f"{what} {key}".strip(), functools.partial(_rows, texts, key))
+        self.part(what, lambda: _dimension(config, name))
+        if len(self.problems) == before and (node.get("evaluate") or node.get("scorer")):
+            target = node["scorer"]["_target_"].rpartition(".")[2] if node.get("scorer") else None
+            by = f"scorer {target}" if target else f"judge {config['judge']['name']}"
+            self.part(f"{what} {by}".strip(), lambda: _tried(config, name))
+
+    def part(self, what: str, attempt: Callable[[], str]) -> None:
+        """Print what ``attempt`` returns; or what is wrong, and remember it."""
+        try:
+            self.say(what, attempt())
+        except Exception as error:  # whatever code of the user's own raises
+            reason = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
+            text = " ".join(f"{f'{what}: ' if what else ''}{reason}".split())
+            self.problems.append((self.option, text))
+            print(f"fairpriv: {self.option}: {text}", file=sys.stderr, flush=True)
+
+    def say(self, what: str, text: str) -> None:
+        """Print a line of what was found."""
+        print(f"{self.option}: {f'{what}: ' if what else ''}{text}", flush=True)
+
+
+def _waiting(node: Any, where: str = "") -> Iterator[str]:
+    """The keys that have no value yet."""
+    if node == MISSING:
+        yield where
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _waiting(value, f"{where}.{key}" if where else str(key))
+
+
+def _built(config: Mapping[str, Any], name: str) -> str:
+    return f"{type(build(config, name)).__name__} is built"
+
+
+def _attack(config: Mapping[str, Any], name: str) -> str:
+    return _built(config["attack"], name)
+
+
+def _dataset(config: Mapping[str, Any], name: str) -> str:
+    """Read a dataset; run five rows of a table through a classifier."""
+    from fairpriv.data.pairs import Pairs
+
+    dataset = build(config, name)
+    if isinstance(dataset, Pairs):  # of dimensions, which are read by themselves
+        return "pairs of dimensions"
+    table = dataset.load()
+    told = f"{len(table.y)} rows of {_named([path.name for path in dataset.source.locate()])}; "
+    told += f"{dataset.target}: {_named(table.label_names)}; {table.sensitive}: {_named(table.group_names)}"
+    if not hasattr(dataset, "encode") or not _takes_features(config):  # options are tried that no run would combine
+        return told
+    import torch
+
+    features = torch.as_tensor(dataset.encode(table.features).transform(table.features.head(SAMPLES)))
+    _run(build(config, "model", features.shape[1], len(table.label_names)), features, len(table.label_names))
+    return f"{told}; {len(features)} rows went through model={config['model']['name']}"
+
+
+def _model(config: Mapping[str, Any], name: str) -> str:
+    """Find pretrained weights; run five random rows through a network that reads tables."""
+    if str(config[name]["_target_"]).endswith(".PretrainedLM"):
+        return f"{config[name]['path']} is there, not loaded ({build(config, name).digest()[:12]})"
+    import torch
+
+    from fairpriv.modules.encoder import reader_of
+
+    if reader := reader_of(config):
+        weights = reader.weights
+        here = f"{weights.path} is there, not loaded ({weights.digest()[:12]})" if weights else "from fresh weights"
+        return f"reads {reader.modality}s; {here}"
+    _run(build(config, name, 8, 2), torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(0)), 2)
+    return f"{SAMPLES} random rows of 8 features went through it"
+
+
+def _takes_features(config: Mapping[str, Any]) -> bool:
+    """Whether the model is a network that reads tables."""
+    from fairpriv.modules.encoder import reader_of
+
+    return not str(config["model"]["_target_"]).endswith(".PretrainedLM") and reader_of(config) is None
+
+
+def _run(net: Any, features: Any, classes: int) -> None:
+    shape = tuple(net.eval()(features).shape)
+    if shape != (len(features), classes):
+        raise InputError(f"model gives {shape} for {len(features)} rows, not {(len(features), classes)}")
+
+
+def _evaluation(config: Mapping[str, Any], name: str) -> str:
+    """Read the text that perplexity is measured on."""
+    if not config[name]["text"]:
+        return "no text, so no perplexity"
+    build(config[name], "text").takes(["prompt"], ["response"], "evaluation.text")
+    return f"text: {_rows(config[name], 'text')}"
+
+
+def _utility(config: Mapping[str, Any], name: str) -> str:
+    """Load tasks of lm-eval, and their data."""
+    harness = build(config, name)
+    return f"tasks {', '.join(harness.metrics())}" if harness.tasks else "no tasks"
+
+
+def _judge(config: Mapping[str, Any], name: str) -> str:
+    """Ask a judge about five pairs of each kind that come with the project."""
+    from fairpriv.data.sources import Bundled
+    from fairpriv.data.texts import Texts
+
+    judge = build(config, name)
+    if far := _unfetched(config[name]):
+        return far
+    sets = {}
+    for split in ("safe", "unsafe"):
+        pairs = Texts(Bundled([f"fairness_{split}.csv"]), {"prompt": "prompt", "response": "response"})
+        sets[f"our {split} pairs"] = pairs.load()[:SAMPLES]
+    return _judged(judge, sets)
+
+
+def _dimension(config: Mapping[str, Any], name: str) -> str:
+    dimension: Dimension = build(config["dimensions"], name, name=name)
+    measured = dimension.evaluate is not None or dimension.scorer is not None
+    return f"dimension {name}, " + (f"measured as eval/{name}/..." if measured else "not measured: it has no evaluate")
+
+
+def _rows(config: Mapping[str, Any], name: str) -> str:
+    texts: Texts = build(config, name)
+    count = len(texts.load())
+    columns = [name for held in texts.columns.values() for name in (held if isinstance(held, list) else [held])]
+    files = _named([path.name for path in texts.source.locate()])
+    return f"{count} rows of {files}; columns {', '.join(dict.fromkeys(columns))}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _tried(config: Mapping[str, Any], name: str) -> str:
+    """Five samples for a dimension's scorer, on the random model; or for the judge, with responses of their own."""
+    dimension: Dimension = build(config["dimensions"], name, name=name)
+    examples = dimension.measured_on() or []
+    samples = examples[:SAMPLES]
+    by = config["judge"] if dimension.scorer is None else config["dimensions"][name]["scorer"]
+    if far := _unfetched(by):
+        return far
+    if dimension.scorer is None:
+        pairs = {f"train.{split}": dimension.pairs(split)[:SAMPLES] for split in dimension.train}
+        return _judged(build(config, "judge"), pairs or {RANDOM: _answered(samples)})
+    if not samples:
+        return "has data of its own: its settings were checked, and nothing scored"
+    return _scored(dimension.scorer, name, samples)
+
+
+def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
+    """Have samples scored on the random model: its figures say nothing, their names do."""
+    from fairpriv.dimensions.scorer import Subject
+
+    scorer.digest()
+    responses = [str(example.response) for example in _answered(samples)] if scorer.answered else []
+    found = scorer.score(Subject(*_random_model(), batch_size=SAMPLES), samples, responses)
+    json.dumps(found.records)  # each is to be a line of the cell's scores.jsonl
+    score = found.metrics.get("score", math.nan)
+    if not 0 <= score <= 1:
+        raise InputError(f"its score on {len(samples)} samples is {score}: it must lie within 0 and 1")
+    names = _named([f"eval/{dimension}/{name}" for name in found.metrics])
+    return f"{len(samples)} samples scored on {RANDOM}: {names}"
+
+
+def _answered(samples: Sequence[Example]) -> list[Example]:
+    """The samples with the random model's responses, where they have none of their own."""
+    from fairpriv.data.tokens import encode_prompt
+    from fairpriv.modules.generation import respond
+
+    if all(example.response is not None for example in samples):
+        return list(samples)
+    model, tokenizer = _random_model()
+    asked = [
+        encode_prompt(tokenizer, example.prompt, chat_template="none", system=None, max_tokens=512)
+        for example in samples
+    ]
+    told = respond(model, tokenizer, asked, max_new_tokens=8, batch_size=SAMPLES)
+    return [replace(example, response=response) for example, response in zip(samples, told, strict=True)]
+
+
+def _judged(judge: Judge, sets: Mapping[str, Sequence[Example]]) -> str:
+    """What a judge says of sets of responses; the name of each says whose they are."""
+    judge.digest()
+    told = []
+    for whose, examples in sets.items():
+        verdicts = judge.judge([e.prompt for e in examples], [str(e.response) for e in examples])
+        if len(verdicts) != len(examples):
+            raise InputError(f"gives {len(verdicts)} verdicts on {len(examples)} responses: it must give one each")
+        counts = Counter({True: "safe", False: "unsafe", None: "unreadable"}[verdict.safe] for verdict in verdicts)
+        told.append(
+            f"{', '.join(f'{n} {word}' for word, n in counts.items())} among {len(examples)} responses of {whose}"
+        )
+    return "; ".join(told)
+
+
+@functools.cache
+def _random_model() -> tuple[Any, Any]:
+    """A random causal language model of two layers, in eval mode, and a tokenizer that reads bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    end = "<|end|>"
+    alphabet = [end, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = Tokenizer(models.BPE({text: i for i, text in enumerate(alphabet)}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=end, padding_side="left")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval(), tokenizer
+
+
+def _unfetched(node: Any) -> str | None:
+    """What is told of a judge or a scorer whose model is on the hub only; None where there is nothing to fetch.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such model.
+    """
+    if not isinstance(node, Mapping):
+        return None
+    path = node.get("path")
+    if not isinstance(path, str) or Path(path).expanduser().is_dir():
+        return next(filter(None, map(_unfetched, node.values())), None)
+    from huggingface_hub import try_to_load_from_cache
+
+    from fairpriv.modules.pretrained import PretrainedLM
+
+    try:
+        found = PretrainedLM("judge", path, node.get("revision")).digest()
+    except InputError as error:
+        raise InputError(str(error).replace("model.path", "path")) from None
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=found), str):
+        return None
+    return f"{path} is on the hub ({found[:12]}), and was not fetched: nothing was judged"
+
+
+# What is tried beside dimensions, and how: given the composed config and the name of the node.
+PARTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
+    "dataset": _dataset,
+    "model": _model,
+    "defense": _built,
+    "attack": _attack,
+    "judge": _judge,
+    "evaluation": _evaluation,
+    "utility": _utility,
+    "analysis": _built,
+}
+TRIED = ("dimension", *PARTS, "experiment")
