@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +28,26 @@ def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> F
     panels = table.panels
     drawn = [group for groups in settings.values() for group in groups]
     styles = series_styles(table)
-    # Margins in inches, set by hand: a layout engine would draw everything several times over.
-    width, height = 4.9 * len(panels), 3.6 * len(settings) + 0.5
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(0.6 / width, 1.0 / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
-    axes = figure.subplots(len(settings), len(panels), squeeze=False)
-    for row, (title, groups) in zip(axes, settings.items(), strict=True):
-        for ax, (x, y) in zip(row, panels, strict=True):
-            _scatter(ax, table, groups, x, y, styles)
-            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
     shown = [name for name in styles if any(table.series(group) == name for group in drawn)][:_NAMED]
     handles = [Line2D([], [], color=styles[n][0], marker=styles[n][1], linestyle="none", label=n) for n in shown]
     handles.append(Line2D([], [], color="0.55", linewidth=1.2, linestyle="--", label="Pareto front"))
     if any(group.degenerate for group in drawn):
         label = "hollow: degenerate"
         handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(panels)), frameon=False)
+    # Margins in inches, set by hand: a layout engine would draw everything several times over.
+    width = 4.9 * len(panels)
+    widest = 0.5 + 0.07 * max(len(str(handle.get_label())) for handle in handles)  # of the legend's columns
+    columns = max(1, min(len(handles), int(width / widest)))
+    below = 0.6 + 0.2 * math.ceil(len(handles) / columns)
+    height = 3.6 * len(settings) - 0.3 + below
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.6 / width, below / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
+    axes = figure.subplots(len(settings), len(panels), squeeze=False)
+    for row, (title, groups) in zip(axes, settings.items(), strict=True):
+        for ax, (x, y) in zip(row, panels, strict=True):
+            _scatter(ax, table, groups, x, y, styles)
+            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
     return figure
 
 
