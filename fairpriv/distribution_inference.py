@@ -17,12 +17,12 @@ from fairpriv.attacks.attack import Attack
 from fairpriv.attacks.pools import Played, deal, play
 from fairpriv.configs import build
 from fairpriv.data.batches import ShuffledBatches
-from fairpriv.data.game import GameDataModule, Part
-from fairpriv.data.tabular import TabularDataset
+from fairpriv.data.game import Dataset, GameDataModule, Part
 from fairpriv.defenses.defense import Defended, Defense, Victim
 from fairpriv.errors import InputError
 from fairpriv.measures import Measures, Sample, measure
 from fairpriv.modules.classifier import Classifier, fit, predict
+from fairpriv.modules.encoder import reader_of
 from fairpriv.modules.pool import fit_pool
 from fairpriv.modules.processes import rank
 from fairpriv.modules.trainer import trainer_of
@@ -41,7 +41,7 @@ class DistributionInference:
         InputError: the config names a part that does not belong to classifiers, or attacks on what they cannot train.
     """
 
-    def __init__(self, config: Mapping[str, Any], dataset: TabularDataset, defense: Defense) -> None:
+    def __init__(self, config: Mapping[str, Any], dataset: Dataset, defense: Defense) -> None:
         self.config = config
         self.dataset = dataset
         self.defense = defense
@@ -56,13 +56,32 @@ class DistributionInference:
                 "dataset=pairs and dimension=[...], or model=mlp"
             )
         if config.get("analysis"):
-            raise InputError(f"analysis: looks at edits of language models, and dataset={dataset.name} is a table")
+            raise InputError(
+                f"analysis: looks at edits of language models, not at classifiers of dataset={dataset.name}"
+            )
+        self.reader = reader_of(config)
+        reads, holds = getattr(self.reader, "modality", "table"), getattr(dataset, "modality", "table")
+        if reads != holds:
+            fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet or vit"}[holds]
+            raise InputError(
+                f"model={config['model']['name']} reads {reads}s and dataset={dataset.name} holds {holds}s: choose "
+                f"model={fitting}"
+            )
+        if getattr(self.reader, "tune", "head") == "all" and getattr(defense, "features_only", False):
+            raise InputError(
+                f"defense={defense.name} takes rows of features: choose a table, or model.tune=head, which trains on "
+                "those of a frozen encoder"
+            )
         if not config["attack"]:
             return
         model, game = config["model"], config["game"]
-        if model["_target_"] != "fairpriv.modules.classifier.MLP" or model["dropout"]:
+        perceptron = (
+            model["_target_"] == "fairpriv.modules.classifier.MLP" or getattr(self.reader, "tune", "") == "head"
+        )
+        if not perceptron or model["dropout"]:
             raise InputError(
-                f"model={model['name']}: attacks train pools of model=mlp with model.dropout=0 and of no other"
+                f"model={model['name']}: attacks train pools of model=mlp with model.dropout=0, or of such networks on "
+                "a frozen encoder's features (model.tune=head), and of no other"
             )
         if game["victims"] < 1 or game["repeats"] < 1:
             raise InputError(
@@ -88,13 +107,16 @@ class DistributionInference:
 
     def digests(self) -> dict[str, str]:
         """Content of every input, by the config key that its place stands in."""
-        return {"dataset.source": self.dataset.source.digest()}
+        weights = self.reader.weights if self.reader else None
+        return {"dataset.source": self.dataset.source.digest()} | (
+            {"model.path": weights.digest()} if weights is not None else {}
+        )
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Run the cell and write what it came to into ``result``; victims' scores go to a file of ``folder``."""
         config = self.config
         with stage("data"):
-            data = GameDataModule(self.dataset, GameConfig(**config["game"]), config["seed"])
+            data = GameDataModule(self.dataset, GameConfig(**config["game"]), config["seed"], self.reader)
             data.setup()
         victim = make_victim(config, data, logger)
         with stage("base"):
@@ -176,13 +198,18 @@ def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, at
     model, game = config["model"], data.game
     root = Path(config["paths"]["root"])
     fit_one = functools.partial(
-        fit_pool, hidden=model["hidden"], cache=root / "cache" / "pools", accelerator=config["trainer"]["accelerator"]
+        fit_pool,
+        hidden=model["hidden"],
+        classes=len(data.label_names),
+        cache=root / "cache" / "pools",
+        accelerator=config["trainer"]["accelerator"],
     )
     splits = []
     for number in range(game.repeats):
         split = data
         if number:
-            split = GameDataModule(data.dataset, game, int(content_hash([data.seed, number]), 16) % 2**31)
+            seed = int(content_hash([data.seed, number]), 16) % 2**31
+            split = GameDataModule(data.dataset, game, seed, data.reader)
             split.setup()
         shadows = any(attack.needs_shadows for attack in attacks)
         splits.append(deal(split, defense.defend_pool, fit_one, config["training"], shadows=shadows))

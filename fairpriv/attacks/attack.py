@@ -16,7 +16,7 @@ from fairpriv.errors import InputError
 
 
 class Models(Protocol):
-    """M classifiers of two classes; a :class:`fairpriv.modules.pool.Pool` is one.
+    """M classifiers; a :class:`fairpriv.modules.pool.Pool` is one.
 
     Models with ``needs_groups`` are asked ``predict_proba(X, groups)``: the sensitive group is part of their input.
     White-box attacks also read ``weights``: ``(W [M, in, out], b [M, out])`` of every fully connected layer in order.
@@ -28,7 +28,7 @@ class Models(Protocol):
 
     @property
     def predict_proba(self) -> Callable[..., Tensor]:
-        """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``."""
+        """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
         ...
 
 
@@ -40,7 +40,7 @@ class Query:
     """
 
     X: Tensor  # [N, F]
-    y: Tensor  # [N], labels in {0, 1}
+    y: Tensor  # [N], codes of the label
     s: Tensor  # [N], codes of the sensitive group
     world: Tensor  # [N] in {0, 1}: the distribution that the row was drawn from
 
@@ -75,7 +75,7 @@ class AttackGame:
 
     @cached_property
     def victim_probs(self) -> Tensor:
-        """P(y=1) by the victims at the query's rows, ``[V, N]``; they are asked once, whatever the attacks."""
+        """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; asked once for all attacks."""
         return _outputs(self.victims, self.query, "victim")
 
     def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
@@ -93,7 +93,7 @@ class AttackGame:
         return self.shadows
 
     def shadow_probs(self, attack: str, *, least: int = 1) -> tuple[Tensor, Tensor]:
-        """P(y=1) by the shadows of either world, ``[M0, N]`` and ``[M1, N]``; asked once; errors as above."""
+        """Outputs of the shadows of either world, as `victim_probs`; asked once; errors as above."""
         self.shadow_models(attack, least=least)
         return self._shadow_probs
 
@@ -109,13 +109,13 @@ class AttackGame:
 
 
 def ask(models: Models, X: Tensor, groups: Tensor) -> Tensor:
-    """P(y=1) of every model ``[M, N]``, told the rows' groups ``[N]`` where it needs them."""
+    """Every model's outputs, ``[M, N]`` or ``[M, N, C]``, told the rows' groups ``[N]`` where it needs them."""
     return models.predict_proba(X, groups) if getattr(models, "needs_groups", False) else models.predict_proba(X)
 
 
 def _outputs(models: Models, query: Query, who: str) -> Tensor:
     probs = ask(models, query.X, query.s)
-    wrong = ~((probs >= 0) & (probs <= 1)).all(1)
+    wrong = ~((probs >= 0) & (probs <= 1)).flatten(1).all(1)
     if wrong.any():
         raise ValueError(f"{who} number {int(wrong.nonzero()[0])} gives no probabilities: did its training diverge?")
     return probs

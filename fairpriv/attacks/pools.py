@@ -16,6 +16,7 @@ from fairpriv.data.game import GameDataModule, Part, Rows
 from fairpriv.defenses.defense import Members, PoolOwner, draw
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
+from fairpriv.functional.attacks import answers
 from fairpriv.modules.pool import Pool
 from fairpriv.tracking.identity import content_hash
 
@@ -180,12 +181,13 @@ def deal(
     tested = test[0] + test[1] + test[2] + test[3]
     probs = ask(victims, tested.X, tested.s)
     generator = torch.Generator().manual_seed(data.seed)
-    preds = draw(probs, generator) if getattr(victims, "randomized", False) else probs > 0.5
-    share = preds.double().mean(1)
+    preds = draw(probs, generator) if getattr(victims, "randomized", False) else answers(probs)
+    classes = probs.shape[2] if probs.dim() == 3 else 2
+    largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
     return Split(
         game=AttackGame(victims, own, query, data.seed, truth),
-        accuracy=(preds == tested.y.bool()).double().mean(1),
-        gap=equalized_odds_gaps(preds, tested.y, tested.s),
-        constant=torch.minimum(share, 1 - share) < 0.01,
+        accuracy=(preds == tested.y).double().mean(1),
+        gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
+        constant=1 - largest < 0.01,
         diverged=diverged,
     )

@@ -11,18 +11,24 @@ proportions within every group, and the groups of R theirs within R. What one si
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairpriv.data.attributes import Attributed
 from fairpriv.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
 from fairpriv.schema import GameConfig
 
+if TYPE_CHECKING:
+    from fairpriv.modules.encoder import Encoding, Reader
+
+Dataset = TabularDataset | Attributed
 Part = Literal["train", "validation", "rates", "gap", "shadow", "query"]
 _PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
 _ADVERSARY_PARTS: tuple[Part, ...] = ("shadow", "query")
@@ -32,8 +38,8 @@ _ADVERSARY_PARTS: tuple[Part, ...] = ("shadow", "query")
 class Rows:
     """Encoded rows of one part and world, in random order."""
 
-    X: Tensor  # float32 [N, F]
-    y: Tensor  # int64 [N], label in {0, 1}
+    X: Tensor  # float32 [N, F]; or int32 [N, T] tokens, -1 after the end; or uint8 [N, 3, S, S] pixels
+    y: Tensor  # int64 [N], code of the label
     s: Tensor  # int64 [N], code of the sensitive group
     index: Tensor  # int64 [N], row numbers in the table
 
@@ -51,12 +57,13 @@ class GameDataModule(LightningDataModule):
 
     Features are encoded by what the victim's train rows of both worlds hold together: a preprocessing fitted to one
     world alone would tell the secret bit by itself. ``game.world`` changes nothing here: both directions share data.
+    Texts and images are read by the model's ``reader``, a table by its dataset.
     """
 
     table: Table
-    encoder: Encoder
+    encoder: Encoder | Encoding
 
-    def __init__(self, dataset: TabularDataset, game: GameConfig, seed: int) -> None:
+    def __init__(self, dataset: Dataset, game: GameConfig, seed: int, reader: Reader | None = None) -> None:
         super().__init__()
         if not 0 <= game.alpha <= 1:
             raise InputError(f"game.alpha={game.alpha}: it is a share, from 0 to 1")
@@ -82,6 +89,7 @@ class GameDataModule(LightningDataModule):
         self.dataset = dataset
         self.game = game
         self.seed = seed
+        self.reader = reader
         self._rows: dict[tuple[Part, int], Rows] = {}
         self._adversary: Rows | None = None
 
@@ -107,7 +115,9 @@ class GameDataModule(LightningDataModule):
             # a stream of its own, so that the rows drawn in one part do not depend on the other parts
             worlds[part] = self._draw(part, rows, np.random.default_rng([self.seed, place]))
             self._check_cells(part, worlds[part])
-        self.encoder = self.dataset.encode(table.features.iloc[np.sort(np.concatenate(worlds["train"]))])
+        self._items = self.reader.read(np.asarray(table.features)) if self.reader else table.features
+        train = self._take(np.sort(np.concatenate(worlds["train"])))
+        self.encoder = self.reader.encode(train) if self.reader else cast(TabularDataset, self.dataset).encode(train)
         self._rows = {(part, world): self._encode(rows) for part in _PARTS for world, rows in enumerate(worlds[part])}
         self._adversary_index = adversary
 
@@ -138,8 +148,8 @@ class GameDataModule(LightningDataModule):
 
     @property
     def features(self) -> int:
-        """Number of encoded features, F."""
-        return len(self.encoder.feature_names)
+        """Number of encoded features, F; of texts and images, what their model's reader says."""
+        return self.encoder.features
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -200,6 +210,7 @@ class GameDataModule(LightningDataModule):
         needed = {"rates": self.game.min_cell, "gap": self.game.min_cell, "validation": min(1, self.game.min_cell)}
         wanted = needed.get(part, 0)
         both = np.concatenate(worlds)
+        or_label = ", or such labels by dataset.min_cell_rows" if isinstance(self.dataset, Attributed) else ""
         for label, label_name in enumerate(table.label_names):
             for group, group_name in enumerate(table.group_names):
                 count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
@@ -209,7 +220,7 @@ class GameDataModule(LightningDataModule):
                         f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
                         f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}), fewer "
                         f"than {wanted}: lower game.min_cell (so few rows measure little), raise game.test_share or "
-                        f"game.validation_share, or leave the group out of dataset.groups.{table.sensitive}"
+                        f"game.validation_share, or leave the group out of dataset.groups.{table.sensitive}{or_label}"
                     )
             for world, rows in enumerate(worlds):
                 if self.game.min_cell and not (table.y[rows] == label).any():
@@ -218,9 +229,12 @@ class GameDataModule(LightningDataModule):
                         f"{len(rows)}: raise that part's share or give more data"
                     )
 
+    def _take(self, index: NDArray[np.int64]) -> Any:
+        return self._items.iloc[index] if isinstance(self._items, pd.DataFrame) else self._items[index]
+
     def _encode(self, index: NDArray[np.int64]) -> Rows:
         return Rows(
-            X=torch.from_numpy(self.encoder.transform(self.table.features.iloc[index])),
+            X=torch.from_numpy(self.encoder.transform(self._take(index))),
             y=torch.from_numpy(self.table.y[index]),
             s=torch.from_numpy(self.table.s[index]),
             index=torch.from_numpy(index.astype(np.int64)),

@@ -121,6 +121,29 @@ class Files:
 
 
 @dataclass
+class Folder:
+    """All files of a local folder whose names fit one of the patterns; their names are part of their content."""
+
+    folder: str
+    patterns: list[str] = field(default_factory=lambda: ["*"])  # as in a shell, one level deep
+
+    def locate(self) -> list[Path]:
+        """The files in the order of their names; raises `InputError` where there are none."""
+        folder = Path(self.folder).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"source.folder: there is no folder {folder.absolute()}")
+        found = {path for pattern in self.patterns for path in folder.glob(pattern) if path.is_file()}
+        if not found:
+            raise InputError(f"source: no file in {folder.absolute()} is named {' or '.join(self.patterns)}")
+        return sorted(found)
+
+    def digest(self) -> str:
+        """Sha256 over the files' names and checksums, in order."""
+        paths = self.locate()
+        return hashlib.sha256("\n".join(f"{path.name} {_checksum(path)}" for path in paths).encode()).hexdigest()
+
+
+@dataclass
 class Folktables:
     """ACS person files (PUMS, census CSV): looked for in a local folder, else downloaded through folktables.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,10 +37,11 @@ class Table:
 
     name: str
     sensitive: str
-    features: pd.DataFrame  # [N] rows; float64 columns, and categorical columns whose categories are strings
-    y: NDArray[np.int64]  # [N], 1 where the label is positive
+    # [N] rows: float64 columns, and categorical columns whose categories are strings; or an array of what is no table
+    features: pd.DataFrame | NDArray[Any]
+    y: NDArray[np.int64]  # [N], code of the label; with two, 1 is the positive one
     s: NDArray[np.int64]  # [N], code of the sensitive group
-    label_names: tuple[str, str]
+    label_names: tuple[str, ...]
     group_names: tuple[str, ...]  # the first is the property group unless the game says otherwise
     dropped: dict[str, int]  # rows left out: by 'filters', for 'missing' values, for being in other 'groups'
 
@@ -57,6 +58,11 @@ class Encoder:
     numeric: dict[str, tuple[float, float, bool]]  # column: mean, standard deviation (0: constant), indicator
     categorical: dict[str, dict[str, int]]  # column: category -> offset in the column's block
     feature_names: tuple[str, ...]
+
+    @property
+    def features(self) -> int:
+        """Number of encoded features, F."""
+        return len(self.feature_names)
 
     @classmethod
     def fit(cls, train: pd.DataFrame, max_categories: int | None = None) -> Encoder:
@@ -225,7 +231,7 @@ class TabularDataset:
         frame = self._complete(kept, names, files)
         dropped["missing"] = len(kept) - len(frame)
 
-        codes, group_names = self._group(frame[self.sensitive], files)
+        codes, group_names = coded(frame[self.sensitive], f"sensitive column '{self.sensitive}'", self.groups, files)
         dropped["groups"] = int((codes < 0).sum())
         frame, codes = frame[codes >= 0], codes[codes >= 0]
         y, label_names = self._label(frame[self.target], files)
@@ -358,29 +364,6 @@ class TabularDataset:
                 )
         return frame
 
-    def _group(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Codes ``[N]`` of the groups in their order, -1 for rows of none."""
-        values = _texts(column)
-        counts = values.value_counts()
-        listed = self.groups.get(self.sensitive)
-        if not listed and len(counts) > _MOST_GROUPS:
-            raise InputError(
-                f"sensitive column '{self.sensitive}' of {files} has {len(counts)} values: "
-                f"list the groups in dataset.groups.{self.sensitive}"
-            )
-        found = sorted(counts.index, key=lambda value: (-counts[value], value))
-        names = [text(name) for name in listed] if listed else found
-        if len(set(names)) < 2:
-            raise InputError(f"sensitive column '{self.sensitive}' of {files}: two groups are needed, there is {names}")
-        if len(set(names)) < len(names):
-            raise InputError(f"dataset.groups.{self.sensitive}: {names} names a group twice")
-        for name in names:
-            if name not in counts.index:
-                raise InputError(
-                    f"dataset.groups.{self.sensitive}: no row of {files} has '{name}'; it holds {_counted(values)}"
-                )
-        return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
-
     def _label(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, str]]:
         """Labels ``[N]`` in {0, 1} and their names."""
         values = _texts(column)
@@ -418,6 +401,37 @@ class TabularDataset:
                 raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
             return numbers
         return _texts(column).fillna("missing").astype(object).astype("category")
+
+
+def coded(
+    column: pd.Series, what: str, groups: Mapping[str, list[Any] | None], files: str, most: int = _MOST_GROUPS
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Codes ``[N]`` of a column's values in the order of ``dataset.groups``, -1 for the others; and the values' names.
+
+    Args:
+        column: the values, none missing.
+        what: what an error calls the column.
+        groups: by column, the values that are kept; without an entry all of them, by falling frequency.
+        files: where they were read.
+        most: values that a column without an entry may have.
+    """
+    values = _texts(column)
+    counts = values.value_counts()
+    listed = groups.get(str(column.name))
+    if not listed and len(counts) > most:
+        raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")
+    found = sorted(counts.index, key=lambda value: (-counts[value], value))
+    names = [text(name) for name in listed] if listed else found
+    if len(set(names)) < 2:
+        raise InputError(f"{what} of {files}: two groups are needed, there is {names}")
+    if len(set(names)) < len(names):
+        raise InputError(f"dataset.groups.{column.name}: {names} names a group twice")
+    for name in names:
+        if name not in counts.index:
+            raise InputError(
+                f"dataset.groups.{column.name}: no row of {files} has '{name}'; it holds {_counted(values)}"
+            )
+    return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
 
 
 def text(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from fairlearn.adversarial import AdversarialFairnessClassifier
@@ -49,6 +49,8 @@ class AdversarialDebiasing:
     lr: float = 0.003
     weight_decay: float = 0.0001
 
+    features_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal <= 1:
             raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
@@ -90,8 +92,6 @@ class AdversarialDebiasing:
     def _tune(self, net: nn.Module, rows: Rows, seed: int) -> None:
         """Train in place, and leave the model in eval mode; a NonFiniteLossError where it diverges."""
         refuse_one_group(rows, "defense.rehearsal", self.rehearsal, f"{self.constraints} between groups")
-        if rows.X.dim() != 2:
-            raise InputError(f"defense={self.name}: fairlearn takes tables, and this input is {list(rows.X.shape)}")
         classifier = AdversarialFairnessClassifier(
             backend="torch",
             predictor_model=Score(net),

@@ -222,7 +222,8 @@ class Tuning(Protocol):
 class Defense(Protocol):
     """A defence of a classifier: built from its YAML, called once a cell, and once a pool where attacks are played.
 
-    One that leaves something else than a network with the model's architecture says ``one_network = False``.
+    One that leaves something else than a network with the model's architecture says ``one_network = False``, one that
+    takes no tokens and no pixels ``features_only = True``.
     """
 
     name: str

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class DPSGD:
     steps_per_epoch: int = 10
     lr: float = 0.01
     weight_decay: float = 0.0001
+
+    features_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 < self.epsilon < math.inf and 0 < self.delta < 1):

@@ -20,7 +20,8 @@ from fairpriv.data.game import Rows
 from fairpriv.defenses.defense import Defended, PoolOwner, Victim, refuse_one_group
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
-from fairpriv.modules.classifier import Classifier, predict
+from fairpriv.functional.attacks import answers
+from fairpriv.modules.classifier import Classifier, logits, predict
 from fairpriv.modules.pool import Dual, Pool
 
 log = logging.getLogger(__name__)
@@ -104,10 +105,10 @@ class FairFineTuning:
             return fitted(float(self.penalty))
         X, y, s = owner.validation.X, owner.validation.y, owner.validation.s
         pools = [fitted(penalty) for penalty in sorted({0.0, *self.grid})]
-        preds = [pool.predict_proba(X) > 0.5 for pool in pools]
-        hits = [p == y.bool() for p in preds]
-        accuracy = torch.stack([(h[:, y == 0].double().mean(1) + h[:, y == 1].double().mean(1)) / 2 for h in hits])
-        gap = torch.stack([equalized_odds_gaps(p, y, s) for p in preds])
+        preds = [answers(pool.predict_proba(X)) for pool in pools]
+        recalls = [torch.stack([(p == y)[:, y == label].double().mean(1) for label in y.unique()]) for p in preds]
+        accuracy = torch.stack(recalls).mean(1)
+        gap = torch.stack([equalized_odds_gaps(p, y, s, classes=pools[0].sizes[-1]) for p in preds])
         chosen = gap.masked_fill(accuracy < accuracy[0] - self.tolerance, torch.inf).argmin(0).tolist()
         return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
 
@@ -178,7 +179,7 @@ class FairFineTuning:
         batches = StratifiedBatches(rows, self.batch_size, draws, seed + 1)
         seen, at_zero = [], []
         for X, y, s, _ in batches:
-            probs = net(X).softmax(-1)
+            probs = logits(net, X).softmax(-1)
             seen.append(equalized_odds_penalty(probs, y, s))
             shuffled = s.clone()
             for label in y.unique():

@@ -1,5 +1,8 @@
 """Statistics of distribution-inference attacks on outputs P(y=1) of shadow models and victims.
 
+Outputs of models with two classes are P(y=1) ``[M, N]``; with C classes, more than two, they are ``[M, N, C]``, and
+what a statistic makes of these is ours.
+
 Every score is one victim's own: it depends on the shadows and on that victim's outputs, never on the other victims.
 Larger is more like world 1, and 0 is the border. After [SE22] Suri and Evans, PETS 2022, and [SA23] Suri, Lu, Chen and
 Evans, SaTML 2023, with their released code; what differs from them is said where it does.
@@ -11,36 +14,44 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 _COLUMNS = 1024  # sorted at a time, which bounds memory
+
+
+def answers(probs: Tensor) -> Tensor:
+    """Predicted classes ``[M, N]``, int64: of P(y=1) ``[M, N]``, above 1/2 being class 1, or of ``[M, N, C]``."""
+    return probs.argmax(-1) if probs.dim() == 3 else (probs > 0.5).long()
 
 
 def loss_test_scores(probs: Tensor, y: Tensor, world: Tensor) -> Tensor:
     """Accuracy on world 1's rows minus accuracy on world 0's rows [SE22].
 
     Args:
-        probs: P(y=1), ``[V, N]``; above 1/2 is class 1.
-        y: labels in {0, 1}, ``[N]``.
+        probs: outputs of the victims.
+        y: labels, ``[N]``.
         world: the distribution each row was drawn from, in {0, 1}, ``[N]``; both occur.
 
     Returns:
         ``[V]`` float64 in [-1, 1].
     """
-    right = (probs > 0.5) == y.bool()
+    right = answers(probs) == y
     return right[:, world == 1].double().mean(1) - right[:, world == 0].double().mean(1)
 
 
 def rank_points(values0: Tensor, values1: Tensor) -> Tensor:
     """Places ``[N]`` of the query points, the ones that the worlds' shadows answer most differently first.
 
-    The order is that of the absolute difference of mean answers, as in the released code; equal ones stay in order.
+    The order is that of the absolute difference of mean answers, as in the released code, summed over classes where
+    there are several; equal ones stay in order.
 
     Args:
-        values0: answers of world 0's shadows, ``[M0, N]``, probabilities or labels.
-        values1: answers of world 1's, ``[M1, N]``.
+        values0: answers of world 0's shadows, ``[M0, N]``, probabilities or labels; or ``[M0, N, C]``, labels one-hot.
+        values1: answers of world 1's, ``[M1, N]`` or ``[M1, N, C]``.
     """
-    difference = values1.mean(0, dtype=torch.double) - values0.mean(0, dtype=torch.double)
-    return difference.abs().argsort(descending=True, stable=True)
+    difference = (values1.mean(0, dtype=torch.double) - values0.mean(0, dtype=torch.double)).abs()
+    difference = difference.sum(-1) if difference.dim() == 2 else difference
+    return difference.argsort(descending=True, stable=True)
 
 
 def best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,46 +96,55 @@ def threshold_test_scores(
 ) -> Tensor:
     """Accuracy on the most telling points against a threshold that is chosen on shadows [SE22].
 
-    Points are ranked by the difference of the shadows' mean predicted labels.
+    Points are ranked by the difference of the shadows' mean predicted labels; of how often each label is predicted,
+    where there are several.
 
     Args:
-        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
-        shadows1: by world 1's, ``[M1, N]``.
-        probs: by the models to be judged, ``[V, N]``.
-        y: labels in {0, 1}, ``[N]``.
+        shadows0: outputs of world 0's shadows.
+        shadows1: of world 1's.
+        probs: of the models to be judged.
+        y: labels, ``[N]``.
         counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
 
     Returns:
         ``[V, F]`` float64: signed distance from the threshold, in [-1, 1]; 0 throughout where the shadows' accuracies
         do not differ.
     """
-    labels0, labels1 = shadows0 > 0.5, shadows1 > 0.5
-    order = rank_points(labels0.float(), labels1.float())
+    labels0, labels1 = answers(shadows0), answers(shadows1)
+    classes = shadows0.shape[2] if shadows0.dim() == 3 else 2
+    counted = [one_hot(labels, classes) if classes > 2 else labels for labels in (labels0, labels1)]
+    order = rank_points(*counted)
     used = torch.as_tensor(counts, device=y.device)
 
     def accuracy(labels: Tensor) -> Tensor:
-        return (labels == y.bool())[:, order].cumsum(1)[:, used - 1].double() / used
+        return (labels == y)[:, order].cumsum(1)[:, used - 1].double() / used
 
     threshold, direction = best_threshold(accuracy(labels0), accuracy(labels1))
-    return direction * (accuracy(probs > 0.5) - threshold)
+    return direction * (accuracy(answers(probs)) - threshold)
 
 
 def per_point_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tensor, counts: Sequence[int]) -> Tensor:
     """Unweighted vote of the most telling points, each with a threshold of its own on P(y=1) [SA23].
 
-    Points are ranked by the difference of the shadows' mean P(y=1). A point at which no cut of the shadows is better
+    Points are ranked by the difference of the shadows' mean P(y=1); with several classes the probability of the row's
+    own label takes its place, which needs the label. A point at which no cut of the shadows is better
     than chance does not vote, and an output that lies on its point's threshold votes for neither (ours).
 
     Args:
-        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
-        shadows1: by world 1's, ``[M1, N]``.
-        probs: by the models to be judged, ``[V, N]``.
-        y: not used: this attack needs no labels.
+        shadows0: outputs of world 0's shadows.
+        shadows1: of world 1's.
+        probs: of the models to be judged.
+        y: labels, ``[N]``; with two classes not used.
         counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
 
     Returns:
         ``[V, F]`` float64: votes for world 1 minus votes for world 0, over the points that may vote, in [-1, 1].
     """
+    if probs.dim() == 3:
+        own = y[None, :, None]
+        shadows0, shadows1, probs = (
+            outputs.gather(2, own.expand(len(outputs), -1, -1))[..., 0] for outputs in (shadows0, shadows1, probs)
+        )
     order = rank_points(shadows0, shadows1)[: max(counts)]
     threshold, direction = best_threshold(shadows0[:, order], shadows1[:, order])
     used = torch.as_tensor(counts, device=order.device)
@@ -134,18 +154,23 @@ def per_point_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tenso
 
 
 def mean_kl(shadows: Tensor, probs: Tensor, *, clip: float) -> Tensor:
-    """KL(shadow || victim) of the two-class outputs, averaged over shadows and points.
+    """KL(shadow || victim) of the outputs, averaged over shadows and points.
 
     The mean of p log p/q over shadows needs their mean entropy and mean p alone, so no pair is ever formed.
 
     Args:
-        shadows: P(y=1), ``[M, N]``.
-        probs: P(y=1) by the victims, ``[V, N]``.
-        clip: both are clipped to [clip, 1 - clip], inside (0, 1/2).
+        shadows: outputs of the shadows.
+        probs: of the victims.
+        clip: both are clipped to [clip, 1 - clip], inside (0, 1/2); with several classes every probability is raised to
+            ``clip`` at least and a row's are made to sum to 1 again.
 
     Returns:
         ``[V]`` float64, nats.
     """
+    if shadows.dim() == 3:
+        p, q = (values.double().clamp(min=clip) for values in (shadows, probs))
+        p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+        return torch.xlogy(p, p).sum(-1).mean() - (p.mean(0) * q.log()).sum(-1).mean(1)
     p, q = (values.double().clamp(clip, 1 - clip) for values in (shadows, probs))
     negative_entropy = (torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).mean()
     mean_p = p.mean(0)
@@ -159,9 +184,9 @@ def kl_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, clip: float 
     then rescales every pair over the set of victims, which lets one victim's decision depend on the others: not here.
 
     Args:
-        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
-        shadows1: by world 1's, ``[M1, N]``.
-        probs: by the victims, ``[V, N]``.
+        shadows0: outputs of world 0's shadows.
+        shadows1: of world 1's.
+        probs: of the victims.
         clip: as in :func:`mean_kl`.
 
     Returns:
@@ -176,12 +201,13 @@ def label_only_kl_scores(
     """:func:`kl_scores` against a victim that answers with labels alone [SA23].
 
     As in the released code the shadows keep their probabilities, since they are the adversary's own, and a victim's
-    label c stands for P(y=1) = c, moved by ``smoothing`` away from 0 or 1.
+    label c stands for P(y=1) = c, moved by ``smoothing`` away from 0 or 1; with several classes ``smoothing`` is shared
+    by the others.
 
     Args:
-        shadows0: P(y=1) by world 0's shadows, ``[M0, N]``.
-        shadows1: by world 1's, ``[M1, N]``.
-        probs: by the victims, ``[V, N]``; nothing but whether it is above 1/2 is used.
+        shadows0: outputs of world 0's shadows.
+        shadows1: of world 1's.
+        probs: of the victims; nothing but the predicted class is used.
         smoothing: inside (0, 1/2). It scales the part of a score that depends on the victim, by
             log((1 - smoothing) / smoothing), against the difference of the worlds' entropies, which is the same for
             all victims.
@@ -190,5 +216,7 @@ def label_only_kl_scores(
     Returns:
         ``[V]`` float64, nats.
     """
-    hard = torch.where(probs > 0.5, 1 - smoothing, smoothing)
+    others = smoothing / (probs.shape[2] - 1) if probs.dim() == 3 else smoothing
+    said = one_hot(answers(probs), probs.shape[2]).bool() if probs.dim() == 3 else probs > 0.5
+    hard = torch.where(said, 1 - smoothing, others)
     return kl_scores(shadows0, shadows1, hard, clip=clip)

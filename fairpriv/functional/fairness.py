@@ -108,12 +108,13 @@ def equalized_odds_gap(preds: Tensor, target: Tensor, groups: Tensor, *, missing
     return label_gaps(shares(observed_counts(preds, target, groups, missing))).amax()
 
 
-def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor) -> Tensor:
-    """Equalized-odds gaps of many binary classifiers on the same rows; :func:`equalized_odds_gap` of each, at once.
+def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor, *, classes: int = 2) -> Tensor:
+    """Equalized-odds gaps of many classifiers on the same rows; :func:`equalized_odds_gap` of each, at once.
 
     Args:
-        preds: predicted classes in {0, 1}, bool or integer ``[M, N]``.
+        preds: predicted classes, codes 0 to C - 1, integer or, with two classes, bool ``[M, N]``.
         target, groups: codes ``[N]``. A (label, group) cell without rows is left out.
+        classes: C.
 
     Returns:
         Gaps in [0, 1], float64 ``[M]``.
@@ -122,6 +123,9 @@ def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor) -> Tensor
     names, s = groups.unique(return_inverse=True)
     cells = torch.nn.functional.one_hot(y * len(names) + s, len(labels) * len(names)).double()
     rows = cells.sum(0)
+    if classes > 2:
+        counts = torch.stack([(preds == c).double() @ cells for c in range(classes)], -1)
+        return label_gaps((counts / rows[:, None]).unflatten(1, (len(labels), len(names)))).amax(1)
     rates = (preds.double() @ cells / rows).unflatten(1, (len(labels), len(names)))  # an absent cell is 0 / 0
     absent = (rows == 0).unflatten(0, (len(labels), len(names)))
     highest = rates.masked_fill(absent, -torch.inf).amax(2)

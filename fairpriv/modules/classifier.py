@@ -154,8 +154,10 @@ class Classifier(lightning.LightningModule):
             self.penalty = max(0.0, self.penalty + self.dual_rate * (gap - self.epsilon))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        """AdamW over all parameters, with the learning rates that the network asks for."""
+        groups = getattr(self.net, "parameter_groups", None)
+        parameters = groups(self.lr) if groups else self.parameters()
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 def fit(
@@ -256,17 +258,24 @@ def _restore(module: Classifier, path: Path) -> bool:
 @torch.inference_mode()
 def predict(net: nn.Module, X: Tensor) -> Tensor:
     """Predicted class [N] of features [N, F]; a NonFiniteLossError where the model answers with NaN or infinity."""
-    return _logits(net, X).argmax(-1)
+    return logits(net, X).argmax(-1)
 
 
 @torch.inference_mode()
 def scores(net: nn.Module, X: Tensor) -> Tensor:
     """P(y=1) [N] of features [N, F] by a model of two classes; errors as `predict`."""
-    return _logits(net, X).softmax(-1)[:, 1]
+    return logits(net, X).softmax(-1)[:, 1]
 
 
-def _logits(net: nn.Module, X: Tensor) -> Tensor:
-    logits: Tensor = net(X)
-    if not torch.isfinite(logits).all():
+def logits(net: nn.Module, X: Tensor) -> Tensor:
+    """Logits [N, C] of features [N, F], on the CPU; a NonFiniteLossError where the model answers with NaN or infinity.
+
+    A network with an encoder answers on the GPU, if there is one.
+    """
+    on_gpu = hasattr(net, "micro_batch_size") and torch.cuda.is_available()
+    answers: Tensor = net.cuda()(X.cuda()).cpu() if on_gpu else net(X)
+    if on_gpu:
+        net.cpu()
+    if not torch.isfinite(answers).all():
         raise NonFiniteLossError("the trained model answers with NaN or infinity: its training diverged")
-    return logits
+    return answers

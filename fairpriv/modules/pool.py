@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, distributed, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, IterableDataset
@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from fairpriv.data.batches import PoissonBatches, StratifiedBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import InputError
-from fairpriv.functional import equalized_odds_gaps
+from fairpriv.functional import equalized_odds_gaps, label_gaps
+from fairpriv.functional.attacks import answers
 from fairpriv.modules.classifier import EXPECTED_WARNINGS, MLP
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
 from fairpriv.tracking.result import write_whole
@@ -49,7 +50,7 @@ _BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """M classifiers of one architecture with two classes, on the CPU.
+    """M classifiers of one architecture, on the CPU.
 
     ``pool[2:5]``, ``pool[[0, 7]]`` and ``pool[mask]`` are pools of these members, ``pool[3]`` a pool of one.
 
@@ -102,7 +103,7 @@ class Pool:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Layer sizes: features, hidden ones, 2."""
+        """Layer sizes: features, hidden ones, classes."""
         return (self.weights[0][0].shape[1], *(b.shape[1] for _, b in self.weights))
 
     def member(self, i: int) -> MLP:
@@ -118,21 +119,24 @@ class Pool:
     def predict_proba(self, X: ArrayLike | Tensor) -> Tensor:
         """P(y=1) of every member on the same rows, float32 ``[M, N]`` in [0, 1], for features ``[N, F]``.
 
+        With C > 2 classes, the probabilities of all of them: ``[M, N, C]``.
+
         Raises:
             InputError: X is not ``[N, F]``.
         """
         X = _tensor(X).float()
         if X.dim() != 2 or X.shape[1] != self.sizes[0]:
             raise InputError(f"X is {list(X.shape)}; these members take [N, {self.sizes[0]}]")
-        probs = torch.empty(len(self), len(X))
+        classes = self.sizes[-1]
+        probs = torch.empty(len(self), len(X), *([classes] if classes > 2 else []))
         members = min(len(self), 64)
         rows = max(1, _BLOCK["cpu"] // (members * max(self.sizes)))
         for i, j in itertools.product(range(0, len(self), members), range(0, len(X), rows)):
             part = slice(i, i + members)
-            h = X[j : j + rows].expand(len(probs[part]), -1, -1)
+            h = X[j : j + rows].expand(len(self.weights[0][0][part]), -1, -1)
             for depth, (W, b) in enumerate(self.weights):
                 h = torch.baddbmm(b[part, None], h.relu() if depth else h, W[part])
-            probs[part, j : j + rows] = (h[..., 1] - h[..., 0]).sigmoid()
+            probs[part, j : j + rows] = h.softmax(-1) if classes > 2 else (h[..., 1] - h[..., 0]).sigmoid()
         return probs
 
 
@@ -179,6 +183,7 @@ def fit_pool(
     datasets: Sequence[Sequence[Any]],
     *,
     hidden: Sequence[int] = (64, 32),
+    classes: int = 2,
     epochs: int,
     batch_size: int,
     lr: float,
@@ -202,9 +207,10 @@ def fit_pool(
 
     Args:
         datasets: per member ``(X, y)``, ``(X, y, groups)`` or ``(X, y, groups, weights)``: features ``[N, F]``, labels
-            0 and 1 ``[N]``, integer groups ``[N]``, weights of the rows' cross-entropies ``[N]``; tensors or arrays. N
-            may differ between members.
+            0 to ``classes - 1`` ``[N]``, integer groups ``[N]``, weights of the rows' cross-entropies ``[N]``; tensors
+            or arrays. N may differ between members.
         hidden: sizes of the hidden layers.
+        classes: number of labels, two or more.
         epochs: passes over a member's batches.
         batch_size: rows of a member in a batch; less where it has fewer. Not read under ``private``.
         lr, weight_decay: of AdamW.
@@ -232,6 +238,8 @@ def fit_pool(
         raise InputError(
             f"epochs={epochs}, batch_size={batch_size}, steps_per_epoch={steps_per_epoch}: each is at least 1"
         )
+    if classes < 2:
+        raise InputError(f"classes={classes}: there are two at least")
     if seed < 0 or not (lr > 0 and weight_decay >= 0 and penalty >= 0):
         raise InputError(
             f"seed={seed}, lr={lr}, weight_decay={weight_decay}, penalty={penalty}: lr is above 0, the rest at least 0"
@@ -244,11 +252,11 @@ def fit_pool(
         penalty or dual is not None or steps_per_epoch is None or any(len(d) > 3 for d in datasets)
     ):
         raise InputError("private: rows are clipped one by one, so it takes steps_per_epoch, no penalty and no weights")
-    members, weights = _rows(datasets, grouped=penalty > 0 or dual is not None)
+    members, weights = _rows(datasets, classes, grouped=penalty > 0 or dual is not None)
     numbers = list(range(len(members)) if numbers is None else numbers)
     if len(numbers) != len(members):
         raise InputError(f"numbers has {len(numbers)} entries for {len(members)} datasets")
-    sizes = (members[0].X.shape[1], *hidden, 2)
+    sizes = (members[0].X.shape[1], *hidden, classes)
     if dual is not None and dual.validation.X.shape[1] != sizes[0]:
         raise InputError(f"dual.validation has {dual.validation.X.shape[1]} features, datasets[0] has {sizes[0]}")
     if initial is not None and (initial.sizes, len(initial)) != (sizes, len(members)):
@@ -461,7 +469,10 @@ class PoolClassifier(lightning.LightningModule):
     """
 
     X: Tensor  # [rows, F]
-    sign: Tensor  # [rows]: 1 for label 0, -1 for label 1, so that the cross-entropy is softplus(sign * (z1 - z0))
+    y: Tensor  # [rows]
+    sign: (
+        Tensor  # [rows]: 1 for label 0, -1 for label 1, so that the cross-entropy of two is softplus(sign * (z1 - z0))
+    )
     cell: Tensor  # [rows]: code of (label, group)
     penalty: Tensor  # [M]: lambda of every member
 
@@ -486,8 +497,10 @@ class PoolClassifier(lightning.LightningModule):
         self.weights = nn.ParameterList([W for W, _ in start.weights])
         self.biases = nn.ParameterList([b for _, b in start.weights])
         groups = int(batches.s.max()) + 1
-        self.cells = 2 * groups
+        self.classes = start.sizes[-1]
+        self.cells = self.classes * groups
         self.register_buffer("X", batches.X, persistent=False)
+        self.register_buffer("y", batches.y, persistent=False)
         self.register_buffer("sign", 1 - 2 * batches.y.float(), persistent=False)
         self.register_buffer("cell", batches.y * groups + batches.s, persistent=False)
         self.register_buffer("penalty", torch.full((len(names),), float(settings.penalty)), persistent=False)
@@ -544,7 +557,8 @@ class PoolClassifier(lightning.LightningModule):
     def _ascend(self, ended: Tensor, dual: Dual) -> None:
         """Move the lambdas of the members whose epoch ended."""
         rows = dual.validation
-        gap = equalized_odds_gaps(self.pool()[ended].predict_proba(rows.X) > 0.5, rows.y, rows.s)
+        preds = answers(self.pool()[ended].predict_proba(rows.X))
+        gap = equalized_odds_gaps(preds, rows.y, rows.s, classes=self.classes)
         excess = (gap - dual.epsilon).to(self.penalty)
         self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
 
@@ -565,13 +579,20 @@ class PoolClassifier(lightning.LightningModule):
             torch.baddbmm(b[part, None], inputs[layer], W[part], out=out)
             inputs.append(out if layer == last else out.relu_())
         with torch.enable_grad():
-            z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
-            losses = (weight * softplus(self.sign[rows].view(k, width) * z)).sum(1)
+            if self.classes == 2:
+                z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
+                each = softplus(self.sign[rows].view(k, width) * z)
+            else:
+                z = inputs[-1].clone().requires_grad_()
+                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none").view(k, width)
+            losses = (weight * each).sum(1)
             if self.settings.penalty or self.dual is not None:
                 cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
-                losses = losses + self.penalty[part] * equalized_odds_penalties(z.sigmoid(), cell, self.cells)
+                probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
+                losses = losses + self.penalty[part] * equalized_odds_penalties(probs, cell, self.cells)
             (dz,) = torch.autograd.grad(losses.sum(), z)
-        deltas = [torch.stack((-dz, dz), -1)]  # the loss's gradients at what the layers give out, first layer first
+        # the loss's gradients at what the layers give out, first layer first
+        deltas = [torch.stack((-dz, dz), -1) if self.classes == 2 else dz]
         for layer in range(last, 0, -1):
             out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
             delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
@@ -670,13 +691,20 @@ def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
     """``functional.equalized_odds_penalty`` of every member, vectorised.
 
     Args:
-        probs: P(y=1) ``[M, B]``.
+        probs: P(y=1) ``[M, B]``, or with C > 2 classes all probabilities ``[M, B, C]``.
         cell: ``label * groups + group`` ``[M, B]``, or ``cells`` for a row that does not count.
-        cells: twice the number of groups.
+        cells: the number of classes times that of groups.
 
     Returns:
         ``[M]``; a (label, group) cell that a member's batch lacks contributes nothing.
     """
+    if probs.dim() == 3:
+        classes = probs.shape[2]
+        empty = probs.new_zeros(len(probs), cells + 1, classes)
+        sums = empty.scatter_add(1, cell[..., None].expand_as(probs), probs)[:, :cells]
+        rows = empty[..., 0].scatter_add(1, cell, torch.ones_like(probs[..., 0]))[:, :cells, None]
+        means = (sums / rows.clamp(min=1)).masked_fill(rows == 0, torch.nan)
+        return label_gaps(means.view(len(probs), classes, -1, classes)).sum(1)
     empty = probs.new_zeros(len(probs), cells + 1)
     sums, rows = (empty.scatter_add(1, cell, values)[:, :cells] for values in (probs, torch.ones_like(probs)))
     means = (sums / rows.clamp(min=1)).view(len(probs), 2, -1)
@@ -695,7 +723,7 @@ def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
     return Pool.of(nets)
 
 
-def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> tuple[list[Rows], list[Tensor] | None]:
+def _rows(datasets: Sequence[Sequence[Any]], classes: int, *, grouped: bool) -> tuple[list[Rows], list[Tensor] | None]:
     """The datasets as rows, with group codes 0, 1, ... that all members share; and the rows' weights, if any has."""
     members: list[Rows] = []
     weights: list[Tensor] = []
@@ -710,8 +738,9 @@ def _rows(datasets: Sequence[Sequence[Any]], *, grouped: bool) -> tuple[list[Row
             raise InputError(f"datasets[{i}] has shapes {shapes}; X is [N, F] with N at least 1, the others are [N]")
         if members and X.shape[1] != members[0].X.shape[1]:
             raise InputError(f"datasets[{i}] has {X.shape[1]} features, datasets[0] has {members[0].X.shape[1]}")
-        if not ((y == 0) | (y == 1)).all():
-            raise InputError(f"datasets[{i}] has labels {y.unique().tolist()[:5]}; they are 0 and 1")
+        if not ((y == y.long()) & (y >= 0) & (y < classes)).all():
+            known = "0 and 1" if classes == 2 else f"0 to {classes - 1}"
+            raise InputError(f"datasets[{i}] has labels {y.unique().tolist()[:5]}; they are {known}")
         if s.is_floating_point():
             raise InputError(f"datasets[{i}] has groups of {s.dtype}; they are integer codes")
         weights.append(rest[1].float() if len(rest) == 2 else torch.ones(len(X)))

