@@ -130,7 +130,7 @@ def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path):
         "# Little\ndefaults: [fine_tune]\nname: brief\nepochs: 1\n"
     )
     here = ["--config-dir", "mine"]
-    assert "\n  people      People of mine\n" in fairpriv("ls", *here)[1]
+    assert re.search(r"^  people +People of mine$", fairpriv("ls", *here)[1], re.M)
     assert re.search(r"^  brief +Little$", fairpriv(*here, "ls", "defense")[1], re.M)
     assert "People of mine" not in fairpriv("ls")[1]
     status, out = fairpriv("validate", *here)

@@ -188,7 +188,7 @@ def test_dependence_of_what_is_not_edited_or_on_too_little_is_refused(fairpriv, 
     message = refusal(fairpriv(*words, "hydra.mode=RUN", "defense=none", "analysis=hsic"))
     assert "analysis: compares a model before and after an edit, which defense=none does not make" in message
     message = refusal(fairpriv("dataset=german", "analysis=hsic", "logger=none"))
-    assert "analysis: looks at edits of language models, and dataset=german is a table" in message
+    assert "analysis: looks at edits of language models, not at classifiers of dataset=german" in message
     message = refusal(fairpriv(*words, *SPIN, "analysis=hsic", "analysis.prompts=2"))
     assert message == "fairpriv: analysis.prompts: 4 different prompts; HSIC needs 5 at least"
 

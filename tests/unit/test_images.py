@@ -64,11 +64,12 @@ def test_both_forms_of_the_originals_names_parse(tmp_path, name):
 def test_images_are_cropped_to_their_middle_and_other_modes_become_rgb(tmp_path):
     dataset = faces(tmp_path)
     wide = np.zeros((20, 60), dtype=np.uint8)
-    wide[:, 20:40] = 250
+    wide[:10, 20:40] = 250
     Image.fromarray(wide).save(tmp_path / "utkface" / "1_0_0_1.jpg", format="PNG")  # what it holds decides
     table = dataset.load()
     place = [path.name for path in dataset.source.locate()].index("1_0_0_1.jpg")
-    assert (table.features[place] > 240).all()
+    assert (table.features[place, :, :6] > 240).all()
+    assert (table.features[place, :, 10:] < 10).all()
 
 
 def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
@@ -81,6 +82,11 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         table = dataset.load()
     assert len(table.y) == 40
+    sound = [path.name for path in dataset.source.locate() if path.name.endswith("chip.jpg") and path.name[:2] != "61"]
+    for name, pixels, y in zip(sound, table.features, table.y, strict=True):  # each keeps its own label
+        age, gender, *_ = name.split("_")
+        assert int(gender) == y
+        assert abs(pixels[0].mean() - 6 * (int(age) - 1)) < 4
     assert (table.dropped["names"], table.dropped["unreadable"]) == (1, 2)
     assert "1 files whose names do not parse are left out: 61_1_20170109142408075.jpg.chip.jpg" in caplog.text
     assert "2 files that cannot be decoded are left out: 5_0_0_1.jpg, 6_0_0_2.jpg" in caplog.text

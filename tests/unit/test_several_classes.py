@@ -125,6 +125,13 @@ def test_written_out_two_classes_are_scored_as_the_probability_of_one():
     assert torch.equal(per_point_scores(*both, y, counts), per_point_scores(p0, p1, victims, y, counts))
 
 
+def test_per_point_thresholds_are_on_the_probability_of_the_rows_own_label():
+    probs = [outputs(m, 30, CLASSES, seed=m) for m in (9, 8, 7)]
+    y, counts = labels(30, 5), [2, 10, 30]
+    own = [torch.stack([p[:, n, y[n]] for n in range(30)], 1) for p in probs]
+    assert torch.equal(per_point_scores(*probs, y, counts), per_point_scores(*own, y, counts))
+
+
 def test_points_are_ranked_by_how_often_each_class_is_predicted():
     said0, said1 = (torch.stack([labels(25, seed) for seed in range(start, start + 8)]) for start in (0, 10))
 
