@@ -171,7 +171,8 @@ class TugOfWar:
                     self._add(result, awareness(which.dimension, now, then if self.tunes else None))
             scored = scored_before if not self.tunes else self.scores(tuned.model, tokenizer, sets, after)
             for name, found in scored.items():
-                self._add(result, scores(name, found, scored_before[name] if self.tunes else None))
+                rescore = getattr(self.dimensions[name].scorer, "rescore", None)
+                self._add(result, scores(name, found, scored_before[name] if self.tunes else None, rescore))
             if any(after):
                 result.degenerate += triviality([response for told in after for response in told])
             if text is not None:

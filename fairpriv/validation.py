@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, plain
 from fairpriv.errors import InputError
 from fairpriv.schema import check, nearest
+from fairpriv.tracking.identity import content_hash
 
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts
@@ -139,7 +140,7 @@ class Trial:
             several = {"dimension": config["dimensions"], "attack": config["attack"]}
             nodes = several[part] if part in several else {part: config[part]}
             for name, node in nodes.items():
-                key = json.dumps([part, node], sort_keys=True, default=str)
+                key = content_hash([part, node])
                 what = "" if part == group else part if part == name else f"{part} {name}"
                 if node is None or key in self._tried:
                     continue

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.data.attributes import Attributed, some
+from fairpriv.data.sources import Folder
 from fairpriv.data.tabular import Table
 from fairpriv.errors import InputError
 
@@ -36,6 +37,8 @@ class Images(Attributed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.source, Folder):
+            raise InputError("dataset.source: images take fairpriv.data.sources.Folder, to which names are content")
         if self.size < 8 or not 0 <= self.max_unreadable <= 1:
             raise InputError(
                 f"dataset.size={self.size}, max_unreadable={self.max_unreadable}: the first is at least 8 pixels, the "

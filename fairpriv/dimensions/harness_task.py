@@ -75,14 +75,16 @@ class HarnessTask:
                 f"lm-eval task {name}: its {metric} is {value:g}; a dimension's score lies in [0, 1]: choose another "
                 f"metric of {', '.join(found.metrics)}"
             )
-        scored = Scored({"score": value if higher else 1 - value, **found.metrics}, dict(found.intervals), [])
+        scored = Scored(found.metrics | {"score": value if higher else 1 - value}, dict(found.intervals), [])
+        scored.intervals.pop("score", None)  # a task may have a metric of that name
         if metric in found.intervals:
             ends = found.intervals[metric]
             scored.intervals["score"] = ends if higher else (1 - ends[1], 1 - ends[0])
         kind, _, filtered = metric.partition("/")
         documents = [document for document in found.documents if document["filter"] == (filtered or "none")]
         values = [document[kind] for document in documents]
-        if values and set(values) <= {0, 1} and abs(sum(values) / len(values) - value) < 1e-9:
+        decided = all(isinstance(value, bool | int | float) and value in (0, 1) for value in values)
+        if values and decided and abs(sum(values) / len(values) - value) < 1e-9:
             scored.outcomes = [bool(value) == higher for value in values]
             scored.intervals["score"] = wilson_interval(sum(map(bool, scored.outcomes)), len(values))
         for document in documents:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,10 @@ class PairedLikelihood:
 
         metrics, intervals = by_category(measure, [category_of(example) for example in examples])
         return Scored(metrics, intervals, records)
+
+    def rescore(self, records: Sequence[Mapping[str, Any]]) -> float:
+        """The headline of these records."""
+        return neutrality(sum(record["prefers_stereotype"] for record in records) / len(records))
 
     def digest(self) -> Any:
         """All settings."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -124,23 +125,29 @@ class Scorer(Protocol):
         """Measure; ``responses`` is as long as ``examples`` where it is ``answered``, else empty."""
         ...
 
+    # rescore(records): optional, the score that any records of its own come to, where it is no share of examples
+
     def digest(self) -> Any:
         """Plain data that determines what it finds: settings, and the content of files of its own."""
         ...
 
 
-def scores(dimension: str, now: Scored, before: Scored | None) -> Rates:
+Rescore = Callable[[Sequence[Mapping[str, Any]]], float]  # records to the score that they come to
+
+
+def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Rates:
     """A scorer's metrics under the names they have in a result.
 
     Args:
         dimension: its name.
         now: what was found of the model.
         before: what was found of the untouched model; None: this is the untouched model.
+        rescore: the scorer's own, where its score is no share of examples.
 
     Returns:
         ``eval/<dimension>/<metric>``, and ``.../score_change``, after minus before. Where the score is a share of
         examples the change is over those that both models have an outcome for, with Newcombe's interval for pairs and
-        ``.../mcnemar_p``, exact and two-sided.
+        ``.../mcnemar_p``, exact and two-sided; else with `bootstrap_interval`, where the scorer has a ``rescore``.
     """
     name = f"eval/{dimension}"
     metrics = {f"{name}/{metric}": value for metric, value in now.metrics.items()}
@@ -151,7 +158,28 @@ def scores(dimension: str, now: Scored, before: Scored | None) -> Rates:
         intervals |= paired[1]
     elif before is not None and "score" in now.metrics and "score" in before.metrics:
         metrics[f"{name}/score_change"] = now.metrics["score"] - before.metrics["score"]
+        if rescore is not None and len(now.records) == len(before.records):
+            intervals[f"{name}/score_change"] = bootstrap_interval(rescore, now.records, before.records)
     return metrics, intervals
+
+
+def bootstrap_interval(
+    rescore: Rescore, after: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
+) -> tuple[float, float]:
+    """95 % interval of a score's change: percentiles of 1,000 draws of examples, the same ones for both models.
+
+    Args:
+        rescore: what records come to.
+        after, before: records of the same examples in the same order.
+    """
+    draw = random.Random(0)
+    n = len(after)
+    changes = []
+    for _ in range(1000):
+        drawn = draw.choices(range(n), k=n)
+        changes.append(rescore([after[i] for i in drawn]) - rescore([before[i] for i in drawn]))
+    cuts = statistics.quantiles(changes, n=40, method="inclusive")
+    return cuts[0], cuts[-1]
 
 
 def by_category(measure: Callable[[list[int]], Rates], *labels: Sequence[str | None]) -> Rates:

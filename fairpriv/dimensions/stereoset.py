@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,10 @@ class StereoSet:
         ]
         metrics, intervals = by_category(measure, [category_of(example) for example in examples], kinds)
         return Scored(metrics, intervals, records)
+
+    def rescore(self, records: Sequence[Mapping[str, Any]]) -> float:
+        """The headline of these records."""
+        return stereoset_scores([Choice(r["target"], r["stereotyped"], r["related"]) for r in records])[2] / 100
 
     def digest(self) -> Any:
         """All settings."""

@@ -236,6 +236,11 @@ def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
             loaded.groups.update(groups)
             averaged = name in groups and groups[name].has_aggregation
             loaded.reported[name] = [name] if averaged else [*found["tasks"]]
+            if averaged:  # another result than that of its tasks
+                how = {
+                    key: [map(vars, one.aggregate_metric_list or []), one.child_names] for key, one in groups.items()
+                }
+                loaded.digests[f"group {name}"] = content_hash(json.dumps(how, sort_keys=True, default=_plain))
     return loaded
 
 
@@ -388,6 +393,8 @@ def _quiet(progress: bool = False) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _plain(value: Any) -> str:
-    """A function by its name, anything else as text."""
+def _plain(value: Any) -> Any:
+    """An iterator's items, a function by its name, anything else as text."""
+    if isinstance(value, Iterator):
+        return list(value)
     return getattr(value, "__qualname__", None) or str(value)

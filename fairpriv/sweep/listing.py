@@ -123,5 +123,5 @@ def _secret(word: str) -> bool:
     """Whether an override sets what the name of its key, or of one within its value, calls a secret."""
     names = re.findall(r"([\w.]+)['\"]?\s*[=:]", word)
     value = word.partition("=")[2]
-    number = float(value) if re.fullmatch(r"[\d.]*\d", value) else value
+    number = float(value) if re.fullmatch(r"\d*\.?\d+", value) else value
     return any(without_secrets({name: number}) == {} for name in names)

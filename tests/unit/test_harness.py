@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -225,6 +226,17 @@ def test_a_digest_is_of_what_is_asked_and_not_of_where_it_lies(tmp_path):
     assert len({first, *others}) == 4
 
 
+def test_a_group_asks_for_something_else_than_its_tasks_and_than_another_average(folder, tmp_path):
+    data = write_data(tmp_path, documents(6))
+    write_task(tmp_path, "one", data)
+    write_task(tmp_path, "two", data)
+    for name, by_size in {"weighted": "true", "even": "false"}.items():
+        average = f"aggregate_metric_list: [{{metric: acc, weight_by_size: {by_size}}}]"
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask: [one, two]\n{average}\n")
+    asked = (["weighted"], ["even"], ["one", "two"])
+    assert len({Harness(tasks, include=str(tmp_path)).digest() for tasks in asked}) == 3
+
+
 def test_a_cell_without_tasks_is_the_same_cell_as_before_there_were_any():
     config = {"dimensions": {"fairness": {}}, "evaluation": {}}
     node = {"_target_": "fairpriv.modules.harness.Harness", "tasks": [], "limit": 4, "include": None}
@@ -387,6 +399,17 @@ def test_what_is_no_one_score_is_refused_before_the_model_is_loaded(folder):
     with pytest.raises(InputError, match=r"lm-eval task plain: it has no metric acc_nrm \(did you mean 'acc_norm'\?\)"):
         HarnessTask("plain", metric="acc_nrm", include=folder).check([])
     assert HarnessTask("averaged", include=folder).check([]) is None
+
+
+def test_a_metric_of_documents_that_are_no_numbers_and_one_called_score(model, folder, monkeypatch):
+    documents = [{"filter": "none", "brier_score": (0, np.ones(2)), "doc_id": 0, "arguments": [("a", "b")]}]
+    documents[0] |= {"target": 0, "filtered_resps": []}
+    told = harness.TaskScore(
+        {"brier_score": 0.3, "score": 7.0}, {"score": (6.0, 8.0)}, {"brier_score": False}, documents
+    )
+    monkeypatch.setattr(Harness, "scores", lambda *args, **options: {"calibrated": told})
+    found = HarnessTask("calibrated", include=folder).score(Subject(*model), [], [])
+    assert (found.metrics["score"], found.outcomes, found.intervals) == (0.7, None, {})
 
 
 def test_a_dimension_s_digest_follows_its_settings(folder):

@@ -1,5 +1,6 @@
 """Images by their file names, from small files of UTKFace's format."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fairpriv.data.sources import Folder
+from fairpriv.data.sources import Files, Folder
 from fairpriv.errors import InputError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
@@ -120,6 +121,12 @@ def test_a_files_name_is_part_of_the_content(tmp_path):
     assert same[0] == same[1]
     (tmp_path / "b" / "1_0_0_1.png").rename(tmp_path / "b" / "1_1_0_1.png")
     assert Folder(str(tmp_path / "b")).digest() != same[0]
+
+
+def test_a_source_whose_digest_leaves_out_names_is_refused(tmp_path):
+    dataset = faces(tmp_path)
+    with pytest.raises(InputError, match=r"images take fairpriv\.data\.sources\.Folder"):
+        dataclasses.replace(dataset, source=Files(["1_0_0_1.jpg"], str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -453,6 +453,34 @@ def test_scores_are_paired_where_they_are_a_share_and_subtracted_where_not():
     assert scores("d", now, None) == ({"eval/d/score": 0.75, "eval/d/mc2": 0.6}, {"eval/d/score": (0.3, 0.95)})
 
 
+def test_the_change_of_a_score_that_is_no_share_is_of_pairs_where_its_scorer_can_tell_it_of_records():
+    draw = random.Random(0)
+    now, before = (
+        [
+            {"target": draw.choice("ab"), "stereotyped": draw.random() < p, "related": draw.randrange(3)}
+            for _ in range(60)
+        ]
+        for p in (0.5, 0.95)
+    )
+    rescore = StereoSet().rescore
+    told = [Scored({"score": rescore(records)}, {}, records) for records in (now, before)]
+    metrics, intervals = scores("d", *told, rescore)
+    lo, hi = intervals["eval/d/score_change"]
+    assert 0 < lo < metrics["eval/d/score_change"] == rescore(now) - rescore(before) < hi < 1
+    same = scores("d", told[0], told[0], rescore)[1]["eval/d/score_change"]
+    assert same == (0, 0)  # drawn in pairs
+    generator, n = np.random.default_rng(1), len(now)
+    changes = []
+    for row in generator.integers(n, size=(1000, n)):
+        changes.append(rescore([now[i] for i in row]) - rescore([before[i] for i in row]))
+    assert (lo, hi) == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.04)
+
+
+def test_the_score_of_records_is_that_of_the_model():
+    records = [{"prefers_stereotype": value} for value in (True, True, True, False)]
+    assert PairedLikelihood().rescore(records) == 0.5
+
+
 SCORERS = {
     "multiple_choice": (MultipleChoice(), lambda n: question(n, correct="a;b", wrong="c")),
     "paired_likelihood": (PairedLikelihood(), lambda n: pair(n, "age")),

@@ -159,6 +159,12 @@ def test_secrets_stay_out_of_the_list(root, words):
     assert "hidden" not in (root / "sweeps" / "study" / "cells.txt").read_text()
 
 
+def test_a_value_that_looks_like_a_version_is_listed(root, words):
+    words += ["model.revision=1.0.0"]
+    enlist(root / "sweeps" / "study", "a", finished=False)
+    assert entries(root / "sweeps" / "study")["a"].words == ["model.revision=1.0.0"]
+
+
 def test_status_of_what_is_neither_a_root_nor_a_sweep(tmp_path):
     with pytest.raises(InputError, match="holds no cells"):
         status.status([tmp_path])
