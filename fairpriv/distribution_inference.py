@@ -67,9 +67,11 @@ class DistributionInference:
                 f"model={config['model']['name']} reads {reads}s and dataset={dataset.name} holds {holds}s: choose "
                 f"model={fitting}"
             )
-        if getattr(self.reader, "tune", "head") == "all" and getattr(defense, "features_only", False):
+        parts: tuple[Any, ...] = (defense, getattr(defense, "estimator", None))  # a defence, and the one that it wraps
+        tabular = [part.name for part in parts if getattr(part, "features_only", False)]
+        if tabular and getattr(self.reader, "tune", "head") == "all":
             raise InputError(
-                f"defense={defense.name} takes rows of features: choose a table, or model.tune=head, which trains on "
+                f"defense={tabular[0]} takes rows of features: choose a table, or model.tune=head, which trains on "
                 "those of a frozen encoder"
             )
         if not config["attack"]:

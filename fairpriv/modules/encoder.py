@@ -6,12 +6,14 @@ computed once for the whole dataset, kept on the disk, and the MLP is trained on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -37,6 +39,7 @@ from fairpriv.tracking.result import write_whole
 log = logging.getLogger(__name__)
 
 Tune = Literal["head", "all"]
+Input = Literal["input_ids", "pixel_values"]  # transformers' names of tokens and of pixels
 
 _FROZEN_ROWS = 256  # rows that pass through a frozen encoder together
 
@@ -176,12 +179,32 @@ def reader_of(config: Mapping[str, Any]) -> Reader | None:
 
 @dataclass
 class PretrainedEncoder(Pretrained):
-    """An encoder and its tokenizer, found and loaded."""
+    """An encoder and its tokenizer, found and loaded. Code that comes with a model is never run."""
 
     inside: str | None = None  # the model's folder inside ``package``
+    reads: Input = "input_ids"  # what it is to be given
+    max_tokens: int = 0  # the longest text that it is to be given
 
     def _inside(self) -> str | None:
         return self.inside
+
+    def digest(self) -> str:
+        """As `Pretrained.digest`, of an encoder that is fit for what it is to be given, by its config alone.
+
+        Raises:
+            InputError: as there; or it reads something else, or has no positions for ``max_tokens``.
+        """
+        from transformers import AutoConfig, AutoModel
+
+        config = self._opened(AutoConfig.from_pretrained, trust_remote_code=False)
+        with torch.device("meta"):  # no weights
+            model = self._opened(lambda *_, **__: AutoModel.from_config(config, trust_remote_code=False))
+        width_of(model, self.reads, f"model.path={self.path}")
+        if self.max_tokens > (most := positions(model)):
+            raise InputError(
+                f"model.max_tokens={self.max_tokens}: {self.path} has positions for {most} tokens: set {most} or less"
+            )
+        return super().digest()
 
     def load(self) -> Any:
         """The encoder in eval mode, float32, without a pooling layer that has weights.
@@ -189,12 +212,15 @@ class PretrainedEncoder(Pretrained):
         Raises:
             InputError: as `digest`; or the files hold no encoder that transformers can build.
         """
+        self.digest()
         from transformers import AutoModel
         from transformers.utils import logging as hf_logging
 
         hf_logging.set_verbosity_error()  # of unused weights' lists and the like
         hf_logging.disable_progress_bar()
-        loaded: Any = self._opened(AutoModel.from_pretrained, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = self._opened(
+            AutoModel.from_pretrained, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         model, info = loaded
         if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
             raise InputError(
@@ -207,7 +233,7 @@ class PretrainedEncoder(Pretrained):
         """Its tokenizer; errors as `load`."""
         from transformers import AutoTokenizer
 
-        return self._opened(AutoTokenizer.from_pretrained)
+        return self._opened(AutoTokenizer.from_pretrained, trust_remote_code=False)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels that it was trained with, 0.5 each where its files do not say."""
@@ -224,7 +250,55 @@ class PretrainedEncoder(Pretrained):
         try:
             return open_it(where, *args, **kwargs)
         except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise InputError(f"model.path={self.path}: {' '.join(str(error).split())[:400]}") from error
+            said = " ".join(str(error).split())
+            if "trust_remote_code" in said:  # which is no key of encoders
+                said = "it wants to run code of its own: choose an encoder that transformers itself can build"
+            raise InputError(f"model.path={self.path}: {said[:400]}") from error
+
+
+def width_of(model: Any, reads: Input, where: str) -> int:
+    """Width of the last states of an encoder.
+
+    Raises:
+        InputError: it reads something else than ``reads``, or its config names no width; it begins with ``where``.
+    """
+    kind = model.config.model_type
+    if model.main_input_name != reads:
+        raise InputError(
+            f"{where}: a {kind} model reads {model.main_input_name}: choose an encoder of "
+            f"{'texts' if reads == 'input_ids' else 'images'}, which reads {reads}"
+        )
+    sizes = getattr(model.config, "hidden_sizes", None)  # of the stages of a ResNet
+    width = sizes[-1] if sizes else getattr(model.config, "hidden_size", None)
+    if width is None:
+        raise InputError(
+            f"{where}: the config of a {kind} model has no hidden_size, the width of its states: choose one with a "
+            "single encoder, such as bert for texts or vit for images"
+        )
+    return int(width)
+
+
+def positions(model: Any) -> float:
+    """The longest row of tokens that an encoder has positions for; infinity where its config sets no end.
+
+    RoBERTa and its kind count positions from the padding's number on, and have as many fewer.
+    """
+    most = getattr(model.config, "max_position_embeddings", None) or 0
+    if most < 1:  # XLNet says -1
+        return float("inf")
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    padding = next((index for table in tables if (index := getattr(table, "padding_idx", None)) is not None), -1)
+    return int(most - padding - 1)
+
+
+def computed(config: Any) -> str:
+    """Hash of all that a transformers config says of what is computed: heads and dropout have no weights."""
+    without = ("_name_or_path", "transformers_version")
+    said = json.loads(
+        config.to_json_string(use_diff=False),
+        object_hook=lambda node: {key: value for key, value in node.items() if key not in without},
+    )
+    return content_hash(said)
 
 
 def without_pooler(model: Any) -> Any:
@@ -241,7 +315,11 @@ class TextBody(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.width = int(model.config.hidden_size)
+        self.width = width_of(model, "input_ids", "model.path")
+
+    def extra_repr(self) -> str:
+        """What features depend on beside weights and layers."""
+        return f"config={computed(self.model.config)}"
 
     def forward(self, ids: Tensor) -> Tensor:
         """Features ``[N, D]``."""
@@ -265,11 +343,15 @@ class ImageBody(nn.Module):
     def __init__(self, model: Any, mean: Sequence[float], deviation: Sequence[float], *, augment: bool) -> None:
         super().__init__()
         self.model = model
-        sizes = getattr(model.config, "hidden_sizes", None)  # of the stages of a ResNet
-        self.width = int(sizes[-1] if sizes else model.config.hidden_size)
+        self.width = width_of(model, "pixel_values", "model.config")
         self.augment = augment
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
+
+    def extra_repr(self) -> str:
+        """What features depend on beside weights and layers."""
+        mean, deviation = self.mean.flatten().tolist(), self.deviation.flatten().tolist()
+        return f"config={computed(self.model.config)}, mean={mean}, deviation={deviation}, augment={self.augment}"
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features ``[N, D]``."""
@@ -298,7 +380,8 @@ class EncoderClassifier(nn.Module):
     """An encoder's features and an MLP on them; without a body, the MLP on features that were computed before.
 
     More rows than ``micro_batch_size`` pass through in parts, in training with activations computed anew for the
-    gradient: the loss is that of the whole batch and memory that of a part. (Batch normalisation sees parts.)
+    gradient: the loss is that of the whole batch and memory that of a part. (Batch normalisation sees parts, each of
+    which moves its running statistics once.)
     """
 
     def __init__(
@@ -327,9 +410,24 @@ class EncoderClassifier(nn.Module):
         body = self.body
         if body is None or len(X) <= self.micro_batch_size:
             return self._logits(X)
-        again = functools.partial(checkpoint, self._logits, use_reentrant=False)
+        again = functools.partial(checkpoint, self._logits, use_reentrant=False, context_fn=self._contexts)
         part_of = again if torch.is_grad_enabled() else self._logits
         return torch.cat([part_of(part) for part in X.split(self.micro_batch_size)])
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Of a part's forward pass, and of its repetition, which moves no running statistics."""
+        return contextlib.nullcontext(), self._buffers_kept()
+
+    @contextlib.contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        kept = [(module, *item) for module in self.modules() for item in module.named_buffers(recurse=False)]
+        for module, name, buffer in kept:
+            setattr(module, name, buffer.clone())
+        try:
+            yield
+        finally:
+            for module, name, buffer in kept:
+                setattr(module, name, buffer)
 
     def _logits(self, X: Tensor) -> Tensor:
         logits: Tensor = self.head(X if self.body is None else self.body(X))
@@ -344,8 +442,7 @@ class EncoderClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         """What training depends on beside layers."""
-        augment = getattr(self.body, "augment", None)
-        return f"encoder_lr={self.encoder_lr}, micro_batch_size={self.micro_batch_size}, augment={augment}"
+        return f"encoder_lr={self.encoder_lr}, micro_batch_size={self.micro_batch_size}"
 
 
 class TextClassifier(EncoderClassifier):
@@ -386,7 +483,7 @@ class TextClassifier(EncoderClassifier):
     ) -> None:
         body = None
         if tune == "all":
-            body = TextBody(PretrainedEncoder(name, path, revision, package, inside).load())
+            body = TextBody(PretrainedEncoder(name, path, revision, package, inside, max_tokens=max_tokens).load())
         super().__init__(
             body,
             features,
@@ -416,7 +513,7 @@ class TextClassifier(EncoderClassifier):
         """How it reads texts."""
         if max_tokens < 3:
             raise InputError(f"model.max_tokens={max_tokens}: must be at least 3, two of which mark beginning and end")
-        weights = PretrainedEncoder(name, path, revision, package, inside)
+        weights = PretrainedEncoder(name, path, revision, package, inside, max_tokens=max_tokens)
 
         def tokens(texts: NDArray[Any]) -> NDArray[np.int32]:
             ids = weights.tokenizer()(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
@@ -469,7 +566,7 @@ class ImageClassifier(EncoderClassifier):
     ) -> None:
         body = None
         if tune == "all":
-            weights = PretrainedEncoder(name, path, revision) if path else None
+            weights = PretrainedEncoder(name, path, revision, reads="pixel_values") if path else None
             body = image_body(weights, config, features, augment=augment)
         super().__init__(
             body,
@@ -496,7 +593,7 @@ class ImageClassifier(EncoderClassifier):
         **_: Any,
     ) -> Reader:
         """How it reads images."""
-        weights = PretrainedEncoder(name, path, revision) if path else None
+        weights = PretrainedEncoder(name, path, revision, reads="pixel_values") if path else None
         if weights is None and config is None:
             raise InputError("model.path, the weights, or model.config, for fresh ones: one of them is wanted")
 
@@ -523,5 +620,5 @@ def image_body(weights: PretrainedEncoder | None, config: Any, size: int, *, aug
         mean, deviation = [0.5] * 3, [0.5] * 3
         if hasattr(config, "image_size"):
             config.image_size = size
-        model = without_pooler(AutoModel.from_config(config))
+        model = without_pooler(AutoModel.from_config(config, trust_remote_code=False))
     return ImageBody(model, mean, deviation, augment=augment)

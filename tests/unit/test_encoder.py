@@ -1,6 +1,11 @@
 """Encoders of texts and images as classifiers, with tiny random models of the real formats."""
 
+import contextlib
+import copy
 import functools
+import json
+import shutil
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -9,14 +14,20 @@ import torch
 
 from fairpriv.data.batches import ShuffledBatches
 from fairpriv.data.game import Rows
+from fairpriv.defenses.dp_sgd import DPSGD
+from fairpriv.defenses.threshold_optimizer import ThresholdOptimizer
+from fairpriv.distribution_inference import DistributionInference
 from fairpriv.errors import InputError
 from fairpriv.modules.classifier import Classifier, fit, predict
 from fairpriv.modules.encoder import (
+    EncoderClassifier,
     ImageBody,
+    PretrainedEncoder,
     Standardized,
     TextBody,
     TextClassifier,
     augmented,
+    image_body,
     reader_of,
 )
 
@@ -166,8 +177,6 @@ def test_augmented_images_are_mirrored_moved_and_scaled_within_bounds():
 
 
 def test_pretrained_images_take_their_size_and_normalisation(tmp_path):
-    import json
-
     from transformers import ViTConfig, ViTModel
 
     sizes = {key: value for key, value in VIT.items() if key != "_target_"}
@@ -206,3 +215,123 @@ def test_wrong_keys_are_refused(tiny_encoder, tmp_path):
     with pytest.raises(InputError, match="max_tokens=2"):
         reader(**text_model(tiny_encoder, tmp_path, max_tokens=2))
     assert reader(_target_="fairpriv.modules.classifier.MLP", name="mlp") is None
+
+
+def image_net(mean=0.5, **config):
+    from transformers import AutoModel, ViTConfig
+
+    sizes = {key: value for key, value in VIT.items() if key != "_target_"} | {"image_size": 16} | config
+    torch.manual_seed(0)
+    body = ImageBody(AutoModel.from_config(ViTConfig(**sizes)), [mean] * 3, [0.5] * 3, augment=False)
+    return EncoderClassifier(
+        body, 16, 2, name="tiny", hidden=[4], dropout=0.0, encoder_lr=1.0, micro_batch_size=8
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 4}, {"attention_probs_dropout_prob": 0.5}, {"mean": 0.1}], ids=str
+)
+def test_a_finished_fit_is_not_read_for_an_encoder_that_computes_something_else(tmp_path, monkeypatch, change):
+    X, y = pixels(8), torch.arange(8) % 2
+    rows = Rows(X, y, y, torch.arange(8))
+    fits = []
+    whole = lightning.Trainer.fit
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *args, **rest: (fits.append(1), whole(*args, **rest)))
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    for keys, done in (({}, 1), ({"name_or_path": "elsewhere"}, 1), (change, 2)):
+        module = Classifier(image_net(**keys), classes=2, lr=0.01, weight_decay=0.0)
+        fit(module, ShuffledBatches(rows, 8, 0), epochs=1, trainer=trainer, validation=rows, cache=tmp_path)
+        assert len(fits) == done
+
+
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tiny_encoder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "n")
+    code = "open(__file__ + '.ran', 'w').close()"
+    auto = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Tokenizer", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        folder = shutil.copytree(tiny_encoder, tmp_path / name)
+        (folder / "code.py").write_text(code)
+        keys = json.loads((folder / name).read_text()) | {"model_type": "own", "auto_map": auto}
+        (folder / name).write_text(json.dumps(keys | {"tokenizer_class": "Own"}))
+        weights = PretrainedEncoder("own", str(folder))
+        for reading in (weights.load, weights.tokenizer):
+            with contextlib.suppress(InputError):
+                reading()
+    assert not asked
+    assert not list(tmp_path.rglob("*.ran"))
+    with pytest.raises(InputError, match=r"wants to run code of its own: choose an encoder that transformers itself"):
+        PretrainedEncoder("own", str(tmp_path / "config.json")).load()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_defence_of_features_is_refused_for_pixels_also_inside_another(wrapped):
+    defense = ThresholdOptimizer(estimator=DPSGD()) if wrapped else DPSGD()
+    config = {"model": image_model(), "trainer": {"accelerator": "cpu"}, "attack": {}, "game": {}}
+    with pytest.raises(InputError, match="defense=dp_sgd takes rows of features"):
+        DistributionInference(config, SimpleNamespace(name="faces", modality="image"), defense)
+    DistributionInference(config, SimpleNamespace(name="faces", modality="image"), ThresholdOptimizer())
+
+
+@pytest.mark.parametrize(("kind", "most"), [("Bert", 16), ("Roberta", 13), ("XLNet", None)])
+def test_texts_longer_than_an_encoders_positions_are_refused_before_anything_is_read(tmp_path, kind, most):
+    import transformers
+
+    keys = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 2}
+    keys |= {"max_position_embeddings": 16, "intermediate_size": 8} if most else {"n_layer": 1, "d_head": 4}
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**keys)).eval()
+    model.save_pretrained(tmp_path)
+    keys = {"_target_": "fairpriv.modules.encoder.TextClassifier", "name": "tiny", "path": str(tmp_path)}
+    if most is None:
+        assert reader(**keys, max_tokens=1000).weights.digest()
+        return
+    row = torch.full((1, most + 1), 5)
+    model(input_ids=row[:, :most], attention_mask=torch.ones(1, most))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=row, attention_mask=torch.ones(1, most + 1))
+    assert reader(**keys, max_tokens=most).weights.digest()
+    with pytest.raises(InputError, match=rf"model.max_tokens={most + 1}: .* has positions for {most} tokens"):
+        reader(**keys, max_tokens=most + 1).weights.digest()
+    with pytest.raises(InputError, match="max_tokens=128"):
+        TextClassifier(128, 2, path=str(tmp_path), tune="all")
+
+
+def test_models_that_are_no_encoder_of_what_is_read_are_refused_before_anything_is_read(tiny_encoder, tmp_path):
+    from transformers import CLIPConfig, CLIPModel, MobileNetV2Config
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    clip = {"text_config": small | {"vocab_size": 12}, "vision_config": small | {"image_size": 16, "patch_size": 8}}
+    clip["text_config"] |= {"bos_token_id": 0, "eos_token_id": 1}
+    CLIPModel(CLIPConfig(**clip, projection_dim=8)).save_pretrained(tmp_path)
+    both = str(tmp_path)
+    with pytest.raises(InputError, match=r"model.path=.*: the config of a clip model has no hidden_size"):
+        reader(**text_model(tiny_encoder, tmp_path, path=both)).weights.digest()
+    with pytest.raises(InputError, match=r"model.path=.*: a clip model reads input_ids: choose an encoder of images"):
+        reader(**image_model(path=both)).weights.digest()
+    model = image_net().body.model
+    model.save_pretrained(tmp_path / "vit")
+    with pytest.raises(InputError, match=r"a vit model reads pixel_values: choose an encoder of texts"):
+        reader(**text_model(tiny_encoder, tmp_path, path=str(tmp_path / "vit"))).weights.digest()
+    with pytest.raises(InputError, match=r"model.config: the config of a mobilenet_v2 model has no hidden_size"):
+        image_body(None, MobileNetV2Config(), 32, augment=False)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_every_part_moves_batch_normalisation_once(momentum):
+    from transformers import ResNetConfig, ResNetModel
+
+    sizes = {key: value for key, value in RESNET.items() if key != "_target_"}
+    body = ImageBody(ResNetModel(ResNetConfig(**sizes)), [0.5] * 3, [0.5] * 3, augment=False)
+    net = EncoderClassifier(body, 16, 2, name="tiny", hidden=[], dropout=0.0, encoder_lr=1.0, micro_batch_size=4)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = momentum
+    X = pixels(8)
+    alone = copy.deepcopy(net)
+    for part in X.split(4):
+        alone(part).sum().backward()
+    net(X).sum().backward()
+    expected = alone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items())
+    gradients = dict(alone.named_parameters())
+    assert all(torch.allclose(p.grad, gradients[name].grad, atol=1e-5) for name, p in net.named_parameters())
