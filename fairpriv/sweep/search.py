@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from fairpriv.errors import InputError
 from fairpriv.tracking.comparison import direction
+from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.tracking.result import write_whole
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Search:
     """A study with one objective or several, in ``folder``; it goes on from what is there.
 
     A trial is a choice of values for the searched keys. It is written down before it runs, so that one that was cut
-    off is asked for again; its cells are found finished or are run.
+    off is asked for again, as one that failed is; its cells are found finished or are run. One process at a time.
 
     Args:
         objectives: metrics of result.json, each as ``METRIC`` (the direction follows from its name) or
@@ -35,12 +36,20 @@ class Search:
         space: Optuna's distribution of every searched key.
         folder: the sweep's.
         seed: of the sampler (TPE).
+        fixed: what all trials share, as `parts` gives it.
 
     Raises:
         InputError: an objective without a direction, Optuna is not installed, or the folder's study is another one.
     """
 
-    def __init__(self, objectives: Sequence[str], space: Mapping[str, BaseDistribution], folder: Path, seed: int):
+    def __init__(
+        self,
+        objectives: Sequence[str],
+        space: Mapping[str, BaseDistribution],
+        folder: Path,
+        seed: int,
+        fixed: Mapping[str, str],
+    ):
         self.directions = dict(map(_objective, objectives))
         if not self.directions or len(self.directions) < len(objectives):
             raise InputError(
@@ -48,23 +57,24 @@ class Search:
                 "'[eval/privacy/awareness,eval/utility/perplexity]'"
             )
         optuna = optuna_module()
-        self.space = dict(space)
+        self.space, self.fixed = dict(space), dict(fixed)
         self.path = folder / FILE
-        self.trials: list[dict[str, Any]] = self._read()
-        self._sampler = optuna.samplers.TPESampler(seed=seed + len(self.trials))  # else it would repeat its beginning
+        stored = self._read()
+        self._sampler = optuna.samplers.TPESampler(seed=seed + len(stored))  # else it would repeat its beginning
         self.study = optuna.create_study(directions=list(self.directions.values()), sampler=self._sampler)
-        cut_off = [row for row in self.trials if row["state"] == "running"]
-        self.trials = [row for row in self.trials if row["state"] != "running"]
+        self.trials = [row for row in stored if row["state"] == "completed"]
+        self._again = [row for row in stored if row["state"] != "completed"]  # not asked for yet
         for row in self.trials:
             self._add(row)
-        for row in cut_off:
+        for row in self._again:
             self.study.enqueue_trial(row["params"])
 
     def ask(self, count: int) -> list[tuple[Trial, dict[str, Any]]]:
         """The next trials, each with the values that it gives to the searched keys; written down as running."""
         asked = []
         for _ in range(count):
-            trial = self.study.ask(self.space)
+            trial = self.study.ask(self.space)  # those that are to be run again come first
+            self._again = self._again[1:]
             asked.append((trial, dict(trial.params)))
             self.trials.append({"params": dict(trial.params), "state": "running"})
         self._write()
@@ -105,7 +115,7 @@ class Search:
 
     @property
     def done(self) -> int:
-        """Trials that are completed or failed."""
+        """Trials that are completed, or have failed now."""
         return sum(row["state"] != "running" for row in self.trials)
 
     @property
@@ -115,13 +125,10 @@ class Search:
 
     def _add(self, row: Mapping[str, Any]) -> None:
         optuna = optuna_module()
-        completed = row["state"] == "completed"
-        states = optuna.trial.TrialState
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial: FrozenTrial = optuna.trial.create_trial(
-                state=states.COMPLETE if completed else states.FAIL,
-                values=row["values"] if completed else None,
+                values=row["values"],
                 params=row["params"],
                 distributions=self.space,
                 constraints={"degenerate": float(row["degenerate"])},
@@ -132,18 +139,21 @@ class Search:
         if not self.path.is_file():
             return []
         stored = read(self.path)
-        if stored["objectives"] != self.directions or stored["space"] != self._described():
+        own = self._described()
+        other = [key for key in ("objectives", "space") if stored[key] != own[key]]
+        if differ := other or sorted(dict(stored["fixed"].items() ^ self.fixed.items())):
             raise InputError(
-                f"{self.path}: holds a search for other objectives or over other values: name another sweep=NAME"
+                f"{self.path}: holds a search that differs in {', '.join(differ)}: name another sweep=NAME"
             )
         trials: list[dict[str, Any]] = stored["trials"]
         return trials
 
-    def _described(self) -> dict[str, str]:
-        return {key: str(values) for key, values in self.space.items()}
+    def _described(self) -> dict[str, Any]:
+        space = {key: str(values) for key, values in self.space.items()}
+        return {"objectives": self.directions, "space": space, "fixed": self.fixed}
 
     def _write(self) -> None:
-        document = {"objectives": self.directions, "space": self._described(), "trials": self.trials}
+        document = self._described() | {"trials": [*self.trials, *self._again]}
         write_whole(self.path, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -155,13 +165,25 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         stored: dict[str, Any] = json.loads(path.read_bytes())
-        if set(stored) != {"objectives", "space", "trials"}:
+        if set(stored) != {"objectives", "space", "fixed", "trials"}:
             raise ValueError("other keys")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: no record of a search, or a damaged one ({error}); name another sweep=NAME"
         ) from None
     return stored
+
+
+def parts(config: Mapping[str, Any], seeds: Sequence[str]) -> dict[str, str]:
+    """What trials share, part by part of the outcome's config, each as its `content_hash`.
+
+    Args:
+        config: the resolved plain config of one trial, the same one each time that the search is started.
+        seeds: over which trials are averaged; none: the config's own.
+    """
+    found = outcome_config(config) | {"outcome_version": OUTCOME_VERSION}
+    found["seed"] = sorted(seeds) or [str(config["seed"])]
+    return {part: content_hash(value) for part, value in found.items()}
 
 
 def front(stored: Mapping[str, Any]) -> list[int]:

@@ -10,14 +10,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
+from fairpriv.configs import plain
 from fairpriv.errors import InputError
 from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import choices
 from fairpriv.sweep.listing import enlist
+from fairpriv.sweep.lock import holder
 from fairpriv.sweep.progress import SweepProgress
-from fairpriv.sweep.search import Search, distribution, optuna_module
+from fairpriv.sweep.search import Search, distribution, optuna_module, parts
 
 
 @dataclass
@@ -71,13 +73,18 @@ class SearchSweeper(Sweeper):
         fixed = [f"{k}={choices(o)[0]}" for k, o in overrides.items() if k not in searched]
         if not searched:
             raise InputError("hydra/sweeper=search: no key has several values: give some as key=a,b or interval(1,2)")
-        space = {key: distribution(override) for key, override in searched.items()}
+        space: dict[str, Any] = {key: distribution(override) for key, override in searched.items()}
         folder = Path(self.config.hydra.sweep.dir)
-        search = Search(self.objectives, space, folder, self.seed)
+        progress = SweepProgress.current
+        if progress and progress.listing and not progress.listing.alone:
+            owner = holder(folder / "lock") or "another process"
+            raise InputError(f"{folder}: is searched by {owner}: let it end, or name another sweep=NAME")
+        first = [f"{k}={d.choices[0] if hasattr(d, 'choices') else d.low}" for k, d in space.items()]
+        search = Search(self.objectives, space, folder, self.seed, parts(self._config([*fixed, *first]), repeated))
         seeds = [[f"seed={seed}"] for seed in repeated] or [[]]
         for cell in search.cells:  # of earlier trials, which stay on the sweep's list
             enlist(folder, cell, finished=True)
-        if progress := SweepProgress.current:
+        if progress:
             progress.expect(max(self.trials, search.done) * len(seeds), done=search.done * len(seeds))
         while search.done < self.trials:
             asked = search.ask(min(self.batch, self.trials - search.done))
@@ -90,6 +97,17 @@ class SearchSweeper(Sweeper):
             for i, (trial, _) in enumerate(asked):
                 search.tell(trial, [job.return_value for job in returned[i * len(seeds) : (i + 1) * len(seeds)]])
         return None
+
+    def _config(self, words: list[str]) -> dict[str, Any]:
+        """The config of a cell of these overrides, with no folders of this machine in it."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        for key in cfg.paths:  # others refer to them
+            cfg.paths[key] = ""
+        return plain(cfg)
 
 
 def _settled(override: Any) -> bool:

@@ -1,17 +1,20 @@
 import contextlib
 import json
+import platform
 import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fairpriv.modules.classifier import Classifier
 from fairpriv.sweep.listing import entries
+from fairpriv.sweep.lock import Owner, machine, started
 from fairpriv.tracking.result import find_results
 
 
@@ -191,7 +194,7 @@ def test_a_process_that_dies_leaves_whole_files_and_the_same_command_goes_on(fai
 def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_trials_are_asked_for(
     fairpriv, small, fits, tmp_path
 ):
-    def search(trials: int):
+    def search(trials: int, *more: str):
         return fairpriv(
             "-m",
             *small,
@@ -202,6 +205,7 @@ def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_tri
             "defense.lr=tag(log,interval(1e-4,1e-2))",
             "seed=0,1",
             "sweep=found",
+            *more,
         )
 
     ended = search(2)
@@ -225,3 +229,21 @@ def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_tri
     results_of_all, missing = find_results([folder])
     assert (len(results_of_all), missing) == (6, [])
     assert re.search(r"^found +6 +0 +0 +0 +6", fairpriv("status", folder).out, re.MULTILINE)
+
+    fits.clear()
+    written = (folder / "search.json").read_bytes()
+    same = search(3, "threads=null", "logger=none", "retry=none", "paths.data=elsewhere", "defense=fine_tune")
+    assert (same.status, fits) == (0, [])
+    for word, differs in {"dataset=adult": "dataset", "defense.epochs=2": "defense", "seed=2": "seed"}.items():
+        refused = search(4, word)
+        assert refused.status == 2
+        assert f"differs in {differs}: name another sweep=NAME" in refused.err
+    with subprocess.Popen(["sleep", "600"]) as other:
+        owner = Owner(platform.node(), machine(), other.pid, started(other.pid) or "", time.time())
+        (folder / "lock").write_text(json.dumps(asdict(owner)))
+        refused = search(4)
+        other.kill()
+    assert refused.status == 2
+    assert f"is searched by process {other.pid} on " in refused.err
+    assert refused.err.count("\n") == 1
+    assert (fits, (folder / "search.json").read_bytes()) == ([], written)

@@ -3,13 +3,21 @@ import json
 import random
 
 import pytest
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, RunMode
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from fairpriv.cli import CONF
+from fairpriv.configs import register_schema
 from fairpriv.errors import InputError
-from fairpriv.sweep.search import Search, distribution, front, read, report
+from fairpriv.sweep.search import Search, distribution, front, parts, read, report
+from hydra_plugins.fairpriv_sweep.search import SearchSweeper
 
 OBJECTIVES = ["eval/accuracy", "fairness/equalized_odds_gap"]
+CONFIG = {"dataset": {"name": "adult"}, "training": {"epochs": 3}, "seed": 0, "sweep": "a", "retry": "failed"}
 
 
 def override(text):
@@ -21,8 +29,9 @@ def outcome(accuracy, gap, status="completed", degenerate=()):
     return {"id": "x", "status": status, "error": "no luck", "metrics": metrics, "degenerate": list(degenerate)}
 
 
-def search(folder, objectives=OBJECTIVES, values="tag(log,interval(1e-6,1e-3))", seed=0):
-    return Search(objectives, {"defense.lr": distribution(override(f"defense.lr={values}"))}, folder, seed)
+def search(folder, objectives=OBJECTIVES, values="tag(log,interval(1e-6,1e-3))", config=CONFIG, seeds=()):
+    space = {"defense.lr": distribution(override(f"defense.lr={values}"))}
+    return Search(objectives, space, folder, 0, parts(config, seeds))
 
 
 @pytest.mark.parametrize(
@@ -75,12 +84,34 @@ def test_a_search_that_was_cut_off_asks_for_the_unfinished_trial_again(tmp_path)
 
 def test_a_search_for_other_objectives_or_values_is_not_gone_on_with(tmp_path):
     search(tmp_path).ask(1)
-    for other in ({"objectives": ["eval/accuracy"]}, {"values": "1,2"}):
-        with pytest.raises(InputError, match="name another sweep=NAME"):
+    for differ, other in {
+        "objectives": {"objectives": ["eval/accuracy"]},
+        "space": {"values": "1,2"},
+        "dataset": {"config": CONFIG | {"dataset": {"name": "compas"}}},
+        "defense, training": {"config": CONFIG | {"training": {"epochs": 4}, "defense": {"name": "none"}}},
+        "seed": {"seeds": ["0", "1"]},
+    }.items():
+        with pytest.raises(InputError, match=f"differs in {differ}: name another sweep=NAME"):
             search(tmp_path, **other)
+    search(tmp_path, config=CONFIG | {"retry": "none", "threads": 2, "logger": None}, seeds=["0"])  # no other outcome
     (tmp_path / "search.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         search(tmp_path)
+
+
+def test_where_folders_are_changes_nothing_that_a_search_compares():
+    register_schema()
+    sweeper = SearchSweeper(OBJECTIVES, 1, 1, 0, None)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        sweeper.hydra_context = HydraContext(loader, Callbacks())
+        sweeper.config = loader.load_configuration("config", ["sweep=a"], RunMode.MULTIRUN)
+        here, there, other = (
+            parts(sweeper._config([word, "dataset=adult"]), [])
+            for word in ("paths.data=here", "paths.data=there", "training.epochs=7")
+        )
+    assert here == there
+    assert {part for part in here if here[part] != other[part]} == {"training"}
 
 
 def test_objectives_are_means_over_a_trials_cells_and_a_failed_cell_fails_it(tmp_path):
@@ -96,7 +127,28 @@ def test_objectives_are_means_over_a_trials_cells_and_a_failed_cell_fails_it(tmp
     assert mean["values"] == pytest.approx([0.6, 0.2])
     assert (failed["state"], failed["error"]) == ("failed", "no luck")
     assert missing["error"] == "no value of eval/accuracy; there are eval/accuracy, fairness/equalized_odds_gap"
-    assert search(tmp_path).done == 3
+
+
+def test_failed_trials_are_run_again_where_the_search_is_started_again(tmp_path):
+    first = search(tmp_path)
+    for status in ("failed", "completed", "failed", "failed"):
+        ((trial, _),) = first.ask(1)
+        first.tell(trial, [outcome(0.5, 0.1, status=status)])
+    rows = read(tmp_path / "search.json")["trials"]
+    again = search(tmp_path)
+    assert (first.done, again.done) == (4, 1)
+    asked = again.ask(2)
+    assert [values for _, values in asked] == [rows[0]["params"], rows[2]["params"]]
+    for trial, _ in asked:
+        again.tell(trial, [outcome(0.6, 0.2)])
+    kept = read(tmp_path / "search.json")["trials"]
+    assert [row["state"] for row in kept] == ["completed"] * 3 + ["failed"]  # one that is not asked for is not lost
+    assert kept[3] == rows[3]
+    assert again.done == 3
+    last = search(tmp_path)
+    ((_, values),) = last.ask(1)
+    assert values == rows[3]["params"]
+    assert [row["state"] for row in last.trials] == ["completed"] * 3 + ["running"]
 
 
 def test_the_front_is_that_of_a_double_loop_without_degenerate_trials(tmp_path, capsys):
@@ -122,7 +174,7 @@ def test_the_front_is_that_of_a_double_loop_without_degenerate_trials(tmp_path, 
 
 
 def test_later_trials_come_closer_to_the_optimum(tmp_path):
-    found = Search(["x:minimize"], {"a": FloatDistribution(0.0, 1.0)}, tmp_path, 0)
+    found = Search(["x:minimize"], {"a": FloatDistribution(0.0, 1.0)}, tmp_path, 0, {})
     errors = []
     for _ in range(40):
         ((trial, values),) = found.ask(1)
