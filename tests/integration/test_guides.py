@@ -91,7 +91,7 @@ def test_a_page_s_commands_do_what_it_says(fairpriv, follow, words, page):
         assert first == "fairpriv"
         small = [] if "validate" in given else ["debug=fast", *IN_MINIATURE[page]]
         small += words[1:] if "experiment=quickstart_llm" in given else []
-        ended = fairpriv(*given, *small)
+        ended = fairpriv(*small, *given)
         assert ended.status == 0, ended.err
         told = [outline(line) for line in ended.out.splitlines()]
         assert [line for line in shown if outline(line) not in told] == [], ended.out
