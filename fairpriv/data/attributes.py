@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -13,18 +13,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.data.sources import Source
-from fairpriv.data.tabular import Table, coded, text
+from fairpriv.data.tabular import Description, Table, coded, text
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
 _MOST_LABELS = 100  # a target with more values, and no list of them, is taken for a mistake
 
-_tables: dict[tuple[str, str], Table] = {}
-
 
 @dataclass(kw_only=True)
-class Attributed:
+class Attributed(Description):
     """Description of labelled items that are no table, and what their readers have in common.
 
     The steps, in order: read the attributes, ``values``, ``bins``, ``groups`` of the target and of the sensitive
@@ -57,17 +55,6 @@ class Attributed:
             edges = rule.get("edges")
             if set(rule) != {"from", "edges"} or not edges or any(a >= b for a, b in pairwise(edges)):
                 raise InputError(f"dataset.bins.{name}: {rule}; it takes from, an attribute, and edges in rising order")
-
-    def load(self) -> Table:
-        """Read everything, once per process for the same description and content; raises `InputError`."""
-        described = repr([(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "source"])
-        key = (self.source.digest(), described)
-        if key not in _tables:
-            _tables[key] = self._load()
-        return _tables[key]
-
-    def _load(self) -> Table:
-        raise NotImplementedError
 
     def _attributes(self) -> list[str]:
         """The attributes that are to be read: target, sensitive, or what these are bins of."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -116,8 +116,25 @@ class Encoder:
         return encoded
 
 
+class Description:
+    """What the dataclasses that describe a dataset have in common: its table is read once per process."""
+
+    source: Source
+
+    def load(self) -> Table:
+        """Read everything, once per process for the same description and content; raises `InputError`."""
+        described = [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self)) if f.name != "source"]
+        key = (self.source.digest(), repr((type(self).__name__, described)))
+        if key not in _tables:
+            _tables[key] = self._load()
+        return _tables[key]
+
+    def _load(self) -> Table:
+        raise NotImplementedError
+
+
 @dataclass
-class TabularDataset:
+class TabularDataset(Description):
     """Description of a CSV dataset, and its reader.
 
     The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
@@ -187,14 +204,6 @@ class TabularDataset:
         for column, rule in self.recode.items():
             if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
                 raise InputError(f"dataset.recode.{column}: has {', '.join(rule)}; it takes from, values and other")
-
-    def load(self) -> Table:
-        """Read the table, once per process for the same description and content; raises `InputError`."""
-        described = repr([(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "source"])
-        key = (self.source.digest(), described)
-        if key not in _tables:
-            _tables[key] = self._load()
-        return _tables[key]
 
     def encode(self, train: pd.DataFrame) -> Encoder:
         """Fit an encoder to training rows of ``Table.features``."""
