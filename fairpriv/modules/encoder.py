@@ -194,16 +194,7 @@ class PretrainedEncoder(Pretrained):
         Raises:
             InputError: as there; or it reads something else, or has no positions for ``max_tokens``.
         """
-        from transformers import AutoConfig, AutoModel
-
-        config = self._opened(AutoConfig.from_pretrained, trust_remote_code=False)
-        with torch.device("meta"):  # no weights
-            model = self._opened(lambda *_, **__: AutoModel.from_config(config, trust_remote_code=False))
-        width_of(model, self.reads, f"model.path={self.path}")
-        if self.max_tokens > (most := positions(model)):
-            raise InputError(
-                f"model.max_tokens={self.max_tokens}: {self.path} has positions for {most} tokens: set {most} or less"
-            )
+        self._checked  # noqa: B018, for its errors
         return super().digest()
 
     def load(self) -> Any:
@@ -212,7 +203,7 @@ class PretrainedEncoder(Pretrained):
         Raises:
             InputError: as `digest`; or the files hold no encoder that transformers can build.
         """
-        self.digest()
+        self._checked  # noqa: B018
         from transformers import AutoModel
         from transformers.utils import logging as hf_logging
 
@@ -242,6 +233,20 @@ class PretrainedEncoder(Pretrained):
         found = self._opened(cached_file, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         said = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
         return said.get("image_mean", [0.5] * 3), said.get("image_std", [0.5] * 3)
+
+    @functools.cached_property
+    def _checked(self) -> None:
+        """That it is fit for what it is to be given; seen once, for it takes up to a second."""
+        from transformers import AutoConfig, AutoModel
+
+        config = self._opened(AutoConfig.from_pretrained, trust_remote_code=False)
+        with torch.device("meta"):  # no weights
+            model = self._opened(lambda *_, **__: AutoModel.from_config(config, trust_remote_code=False))
+        width_of(model, self.reads, f"model.path={self.path}")
+        if self.max_tokens > (most := positions(model)):
+            raise InputError(
+                f"model.max_tokens={self.max_tokens}: {self.path} has positions for {most} tokens: set {most} or less"
+            )
 
     def _opened(self, open_it: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         where, digest = self._found
