@@ -202,3 +202,14 @@ def test_what_a_judge_or_scorer_of_one_s_own_raises_or_gives_is_a_line(validate,
         ("dimension=green", "scorer PatternRate: ZeroDivisionError: division by zero"),
         ("judge=none", "gives 0 verdicts on 5 responses: it must give one each"),
     ]
+
+
+def test_values_of_several_kinds_may_be_recoded(validate, tmp_path):
+    rows = "".join(f"{i},{('yes', 'no')[i % 2]},{('1', 'unknown')[i // 2 % 2]}\n" for i in range(40))
+    (tmp_path / "mixed.csv").write_text(f"age,hired,race\n{rows}")
+    config = f"defaults: [csv]\nname: mixed\nsource: {{files: [mixed.csv], folder: {tmp_path}}}\ntarget: hired\n"
+    config += "positive: ['yes']\nsensitive: group\nrecode: {group: {from: race, values: {1: a, unknown: b}}}\n"
+    ended = validate({"dataset/mixed": config})
+    assert (ended.status, ended.err) == (0, "")
+    (line,) = said(ended)
+    assert line.startswith("dataset=mixed: 40 rows of mixed.csv; hired: no, yes; group: a, b")
