@@ -7,15 +7,16 @@ import functools
 import json
 import math
 import os
+import platform
 import re
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 from fairpriv.errors import InputError
@@ -26,7 +27,14 @@ NOT_FINISHED = "not finished"
 
 @dataclass
 class Result:
-    """One cell. The file holds these fields by name; NaN and infinities are null in it and None here."""
+    """One cell. The file holds these fields by name; NaN and infinities are null in it and None here.
+
+    Of metrics that are magnitudes, such as an absolute gap, ``signed`` holds the signed differences behind them, a row
+    each: the metric is its base (0 for a gap, one half for a folded AUC) plus the largest magnitude of its rows. A row
+    of one number has its absolute value for magnitude; a row of several, the difference of two distributions over the
+    classes, their total variation, half the sum of absolute values. Intervals over seeds need them, since one of the
+    magnitudes themselves never covers that there is no difference.
+    """
 
     id: str
     status: str  # completed | failed
@@ -35,6 +43,9 @@ class Result:
     degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
     error: str | None = None
     intervals: dict[str, list[float | None]] = field(default_factory=dict)  # [lo, hi], 95 %
+    signed: dict[str, list[list[float]]] = field(default_factory=dict)  # the same rows in the same order at every seed
+    control: str | None = None  # why the training rows do not depend on the training world, so that there is no leak
+    overlap: float | None = None  # test rows per training row, where seeds are overlapping splits of one data set
     artifacts: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     git: dict[str, Any] | None = None
@@ -118,6 +129,10 @@ def _interval(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) and row and all(map(_number, row)) for row in value)
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -134,6 +149,9 @@ _SHAPES = {
     "degenerate": ("a list of sentences", lambda v: isinstance(v, list) and all(map(_text, v))),
     "error": ("a string or null", lambda v: v is None or _text(v)),
     "intervals": ("a mapping of names to [lo, hi]", lambda v: _dict(v) and all(map(_interval, v.values()))),
+    "signed": ("a mapping of names to rows of numbers", lambda v: _dict(v) and all(map(_rows, v.values()))),
+    "control": ("a string or null", lambda v: v is None or _text(v)),
+    "overlap": ("a number of at least 0 or null", lambda v: v is None or (_number(v) and v >= 0)),
     "artifacts": ("a mapping of names to strings", lambda v: _dict(v) and all(map(_text, v.values()))),
     "versions": ("a mapping of names to strings", lambda v: _dict(v) and all(map(_text, v.values()))),
     "git": ("a mapping or null", lambda v: v is None or _dict(v)),
@@ -268,15 +286,42 @@ _PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datase
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Versions of Python and of the installed packages that can change a number; nothing is imported for it.
+    """What can change a number beside config and code; nothing is imported for it.
 
-    Looked up once per process; not to be written to.
+    Versions of Python and of the installed packages; ``processor``, and ``kernels``, the linear algebra of those of
+    NumPy and PyTorch that are imported: on another processor the same cell may give other numbers. Looked up once per
+    process; not to be written to.
     """
-    found = {"python": python_version()}
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
+    found["processor"] = _processor()
+    if kernels := _kernels():
+        found["kernels"] = kernels
     return found
+
+
+def _processor() -> str:
+    """The processor's model as the system names it."""
+    with contextlib.suppress(OSError):
+        if named := re.search(
+            r"^model name\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE
+        ):
+            return named[1]
+    return platform.processor() or platform.machine()
+
+
+def _kernels() -> str:
+    """BLAS of NumPy and of PyTorch, and the instructions that PyTorch's own kernels use; of what is imported."""
+    found = []
+    if numpy := sys.modules.get("numpy"):
+        blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        found.append(f"numpy: {blas.get('name')} {blas.get('version')}")
+    if torch := sys.modules.get("torch"):
+        blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+        found.append(f"torch: {blas[1] if blas else 'BLAS unknown'}, {torch.backends.cpu.get_cpu_capability()}")
+    return "; ".join(found)
 
 
 @functools.cache

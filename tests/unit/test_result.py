@@ -2,6 +2,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def test_result_survives_writing_and_reading(tmp_path):
     cell = result(
         degenerate=["constant"],
         intervals={"eval/accuracy": [0.7, 0.9]},
+        signed={"privacy/accuracy_gap": [[-0.1]], "fairness/delta/no": [[0.1, -0.2, 0.1], [0.0, 0.0, 0.0]]},
+        control="trained on both worlds",
+        overlap=0.25,
         artifacts={"model": "model.safetensors"},
         versions={"torch": "2"},
         git={"commit": "abc", "dirty": True},
@@ -45,7 +49,8 @@ def test_result_survives_writing_and_reading(tmp_path):
 
 def test_file_has_the_fields_of_the_contract(tmp_path):
     contract = (
-        "schema_version id status degenerate error config metrics intervals artifacts versions git device seconds"
+        "schema_version id status degenerate error config metrics intervals signed control overlap artifacts versions "
+        "git device seconds"
     )
     assert set(document(tmp_path)) == set(contract.split())
 
@@ -62,6 +67,16 @@ def test_nan_and_infinities_are_null(tmp_path):
     assert read["metrics"] == {"a": None, "b": None, "c": 1.0}
     assert read["intervals"] == {"a": [None, None]}
     assert read["config"] == {"lr": None, "list": [None, 1]}
+
+
+def test_a_file_of_before_these_fields_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    older = document(tmp_path)
+    for name in ("signed", "control", "overlap"):
+        del older[name]
+    path.write_text(json.dumps(older))
+    read = Result.read(path)
+    assert (read.signed, read.control, read.overlap) == ({}, None, None)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -127,6 +142,12 @@ def test_unreadable_file_says_why(tmp_path, text, why):
         ("error", 1),
         ("intervals", {"a": [0.1]}),
         ("intervals", {"a": 0.1}),
+        ("signed", {"a": [0.1]}),
+        ("signed", {"a": [[]]}),
+        ("signed", [[0.1]]),
+        ("control", True),
+        ("overlap", -0.1),
+        ("overlap", "0.1"),
         ("artifacts", {"a": None}),
         ("versions", []),
         ("git", "abc"),
@@ -272,6 +293,25 @@ def test_environment_names_versions():
     found = environment()
     assert {"python", "fairpriv", "torch", "hydra-core"} <= set(found)
     assert all(isinstance(version, str) for version in found.values())
+
+
+def test_environment_names_what_the_numbers_were_computed_on():
+    import torch
+
+    environment.cache_clear()
+    found = environment()
+    assert found["processor"]
+    assert f", {torch.backends.cpu.get_cpu_capability()}" in found["kernels"]
+    assert "numpy: " in found["kernels"]
+
+
+def test_environment_imports_nothing():
+    code = (
+        "import sys; from fairpriv.tracking.result import environment; found = environment(); "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; assert 'kernels' not in found; "
+        "assert found['processor']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_git_state_follows_the_repository(tmp_path):
