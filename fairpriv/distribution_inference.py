@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from fairpriv.attacks.attack import Attack
-from fairpriv.attacks.pools import Played, deal, play
+from fairpriv.attacks.play import Played, play
+from fairpriv.attacks.pools import deal
 from fairpriv.configs import build
 from fairpriv.data.batches import ShuffledBatches
 from fairpriv.data.game import Dataset, GameDataModule, Part

@@ -13,7 +13,8 @@ from scipy import stats
 from fairpriv.attacks.attack import AttackGame, AttackResult, Query
 from fairpriv.attacks.kl import KL
 from fairpriv.attacks.loss_test import LossTest
-from fairpriv.attacks.pools import Played, Split, deal, own_pool, play, refuse_overlap, welch_interval
+from fairpriv.attacks.play import Played, Split, play, welch_interval
+from fairpriv.attacks.pools import deal, own_pool, refuse_overlap
 from fairpriv.data.game import GameDataModule, Rows
 from fairpriv.defenses.defense import Victim
 from fairpriv.defenses.fair_finetune import FairFineTuning
