@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fairpriv import functional
+from fairpriv.functional.fairness import shares
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measures:
-    """Flat metrics, the 95 % intervals of those that have one, and the reasons why the outcome is trivial, if it is."""
+    """What was measured of a model.
+
+    Attributes:
+        metrics: flat, by name.
+        intervals: the 95 % intervals of those that have one.
+        signed: of the gaps, the rows of signed differences that they are the largest magnitude of; as in
+            :class:`~fairpriv.tracking.result.Result`.
+        degenerate: the reasons why the outcome is trivial, if it is.
+    """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    signed: dict[str, list[list[float]]]
     degenerate: list[str]
 
 
@@ -52,7 +63,9 @@ def measure(
 
     Returns:
         metrics, all finite; yes-or-no ones (``privacy/bound_holds``, ``bound_refuted``, ``below_tau``,
-        ``tau_in_interval``) are 1.0 or 0.0.
+        ``tau_in_interval``) are 1.0 or 0.0. A gap's ``<metric>_floor`` is its mean with predictions dealt at random
+        among the rows of a label: what it would be if predictions knew nothing of the group. The plain accuracy gap's
+        floor holds what base rates make of it.
 
     Raises:
         ValueError: a label without rows in a world, a (label, group) cell without rows in the rates split, a code
@@ -64,6 +77,7 @@ def measure(
     }
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
+    signed: dict[str, list[list[float]]] = {}
 
     worlds = [counts["rates"][world] + counts["gap"][world] for world in (0, 1)]
     hits, rows = _recalled(worlds[0] + worlds[1])
@@ -77,26 +91,39 @@ def measure(
     metrics["eval/accuracy_world0"], metrics["eval/accuracy_world1"] = accuracy
     intervals["eval/accuracy_world0"] = functional.wilson_interval(sum(hits0), sum(rows0))
     intervals["eval/accuracy_world1"] = functional.wilson_interval(sum(hits1), sum(rows1))
-    metrics["privacy/accuracy_gap"] = abs(accuracy[1] - accuracy[0])
+    difference, balanced = accuracy[1] - accuracy[0], _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
+    signed["privacy/accuracy_gap"], signed["privacy/balanced_accuracy_gap"] = [[difference]], [[balanced]]
+    metrics["privacy/accuracy_gap"], metrics["privacy/balanced_accuracy_gap"] = abs(difference), abs(balanced)
     intervals["privacy/accuracy_gap"] = functional.mean_rate_gap_interval(
         [sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)]
     )
-    metrics["privacy/balanced_accuracy_gap"] = abs(_mean_rate(hits1, rows1) - _mean_rate(hits0, rows0))
     intervals["privacy/balanced_accuracy_gap"] = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
+    dealt = functional.permuted_counts(torch.stack([count.sum(1) for count in counts["gap"]], 1))  # among the worlds
+    right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
+    for name, rate in (("accuracy", right.sum(-1) / of.sum(-1)), ("balanced_accuracy", (right / of).mean(-1))):
+        metrics[f"privacy/{name}_gap_floor"] = float((rate[:, 1] - rate[:, 0]).abs().mean())
 
     pooled = counts["rates"][0] + counts["rates"][1]
     absent = (pooled.sum(-1) == 0).nonzero().tolist()
     if absent:
         label, group = label_names[absent[0][0]], group_names[absent[0][1]]
         raise ValueError(f"no rows with label {label!r} and group {group!r} in the rates split, so no rates of them")
-    cell_rates = pooled.double() / pooled.sum(-1, keepdim=True)
+    cell_rates = shares(pooled)
     deltas = functional.label_gaps(cell_rates)
     delta_lo, delta_hi = functional.delta_intervals(pooled)
     metrics["fairness/equalized_odds_gap"] = float(deltas.amax())
     intervals["fairness/equalized_odds_gap"] = float(delta_lo.amax()), float(delta_hi.amax())
+    first, second = torch.triu_indices(len(group_names), len(group_names), 1)
+    pairs = cell_rates[:, first] - cell_rates[:, second]
+    rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one says it all
+    signed["fairness/equalized_odds_gap"] = [row for rows in rows_of for row in rows]
+    floors = functional.label_gaps(shares(functional.permuted_counts(pooled)))
+    metrics["fairness/equalized_odds_gap_floor"] = float(floors.amax(1).mean())
     for label, name in enumerate(label_names):
         metrics[f"fairness/delta/{name}"] = float(deltas[label])
+        metrics[f"fairness/delta/{name}_floor"] = float(floors[:, label].mean())
         intervals[f"fairness/delta/{name}"] = float(delta_lo[label]), float(delta_hi[label])
+        signed[f"fairness/delta/{name}"] = rows_of[label]
 
     (composition0, prior0), (composition1, prior1) = (_make_up(count) for count in counts["rates"])
     metrics["privacy/shift_weight"] = float(
@@ -139,7 +166,7 @@ def measure(
         degenerate.append(
             f"balanced accuracy {value:.3f} [{lo:.3f}, {hi:.3f}] cannot be told from chance, {chance:.3f}"
         )
-    return Measures(metrics, intervals, degenerate)
+    return Measures(metrics, intervals, signed, degenerate)
 
 
 def _count(sample: Sample, label_names: Sequence[str], group_names: Sequence[str], split: str, world: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pure tensor functions of the mathematics: torch only, no config, no training."""
+"""Pure tensor functions of the mathematics: no config, no training."""
 
 from fairpriv.functional.bounds import accuracy_gap_bound, balanced_accuracy_gap_bound, label_recall, label_shift
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
@@ -9,6 +9,7 @@ from fairpriv.functional.fairness import (
     group_counts,
     group_rates,
     label_gaps,
+    permuted_counts,
     shift_weight,
     total_variation,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "mean_rate_gap_interval",
     "mean_rate_interval",
     "paired_rate_difference_interval",
+    "permuted_counts",
     "selected",
     "shift_weight",
     "smallest_ratio",

@@ -4,8 +4,39 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def permuted_counts(counts: Tensor, *, draws: int = 500, seed: int = 0) -> Tensor:
+    """Deal the predictions of each label's rows at random to these rows: what counts look like with no true gap.
+
+    The permutation distribution, drawn as counts (hypergeometric, class by class) rather than row by row. A gap's mean
+    over the draws is its floor: an absolute gap is positive even where predictions know nothing of the group.
+
+    Args:
+        counts: rows per label, group and class, integers ``[Y, S, C]`` as from :func:`group_counts`; what is counted as
+            groups may be worlds.
+        draws: how many.
+        seed: of the draws, which are the same on every device.
+
+    Returns:
+        int64 ``[draws, Y, S, C]`` on the CPU, each with the sums of ``counts`` over groups and over classes.
+    """
+    generator = np.random.default_rng(seed)
+    table = counts.cpu().numpy()
+    found = np.zeros((draws, *table.shape), dtype=np.int64)
+    for label, cells in enumerate(table):
+        left = np.broadcast_to(cells.sum(0), (draws, cells.shape[1])).copy()
+        for group, rows in enumerate(cells.sum(1)):
+            wanted = np.full(draws, rows)
+            for c in range(cells.shape[1]):
+                drawn = generator.hypergeometric(left[:, c], left[:, c + 1 :].sum(1), wanted)
+                found[:, label, group, c] = drawn
+                wanted -= drawn
+            left -= found[:, label, group]
+    return torch.from_numpy(found)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Equalized odds against fairlearn and plain loops."""
 
 import warnings
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from fairpriv.functional import (
     equalized_odds_gap,
     equalized_odds_gaps,
     equalized_odds_penalty,
+    group_counts,
     group_rates,
     label_gaps,
+    permuted_counts,
     shift_weight,
 )
 
@@ -328,3 +331,22 @@ def test_gaps_of_many_models_leave_an_absent_cell_out():
     preds = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1]])
     target, s = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 1, 1])
     assert equalized_odds_gaps(preds, target, s).tolist() == [0.5, 0.5]
+
+
+def test_dealt_counts_keep_their_sums_and_follow_the_permutations():
+    preds, target, groups = (
+        torch.tensor(column) for column in ([0, 1, 2, 2, 1, 0, 0], [0] * 5 + [1] * 2, [0, 0, 0, 1, 1, 0, 1])
+    )
+    counts = group_counts(preds, target, groups)
+    dealt = permuted_counts(counts, draws=20_000)
+    assert (dealt.sum(2) == counts.sum(1)).all()
+    assert (dealt.sum(3) == counts.sum(2)).all()
+    # every order of the first label's five predictions among its cells of three and two rows
+    orders = list(permutations(preds[:5].tolist()))
+    expected = Counter(tuple(sorted(order[:3])) for order in orders)
+    found = Counter(tuple(c for c, rows in enumerate(cells) for _ in range(rows)) for cells in dealt[:, 0, 0].tolist())
+    assert set(found) == set(expected)
+    for cell, times in expected.items():
+        share = times / len(orders)
+        assert abs(found[cell] / 20_000 - share) < 4 * (share * (1 - share) / 20_000) ** 0.5
+    assert dealt.equal(permuted_counts(counts, draws=20_000))

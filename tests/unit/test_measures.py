@@ -1,6 +1,8 @@
 """What is measured of a model, against plain loops over the rows."""
 
 import math
+import random
+import statistics
 
 import pytest
 import torch
@@ -106,7 +108,8 @@ def test_metrics_agree_with_loops_over_the_rows(labels, groups, alpha):
     expected["privacy/below_tau"] = float(expected["privacy/accuracy_gap"] < 0.1)
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=1e-9), name
-    assert set(metrics) - set(expected) == {"privacy/bound_refuted", "privacy/tau_in_interval"}
+    others = {name for name in metrics if not name.endswith("_floor")} - set(expected)
+    assert others == {"privacy/bound_refuted", "privacy/tau_in_interval"}
 
 
 def test_every_metric_is_finite_and_every_interval_holds_its_metric():
@@ -129,6 +132,74 @@ def test_every_metric_is_finite_and_every_interval_holds_its_metric():
         "privacy/bound",
         "privacy/balanced_bound",
     }
+
+
+def magnitude(row):
+    return abs(row[0]) if len(row) == 1 else sum(map(abs, row)) / 2
+
+
+@pytest.mark.parametrize(("labels", "groups"), [(2, 2), (2, 3), (3, 3)])
+def test_a_gap_is_the_largest_magnitude_of_its_signed_differences(labels, groups):
+    right = torch.rand(labels, groups, generator=torch.Generator().manual_seed(labels)) / 2 + 0.5
+    kinds = {"right": right, "labels": labels, "groups": groups}
+    names = [f"label {y}" for y in range(labels)]
+    rates, gap = worlds(0, **kinds), worlds(2, **kinds)
+    outcome = measured(rates, gap, names, [f"group {s}" for s in range(groups)])
+    for name, rows in outcome.signed.items():
+        assert outcome.metrics[name] == pytest.approx(max(map(magnitude, rows)), abs=1e-12), name
+    gaps = {name for name in outcome.metrics if f"{name}_floor" in outcome.metrics}
+    assert set(outcome.signed) == gaps
+    assert outcome.signed["privacy/accuracy_gap"] == [
+        [pytest.approx(accuracy(rows_of(gap[1])) - accuracy(rows_of(gap[0])))]
+    ]
+    pairs = groups * (groups - 1) // 2
+    assert {len(row) for row in outcome.signed["fairness/delta/label 1"]} == {1 if labels == 2 else labels}
+    assert len(outcome.signed["fairness/delta/label 1"]) == pairs
+    assert len(outcome.signed["fairness/equalized_odds_gap"]) == labels * pairs
+    first, second = ([p for p, y, s in rows_of(*rates) if (y, s) == (1, group)] for group in (0, 1))
+    difference = first.count(labels - 1) / len(first) - second.count(labels - 1) / len(second)
+    assert outcome.signed["fairness/delta/label 1"][0][-1] == pytest.approx(difference)
+
+
+def test_a_floor_is_the_mean_gap_of_predictions_dealt_within_labels():
+    """Against permutations row by row."""
+    rates, gap = worlds(0, 60, right=[[0.9, 0.7], [0.5, 0.8]]), worlds(2, 60, right=[[0.9, 0.7], [0.5, 0.8]])
+    shuffle = random.Random(0)
+
+    def dealt(parts):
+        rows = rows_of(*parts)
+        for label in (0, 1):
+            at = [i for i, row in enumerate(rows) if row[1] == label]
+            preds = [rows[i][0] for i in at]
+            shuffle.shuffle(preds)
+            for i, pred in zip(at, preds, strict=True):
+                rows[i] = (pred, *rows[i][1:])
+        return rows
+
+    found = {}
+    for _ in range(1000):
+        rows, cut = dealt(rates), len(gap[0].target)
+        ones = {(y, s): [p for p, target, group in rows if (target, group) == (y, s)] for y in (0, 1) for s in (0, 1)}
+        share = {cell: sum(preds) / len(preds) for cell, preds in ones.items()}
+        deltas = [abs(share[y, 0] - share[y, 1]) for y in (0, 1)]
+        rows = dealt(gap)
+        for name, value in {
+            "fairness/equalized_odds_gap": max(deltas),
+            "fairness/delta/no": deltas[0],
+            "fairness/delta/yes": deltas[1],
+            "privacy/accuracy_gap": abs(accuracy(rows[:cut]) - accuracy(rows[cut:])),
+            "privacy/balanced_accuracy_gap": abs(balanced(rows[:cut], 2) - balanced(rows[cut:], 2)),
+        }.items():
+            found.setdefault(name, []).append(value)
+    metrics = measured(rates, gap).metrics
+    for name, values in found.items():
+        mean, error = statistics.fmean(values), statistics.stdev(values) * (1 / 1000 + 1 / 500) ** 0.5
+        assert abs(metrics[f"{name}_floor"] - mean) < 4 * error, name
+        assert mean > 0.01, name
+
+
+def test_floors_do_not_change_from_run_to_run():
+    assert measured(worlds(0), worlds(2)).metrics == measured(worlds(0), worlds(2)).metrics
 
 
 def test_pure_groups_are_normal_and_have_shift_weight_one():
