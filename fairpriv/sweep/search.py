@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.comparison import direction
+from fairpriv.tracking.comparison import direction, hint
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.tracking.result import write_whole
 
@@ -279,6 +279,8 @@ def optuna_module() -> Any:
 
 def _objective(text: str) -> tuple[str, str]:
     metric, _, way = text.partition(":")
+    if not direction(metric) and (instead := hint(metric)):  # whichever way is asked for
+        raise InputError(f"hydra.sweeper.objectives: {text}{instead}")
     if way in ("maximize", "minimize"):
         return metric, way
     if way or not (known := direction(metric)):

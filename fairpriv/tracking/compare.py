@@ -18,8 +18,11 @@ from unicodedata import combining, east_asian_width
 
 from fairpriv.errors import InputError
 from fairpriv.tracking.comparison import (
+    ALPHA,
     DATASET,
     DEFENCE,
+    FLOOR,
+    NOTHING,
     UNDEFENDED,
     Comparison,
     Estimate,
@@ -27,6 +30,7 @@ from fairpriv.tracking.comparison import (
     code_version,
     comparable,
     direction,
+    hint,
     value_range,
 )
 from fairpriv.tracking.result import NOT_FINISHED, Result, find_results, write_whole
@@ -134,7 +138,9 @@ def _selected(
         if metric not in measured:
             raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, measured)}")
         if not direction(metric):
-            raise InputError(f"--pareto {metric}: has no direction, neither higher nor lower being better")
+            raise InputError(
+                f"--pareto {metric}: has no direction, neither higher nor lower being better{hint(metric)}"
+            )
     if pareto is not None and len(set(metrics)) < 2:
         raise InputError(f"--pareto {pareto}: needs two metrics, as in --pareto eval/accuracy,privacy/accuracy_gap")
     return Comparison.of(kept, keys, references, list(dict.fromkeys(metrics)))
@@ -142,11 +148,11 @@ def _selected(
 
 def number(metric: str, value: float, sign: str = "") -> str:
     """Three decimals for what has a bounded range, else four significant digits."""
-    return f"{value:{sign}.3f}" if value_range(metric)[0] in (0, -1) else f"{value:{sign}.4g}"
+    return f"{value:{sign}.3f}" if value_range(metric)[0] in (0, -1, 0.5) else f"{value:{sign}.4g}"
 
 
 def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> str:
-    """What stands behind a mean: ``±half-width`` over seeds or one cell's ``[lo, hi]``, and n where it is not ``n``."""
+    """What stands behind a mean: ``±half-width`` or ``[lo, hi]``, and n where it is not ``n``."""
     text = ""
     if estimate.half is not None:
         text = f"±{number(metric, estimate.half)}"
@@ -155,18 +161,29 @@ def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> st
     return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
 
 
-def place_cells(group: Group, place: Sequence[str]) -> Markup:
+def floor_text(metric: str, floors: Mapping[str, tuple[str, float]]) -> str:
+    """What stands behind the interval: ``floor`` or ``nothing``, with its number; empty where there is neither."""
+    word, value = floors.get(metric, ("", 0.0))
+    return f"{word} {number(metric, value)}" if word else ""
+
+
+def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
     """A row's leading cells, before them all in one for narrow screens; in one piece, as `number_cells`."""
     from markupsafe import Markup, escape
 
-    texts = [str(escape(show(group.leaves.get(key)))) for key in place]
+    texts = [str(escape(text)) for text in texts]
     names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
     whole = ", ".join(map("".join, zip(names, texts, strict=True)))
     return Markup(f'<th class="whole">{whole}</th>' + "".join(f'<td class="place">{text}</td>' for text in texts))
 
 
 def number_cells(
-    metrics: Iterable[str], estimates: Mapping[str, Estimate], n: int, best: Container[str] = (), sign: str = ""
+    metrics: Iterable[str],
+    estimates: Mapping[str, Estimate],
+    n: int,
+    best: Container[str] = (),
+    floors: Mapping[str, tuple[str, float]] | None = None,
+    sign: str = "",
 ) -> Markup:
     """A row's numbers as cells of the report; in one piece, for a template would take a multiple of the time."""
     from markupsafe import Markup
@@ -178,6 +195,8 @@ def number_cells(
             if metric in best:
                 mean = f'<b class="best" title="best">{mean}</b>'
             text = f'{mean} <span class="interval">{interval_text(metric, estimate, n, sign)}</span>'
+            if floor := floor_text(metric, floors or {}):
+                text += f' <span class="floor">{floor}</span>'
             cells.append(f'<td class="number" data-v="{estimate.mean}">{text}</td>')
         else:
             cells.append(f'<td class="number">{ABSENT}</td>')
@@ -216,16 +235,13 @@ def reasons(group: Group) -> list[tuple[str, list[str]]]:
 
 def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> list[str]:
     """What must be known of the numbers, a line each."""
-    estimates = [estimate for group in table.groups for estimate in group.estimates.values()]
-    notes = []
-    if any(estimate.n > 1 for estimate in estimates):
-        notes.append("mean ±half-width of the 95 % t interval over seeds")
-    if any(estimate.n == 1 and estimate.lo is not None for estimate in estimates):
-        notes.append("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
+    notes = number_notes(table)
     if any(group.seeds != len(group.completed) for group in table.groups):
         notes.append("several cells a seed: they are averaged first, so that intervals are over seeds")
     if any(group.best for group in table.groups):
-        notes.append("*: best mean among the groups of its dataset and game that have no degenerate cell")
+        notes.append(
+            "*: best mean among the groups of its dataset and game that have no degenerate cell and are no control"
+        )
     if table.pareto:
         metrics = ", ".join(table.pareto)
         notes.append(f"front: no other group of its dataset and game is as good in all of {metrics} and better in one")
@@ -255,6 +271,62 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
         notes.append(f"left out: {result.id}: a newer cell has the same config and seed (code or data changed since)")
     notes += [f"skipped: {path}: {one_line(reason)}" for path, reason in skipped]
     return [*notes, f"cells not finished: {unfinished}"] if unfinished else notes
+
+
+def number_notes(table: Comparison) -> list[str]:
+    """What the intervals are about, what stands behind them, and which rows are controls; a line each."""
+    found = [(group, metric, estimate) for group in table.groups for metric, estimate in group.estimates.items()]
+    over_seeds = [(group, metric, estimate) for group, metric, estimate in found if estimate.n > 1]
+    notes = []
+    if any(estimate.half is not None for _, _, estimate in over_seeds):
+        notes.append("mean ±half-width of the 95 % t interval over seeds")
+    if any(estimate.half is None and estimate.lo is not None for _, _, estimate in over_seeds):
+        notes.append(
+            "mean [lo, hi] of a gap or a leakage: from t intervals over seeds of the signed differences behind it, so "
+            "that it starts at 0 where no difference is shown"
+        )
+    if any(estimate.n == 1 and estimate.lo is not None for _, _, estimate in found):
+        notes.append("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
+    if any(group.overlap is not None for group, _, _ in over_seeds):
+        notes.append(
+            "over seeds, which are overlapping splits of one data set (Nadeau-Bengio corrected): about new data, not "
+            "about new splits"
+        )
+    columns = table.columns
+    bare = {metric for _, metric, estimate in over_seeds if estimate.lo is None}
+    if labels := [label for metric, (label, _) in columns.items() if metric in bare]:
+        notes.append(
+            f"no interval over seeds of {', '.join(labels)}: some cells lack the signed differences that it follows "
+            "from (of an earlier version), and one of the absolute values would never hold 0"
+        )
+    words = {group.floors[metric][0] for group in table.groups for metric in columns if metric in group.floors}
+    if FLOOR in words:
+        notes.append(
+            "floor: the mean where there is nothing to find: of a gap, with predictions dealt at random among the rows "
+            "of a label; of a leakage, with guesses"
+        )
+    if NOTHING in words:
+        notes.append("nothing: the mean of the same cells with game.alpha=0.5, where both worlds are one distribution")
+    pure = [
+        group
+        for group, metric, estimate in found
+        if (estimate.n, estimate.lo) == (1, None)
+        and group.leaves.get(ALPHA) in (0, 1)
+        and re.fullmatch(r"attack/[^/]+/leakage", metric)
+    ]
+    if pure:
+        notes.append(
+            "leakage without an interval: at game.alpha=1 victims tell of their one split only: set game.repeats=5 or "
+            "more, or give several seeds"
+        )
+    controls: dict[str, list[str]] = {}
+    for group in table.groups:
+        if group.control is not None:
+            controls.setdefault(group.control, []).append(table.name(group))
+    for reason, names in controls.items():
+        which = "; ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+        notes.append(f"control, never the best and on no front: {which}: {one_line(reason)}")
+    return notes
 
 
 def _print(table: Comparison, notes: Sequence[str]) -> None:
@@ -293,12 +365,12 @@ def _lines_of_table(table: Comparison, shown: Mapping[str, str], style: str) -> 
         if group.dataset != previous and table.place[0] == DATASET:
             rows.append(None)
         previous = group.dataset
-        row = [show(group.leaves.get(key)) for key in table.place]
+        row = table.place_texts(group)
         for metric in columns:
             text = _estimate_text(group, metric, "*")
             if not wide:
-                text = re.sub(r" (?=±)|(?<=[±[,]) ?0(?=\.)", "", text)
-            row.append(re.sub(r"(?=±)| |(?<=,)", "\n", text) if style == "stacked" else text)
+                text = re.sub(r" (?=±)|(?<=[±[,]) ?0(?=\.)|(?<=[rg] )0(?=\.)", "", text)
+            row.append(re.sub(r"(?=±)|(?<![rg]) |(?<=,)", "\n", text) if style == "stacked" else text)
         row += [seeds(group), *(group.tally(metric) for metric in tallies), *_marks(table, group)]
         rows.append(row)
     return _laid_out(head, rows, right, "  " if wide else " ")
@@ -345,11 +417,12 @@ def _say(text: str) -> None:
 
 
 def _estimate_text(group: Group, metric: str, mark: str) -> str:
-    """A mean, with ``mark`` behind it where it is the best, and its interval."""
+    """A mean, with ``mark`` behind it where it is the best, its interval, and what it is where nothing is to find."""
     if not (estimate := group.estimates.get(metric)):
         return ABSENT
     best = mark if metric in group.best else ""
-    return f"{number(metric, estimate.mean)}{best} {interval_text(metric, estimate, group.seeds)}".strip()
+    behind = (interval_text(metric, estimate, group.seeds), floor_text(metric, group.floors))
+    return " ".join([f"{number(metric, estimate.mean)}{best}", *filter(None, behind)])
 
 
 def _markdown(table: Comparison, notes: Sequence[str]) -> str:
@@ -368,7 +441,7 @@ def _markdown(table: Comparison, notes: Sequence[str]) -> str:
     text = line([*heads, *numbers, *marks])
     text += f"|{'---|' * len(heads)}{'---:|' * len(numbers)}{'---|' * len(marks)}\n"
     for group in table.groups:
-        row = [show(group.leaves.get(key)) for key in table.place]
+        row = table.place_texts(group)
         row += [_estimate_text(group, metric, "*") for metric in table.columns]
         row += [seeds(group), *(group.tally(metric) for metric, _, _ in table.tallies), *_marks(table, group)]
         text += line(row)
@@ -379,24 +452,38 @@ def _csv(table: Comparison) -> str:
     """One line per group and metric, so that every metric has the same columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = "metric better n mean lo hi interval best minus_baseline minus_baseline_lo minus_baseline_hi"
-    header += " minus_baseline_n front seeds completed degenerate failed"
+    header = (
+        "metric better n mean lo hi interval floor floor_kind best minus_baseline minus_baseline_lo minus_baseline_hi"
+    )
+    header += " minus_baseline_n front seeds completed degenerate failed control"
     writer.writerow([*map(short, table.place), *header.split()])
     for group in table.groups:
         place = [show(group.leaves.get(key)) for key in table.place]
         counts = [int(group.on_front) if table.pareto else None]
         counts += [group.seeds, len(group.completed), len(group.degenerate), len(group.failed)]
+        counts += [int(group.control is not None)]
         for metric in group.estimates or [""]:
             estimate, difference = group.estimates.get(metric), group.differences.get(metric)
             cells: list[Any] = [metric, {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
             if estimate:
-                kind = "t over seeds" if estimate.n > 1 else "one cell" if estimate.lo is not None else ""
-                cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, kind, int(metric in group.best)]
+                word, floor = group.floors.get(metric, ("", None))
+                cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, _kind(group, estimate)]
+                cells += [floor, word, int(metric in group.best)]
             else:
-                cells += [0, None, None, None, "", None]
+                cells += [0, None, None, None, "", None, "", None]
             cells += [difference.mean, difference.lo, difference.hi, difference.n] if difference else [None] * 4
             writer.writerow([*place, *cells, *counts])
     return text.getvalue()
+
+
+def _kind(group: Group, estimate: Estimate) -> str:
+    """What an interval is, for the CSV."""
+    if estimate.lo is None:
+        return ""
+    if estimate.n == 1:
+        return "one cell"
+    kind = "t over seeds" if estimate.half is not None else "t of signed differences over seeds"
+    return kind if group.overlap is None else f"{kind}, Nadeau-Bengio"
 
 
 def _html(
@@ -437,7 +524,8 @@ def _html(
         table=table,
         columns=table.columns,
         figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
-        rows=[(i, group, place_cells(group, table.place)) for i, group in enumerate(table.groups)],
+        rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
+        number_notes=number_notes(table),
         cells=cells,
         flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
@@ -518,8 +606,11 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
                 "degenerate": len(group.degenerate),
                 "completed": len(group.completed),
                 "failed": len(group.failed),
+                "control": group.control,
                 "values": [
-                    [_brief(e.mean), _brief(e.lo), _brief(e.hi), e.n] if (e := group.estimates.get(m)) else None
+                    [*map(_brief, (e.mean, e.lo, e.hi)), e.n, floor_text(m, group.floors)]
+                    if (e := group.estimates.get(m))
+                    else None
                     for m in metrics
                 ],
             }

@@ -16,10 +16,14 @@ from fairpriv.tracking.identity import outcome_config
 from fairpriv.tracking.result import Result
 from fairpriv.tracking.selection import ABSENT, Condition, short, show, value_at
 
-DATASET, DEFENCE = "dataset.name", "defense.name"
+DATASET, DEFENCE, ALPHA = "dataset.name", "defense.name", "game.alpha"
 BASELINE = "none"  # the defence that comes first
 UNDEFENDED = (Condition(DEFENCE, "=", (BASELINE,)),)  # what paired differences refer to unless it is named
 
+_FLOORED = (
+    "Its floor is what it would be on average if predictions knew nothing of the group, given the label: an absolute "
+    "gap of a finite sample is hardly ever 0."
+)
 # Metrics of the table in their order: pattern, label, what it means. All others are in table.csv and with each cell.
 _COLUMNS = [
     (r"eval/accuracy", "accuracy", "Share of test rows, both worlds together, that the model classifies correctly."),
@@ -57,19 +61,19 @@ _COLUMNS = [
         r"fairness/equalized_odds_gap",
         "equalized-odds gap",
         "Largest range over groups, at the worst label, of the rate of positive predictions among rows of that label. "
-        "A constant model has 0.",
+        f"A constant model has 0. {_FLOORED}",
     ),
     (
         r"privacy/accuracy_gap",
         "accuracy gap",
         "Difference of one model's accuracy between the two worlds' test rows (our reading a). It mixes the model with "
         "base rates: where labels are not equally common in both worlds, a constant model, perfect by equalized odds, "
-        "has a large accuracy gap.",
+        f"has a large accuracy gap. {_FLOORED}",
     ),
     (
         r"privacy/balanced_accuracy_gap",
         "balanced gap",
-        "The same difference for balanced accuracy (our reading b), which base rates do not move.",
+        f"The same difference for balanced accuracy (our reading b), which base rates do not move. {_FLOORED}",
     ),
     (
         r"privacy/bound",
@@ -82,7 +86,26 @@ _COLUMNS = [
     (
         r"attack/(.+)/accuracy",
         "{} attack",
-        "Share of models whose training world the attack names correctly; one half is guessing.",
+        "Share of models whose training world the attack names correctly; one half is guessing, and 0 tells as much as "
+        "1. These cells are of an earlier design, which had no leakage; no row is better than another by this.",
+    ),
+    (
+        r"attack/(.+)/leakage",
+        "{} leakage",
+        "How far the attack is from guessing a model's training world: the distance of its accuracy from one half, 0 "
+        "to 0.5. An attack that is wrong more often than not tells as much as one that is right. Beside it stands what "
+        "nothing looks like: 'nothing', the same cells with game.alpha=0.5, where both worlds are one distribution, or "
+        "else 'floor', what guesses at random come to with as many models.",
+    ),
+    (
+        r"attack/(.+)/share_of_optimum",
+        "{} share of optimum",
+        "The attack's advantage over that of the best adversary there can be, where that is known in closed form.",
+    ),
+    (
+        r"game/optimal_advantage",
+        "optimal advantage",
+        "Advantage of the best adversary there can be: 0 is guessing, 1 is certainty.",
     ),
 ]
 _TALLIES = [
@@ -124,69 +147,184 @@ def direction(metric: str) -> int:
 _HIGHER = (
     r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity)[^/]+(/(acc|exact_match|em|f1)[^/]*(/.+)?)?"
     r"|eval/(?!utility/)[^/]+/((awareness|score)(_change)?|accuracy\w*|mc[12]|lms|icat)(/.+)?"
+    r"|attack/[^/]+/share_of_optimum"
 )
 _LOWER = (
-    r"eval/utility/perplexity|eval/[^/]+/over_refusal|fairness/(?!.*at_zero_gap).+|privacy/\w*(gap|bound)"
-    r"|pool/equalized_odds_gap|attack/[^/]+/(accuracy|advantage|auc)"
+    r"eval/utility/perplexity|eval/[^/]+/over_refusal|fairness/(?!.*(at_zero_gap|_floor)$).+|privacy/\w*(gap|bound)"
+    r"|pool/equalized_odds_gap|attack/[^/]+/leakage"  # an attack below one half is no protection: it can be turned over
 )
-
-
-def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
-    """The least and greatest value that the metric can have; gaps may be signed when one of ``values`` is."""
-    lo, hi, signed = _limits(metric)
-    return (-hi if signed and min(values, default=0.0) < 0 else lo), hi
+# Magnitudes of signed differences: see `Result.signed`.
+_MAGNITUDES = r"(.+/)?equalized_odds_gap|fairness/delta/.+(?<!_floor)|privacy/\w*accuracy_gap|attack/[^/]+/leakage"
+FLOOR, NOTHING = "floor", "nothing"  # what stands beside an estimate: see `Group.floors`
 
 
 @cache
-def _limits(metric: str) -> tuple[float, float, bool]:
-    """The range that follows from the name, and whether its negative counterpart may occur too."""
+def magnitude(metric: str) -> bool:
+    """Whether the metric is the magnitude of a signed difference, as its name says; so an absolute gap is."""
+    return re.fullmatch(_MAGNITUDES, metric) is not None
+
+
+def hint(metric: str) -> str:
+    """What to rank by in place of a metric without a direction, after a colon; empty where there is nothing to say."""
+    parts = metric.split("/")
+    attack = len(parts) == 3 and parts[0] == "attack"
+    return f": an attack below one half is no protection; use attack/{parts[1]}/leakage" if attack else ""
+
+
+def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
+    """The least and greatest value that the metric can have.
+
+    Gaps may be signed when one of ``values`` is, and an AUC is folded, at least one half, unless one of them is less.
+    """
+    lo, hi, least = _limits(metric)
+    return (least if min(values, default=lo) < lo else lo), hi
+
+
+@cache
+def _limits(metric: str) -> tuple[float, float, float]:
+    """The range that follows from the name, and the least value where one of the values lies below it."""
     parts = metric.split("/")
     what = parts[2] if parts[0] == "eval" and len(parts) > 2 else parts[-1]  # before a category, after a dimension
-    if what.endswith("bound"):
-        return 0.0, math.inf, False
+    if what.endswith("bound") or what == "share_of_optimum":
+        return 0.0, math.inf, 0.0
     if what == "perplexity":
-        return 1.0, math.inf, False
+        return 1.0, math.inf, 1.0
     if what.endswith(("advantage", "_change")):
-        return -1.0, 1.0, False
+        return -1.0, 1.0, -1.0
+    if parts[0] == "attack" and what in ("leakage", "leakage_floor"):
+        return 0.0, 0.5, 0.0
+    if parts[0] == "attack" and what == "auc":
+        return 0.5, 1.0, 0.0
     if re.match(r"analysis/(jaccard|caution)", metric):  # before a pair of dimensions, or one
-        return 0.0, 1.0, False
-    rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|auc$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
-    return (0.0, 1.0, True) if parts[0] == "fairness" or re.search(rates, what) else (-math.inf, math.inf, False)
+        return 0.0, 1.0, 0.0
+    rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
+    bounded = parts[0] == "fairness" or re.search(rates, what)
+    return (0.0, 1.0, -1.0) if bounded else (-math.inf, math.inf, -math.inf)
+
+
+Rows = Sequence[Sequence[float]]  # of a metric's signed differences: see `Result.signed`
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` seeds with its 95 % interval: Student's t over seeds, or one cell's own (``n`` = 1)."""
+    """A mean over ``n`` seeds with its 95 % interval: over seeds, or one cell's own (``n`` = 1).
+
+    Over seeds it is Student's t interval; of the magnitude of a signed difference it follows from the t intervals of
+    these. Where seeds are overlapping random splits of one data set, with ``overlap`` test rows per training row, their
+    values are not independent: the variance of a mean is s^2 (1/n + overlap) and not s^2/n (Nadeau and Bengio, 2003,
+    Machine Learning 52, 239-281), and the interval is about new data.
+    """
 
     mean: float
-    half: float | None  # half-width before clipping; None for n = 1
+    half: float | None  # half-width before clipping; None for n = 1 and for magnitudes
     lo: float | None
     hi: float | None
     n: int
 
     @classmethod
     def of(
-        cls, values: Sequence[float], limits: tuple[float, float], own: Sequence[float | None] = (None, None)
+        cls,
+        values: Sequence[float],
+        limits: tuple[float, float],
+        own: Sequence[float | None] = (None, None),
+        overlap: float | None = None,
     ) -> Estimate | None:
         """Estimate from one value per seed; the interval is clipped to ``limits``; None without a value."""
         if not values:
             return None
-        mean = statistics.fmean(values)
         if len(values) == 1:
             lo, hi = own if None not in own else (None, None)
-            return cls(mean, None, lo, hi, 1)
-        degrees = len(values) - 1
-        # statistics.stdev takes twenty times as long.
-        variance = math.fsum((value - mean) ** 2 for value in values) / degrees
-        half = _t_quantile(degrees) * math.sqrt(variance / len(values))
+            return cls(values[0], None, lo, hi, 1)
+        mean, half = _mean_and_half(values, overlap)
         return cls(mean, half, max(limits[0], mean - half), min(limits[1], mean + half), len(values))
+
+    @classmethod
+    def of_magnitude(
+        cls,
+        values: Sequence[float],
+        limits: tuple[float, float],
+        cells: Sequence[Sequence[tuple[float, Rows | None]]],
+        overlap: float | None = None,
+    ) -> Estimate:
+        """Estimate of a magnitude, such as an absolute gap, from two or more seeds' ``values``.
+
+        Its interval holds 0 (or the base) if those of all signed differences hold 0, all at once (Bonferroni), and it
+        always holds the mean. Without the signed differences of all cells there is none: a t interval of the magnitudes
+        never covers that there is no difference.
+
+        Args:
+            values: one per seed.
+            limits: least and greatest value.
+            cells: the cells as (value, signed rows or None), one sequence for each set of cells that differ in nothing
+                but their seed; the estimate is about the mean of these sets' magnitudes.
+            overlap: of the seeds' splits.
+        """
+        mean = math.fsum(values) / len(values)
+        ends = _magnitude_ends(cells, overlap)
+        if ends is None:
+            return cls(mean, None, None, None, len(values))
+        lo, hi = ends
+        return cls(mean, None, max(limits[0], min(lo, mean)), min(limits[1], max(hi, mean)), len(values))
+
+
+def _mean_and_half(values: Sequence[float], overlap: float | None, components: int = 1) -> tuple[float, float]:
+    """Mean, and half the width of its t interval; one of so many ``components`` that are to hold at once."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    # statistics.stdev takes twenty times as long.
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, _t_quantile(n - 1, components) * math.sqrt(variance * (1 / n + (overlap or 0.0)))
+
+
+def _magnitude_ends(
+    sets: Sequence[Sequence[tuple[float, Rows | None]]], overlap: float | None
+) -> tuple[float, float] | None:
+    """Ends of the mean over sets of a magnitude, from the box of all components' intervals; see `of_magnitude`."""
+    found: list[list[Rows]] = []
+    bases, components = [], 0
+    for cells in sets:
+        rows = [signed for _, signed in cells if signed is not None and not any(None in row for row in signed)]
+        if len(rows) < max(2, len(cells)) or len({tuple(map(len, signed)) for signed in rows}) > 1:
+            return None
+        found.append(rows)
+        components += sum(map(len, rows[0]))
+        values = (value for value, _ in cells)
+        bases += [value - max(map(_magnitude, signed), default=0.0) for value, signed in zip(values, rows, strict=True)]
+    if max(bases) - min(bases) > 1e-6:  # the metric is no such function of its rows
+        return None
+    total_lo = total_hi = 0.0
+    for rows in found:
+        boxes = [(0.0, 0.0)]
+        for same in zip(*rows, strict=True):  # one row of all seeds
+            ends = (_mean_and_half(numbers, overlap, components) for numbers in zip(*same, strict=True))
+            boxes.append(_magnitude_box([(mean - half, mean + half) for mean, half in ends]))
+        total_lo += max(lo for lo, _ in boxes)
+        total_hi += max(hi for _, hi in boxes)
+    base = round(bases[0], 6)  # 0 or one half, without the rounding of the sums
+    return base + total_lo / len(found), base + total_hi / len(found)
+
+
+def _magnitude(row: Sequence[float]) -> float:
+    """Absolute value of one number; of several, a difference of distributions, the total variation."""
+    return abs(row[0]) if len(row) == 1 else math.fsum(map(abs, row)) / 2
+
+
+def _magnitude_box(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Least and greatest magnitude of a row whose numbers lie between ``ends``."""
+    if len(ends) == 1:
+        ((lo, hi),) = ends
+        return max(lo, -hi, 0.0), max(hi, -lo)
+    # The total variation is the sum of the positive parts, that of the negative parts, and half of both.
+    up, down = sum(max(hi, 0.0) for _, hi in ends), sum(max(-lo, 0.0) for lo, _ in ends)
+    least = max(sum(max(lo, 0.0) for lo, _ in ends), sum(max(-hi, 0.0) for _, hi in ends))
+    return least, min(up, down, sum(max(hi, -lo) for lo, hi in ends) / 2)
 
 
 @cache
-def _t_quantile(degrees: int) -> float:
+def _t_quantile(degrees: int, components: int = 1) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, 0.975))
+    return float(stdtrit(degrees, 1 - 0.025 / components))
 
 
 @dataclass
@@ -198,6 +336,9 @@ class Group:
     failed: dict[str, Result] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)  # to the baseline, paired by seed
+    # By metric, what it comes to where there is nothing to find, and what that is taken from: FLOOR, the mean of its
+    # own <metric>_floor, or NOTHING, its mean in the same cells with game.alpha=0.5.
+    floors: dict[str, tuple[str, float]] = field(default_factory=dict)
     best: set[str] = field(default_factory=set)  # metrics whose mean no other sound group of its setting betters
     on_front: bool = False  # of the metrics that were named
     uneven: bool = False  # several cells a seed, and not the same ones for every seed
@@ -217,6 +358,23 @@ class Group:
     def degenerate(self) -> dict[str, Result]:
         """The completed cells whose outcome is trivial, by seed."""
         return {seed: result for seed, result in self.completed.items() if result.degenerate}
+
+    @cached_property
+    def control(self) -> str | None:
+        """Why all its cells are null controls, whose training rows do not depend on the training world; else None."""
+        reasons = [result.control for result in self.completed.values()]
+        return reasons[0] if reasons and None not in reasons else None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control."""
+        return not self.degenerate and self.control is None
+
+    @cached_property
+    def overlap(self) -> float | None:
+        """Test rows per training row, the most of any cell, where seeds are overlapping splits of one data set."""
+        found = [result.overlap for result in self.completed.values()]
+        return max((o for o in found if o is not None), default=None) if None not in found else None
 
     @property
     def seeds(self) -> int:
@@ -305,13 +463,17 @@ class Comparison:
         table = cls([group for group, _ in rows], place, metrics, replaced, baseline, pareto)
         partners = _partners([*parts.values()], told, baseline)
         for group, members in rows:
-            table._estimate(group)
+            table._estimate(group, members)
             table._subtract_baseline(group, [(part, partners[id(part)]) for part in members])
+        alike = _null_arms([*parts.values()])
+        for group, members in rows:
+            table._set_floors(group, [alike.get(id(part)) for part in members])
         for groups in table.settings.values():
             table._mark_best(groups)
         return table
 
-    def _estimate(self, group: Group) -> None:
+    def _estimate(self, group: Group, parts: Sequence[Group]) -> None:
+        """Means and intervals; ``parts`` are the cells of the group that differ in nothing but their seed."""
         group.codes |= {code_version(result) for result in group.completed.values()}
         for metric in self.metrics:
             values = group.values(metric)
@@ -319,9 +481,33 @@ class Comparison:
             if len(values) == 1:
                 owners = [r for r in group.completed.values() if r.metrics.get(metric) is not None]
                 own = owners[0].intervals.get(metric, own) if len(owners) == 1 else own
-            estimate = Estimate.of([*values.values()], value_range(metric, [*values.values()]), own)
+            limits = value_range(metric, [*values.values()])
+            estimate: Estimate | None
+            if len(values) > 1 and (magnitude(metric) or any(metric in r.signed for r in group.completed.values())):
+                cells = [
+                    [
+                        (value, r.signed.get(metric))
+                        for r in part.completed.values()
+                        if (value := r.metrics.get(metric)) is not None
+                    ]
+                    for part in parts
+                ]
+                estimate = Estimate.of_magnitude([*values.values()], limits, [*filter(None, cells)], group.overlap)
+            else:
+                estimate = Estimate.of([*values.values()], limits, own, group.overlap)
             if estimate:
                 group.estimates[metric] = estimate
+
+    def _set_floors(self, group: Group, arms: Sequence[Group | None]) -> None:
+        """What stands beside the estimates; ``arms`` are the null arms of the group's parts, where there are any."""
+        for metric in group.estimates:
+            found: list[float] = []
+            if None not in arms and re.fullmatch(r"attack/[^/]+/(leakage|auc)", metric):
+                found = [value for arm in arms if arm for value in arm.values(metric).values()]
+            if found:
+                group.floors[metric] = NOTHING, statistics.fmean(found)
+            elif floor := group.estimates.get(f"{metric}_floor"):
+                group.floors[metric] = FLOOR, floor.mean
 
     def _subtract_baseline(self, group: Group, pairs: Sequence[tuple[Group, list[Group]]]) -> None:
         """Paired differences: ``pairs`` are the parts of the group, each with the groups that may be its baseline."""
@@ -334,6 +520,8 @@ class Comparison:
         group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
         for metric in group.estimates:
             found: dict[str, list[float]] = {}
+            overlaps = [side.overlap for pair in matched for side in pair]
+            overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
             lo, hi = math.inf, -math.inf
             for part, other in matched:
                 here, there = part.values(metric), other.values(metric)
@@ -341,13 +529,15 @@ class Comparison:
                 lo, hi = min(lo, least), max(hi, most)
                 for seed in here.keys() & there.keys():
                     found.setdefault(seed, []).append(here[seed] - there[seed])
-            estimate = Estimate.of([statistics.fmean(values) for values in found.values()], (lo - hi, hi - lo))
+            estimate = Estimate.of(
+                [statistics.fmean(values) for values in found.values()], (lo - hi, hi - lo), overlap=overlap
+            )
             if estimate:
                 group.differences[metric] = estimate
 
     def _mark_best(self, groups: Sequence[Group]) -> None:
-        """Mark the best means, and the front of the named metrics, among the groups without a degenerate cell."""
-        sound = [group for group in groups if not group.degenerate]
+        """Mark the best means, and the front of the named metrics, among the groups that may be ranked."""
+        sound = [group for group in groups if group.ranked]
         for metric in self.metrics:
             sign = direction(metric)
             scores = [(sign * group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
@@ -368,26 +558,40 @@ class Comparison:
 
     def name(self, group: Group) -> str:
         """The group's place in one line."""
-        return ", ".join(_value(group, key) for key in self.place)
+        return ", ".join(_value(group, key) for key in self.place) + _control_mark(group)
+
+    def place_texts(self, group: Group) -> list[str]:
+        """The group's leading cells; a control is named one behind its defence, or behind the last of them."""
+        texts = [show(group.leaves.get(key)) for key in self.place]
+        texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += _control_mark(group)
+        return texts
 
     def series(self, group: Group) -> str:
         """What the group is drawn as: its defence, or where that is left out, all that is no setting."""
         if DEFENCE in self.place:
-            return group.defence
+            return group.defence + _control_mark(group)
         return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, tuple[str, str]]:
         """Metrics of the table in order, with label and meaning."""
         ranked = []
         for metric in self.metrics:
             for rank, (pattern, label, meaning) in enumerate(_COLUMNS):
                 if match := re.fullmatch(pattern, metric):
-                    ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
+                    if not self._superseded(metric):
+                        ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
                     break
         found = {metric: described for _, metric, described in sorted(ranked)}
         more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
         return found | {metric: (metric, "") for metric in more if metric not in found}
+
+    def _superseded(self, metric: str) -> bool:
+        """Whether it is an attack's accuracy, and every group that has it has the attack's leakage, too."""
+        if not re.fullmatch(r"attack/[^/]+/accuracy", metric):
+            return False
+        leakage = f"{metric.removesuffix('accuracy')}leakage"
+        return all(leakage in group.estimates for group in self.groups if metric in group.estimates)
 
     @property
     def tallies(self) -> list[tuple[str, str, str]]:
@@ -493,6 +697,23 @@ def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
                 found[label if label not in found else f"{label}, {result.id}"] = result
     group.uneven = len({frozenset(part.completed) for part in parts}) > 1
     return group
+
+
+def _null_arms(parts: Sequence[Group]) -> dict[int, Group]:
+    """By the id of a part, the other one that is the same but for ``game.alpha=0.5``: both worlds one distribution."""
+
+    def rest(part: Group) -> frozenset[tuple[str, str]]:
+        return frozenset(item for item in part.forms.items() if item[0] != ALPHA)
+
+    null = _form(0.5)
+    arms = {rest(part): part for part in parts if part.forms.get(ALPHA) == null}
+    if not arms:
+        return {}
+    return {id(part): arms[rest(part)] for part in parts if part.forms.get(ALPHA) != null and rest(part) in arms}
+
+
+def _control_mark(group: Group) -> str:
+    return " (control)" if group.control is not None else ""
 
 
 def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Condition]) -> dict[int, list[Group]]:

@@ -213,7 +213,7 @@ function panel(name, groups, axisX, axisY, width) {
   const turned = `translate(12 ${middle[1]}) rotate(-90)`;
   svg.append(draw("text", { transform: turned, class: "axis", "text-anchor": "middle" }, title(axisY, "↑↓", height - 20)));
   const better = [axisX.better, axisY.better];
-  const sound = points.filter(({ group }) => !group.degenerate);
+  const sound = points.filter(({ group }) => !group.degenerate && group.control === null);
   const best = better.every(Boolean) ? front(sound.map(({ x, y }) => [x[0], y[0]]), better).map((i) => sound[i]) : [];
   if (best.length > 0) {
     const corners = best.map(({ x, y }) => [sx(x[0]), sy(y[0])]).sort((p, q) => p[0] - q[0]);
@@ -248,14 +248,16 @@ function panel(name, groups, axisX, axisY, width) {
 }
 
 function describe(group, axisX, axisY, x, y, on) {
-  const said = (axis, [mean, lo, hi, n]) =>
-    `${axis.label}: ${brief(mean)}${lo === null ? "" : ` [${brief(lo)}, ${brief(hi)}]`}${axis.at === undefined ? `, n = ${n}` : ""}`;
+  const said = (axis, [mean, lo, hi, n, floor]) =>
+    `${axis.label}: ${brief(mean)}${lo === null ? "" : ` [${brief(lo)}, ${brief(hi)}]`}${floor ? ` ${floor}` : ""}` +
+    (axis.at === undefined ? `, n = ${n}` : "");
   return [
     group.name,
     said(axisX, x),
     said(axisY, y),
     on ? "on the Pareto front of these axes" : null,
     group.degenerate ? `degenerate: ${group.degenerate} of ${group.completed} cells; takes no part in the front` : null,
+    group.control !== null ? `control: takes no part in the front: ${group.control}` : null,
     group.failed ? `failed: ${group.failed} cells` : null,
   ].filter(Boolean);
 }
@@ -308,7 +310,7 @@ function plot() {
   box.replaceChildren(...(drawn.length > 0 ? drawn : [make("p", { class: "note" }, "The filter leaves nothing to draw.")]));
   const direct = axisX.better && axisY.better;
   find("direction").textContent = direct
-    ? "Dashed: the Pareto front of the means, among rows without a degenerate cell."
+    ? "Dashed: the Pareto front of the means, among rows without a degenerate cell that are no controls."
     : "No Pareto front: an axis has no direction.";
 }
 

@@ -62,7 +62,7 @@ def series_styles(table: Comparison) -> dict[str, tuple[str, str]]:
 def _scatter(
     ax: Axes, table: Comparison, groups: Sequence[Group], x: str, y: str, styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Draw one point per group with its intervals, and the front of the points that are not degenerate."""
+    """Draw one point per group with its intervals, and the front of the points that may be ranked."""
     drawn = [group for group in groups if x in group.estimates and y in group.estimates]
     for name, (colour, marker) in styles.items():  # a call for each series, for calls are what costs
         members = [group for group in drawn if table.series(group) == name]
@@ -90,7 +90,7 @@ def _scatter(
         values = ", ".join(show(group.leaves.get(key)) for key in within)
         at = (group.estimates[x].mean, group.estimates[y].mean)
         ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
-    sound = [group for group in drawn if not group.degenerate]
+    sound = [group for group in drawn if group.ranked]
     points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
     better = (direction(x), direction(y))
     left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()

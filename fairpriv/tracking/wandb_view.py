@@ -36,6 +36,7 @@ class View:
         runs: how many there are.
         keys: dotted config keys that tell cells apart, their seed aside.
         columns: metrics by name, with label and meaning.
+        floors: what a metric is on average with nothing to find, by the metric.
         scatters: pairs of metrics, cost and protection.
         tables: the names of logged tables.
     """
@@ -46,6 +47,7 @@ class View:
     runs: int
     keys: list[str]
     columns: dict[str, tuple[str, str]]
+    floors: dict[str, str]
     scatters: list[tuple[str, str]]
     tables: list[str]
 
@@ -62,7 +64,9 @@ class View:
                 metrics={
                     name: float(value)
                     for name, value in summary.items()
-                    if isinstance(value, int | float) and direction(name) and not name.startswith(("_", "seconds/"))
+                    if isinstance(value, int | float)
+                    and (direction(name) or name.endswith("_floor"))
+                    and not name.startswith(("_", "seconds/"))
                 },
             )
             for config, summary in runs
@@ -75,6 +79,7 @@ class View:
             len(runs),
             ["dataset.name", "defense.name", *table.keys],
             table.columns,
+            {metric: floor for metric in table.columns if (floor := f"{metric}_floor") in table.metrics},
             table.panels,
             [name for name in TABLES if any(name in summary for _, summary in runs)],
         )
@@ -105,8 +110,8 @@ class View:
         ]
         bars = [
             wr.BarPlot(
-                title=self.label(metric),
-                metrics=[metric],
+                title=f"{self.label(metric)}, beside its floor" if metric in self.floors else self.label(metric),
+                metrics=[metric, *filter(None, [self.floors.get(metric)])],
                 groupby_aggfunc="mean",
                 groupby_rangefunc="stderr",
                 max_runs_to_show=self.runs,

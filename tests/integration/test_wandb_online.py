@@ -307,6 +307,7 @@ def sent(service) -> Service:
             config = {"dataset": {"name": "people"}, "defense": {"name": defence}, "seed": seed}
             run.config = {key: {"value": value} for key, value in config.items()}
             run.summary = {"eval/accuracy": 0.8, "privacy/accuracy_gap": 0.1, "privacy/shift_weight": 1.0}
+            run.summary["privacy/accuracy_gap_floor"] = 0.02
             run.summary |= {
                 "status": "completed",
                 "_step": 3,
@@ -352,7 +353,10 @@ def test_wandb_view_saves_a_workspace_and_a_report(sent, fairpriv):
         ("summary:eval/accuracy", None),
         ("summary:privacy/accuracy_gap", True),  # less is better, and up is better
     ]
-    assert [panel["config"]["metrics"] for panel in panels["Metrics"]] == [["eval/accuracy"], ["privacy/accuracy_gap"]]
+    assert [panel["config"]["metrics"] for panel in panels["Metrics"]] == [
+        ["eval/accuracy"],
+        ["privacy/accuracy_gap", "privacy/accuracy_gap_floor"],
+    ]
     assert (report["type"], report["displayName"]) == ("runs", "mine")
     grids = [block for block in report["spec"]["blocks"] if block["type"] == "panel-grid"]
     shown = [[panel["viewType"] for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]] for grid in grids]

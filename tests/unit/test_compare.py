@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,11 @@ def test_interval_of_a_rate_stays_in_its_range():
     estimate = Estimate.of([0.0, 0.2], value_range("privacy/accuracy_gap"))
     assert (estimate.lo, estimate.hi) == (0.0, 1.0)
     assert Estimate.of([0.9, 1.1], value_range("privacy/bound")).hi > 1
+    assert value_range("attack/kl/leakage") == (0, 0.5)
+    assert value_range("attack/kl/auc", [0.6]) == (0.5, 1)
+    assert value_range("attack/kl/auc", [0.6, 0.4]) == (0, 1)  # of a design that did not fold it
+    assert value_range("attack/kl/share_of_optimum", [1.02])[1] > 1.02
+    assert value_range("privacy/accuracy_gap", [-0.1, 0.2]) == (-1, 1)
     assert value_range("analysis/jaccard_by_chance/fairness+privacy") == (0, 1)
     assert value_range("analysis/caution/privacy/rate") == (0, 1)
     assert value_range("analysis/caution/privacy/rate_change") == (-1, 1)
@@ -105,9 +111,19 @@ def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
         ("fairness/equalized_odds_gap", -1),
         ("privacy/accuracy_gap", -1),
         ("privacy/bound", -1),
-        ("attack/loss_test/accuracy", -1),
-        ("attack/loss_test/auc", -1),
+        ("attack/loss_test/accuracy", 0),  # below one half an attack tells as much as above it
+        ("attack/loss_test/advantage", 0),
+        ("attack/loss_test/auc", 0),
+        ("attack/loss_test/auc_inverted", 0),
         ("attack/loss_test/p_value", 0),
+        ("attack/loss_test/leakage", -1),
+        ("attack/loss_test/leakage_floor", 0),
+        ("attack/loss_test/share_of_optimum", 1),
+        ("game/optimal_advantage", 0),
+        ("fairness/equalized_odds_gap_floor", 0),
+        ("fairness/delta/yes", -1),
+        ("fairness/delta/yes_floor", 0),
+        ("privacy/accuracy_gap_floor", 0),
         ("eval/truthfulness/score", 1),
         ("eval/truthfulness/score_change", 1),
         ("eval/bbq/accuracy_ambiguous", 1),
@@ -294,6 +310,10 @@ def test_table_fits_a_terminal_without_losing_a_number(tmp_path, capsys, monkeyp
         cell(defence="fair_finetune", seed=s, metrics=dict(zip(names.split(), values[s], strict=True)))
         for s in range(3)
     ]
+    gaps = names.split()[2:5]
+    for result in cells:
+        result.signed = {gap: [[result.metrics[gap]]] for gap in gaps}
+        result.metrics |= {f"{gap}_floor": 0.123 for gap in gaps}
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     compare([written(tmp_path, *cells)])
@@ -301,10 +321,13 @@ def test_table_fits_a_terminal_without_losing_a_number(tmp_path, capsys, monkeyp
     table = out.split("mean ±")[0]
     assert (max(map(len, table.splitlines())) <= columns) == whole
     assert "…" not in table
+    assert table.count("floor 0.123") + table.count("floor .123") == 3
     for i in (0, 2, 3, 4, 5):
         mean, half = values[:, i].mean(), stats.t.ppf(0.975, 2) * stats.sem(values[:, i])
         assert f"{mean:.3f}" in table
-        assert f"±{half:.3f}" in table or f"±{f'{half:.3f}'.lstrip('0')}" in table
+        shown = [f"±{half:.3f}"] if i in (0, 5) else [f"{max(0, mean - half):.3f}", f"{min(1, mean + half):.3f}"]
+        for text in shown:
+            assert text in table or text.replace("0.", ".", 1) in table
 
 
 def test_every_dataset_and_game_is_a_setting_of_its_own():
@@ -496,7 +519,7 @@ def test_best_means_are_marked_within_each_setting_by_direction_and_never_degene
         wanted = (max if metric == "eval/accuracy" else min)(means, key=means.get)
         place = {"dataset": dataset, "game.alpha": str(alpha), "metric": metric, "best": "1"}
         assert only(rows(tmp_path), **place)["defense"] == wanted
-    assert capsys.readouterr().out.count("* ±") == 8
+    assert len(re.findall(r"\d\*", capsys.readouterr().out)) == 8
 
 
 def test_equal_means_are_all_best_unless_no_other_is_worse():
@@ -512,7 +535,7 @@ def test_equal_means_are_all_best_unless_no_other_is_worse():
 
 def test_front_of_named_metrics_is_marked_within_each_setting(tmp_path, capsys):
     rng = np.random.default_rng(2)
-    metrics = ["eval/accuracy", "privacy/accuracy_gap", "attack/kl/accuracy"]
+    metrics = ["eval/accuracy", "privacy/accuracy_gap", "attack/kl/leakage"]
     points = {(d, f"arm{i}"): rng.uniform(size=3) for d in ("adult", "compas") for i in range(12)}
     points |= {("adult", "trivial"): np.array([1.0, 0.0, 0.0])}
     cells = [
@@ -581,12 +604,13 @@ def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
         ({"pareto": "eval/accuracy"}, "--pareto eval/accuracy: needs two metrics"),
         ({"pareto": "eval/accuracy,eval/accuracy"}, "needs two metrics"),
         ({"pareto": "eval/accuracy,train/steps"}, "--pareto train/steps: has no direction"),
+        ({"pareto": "eval/accuracy,attack/kl/auc"}, "no protection; use attack/kl/leakage"),
         ({"form": "htm"}, "--format htm: must be one of table, csv, markdown, html (did you mean 'html'?)"),
     ],
 )
 def test_wrong_options_get_one_line_that_says_what_would_be_right(tmp_path, options, text):
     cells, _ = grid()
-    cells[0].metrics["train/steps"] = 5.0
+    cells[0].metrics |= {"train/steps": 5.0, "attack/kl/auc": 0.6}
     written(tmp_path, *cells)
     with pytest.raises(InputError) as caught:
         compare([tmp_path], **options)

@@ -65,6 +65,14 @@ def test_directions_follow_from_the_metrics_or_are_given(tmp_path):
             search(tmp_path, wrong)
 
 
+@pytest.mark.parametrize("wrong", ["attack/kl/accuracy", "attack/kl/advantage:minimize", "attack/kl/auc:minimize"])
+def test_an_attack_is_searched_by_its_leakage_whatever_the_way(tmp_path, wrong):
+    """Below one half it tells as much as above: a search that minimises its accuracy finds no protection."""
+    assert search(tmp_path, ["attack/kl/leakage"]).directions == {"attack/kl/leakage": "minimize"}
+    with pytest.raises(InputError, match="use attack/kl/leakage"):
+        search(tmp_path, [wrong])
+
+
 def test_a_search_that_was_cut_off_asks_for_the_unfinished_trial_again(tmp_path):
     first = search(tmp_path)
     for _ in range(3):
