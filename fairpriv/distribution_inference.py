@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 
 from fairpriv.attacks.attack import Attack
 from fairpriv.attacks.play import Played, play
 from fairpriv.attacks.pools import deal
 from fairpriv.configs import build
 from fairpriv.data.batches import ShuffledBatches
-from fairpriv.data.game import Dataset, GameDataModule, Part
+from fairpriv.data.game import Dataset, GameDataModule, Part, Rows
 from fairpriv.defenses.defense import Defended, Defense, Victim
 from fairpriv.errors import InputError
 from fairpriv.measures import Measures, Sample, measure
@@ -121,6 +121,8 @@ class DistributionInference:
         with stage("data"):
             data = GameDataModule(self.dataset, GameConfig(**config["game"]), config["seed"], self.reader)
             data.setup()
+            if config["attack"]:
+                data.model_rows()  # which raises where there are too few, before anything is trained
         victim = make_victim(config, data, logger)
         with stage("base"):
             victim.base()
@@ -128,9 +130,14 @@ class DistributionInference:
             defended = self.defense.defend(victim)
         with stage("evaluate"):
             measures = evaluate(defended, data, config["game"]["tau"])
-        result.metrics |= measures.metrics | defended.metrics
+        result.metrics |= data.counts | measures.metrics | victim.told | defended.metrics
+        result.metrics["eval/train_accuracy"] = accuracy(defended, defended.rows or victim.own_rows)
         result.intervals = {name: list(ends) for name, ends in measures.intervals.items()}
         result.degenerate = measures.degenerate
+        result.signed = measures.signed
+        result.overlap = data.overlap
+        if getattr(self.defense, "control", False):
+            result.control = "its training rows do not depend on the training world"
         if config["attack"]:
             with stage("attack"):  # whose pools several processes share
                 attacks, omitted = self._attacks()
@@ -145,6 +152,7 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
     """The model owner's side of the cell: how it makes a model, trains it, and gets its base model."""
     seed, world = config["seed"], config["game"]["world"]
     trainer = trainer_of(config)
+    told: dict[str, float] = {}
     fit_once = functools.partial(
         fit,
         trainer=trainer,
@@ -167,13 +175,15 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
             classes=len(data.label_names),
             lr=training.lr,
             weight_decay=training.weight_decay,
+            patience=training.patience,
             stage="base",
         )
         batches = ShuffledBatches(data.part("train", world), training.batch_size, seed)
         fit_once(module, batches, epochs=training.epochs, validation=data.part("validation", world))
+        told["base/epoch"] = float(module.epoch)
         return module.net
 
-    return Victim(data, world, seed, base, fresh, fit_once)
+    return Victim(data, world, seed, base, fresh, fit_once, told)
 
 
 def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:
@@ -181,8 +191,7 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:
 
     def sample(part: Part, world: int) -> Sample:
         rows = data.part(part, world)
-        preds = defended.predict(rows) if defended.predict else predict(cast(nn.Module, defended.net), rows.X)
-        return Sample(preds, rows.y, rows.s)
+        return Sample(answers(defended, rows), rows.y, rows.s)
 
     return measure(
         (sample("rates", 0), sample("rates", 1)),
@@ -191,6 +200,16 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:
         group_names=data.group_names,
         tau=tau,
     )
+
+
+def answers(defended: Defended, rows: Rows) -> Tensor:
+    """Predicted labels ``[N]`` of rows."""
+    return defended.predict(rows) if defended.predict else predict(cast(nn.Module, defended.net), rows.X)
+
+
+def accuracy(defended: Defended, rows: Rows) -> float:
+    """Share of rows whose label is predicted."""
+    return float((answers(defended, rows) == rows.y).double().mean())
 
 
 def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, attacks: list[Attack]) -> Played | None:
@@ -214,9 +233,8 @@ def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, at
             seed = int(content_hash([data.seed, number]), 16) % 2**31
             split = GameDataModule(data.dataset, game, seed, data.reader)
             split.setup()
-        shadows = any(attack.needs_shadows for attack in attacks)
-        splits.append(deal(split, defense.defend_pool, fit_one, config["training"], shadows=shadows))
-    return play(splits, attacks) if rank() == 0 else None
+        splits.append(deal(split, defense.defend_pool, fit_one, config["training"]))
+    return play(splits, attacks, pure=data.pure) if rank() == 0 else None
 
 
 def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:
@@ -224,6 +242,7 @@ def record(result: Result, played: Played, omitted: Mapping[str, str], folder: P
     result.metrics |= played.metrics
     result.intervals |= {name: list(ends) for name, ends in played.intervals.items()}
     result.degenerate += played.degenerate
+    result.signed |= played.signed
     path = folder / "attacks.json"
     write_whole(path, json.dumps({"splits": played.victims, "omitted": dict(omitted)}).encode())
     result.artifacts["attacks"] = path.name

@@ -32,7 +32,8 @@ class GameConfig:
 
     With property group A (``property``, else the first listed group of the sensitive attribute), world 0 holds a share
     ``alpha`` of A and world 1 a share ``1 - alpha``; the other groups fill the rest in their natural proportions.
-    ``alpha`` 1 gives pure groups, 0.5 twice the same distribution. Both worlds always have equally many rows.
+    ``alpha`` 1 gives pure groups, 0.5 twice the same distribution (the null arm: what nothing looks like). Both worlds
+    always have equally many rows.
     """
 
     world: int = 0  # the bit b: the model is trained on G_b and fine-tuned on G_(1-b)
@@ -47,7 +48,10 @@ class GameConfig:
     # What follows is read where there are attacks.
     shadows: int = 128  # the adversary's own models per world
     victims: int = 64  # models per world whose world is to be guessed
-    model_rows: int | None = None  # rows of each of these models; null: half of what its part holds, 2,000 at most
+    # Training rows per world of each of these models, victims and shadows alike; null: 0.4 of what the scarcer group of
+    # the smaller half holds, 2,000 at most.
+    model_rows: int | None = None
+    model_validation_rows: int | None = None  # likewise, to stop training and to choose by; null: a fifth, at least 20
     query_share: float = 0.25  # of the adversary's half: the rows it asks about; its shadows train on the rest
     adaptive: bool = False  # the adversary knows the defence: shadows pass through it as victims do
     repeats: int = 1  # repeated splits, each with pools of its own
@@ -57,7 +61,8 @@ class GameConfig:
 class TrainingConfig:
     """How the base model of a seed and world is trained."""
 
-    epochs: int = 20
+    epochs: int = 40  # at most
+    patience: int | None = 5  # epochs without a smaller loss on validation rows after which it stops; null: never
     batch_size: int = 128
     lr: float = 0.003
     weight_decay: float = 0.0001
@@ -66,6 +71,8 @@ class TrainingConfig:
         for key, least in {"epochs": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}.items():
             if not least <= getattr(self, key) < math.inf:
                 raise InputError(f"training.{key}={getattr(self, key)}: must be a number of at least {least}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"training.patience={self.patience}: must be at least 1, or null to train to the end")
 
 
 @dataclass

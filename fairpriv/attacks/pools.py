@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairpriv.attacks.attack import AttackGame, Query, ask
 from fairpriv.attacks.play import Split
-from fairpriv.data.game import GameDataModule, Part, Rows
+from fairpriv.data.game import GameDataModule, Side
 from fairpriv.defenses.defense import Members, PoolOwner, draw
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
@@ -17,41 +18,34 @@ from fairpriv.functional.attacks import answers
 from fairpriv.modules.pool import Pool
 from fairpriv.tracking.identity import content_hash
 
-LARGEST_SAMPLE = 2000  # rows of a model where game.model_rows does not say
-
 
 def own_pool(
-    data: GameDataModule,
-    part: Part,
-    validation: Rows,
-    count: int,
-    fit: Callable[..., Pool],
-    training: Mapping[str, Any],
+    data: GameDataModule, side: Side, count: int, fit: Callable[..., Pool], training: Mapping[str, Any]
 ) -> PoolOwner:
-    """The owner of ``count`` models per world, each with samples of its own from one part of the data.
+    """The owner of ``count`` models per world, each of which draws its own rows from one side's half of the data.
+
+    Victims and shadows have equally many rows, to train on and to validate with, and equal hyperparameters: a stronger
+    or weaker shadow would make a weaker adversary by accident.
 
     Raises:
-        InputError: the part has fewer rows than ``game.model_rows``; says how many are missing.
+        InputError: as `GameDataModule.model_rows`.
     """
-    worlds = data.part(part, 0), data.part(part, 1)
-    held = len(worlds[0].y)
-    size = data.game.model_rows or min(LARGEST_SAMPLE, held // 2)
-    if size > held:
-        raise InputError(
-            f"game.model_rows={size}: part '{part}' of {data.table.name} holds {held} rows per world, "
-            f"{size - held} too few"
-        )
-    # Shadows must not start from the victims' initial weights: each part has a seed of its own.
-    seed = int(content_hash([data.seed, part]), 16) % 2**31
-    return PoolOwner(worlds, size / held, count, validation, seed, fit, training)
+    # Shadows must not start from the victims' initial weights: each side has a seed of its own.
+    seed = int(content_hash([data.seed, side]), 16) % 2**31
+    deals = [data.deal(side, [seed, member]) for member in range(2 * count)]
+    return PoolOwner(deals, count, seed, fit, training)
 
 
 def refuse_overlap(data: GameDataModule) -> None:
-    """Raise InputError where a row of the victims' half is also the adversary's: the attack would be no inference."""
-    parts: dict[bool, tuple[Part, ...]] = {True: ("train", "validation", "rates", "gap"), False: ("shadow", "query")}
-    victim, adversary = (
-        torch.cat([data.part(part, world).index for part in parts[side] for world in (0, 1)]) for side in (True, False)
-    )
+    """Raise InputError where a row of the victims' half is also the adversary's: the attack would be no inference.
+
+    Neither is a row with a twin there: equal in features, label and group.
+    """
+    tested = [data.part(part, world).index for part in ("rates", "gap") for world in (0, 1)]
+    asked = [data.part("query", world).index for world in (0, 1)]
+    twins = torch.from_numpy(data.twins)
+    victim = twins[torch.cat([data.half("victim").index, *tested])]
+    adversary = twins[torch.cat([data.half("adversary").index, *asked])]
     if shared := int(torch.isin(victim, adversary).sum()):
         raise InputError(f"{data.table.name}: {shared} rows are in the victims' half and in the adversary's")
 
@@ -61,8 +55,6 @@ def deal(
     defend: Callable[[PoolOwner], Members],
     fit: Callable[..., Pool],
     training: Mapping[str, Any],
-    *,
-    shadows: bool,
 ) -> Split:
     """Train and defend the pools of one split.
 
@@ -74,32 +66,34 @@ def deal(
         data: the split's data.
         defend: the defence of a pool.
         fit: ``fit_pool`` with architecture and cache given.
-        training: epochs, batch_size, lr and weight_decay of base models.
-        shadows: whether an attack needs them.
+        training: epochs, patience, batch_size, lr and weight_decay of base models.
     """
     game = data.game
     refuse_overlap(data)
-    validation = data.part("validation", 0) + data.part("validation", 1)
-    victims = defend(own_pool(data, "train", validation, game.victims, fit, training))
+    owner = own_pool(data, "victim", game.victims, fit, training)
+    victims = defend(owner)
     truth = torch.arange(2).repeat_interleave(game.victims)
+    told = {"victims": getattr(victims, "told", {})}
     own: tuple[Members, Members] | None = None
     diverged = len(victims.diverged)
     asked = data.part("query", 0), data.part("query", 1)
-    if shadows and game.shadows:
-        adversary = own_pool(data, "shadow", asked[0] + asked[1], game.shadows, fit, training)
+    if game.shadows:
+        adversary = own_pool(data, "adversary", game.shadows, fit, training)
         pool = defend(adversary) if game.adaptive else adversary.base()
+        told["shadows"] = getattr(pool, "told", {})
         sound = [i for i in range(len(pool)) if i not in pool.diverged]
         own = pool[[i for i in sound if i < game.shadows]], pool[[i for i in sound if i >= game.shadows]]
         diverged += len(pool.diverged)
+    generator = torch.Generator().manual_seed(data.seed)
+    trained = own_accuracy(victims, owner, generator)
     kept = [i for i in range(len(victims)) if i not in victims.diverged]
-    victims, truth = victims[kept], truth[kept]
+    victims, truth, trained = victims[kept], truth[kept], trained[kept]
     rows = asked[0] + asked[1]
     query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
     test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
     tested = test[0] + test[1] + test[2] + test[3]
     probs = ask(victims, tested.X, tested.s)
-    generator = torch.Generator().manual_seed(data.seed)
-    preds = draw(probs, generator) if getattr(victims, "randomized", False) else answers(probs)
+    preds = answers_of(victims, probs, generator)
     classes = probs.shape[2] if probs.dim() == 3 else 2
     largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
     return Split(
@@ -108,4 +102,25 @@ def deal(
         gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
         constant=1 - largest < 0.01,
         diverged=diverged,
+        train_accuracy=trained,
+        ratio=(1 - game.adversary_share) / game.adversary_share,
+        told=told,
     )
+
+
+def answers_of(models: Members, probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Answers ``[M, N]`` of models that gave these outputs; those of randomised ones are drawn."""
+    return draw(probs, generator) if getattr(models, "randomized", False) else answers(probs)
+
+
+def own_accuracy(models: Members, owner: PoolOwner, generator: torch.Generator) -> Tensor:
+    """Accuracy ``[M]`` of every model on its own training rows of the world that it was trained on first.
+
+    What it has over the accuracy on test rows is how far it memorises.
+    """
+    accuracy = []
+    for i, rows in enumerate(owner.samples(own=True)):
+        model = models[[i]]
+        preds = answers_of(model, ask(model, rows.X, rows.s), generator)
+        accuracy.append((preds[0] == rows.y).double().mean())
+    return torch.stack(accuracy)

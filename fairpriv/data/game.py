@@ -1,15 +1,25 @@
 """The two distributions of the distribution-inference game, drawn from one table.
 
-How rows are dealt (the definition is ours). All rows are put in one random order, stratified by (label, group) and
-seeded, and cut into consecutive parts: the adversary's half, then the victim's validation, rates, gap and train.
-Within each part two worlds are drawn without sharing a row. With property group A, the rest R and
+How rows are dealt (the definition is ours, after the one pool of rows that Suri and Evans' released code filters anew
+for every model). All rows are put in one random order, stratified by (label, group) and seeded, and cut into
+consecutive parts: the adversary's half (what it asks about, and what its shadows draw from), then the victim's
+validation, rates, gap and train. Twins, rows that are equal in features, label and group, stay in one part.
+
+Of a part, two worlds are drawn without sharing a row. With property group A, the rest R and
 ``n = min(rows of A, rows of R)`` (in train at most ``game.rows``), each world has n rows: world 0 takes
 ``round(alpha * n)`` of A and fills up from R, world 1 is the mirror image. Draws are stratified: labels keep their
 proportions within every group, and the groups of R theirs within R. What one side has beyond n is not used.
+
+The single model is trained on such worlds of the part ``train``. Every model of a pool has worlds of its own: it draws
+them afresh from its side's half, so that what tells the pools of the two worlds apart is their distribution and not a
+fixed set of rows. Victims draw from train and validation together, shadows from all but what is asked about; what
+victims are measured on, rates and gap, no model ever sees.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,9 +39,14 @@ if TYPE_CHECKING:
     from fairpriv.modules.encoder import Encoding, Reader
 
 Dataset = TabularDataset | Attributed
-Part = Literal["train", "validation", "rates", "gap", "shadow", "query"]
+Part = Literal["train", "validation", "rates", "gap", "query"]
+Side = Literal["victim", "adversary"]
 _PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
-_ADVERSARY_PARTS: tuple[Part, ...] = ("shadow", "query")
+
+_LARGEST_SAMPLE = 2000  # training rows per world of a pool's model where game.model_rows does not say
+_SAMPLED = 0.4  # or this share of what the scarcer side holds: models that share most of their rows differ too little
+_VALIDATION = 0.2  # validation rows of a pool's model per training row, where game.model_validation_rows does not say
+_LEAST_VALIDATION = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +65,21 @@ class Rows:
     def __add__(self, other: Rows) -> Rows:
         """These rows and then those."""
         return Rows(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """What one model of a pool is given: worlds of its own, to train on and to validate with.
+
+    Attributes:
+        half: the rows that its side draws from.
+        train: places in ``half`` of the training rows of world 0 and of world 1; no row is in both.
+        validation: likewise of the validation rows, which share no row and no twin with ``train``.
+    """
+
+    half: Rows
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
 
 
 class GameDataModule(LightningDataModule):
@@ -82,8 +112,9 @@ class GameDataModule(LightningDataModule):
             raise InputError(
                 f"game.query_share={game.query_share}: it is a share of the adversary's half, above 0 below 1"
             )
-        if game.rows is not None and game.rows < 1:
-            raise InputError(f"game.rows={game.rows}: it is at least 1, or null for as many as there are")
+        for key in ("rows", "model_rows", "model_validation_rows"):
+            if getattr(game, key) is not None and getattr(game, key) < 1:
+                raise InputError(f"game.{key}={getattr(game, key)}: it is at least 1, or null for what the data allow")
         if seed < 0:
             raise InputError(f"seed={seed}: it is 0 or more")
         self.dataset = dataset
@@ -91,7 +122,7 @@ class GameDataModule(LightningDataModule):
         self.seed = seed
         self.reader = reader
         self._rows: dict[tuple[Part, int], Rows] = {}
-        self._adversary: Rows | None = None
+        self._halves: dict[Side, Rows] = {}
 
     def prepare_data(self) -> None:
         """Fetch the files, if need be, in one process alone."""
@@ -103,48 +134,87 @@ class GameDataModule(LightningDataModule):
             return
         self.table = table = self.dataset.load()
         self._check_groups()
-        groups = len(table.group_names)
-        order = interleave(table.y * groups + table.s, np.random.default_rng(self.seed))
+        self.twins = twins(table)
+        order = interleave(self._cells(), np.random.default_rng(self.seed), self.twins)
         victim = len(order) - round(self.game.adversary_share * len(order))
         validation, test = round(self.game.validation_share * victim), round(self.game.test_share * victim)
-        cuts = np.cumsum([len(order) - victim, validation, test // 2, test - test // 2])
-        adversary, *parts = np.split(order, cuts)
-
+        sizes = [len(order) - victim, validation, test // 2, test - test // 2]
+        adversary, *parts = self._split(order, np.cumsum(sizes))
+        self.parts: dict[Part, NDArray[np.int64]] = dict(zip(_PARTS, parts, strict=True))
+        shadow, self.parts["query"] = self._split(
+            adversary, [len(adversary) - round(self.game.query_share * len(adversary))]
+        )
+        self._drawn_from: dict[Side, NDArray[np.int64]] = {
+            "victim": np.concatenate([self.parts["train"], self.parts["validation"]]),
+            "adversary": shadow,
+        }
         worlds = {}
-        for place, (part, rows) in enumerate(zip(_PARTS, parts, strict=True)):
+        for place, part in enumerate(_PARTS):
             # a stream of its own, so that the rows drawn in one part do not depend on the other parts
-            worlds[part] = self._draw(part, rows, np.random.default_rng([self.seed, place]))
+            worlds[part] = self._worlds(part, np.random.default_rng([self.seed, place]))
             self._check_cells(part, worlds[part])
         self._items = self.reader.read(np.asarray(table.features)) if self.reader else table.features
         train = self._take(np.sort(np.concatenate(worlds["train"])))
         self.encoder = self.reader.encode(train) if self.reader else cast(TabularDataset, self.dataset).encode(train)
         self._rows = {(part, world): self._encode(rows) for part in _PARTS for world, rows in enumerate(worlds[part])}
-        self._adversary_index = adversary
 
     def part(self, name: Part, world: int) -> Rows:
-        """Rows of a part in world 0 or 1: of the victim's half, or, where an attack is played, of the adversary's.
-
-        ``query`` holds what the adversary asks about, ``shadow`` what its own models are trained on.
-        """
+        """Rows of a part in world 0 or 1; ``query`` holds what the adversary asks about, of its own half."""
         if (name, world) not in self._rows:
-            self._deal_adversary()
+            self._refuse_no_adversary()
+            drawn = self._worlds(name, np.random.default_rng([self.seed, len(_PARTS)]))
+            self._rows |= {(name, b): self._encode(rows) for b, rows in enumerate(drawn)}
         return self._rows[name, world]
 
-    def _deal_adversary(self) -> None:
-        half = self._adversary_index
-        if not len(half):
-            raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
-        shadow, query = np.split(half, [len(half) - round(self.game.query_share * len(half))])
-        for place, (part, rows) in enumerate(zip(_ADVERSARY_PARTS, (shadow, query), strict=True), len(_PARTS)):
-            worlds = self._draw(part, rows, np.random.default_rng([self.seed, place]))
-            self._rows |= {(part, world): self._encode(drawn) for world, drawn in enumerate(worlds)}
+    def half(self, side: Side) -> Rows:
+        """All rows that the models of one side draw from, every group in its natural proportion."""
+        if side not in self._halves:
+            if side == "adversary":
+                self._refuse_no_adversary()
+            self._halves[side] = self._encode(self._drawn_from[side])
+        return self._halves[side]
 
-    @property
-    def adversary(self) -> Rows:
-        """The adversary's whole half, every group in its natural proportion."""
-        if self._adversary is None:
-            self._adversary = self._encode(self._adversary_index)
-        return self._adversary
+    def deal(self, side: Side, seed: Sequence[int]) -> Deal:
+        """Draw the worlds of one model of a pool, afresh from its side's half.
+
+        Args:
+            side: whose half.
+            seed: of the draw; another one for every model.
+
+        Raises:
+            InputError: the half holds too few rows; says of which group, and how many are missing.
+        """
+        half, sizes = self.half(side), self.model_rows()
+        # places in the half, which stand for its rows
+        drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side)
+        place = np.zeros(len(self.table.y), dtype=np.int64)
+        place[self._drawn_from[side]] = np.arange(len(half.y))
+        train, validation = ((torch.from_numpy(place[a]), torch.from_numpy(place[b])) for a, b in drawn)
+        return Deal(half, train, validation)
+
+    def model_rows(self) -> tuple[int, int]:
+        """Training and validation rows per world of every model of a pool, victim or shadow.
+
+        Raises:
+            InputError: a half holds fewer rows of a group than that; says which group, and how many are missing.
+        """
+        self._refuse_no_adversary()
+        held = {}
+        for side, rows in self._drawn_from.items():
+            own = int((self.table.s[rows] == self.property_code).sum())
+            held[side] = {self._named_group(True): own, self._named_group(False): len(rows) - own}
+        fewest = min(count for counts in held.values() for count in counts.values())
+        n = self.game.model_rows or max(1, min(_LARGEST_SAMPLE, round(_SAMPLED * fewest)))
+        m = self.game.model_validation_rows or max(_LEAST_VALIDATION, round(_VALIDATION * n))
+        for side, counts in held.items():
+            for group, count in counts.items():
+                if count < n + m:
+                    raise InputError(
+                        f"{self.table.name}: the {side}'s half has {count} rows of {group} to draw models' rows from, "
+                        f"{n + m - count} fewer than game.model_rows={n} and game.model_validation_rows={m} take: "
+                        "lower these, or give more data"
+                    )
+        return n, m
 
     @property
     def features(self) -> int:
@@ -172,24 +242,89 @@ class GameDataModule(LightningDataModule):
             )
         return self.group_names.index(name)
 
-    def _draw(self, part: Part, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
-        """Row numbers of world 0 and world 1."""
-        y, s = self.table.y[rows], self.table.s[rows]
-        cells = y * len(self.group_names) + s
-        in_property = s == self.property_code
-        # any stretch of either is stratified
-        own, rest = (rows[mask][interleave(cells[mask], rng)] for mask in (in_property, ~in_property))
-        n = min(len(own), len(rest))
+    @property
+    def pure(self) -> bool:
+        """Whether a world holds the property group alone: the two worlds' row sets are disjoint of necessity."""
+        return self.game.alpha in (0, 1)
+
+    @property
+    def overlap(self) -> float:
+        """Test rows per training row of the victim's half, for Nadeau and Bengio's correction over seeds."""
+        return (len(self.parts["rates"]) + len(self.parts["gap"])) / len(self.parts["train"])
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Rows of the table and of its parts, and how many of them have a twin."""
+        sizes = np.bincount(self.twins)
+        counts = {"data/rows": len(self.twins), "data/twin_rows": int(sizes[sizes > 1].sum())}
+        counts |= {f"data/rows/{part}": len(rows) for part, rows in self.parts.items() if len(rows)}
+        return {name: float(count) for name, count in counts.items()}
+
+    def _cells(self) -> NDArray[np.int64]:
+        """Code of (label, group) of every row of the table."""
+        return self.table.y * len(self.group_names) + self.table.s
+
+    def _named_group(self, own: bool) -> str:
+        """What errors call the property group, or all others."""
+        name = f"{self.table.sensitive}={self.group_names[self.property_code]}"
+        return name if own else f"groups other than {name}"
+
+    def _refuse_no_adversary(self) -> None:
+        if not len(self.parts["query"]):
+            raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
+
+    def _split(self, order: NDArray[np.int64], cuts: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Consecutive parts of ``order``; a cut between twins moves behind the last of them."""
+        return np.split(order, [self._apart(order, int(cut)) for cut in cuts])
+
+    def _apart(self, order: NDArray[np.int64], cut: int) -> int:
+        while 0 < cut < len(order) and self.twins[order[cut]] == self.twins[order[cut - 1]]:
+            cut += 1
+        return cut
+
+    def _worlds(self, part: Part, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row numbers of world 0 and world 1 of a part, as large as they can be."""
+        rows = self.parts[part]
+        own = int((self.table.s[rows] == self.property_code).sum())
+        n = min(own, len(rows) - own)
         if part == "train" and self.game.rows is not None:
             if self.game.rows > n:
                 raise InputError(
                     f"game.rows={self.game.rows}: {self.table.name} has {n} training rows per world "
-                    f"({len(own)} of {self.group_names[self.property_code]}, {len(rest)} of the others)"
+                    f"({own} of {self.group_names[self.property_code]}, {len(rows) - own} of the others)"
                 )
             n = self.game.rows
-        cut = round(self.game.alpha * n)
-        worlds = (own[:cut], rest[: n - cut]), (own[cut:n], rest[n - cut : n])
-        return tuple(rng.permutation(np.concatenate(world)) for world in worlds)
+        return self._draw(rows, rng, [n], what=part)[0]
+
+    def _draw(
+        self, rows: NDArray[np.int64], rng: np.random.Generator, sizes: Sequence[int], *, what: str
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Row numbers of world 0 and world 1, once for each size; twins are never in the draws of two sizes."""
+        in_property = self.table.s[rows] == self.property_code
+        cells = self._cells()
+        sides = []
+        for mask in (in_property, ~in_property):
+            chosen = rows[mask]
+            sides.append(chosen[interleave(cells[chosen], rng, self.twins[chosen])])  # any stretch is stratified
+        own, rest = sides
+        starts = [0, 0]
+        draws = []
+        for n in sizes:
+            cut = round(self.game.alpha * n)
+            stretches = []
+            for i, side in enumerate((own, rest)):
+                stretches.append(side[starts[i] : starts[i] + n])
+                if len(stretches[-1]) < n:
+                    raise InputError(
+                        f"{self.table.name}: '{what}' has {n - len(stretches[-1])} rows of {self._named_group(i == 0)} "
+                        "too few, since equal rows are kept together: lower game.model_rows"
+                    )
+                starts[i] = self._apart(side, starts[i] + n)
+            a, r = stretches
+            worlds = (a[:cut], r[: n - cut]), (a[cut:], r[n - cut :])
+            zero, one = (rng.permutation(np.concatenate(world)) for world in worlds)
+            draws.append((zero, one))
+        return draws
 
     def _check_groups(self) -> None:
         table = self.table
@@ -215,12 +350,15 @@ class GameDataModule(LightningDataModule):
             for group, group_name in enumerate(table.group_names):
                 count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
                 if count < wanted:
-                    total = int(((table.y == label) & (table.s == group)).sum())
+                    cell = (table.y == label) & (table.s == group)
+                    total, distinct = int(cell.sum()), len(np.unique(self.twins[cell]))
+                    equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
                     raise InputError(
                         f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
-                        f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}), fewer "
-                        f"than {wanted}: lower game.min_cell (so few rows measure little), raise game.test_share or "
-                        f"game.validation_share, or leave the group out of dataset.groups.{table.sensitive}{or_label}"
+                        f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}{equal}), "
+                        f"fewer than {wanted}: lower game.min_cell (so few rows measure little), raise game.test_share "
+                        "or game.validation_share, or leave the group out of "
+                        f"dataset.groups.{table.sensitive}{or_label}"
                     )
             for world, rows in enumerate(worlds):
                 if self.game.min_cell and not (table.y[rows] == label).any():
@@ -241,14 +379,33 @@ class GameDataModule(LightningDataModule):
         )
 
 
-def interleave(cells: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def twins(table: Table) -> NDArray[np.int64]:
+    """Number the rows ``[N]`` so that two have one number exactly where features, label and group are equal."""
+    features = table.features
+    if isinstance(features, pd.DataFrame):
+        content = pd.util.hash_pandas_object(features, index=False).to_numpy()
+    else:
+        items = (item.tobytes() if isinstance(item, np.ndarray) else str(item).encode() for item in features)
+        digests = (hashlib.blake2b(item, digest_size=8).digest() for item in items)
+        content = np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
+    keys = pd.MultiIndex.from_arrays([content, table.y, table.s])
+    return pd.factorize(keys)[0].astype(np.int64)
+
+
+def interleave(
+    cells: NDArray[np.int64], rng: np.random.Generator, twins: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Random order of the rows ``[N]`` in which every stretch holds each cell in about its overall proportion.
 
     The rows of a cell are spread evenly, from a random start (systematic sampling): a stretch that is a share q of the
-    whole holds q times the cell's rows, give or take about one.
+    whole holds q times the cell's rows, give or take about one. Rows with the same number in ``twins`` ``[N]`` lie in
+    one cell and stay side by side; then it is give or take about as many as there are.
     """
-    position = np.empty(len(cells))
+    first, unit, size = np.unique(
+        np.arange(len(cells)) if twins is None else twins, return_index=True, return_inverse=True, return_counts=True
+    )[1:]
+    position = np.empty(len(first))
     for cell in np.unique(cells):
-        rows = np.flatnonzero(cells == cell)
-        position[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
-    return np.argsort(position, kind="stable")
+        units = rng.permutation(np.flatnonzero(cells[first] == cell))
+        position[units] = (np.cumsum(size[units]) - size[units] + rng.random()) / size[units].sum()
+    return np.lexsort((unit, position[unit]))

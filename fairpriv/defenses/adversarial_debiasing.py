@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from fairlearn.adversarial import AdversarialFairnessClassifier
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from fairpriv.data.batches import ShuffledBatches
 from fairpriv.data.game import Rows
 from fairpriv.defenses.defense import Defended, PoolOwner, Victim, refuse_one_group
 from fairpriv.errors import InputError, NonFiniteLossError
+from fairpriv.functional import equalized_odds_penalty
 from fairpriv.modules.pool import Pool, member_seed
+from fairpriv.modules.stopping import BestEpoch, refuse_few_rows
 
 
 @dataclass
@@ -34,7 +37,12 @@ class AdversarialDebiasing:
         alpha: weight of the adversary's loss.
         adversary: hidden layer sizes of the adversary.
         adversary_lr: of its Adam.
-        epochs, batch_size, lr, weight_decay: of the network's AdamW, on shuffled batches.
+        epochs: at most.
+        patience: epochs without a smaller objective on the validation rows of both worlds after which it stops; the
+            best epoch is kept (`BestEpoch`). None: all epochs are trained, and the last one is kept. The objective is
+            that of FFt, cross-entropy and alpha times the penalty on unequal mean scores (ours): the adversary's own
+            loss falls as it learns, whatever the network does.
+        batch_size, lr, weight_decay: of the network's AdamW, on shuffled batches.
     """
 
     name: str = "adversarial_debiasing"
@@ -45,6 +53,7 @@ class AdversarialDebiasing:
     adversary: list[int] = field(default_factory=lambda: [16])
     adversary_lr: float = 0.003
     epochs: int = 40
+    patience: int | None = 5
     batch_size: int = 256
     lr: float = 0.003
     weight_decay: float = 0.0001
@@ -61,20 +70,30 @@ class AdversarialDebiasing:
             )
         if self.alpha < 0:
             raise InputError(f"defense.alpha={self.alpha}: must be at least 0")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
+
+    @property
+    def control(self) -> bool:
+        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        return self.start == "scratch" and self.rehearsal == 1
 
     def defend(self, victim: Victim) -> Defended:
         """Tune one model."""
         victim.two_classes(self.name)
         net = victim.base() if self.start == "base" else victim.fresh()
-        self._tune(net, victim.tuning_rows(self.rehearsal), victim.seed)
-        return Defended(net)
+        rows = victim.tuning_rows(self.rehearsal)
+        epoch = self._tune(net, rows, victim.validation, victim.seed)
+        return Defended(net, {"defense/epoch": float(epoch)}, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Tune every member."""
         pool = owner.base()
         nets = [pool.member(i) for i in range(len(pool))]
         diverged = pool.diverged if self.start == "base" else []
-        for i, (net, rows) in enumerate(zip(nets, owner.tuning_samples(self.rehearsal), strict=True)):
+        samples = zip(nets, owner.tuning_samples(self.rehearsal), owner.validation(), strict=True)
+        epochs = []
+        for i, (net, rows, held_out) in enumerate(samples):
             seed = member_seed(owner.seed, i)
             if self.start == "scratch":
                 with torch.random.fork_rng(devices=[]):
@@ -83,14 +102,16 @@ class AdversarialDebiasing:
                         if isinstance(layer, nn.Linear):
                             layer.reset_parameters()
             try:
-                self._tune(net, rows, seed)
+                epochs.append(float(self._tune(net, rows, held_out, seed)))
             except NonFiniteLossError:
                 net.load_state_dict(pool.member(i).state_dict())
                 diverged = sorted({*diverged, i})
-        return Pool(Pool.of(nets).weights, diverged)
+                epochs.append(0.0)
+        return Pool(Pool.of(nets).weights, diverged, {"epoch": epochs})
 
-    def _tune(self, net: nn.Module, rows: Rows, seed: int) -> None:
-        """Train in place, and leave the model in eval mode; a NonFiniteLossError where it diverges."""
+    def _tune(self, net: nn.Module, rows: Rows, validation: Rows, seed: int) -> int:
+        """Train in place, and leave the model in eval mode; the epoch kept. A NonFiniteLossError where it diverges."""
+        refuse_few_rows(len(validation.y), self.patience)
         refuse_one_group(rows, "defense.rehearsal", self.rehearsal, f"{self.constraints} between groups")
         classifier = AdversarialFairnessClassifier(
             backend="torch",
@@ -111,15 +132,32 @@ class AdversarialDebiasing:
         batches = ShuffledBatches(
             Rows(rows.X, rows.y[:, None].float(), coded.float(), rows.index), self.batch_size, seed
         )
+        best, kept = BestEpoch(1, self.patience), copy.deepcopy(net.state_dict())
         with torch.random.fork_rng(devices=[]):  # fairlearn seeds torch's own generator
             X, y, s = (part.numpy() for part in (rows.X, rows.y, rows.s))
             classifier.partial_fit(X, y, classes=codes.new_tensor([0, 1]).numpy(), sensitive_features=s)
-            step = classifier.backendEngine_.train_step  # partial_fit without its checks, which cost more than the step
-            for _ in range(self.epochs):
+            engine = classifier.backendEngine_  # its step is partial_fit without checks, which cost more than the step
+            for epoch in range(1, self.epochs + 1):
                 for batch in batches:
-                    step(*batch[:3])
+                    engine.train_step(*batch[:3])
+                value = self._objective(net, validation)
+                better, stopped = best.update(torch.tensor([0]), torch.tensor([epoch]), value)
+                if better or self.patience is None:
+                    kept = copy.deepcopy(net.state_dict())
+                if stopped:
+                    break
+            net.load_state_dict(kept)
             classifier.predict(X)  # the last step may have been one too many
         net.eval()
+        return epoch if self.patience is None else int(best.epoch)
+
+    @torch.inference_mode()
+    def _objective(self, net: nn.Module, rows: Rows) -> Tensor:
+        """What is to be small on validation rows: ``[1]``."""
+        logits = net.eval()(rows.X)
+        target = rows.y if self.constraints == "equalized_odds" else torch.zeros_like(rows.y)
+        penalty = equalized_odds_penalty(logits.softmax(-1)[:, 1], target, rows.s)
+        return (cross_entropy(logits, rows.y) + self.alpha * penalty)[None]
 
 
 class Score(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from fairpriv.attacks.attack import Models
 from fairpriv.data.batches import subsample
-from fairpriv.data.game import GameDataModule, Rows
+from fairpriv.data.game import Deal, GameDataModule, Rows
 from fairpriv.data.tokens import Encoded
 from fairpriv.errors import InputError
 from fairpriv.modules.pool import Pool
-from fairpriv.tracking.identity import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +49,7 @@ class Victim:
         base: a copy of the model trained on G_b (trained or read from the cache at the first call).
         fresh: a model of the same architecture with fresh weights.
         fit: ``fairpriv.modules.classifier.fit`` with all but module, batches, epochs and validation given.
+        told: metrics of training that are reported beside those of the defence; ``base`` adds its own.
     """
 
     data: GameDataModule
@@ -58,11 +58,21 @@ class Victim:
     base: Callable[[], nn.Module]
     fresh: Callable[[], nn.Module]
     fit: Callable[..., None]
+    told: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def own_rows(self) -> Rows:
+        """Training rows of G_b."""
+        return self.data.part("train", self.world)
+
+    @property
+    def validation(self) -> Rows:
+        """Validation rows of both worlds, by which every tuning is stopped."""
+        return self.data.part("validation", 0) + self.data.part("validation", 1)
 
     def tuning_rows(self, rehearsal: float) -> Rows:
         """Training rows of the other world with a share of the own one's."""
-        own, other = (self.data.part("train", world) for world in (self.world, 1 - self.world))
-        return tuning_rows(own, other, rehearsal, self.seed)
+        return tuning_rows(self.own_rows, self.data.part("train", 1 - self.world), rehearsal, self.seed)
 
     def two_classes(self, defense: str) -> None:
         """Raise InputError, naming the defence, where there are more labels than two."""
@@ -78,48 +88,49 @@ class PoolOwner:
     """What a defence is given to defend many models at once: ``count`` of world 0, then as many of world 1.
 
     Attributes:
-        worlds: the rows of world 0 and of world 1 that samples are drawn from.
-        share: of a world's rows that one member sees.
+        deals: what each of them is given, drawn afresh for it from its side's half.
         count: members per world.
-        validation: rows of both worlds that no member is trained on.
         seed: from which every member's random choices follow.
         fit: ``fairpriv.modules.pool.fit_pool`` with architecture and cache given.
-        training: epochs, batch_size, lr and weight_decay of base models.
+        training: epochs, patience, batch_size, lr and weight_decay of base models.
     """
 
-    worlds: tuple[Rows, Rows]
-    share: float
+    deals: Sequence[Deal]
     count: int
-    validation: Rows
     seed: int
     fit: Callable[..., Pool]
     training: Mapping[str, Any]
 
     def samples(self, *, own: bool) -> list[Rows]:
-        """Each member's sample of the world it is trained on, or of the other one.
-
-        Drawn without replacement and stratified by (label, group), so that its make-up is its world's; samples of
-        different members overlap, as in Suri and Evans (PETS 2022).
-        """
+        """Each member's training rows of the world it is trained on, or of the other one."""
         return [
-            subsample(
-                self.worlds[world if own else 1 - world],
-                self.share,
-                int(content_hash([self.seed, world, member, own]), 16) % 2**62,
-            )
-            for world in (0, 1)
-            for member in range(self.count)
+            deal.half.take(deal.train[world if own else 1 - world])
+            for world, deal in zip(self._worlds, self.deals, strict=True)
         ]
 
     def tuning_samples(self, rehearsal: float) -> list[Rows]:
-        """Each member's sample of the other world with a share of that of its own."""
+        """Each member's training rows of the other world with a share of those of its own."""
         pairs = zip(self.samples(own=True), self.samples(own=False), strict=True)
         return [tuning_rows(own, other, rehearsal, self.seed + i) for i, (own, other) in enumerate(pairs)]
 
+    def validation(self) -> list[Rows]:
+        """Each member's validation rows of both worlds, by which every tuning is stopped."""
+        return [deal.half.take(torch.cat(deal.validation)) for deal in self.deals]
+
+    def own_validation(self) -> list[Rows]:
+        """Each member's validation rows of the world it is trained on."""
+        return [deal.half.take(deal.validation[world]) for world, deal in zip(self._worlds, self.deals, strict=True)]
+
     def base(self) -> Pool:
         """The members as trained on their own worlds; the second time they come from the cache."""
-        datasets = [(rows.X, rows.y) for rows in self.samples(own=True)]
-        return self.fit(datasets, seed=self.seed, **self.training)
+        datasets, held_out = (
+            [(rows.X, rows.y) for rows in parts] for parts in (self.samples(own=True), self.own_validation())
+        )
+        return self.fit(datasets, validation=held_out, seed=self.seed, **self.training)
+
+    @property
+    def _worlds(self) -> list[int]:
+        return [member // self.count for member in range(len(self.deals))]
 
 
 @dataclass
@@ -130,11 +141,13 @@ class Defended:
         net: features -> logits; None where there is ``predict``.
         predict: predicted labels ``[N]`` of rows, by what is more than one network: post-processed or randomised.
             It may read the rows' groups.
+        rows: what it was trained or tuned on last; None: the training rows of G_b.
     """
 
     net: nn.Module | None
     metrics: dict[str, float] = field(default_factory=dict)
     predict: Callable[[Rows], Tensor] | None = None
+    rows: Rows | None = None
 
 
 class Members(Models, Protocol):
@@ -223,7 +236,8 @@ class Defense(Protocol):
     """A defence of a classifier: built from its YAML, called once a cell, and once a pool where attacks are played.
 
     One that leaves something else than a network with the model's architecture says ``one_network = False``, one that
-    takes no tokens and no pixels ``features_only = True``.
+    takes no tokens and no pixels ``features_only = True``. One whose training rows do not depend on the training world
+    says ``control = True``: no attack can tell its world, so that it is a null control and no defence.
     """
 
     name: str

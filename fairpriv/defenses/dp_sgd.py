@@ -19,35 +19,46 @@ from fairpriv.data.game import Rows
 from fairpriv.defenses.defense import Defended, PoolOwner, Victim
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.modules.classifier import Classifier
-from fairpriv.modules.pool import Pool, Private, member_seed
+from fairpriv.modules.pool import Pool, Private, mask_seed, noise_seed
 
 
 @dataclass
 class DPSGD:
-    """Training from fresh weights by DP-AdamW: Poisson batches, rows' gradients clipped one by one, Gaussian noise.
+    """Training or tuning by DP-AdamW: Poisson batches, rows' gradients clipped one by one, Gaussian noise.
 
     One model is trained by Opacus; a pool by the same rule on stacked weights (`Private`). The noise is the least that
     Opacus's accountant finds enough for ``epsilon``; it depends on ``epochs`` and ``steps_per_epoch`` alone and is the
-    same for one model and for a pool. What is protected is one row of those trained on, present or absent, in what
-    training gives out; the encoder's means and deviations, and the choice of these settings, are not accounted for.
+    same for one model and for a pool. What is protected is one row of those that it trains on, present or absent, in
+    what this training gives out. Not accounted for are the validation rows that stop it, the encoder's means and
+    deviations, the choice of these settings and, with ``start=base``, the training of the base model, which is not
+    private and has seen the rehearsed rows. The budget is counted for all ``epochs``, also where it stops before.
+    Epsilon is the algorithm's, whose random draws nobody knows: it is not that of a run whose seed is published.
     A row's privacy is not the distribution's: nothing is promised of the bit that the game is about.
 
     Attributes:
-        worlds: ``both``: the rows of ``scratch``, all of G_b and G_(1-b); ``own``: those of ``none``, G_b alone.
+        start: from the base model, as the arms of fine-tuning are, or from fresh weights.
+        rows: ``tuning``: G_(1-b) and a share ``rehearsal`` of G_b, as the arms of fine-tuning; ``own``: G_b alone, the
+            rows of ``none``. From fresh weights on all rows of both worlds it is a null control.
+        rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
         epsilon, delta: the budget; delta below 1 / rows.
         accountant: Opacus's: ``prv`` (Gopi et al. 2021) or ``rdp`` (Mironov 2017).
         clip: largest norm of a row's gradient.
-        epochs, steps_per_epoch: so many steps; a row is in a step's batch with probability 1 / steps_per_epoch.
+        epochs: at most.
+        patience: epochs without a smaller loss on validation rows after which it stops; None: never.
+        steps_per_epoch: a row is in a step's batch with probability 1 / steps_per_epoch.
         lr, weight_decay: of AdamW, which sees noised gradients only.
     """
 
     name: str = "dp_sgd"
-    worlds: Literal["both", "own"] = "both"
+    start: Literal["base", "scratch"] = "base"
+    rows: Literal["tuning", "own"] = "tuning"
+    rehearsal: float = 0.5
     epsilon: float = 3.0
     delta: float = 1e-5
     accountant: Literal["prv", "rdp"] = "prv"
     clip: float = 1.0
     epochs: int = 20
+    patience: int | None = 5
     steps_per_epoch: int = 10
     lr: float = 0.01
     weight_decay: float = 0.0001
@@ -59,45 +70,62 @@ class DPSGD:
             raise InputError(
                 f"defense.epsilon={self.epsilon}, delta={self.delta}: epsilon is above 0, delta between 0 and 1"
             )
+        if not 0 <= self.rehearsal <= 1:
+            raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
         if min(self.epochs, self.steps_per_epoch) < 1 or not (self.lr > 0 and 0 < self.clip < math.inf):
             raise InputError(
                 f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, lr={self.lr}, "
                 f"clip={self.clip}: the first two are at least 1, lr and clip above 0"
             )
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to train to the end")
+
+    @property
+    def control(self) -> bool:
+        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        return self.start == "scratch" and self.rows == "tuning" and self.rehearsal == 1
 
     def defend(self, victim: Victim) -> Defended:
         """Train one model by Opacus; report the budget spent, and the noise multiplier that it took."""
-        rows = victim.tuning_rows(1.0) if self.worlds == "both" else victim.data.part("train", victim.world)
+        own = self.rows == "own"
+        rows = victim.own_rows if own else victim.tuning_rows(self.rehearsal)
         self._check_delta(rows)
         module = PrivateClassifier(
-            victim.fresh(),
+            victim.base() if self.start == "base" else victim.fresh(),
             classes=len(victim.data.label_names),
             lr=self.lr,
             weight_decay=self.weight_decay,
+            patience=self.patience,
             stage=self.name,
             private=self.private,
             expected=len(rows.y) / self.steps_per_epoch,
-            seed=member_seed(victim.seed, 1),  # not the batches' own: noise that knows the batch hides nothing
+            seed=noise_seed(victim.seed),
         )
-        batches = PoissonBatches(rows, self.steps_per_epoch, victim.seed)
-        held_out = victim.data.part("validation", 0) + victim.data.part("validation", 1)
+        batches = PoissonBatches(rows, self.steps_per_epoch, mask_seed(victim.seed))
+        held_out = victim.data.part("validation", victim.world) if own else victim.validation
         victim.fit(module, batches, epochs=self.epochs, validation=held_out)
         spent = epsilon_spent(self.accountant, self.private.noise, self.delta, *self._sampling)
         metrics = {
             "defense/epsilon": spent,
             "defense/delta": self.delta,
             "defense/noise_multiplier": self.private.noise,
+            "defense/epoch": float(module.epoch),
         }
-        return Defended(module.net, metrics)
+        return Defended(module.net, metrics, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Train every member, each within the same budget."""
-        samples = owner.tuning_samples(1.0) if self.worlds == "both" else owner.samples(own=True)
+        own = self.rows == "own"
+        samples = owner.samples(own=True) if own else owner.tuning_samples(self.rehearsal)
         for rows in samples:
             self._check_delta(rows)
+        held_out = owner.own_validation() if own else owner.validation()
         return owner.fit(
             [(rows.X, rows.y) for rows in samples],
+            validation=[(rows.X, rows.y) for rows in held_out],
+            initial=owner.base() if self.start == "base" else None,
             epochs=self.epochs,
+            patience=self.patience,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=1,  # not read: Poisson batches have no fixed size
             lr=self.lr,
@@ -187,7 +215,7 @@ class PrivateClassifier(Classifier):
         self.private, self.expected, self.seed = private, expected, seed
 
     @property
-    def hyperparameters(self) -> list[float]:
+    def hyperparameters(self) -> list[float | None]:
         """Those of `Classifier`, clipping and noise."""
         return [*super().hyperparameters, self.private.noise, self.private.clip, self.expected, self.seed]
 

@@ -33,10 +33,11 @@ class ExponentiatedGradient:
     """The reduction of fair classification to weighted fits, each of which is an arm of fine-tuning.
 
     fairlearn asks again and again for the best network under labels and weights that it chooses; here that is FFt's arm
-    ``estimator`` on its own rows: from the same start, with the same steps. What answers is a mixture: for every answer
-    it draws one of a few networks. Attacks are told the chance of the answer 1, as anyone learns who asks often enough;
-    accuracies and rates are those of drawn answers. No single network is left, so attacks that read weights are left
-    out. A pool's members ask at the same time, and their networks are trained together.
+    ``estimator`` on its own rows: from the same start, and for as many epochs as that arm takes with the true labels
+    until validation rows stop it (there are none with the labels that fairlearn invents). What answers is a mixture:
+    for every answer it draws one of a few networks. Attacks are told the chance of the answer 1, as anyone learns who
+    asks often enough; accuracies and rates are those of drawn answers. No single network is left, so attacks that read
+    weights are left out. A pool's members ask at the same time, and their networks are trained together.
 
     Attributes:
         estimator: an arm of fine-tuning with a fixed lambda of 0.
@@ -67,13 +68,19 @@ class ExponentiatedGradient:
                 "difference_bound lies between 0 and 1, eps is above 0, max_iter at least 1"
             )
 
+    @property
+    def control(self) -> bool:
+        """Whether its arm is one: a null control."""
+        return self.estimator.control
+
     def defend(self, victim: Victim) -> Defended:
         """Reduce for one model; also report how many networks it draws from, and the duality gap reached."""
         victim.two_classes(self.name)
         rows = victim.tuning_rows(self.estimator.rehearsal)
+        epochs = max(1, self.estimator.tune(victim, rows).epoch)
 
         def train(y: Tensor, weights: Tensor) -> tuple[nn.Module, Tensor]:
-            net = self.estimator.tune(victim, Rows(rows.X, y, rows.s, rows.index), weights=weights).net
+            net = self.estimator.tune_for(victim, Rows(rows.X, y, rows.s, rows.index), weights, epochs).net
             return net, predict(net, rows.X)
 
         with _fairlearns_warnings():
@@ -91,13 +98,16 @@ class ExponentiatedGradient:
         metrics = {
             "defense/networks": float(len(mixture)),
             "defense/duality_gap": float(fitted.best_gap_),
+            "defense/epoch": float(epochs),
         }
-        return Defended(None, metrics, answer)
+        return Defended(None, metrics, answer, rows)
 
     def defend_pool(self, owner: PoolOwner) -> Mixtures:
         """Reduce for every member."""
         samples = owner.tuning_samples(self.estimator.rehearsal)
         start = owner.base() if self.estimator.start == "base" else None
+        plain = self.estimator.tune_pool(owner, [(rows.X, rows.y, rows.s) for rows in samples], start)
+        epochs = [max(1, int(epoch)) for epoch in plain.told["epoch"]]
 
         def reduced(member: int, train: Train[Pool]) -> list[tuple[Pool | int, float]]:
             return self._reduce(samples[member], train)[0]
@@ -106,7 +116,9 @@ class ExponentiatedGradient:
             datasets = [(samples[i].X, y, samples[i].s, weights) for i, (y, weights) in asked.items()]
             numbers = list(asked)
             own = start[numbers] if start is not None else None
-            pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, cache=None)  # dozens, read by nobody
+            fixed = {"epochs": [epochs[i] for i in numbers], "patience": None, "validation": None}
+            # dozens of pools that nobody reads again: they are not kept
+            pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, cache=None, **fixed)
             members = {i: pool[[place]] for place, i in enumerate(numbers)}
             return {i: (net, (net.predict_proba(samples[i].X)[0] > 0.5).long()) for i, net in members.items()}
 

@@ -56,6 +56,11 @@ class ThresholdOptimizer:
                 "whose scores could have thresholds: choose none, rehearsal, scratch or another that trains a network"
             )
 
+    @property
+    def control(self) -> bool:
+        """Whether its estimator is a null control, and its thresholds are fitted to all rows of both worlds."""
+        return bool(getattr(self.estimator, "control", False)) and self.rehearsal == 1
+
     def defend(self, victim: Victim) -> Defended:
         """Fit the thresholds of one model."""
         victim.two_classes(self.name)
@@ -67,7 +72,7 @@ class ThresholdOptimizer:
         def predict(asked: Rows) -> Tensor:
             return draw(chances(rules, scores(before.net, asked.X), asked.s), generator)
 
-        return Defended(None, before.metrics, predict)
+        return Defended(None, before.metrics, predict, before.rows)
 
     def defend_pool(self, owner: PoolOwner) -> Thresholded:
         """Fit every member thresholds of its own."""
@@ -145,6 +150,11 @@ class Thresholded:
     def diverged(self) -> list[int]:
         """Members whose network's training broke off."""
         return self.networks.diverged
+
+    @property
+    def told(self) -> dict[str, list[float]]:
+        """What the networks' training has to say."""
+        return self.networks.told
 
     def predict_proba(self, X: Tensor, groups: Tensor) -> Tensor:
         """Every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]`` and groups ``[N]``."""

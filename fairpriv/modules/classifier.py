@@ -24,6 +24,7 @@ from fairpriv.data.game import Rows
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.modules import processes
+from fairpriv.modules.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.tracking.result import write_whole
 
@@ -61,11 +62,20 @@ class Classifier(lightning.LightningModule):
         classes: number of labels C.
         lr, weight_decay: of AdamW.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on the predicted probabilities; 0 skips it.
+        patience: training stops after so many epochs without a smaller objective (cross-entropy and, with a penalty,
+            lambda times it) on the validation rows, and the weights of the best epoch are kept (`BestEpoch`). None: all
+            epochs are trained and the last one is kept.
         dual_rate: above 0, lambda follows dual ascent: after every validation epoch
             ``lambda <- max(0, lambda + dual_rate * (gap - epsilon))`` with the equalized-odds gap of the validation
-            rows (constrained optimisation in the manner of Cotter et al. 2019; the step rule is ours).
+            rows (constrained optimisation in the manner of Cotter et al. 2019; the step rule is ours). All epochs are
+            trained, and of those whose gap is at most ``epsilon`` the one with the smallest cross-entropy on the
+            validation rows is kept; if there is none, the one with the smallest gap.
         epsilon: the gap that dual ascent aims at.
         stage: what an error or a log line calls this fit.
+
+    Attributes:
+        epoch: the epoch whose weights were kept, from 1.
+        constraint_met: under dual ascent, whether its gap on the validation rows is at most ``epsilon``.
 
     Raises:
         NonFiniteLossError: at the first step whose loss is NaN or infinite.
@@ -79,6 +89,7 @@ class Classifier(lightning.LightningModule):
         lr: float,
         weight_decay: float,
         penalty: float = 0.0,
+        patience: int | None = None,
         dual_rate: float = 0.0,
         epsilon: float = 0.0,
         stage: str = "train",
@@ -87,16 +98,26 @@ class Classifier(lightning.LightningModule):
         self.net = net
         self.lr, self.weight_decay = lr, weight_decay
         self.penalty, self.dual_rate, self.epsilon = penalty, dual_rate, epsilon
+        self.patience = patience
         self.stage = stage
+        self.epoch, self.constraint_met = 0, True
+        self.best = BestEpoch(1, None if dual_rate else patience)
+        self.kept: dict[str, Tensor] = {}  # of the best epoch
+        self.kept_penalty = penalty
         self.train_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
         self.val_balanced_accuracy = MulticlassAccuracy(num_classes=classes, average="macro")
         self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
-    def hyperparameters(self) -> list[float]:
+    def hyperparameters(self) -> list[float | None]:
         """What the trained weights depend on beside data, seed and start."""
-        return [self.lr, self.weight_decay, self.penalty, self.dual_rate, self.epsilon]
+        return [self.lr, self.weight_decay, self.penalty, self.patience, self.dual_rate, self.epsilon]
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation rows decide which epoch is kept."""
+        return self.patience is not None or self.dual_rate > 0
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits [N, C] of features [N, F]."""
@@ -133,25 +154,57 @@ class Classifier(lightning.LightningModule):
         self.log(f"{self.stage}/loss", self.train_loss)
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Collect predictions; rates of rare cells do not average over batches."""
+        """Collect logits; rates of rare cells do not average over batches."""
         X, y, s, _ = batch
-        preds = self(X).argmax(-1)
-        self.val_accuracy.update(preds, y)
-        self.val_balanced_accuracy.update(preds, y)
-        self.validation.append((preds, y, s))
+        logits = self(X)
+        self.val_accuracy.update(logits, y)
+        self.val_balanced_accuracy.update(logits, y)
+        self.validation.append((logits, y, s))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation measures and, where it is driven, move lambda."""
-        preds, y, s = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
+        """Log the validation measures; keep the best epoch, stop, and move lambda, where that is asked for."""
+        logits, y, s = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        # The same rows in every process, and one answer for all: a tie must not drive their lambdas apart.
-        gap = self.trainer.strategy.broadcast(float(equalized_odds_gap(preds, y, s, missing="skip")))
+        # The same rows in every process, and one answer for all: rounding must not drive the processes apart.
+        agreed = self.trainer.strategy.broadcast
+        gap = agreed(float(equalized_odds_gap(logits.argmax(-1), y, s, missing="skip")))
+        loss = agreed(float(self.objective(logits, y, s)))
+        self.log(f"{self.stage}/val_loss", loss, sync_dist=True)
         self.log(f"{self.stage}/val_accuracy", self.val_accuracy)
         self.log(f"{self.stage}/val_balanced_accuracy", self.val_balanced_accuracy)
         self.log(f"{self.stage}/val_equalized_odds_gap", gap, sync_dist=True)
         self.log(f"{self.stage}/lambda", self.penalty, sync_dist=True)
+        if self.selects:
+            self._select(torch.tensor([loss]).double(), gap)
         if self.dual_rate:
             self.penalty = max(0.0, self.penalty + self.dual_rate * (gap - self.epsilon))
+
+    def objective(self, logits: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        """What is to be small on validation rows; under dual ascent the cross-entropy, since lambda moves."""
+        loss = cross_entropy(logits, y)
+        if self.penalty and not self.dual_rate:
+            loss = loss + self.penalty * equalized_odds_penalty(logits.softmax(-1), y, s)
+        return loss
+
+    def _select(self, loss: Tensor, gap: float) -> None:
+        """Keep this epoch's weights if they are the best, and stop if there were none for long."""
+        value = constrained(loss, torch.tensor([gap]), self.epsilon) if self.dual_rate else loss
+        better, stopped = self.best.update(torch.tensor([0]), torch.tensor([self.current_epoch + 1]), value)
+        if better:
+            self.epoch, self.kept_penalty = self.current_epoch + 1, self.penalty
+            self.constraint_met = gap <= self.epsilon or not self.dual_rate
+            self.kept = {name: weight.detach().clone() for name, weight in self.net.state_dict().items()}
+        if stopped:
+            self.trainer.should_stop = True
+
+    def keep_best(self) -> None:
+        """Put the kept weights, and the lambda they were trained with, in the place of the last ones."""
+        if self.kept:
+            self.net.load_state_dict(self.kept)
+            self.penalty = self.kept_penalty
+            self.kept = {}
+        else:
+            self.epoch = self.current_epoch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, with the learning rates that the network asks for."""
@@ -179,13 +232,15 @@ def fit(
         batches: whole batches ``(X, y, s, weight)``.
         epochs: passes over ``batches``.
         trainer: makes a Trainer from further keyword arguments (a ``functools.partial`` of ``lightning.Trainer``).
-        validation: rows that are measured after every epoch under dual ascent, else four times in a fit where
+        validation: rows that are measured after every epoch where they decide which one is kept, else four times in
+            a fit where
         measured: says that somebody reads the measures.
         seed: of dropout and whatever else draws from torch's own generator.
         logger: a Lightning logger.
         cache: folder of finished fits, named by a hash of all that determines them: initial weights, rows, batches,
             hyperparameters, seed, the trainer's settings, torch's version.
     """
+    refuse_few_rows(len(validation.y), module.patience)
     path = cache / f"{_fit_key(module, batches, epochs, trainer, validation, seed)}.safetensors" if cache else None
     if path is not None and processes.told(lambda: _restore(module, path)):
         if processes.rank():
@@ -204,14 +259,20 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            limit_val_batches=1.0 if measured or module.dual_rate else 0,
-            # Dual ascent needs every epoch; a curve is drawn from four points.
-            check_val_every_n_epoch=1 if module.dual_rate else max(1, epochs // 4),
+            limit_val_batches=1.0 if measured or module.selects else 0,
+            # A choice needs every epoch; a curve is drawn from four points.
+            check_val_every_n_epoch=1 if module.selects else max(1, epochs // 4),
             log_every_n_steps=len(loader),
         ).fit(module, loader, held_out)
+    module.keep_best()
     module.cpu().eval()
     if path is not None and processes.rank() == 0:
-        write_whole(path, save(module.net.state_dict(), metadata={"penalty": repr(module.penalty)}))
+        told = {name: repr(getattr(module, name)) for name in _TOLD}
+        write_whole(path, save(module.net.state_dict(), metadata=told))
+
+
+# What is kept of a fit beside its weights, and how it is read.
+_TOLD: dict[str, Callable[[str], object]] = {"penalty": float, "epoch": int, "constraint_met": "True".__eq__}
 
 
 def _fit_key(
@@ -231,7 +292,7 @@ def _fit_key(
             "net": str(module.net),  # dropout has no weights
             "loss": module.hyperparameters,
             "batches": batches.content,
-            "validation": content(validation) if module.dual_rate else None,
+            "validation": content(validation) if module.selects else None,
             "epochs": epochs,
             "seed": seed,
             "trainer": {key: str(value) for key, value in settings["trainer"].items()},
@@ -246,11 +307,12 @@ def _restore(module: Classifier, path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-            penalty = float(file.metadata()["penalty"])
+            told = {name: read(file.metadata()[name]) for name, read in _TOLD.items()}
         module.net.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         return False  # it will be made again
-    module.penalty = penalty
+    for name, value in told.items():
+        setattr(module, name, value)
     module.eval()
     return True
 

@@ -34,8 +34,8 @@ from fairpriv.data.batches import PoissonBatches, StratifiedBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps, label_gaps
-from fairpriv.functional.attacks import answers
 from fairpriv.modules.classifier import EXPECTED_WARNINGS, MLP
+from fairpriv.modules.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
 from fairpriv.tracking.result import write_whole
 
@@ -57,10 +57,13 @@ class Pool:
     Attributes:
         weights: per layer ``(W [M, in, out], b [M, out])``; a member's layer is ``x @ W[i] + b[i]``.
         diverged: members whose training broke off, in ascending order.
+        told: what its last training has to say of every member, ``[M]`` each: ``epoch``, the one that was kept, from 1;
+            ``lambda``, the penalty's weight in it; ``constraint_met``, 1 or 0, under dual ascent.
     """
 
     weights: list[tuple[Tensor, Tensor]]
     diverged: list[int] = field(default_factory=list)
+    told: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nets: Sequence[nn.Sequential]) -> Pool:
@@ -89,6 +92,11 @@ class Pool:
                 for W, b in (zip(*layer, strict=True) for layer in zip(*(p.weights for p in pools), strict=True))
             ],
             [start + i for pool, start in zip(pools, first, strict=False) for i in pool.diverged],
+            {
+                name: [value for pool in pools for value in pool.told[name]]
+                for name in pools[0].told
+                if all(name in pool.told for pool in pools)
+            },
         )
 
     def __len__(self) -> int:
@@ -99,6 +107,7 @@ class Pool:
         return Pool(
             [(W[chosen], b[chosen]) for W, b in self.weights],
             [place for place, i in enumerate(chosen.tolist()) if i in self.diverged],
+            {name: [values[i] for i in chosen.tolist()] for name, values in self.told.items()},
         )
 
     @property
@@ -142,17 +151,15 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Dual:
-    """Dual ascent on ``gap <= epsilon``, a lambda for every member; the rule is that of `Classifier`.
+    """Dual ascent on ``gap <= epsilon`` on validation rows, a lambda for every member; the rule is `Classifier`'s.
 
     Attributes:
         rate: above 0; after every epoch of a member ``lambda <- max(0, lambda + rate * (gap - epsilon))``.
         epsilon: at least 0, the gap that is aimed at.
-        validation: the rows on which each member's equalized-odds gap is measured.
     """
 
     rate: float
     epsilon: float
-    validation: Rows
 
 
 @dataclass(frozen=True)
@@ -179,16 +186,28 @@ def member_seed(seed: int, member: int) -> int:
     return int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
 
 
+def mask_seed(seed: int) -> int:
+    """The seed of DP-SGD's Poisson samples: not that of the initial weights, which a release makes known."""
+    return member_seed(seed, 2)
+
+
+def noise_seed(seed: int) -> int:
+    """The seed of DP-SGD's noise: noise that knows the batch, or the initial weights, hides nothing."""
+    return member_seed(seed, 1)
+
+
 def fit_pool(
     datasets: Sequence[Sequence[Any]],
     *,
     hidden: Sequence[int] = (64, 32),
     classes: int = 2,
-    epochs: int,
+    epochs: int | Sequence[int],
     batch_size: int,
     lr: float,
     seed: int,
     penalty: float = 0.0,
+    validation: Sequence[Sequence[Any]] | None = None,
+    patience: int | None = None,
     dual: Dual | None = None,
     private: Private | None = None,
     initial: Pool | None = None,
@@ -203,7 +222,8 @@ def fit_pool(
     """Train one classifier per dataset, all at once: ``mean(weight * cross-entropy) + penalty * gap`` each, by AdamW.
 
     A member takes ``epochs`` times the batches that its own rows make, and is then left as it is while larger ones go
-    on. Under an initialised process group rank r trains the members ``r::world_size``, and every rank returns all.
+    on; with ``patience`` it stops early and goes back to its best epoch, by the rule of `Classifier`. Under an
+    initialised process group rank r trains the members ``r::world_size``, and every rank returns all.
 
     Args:
         datasets: per member ``(X, y)``, ``(X, y, groups)`` or ``(X, y, groups, weights)``: features ``[N, F]``, labels
@@ -211,12 +231,15 @@ def fit_pool(
             or arrays. N may differ between members.
         hidden: sizes of the hidden layers.
         classes: number of labels, two or more.
-        epochs: passes over a member's batches.
+        epochs: passes over a member's batches; a number, or one for every member.
         batch_size: rows of a member in a batch; less where it has fewer. Not read under ``private``.
         lr, weight_decay: of AdamW.
         seed: member i draws initial weights and batches from ``member_seed(seed, i)``.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on P(y=1); needs groups.
-        dual: drives every member's lambda, which starts at ``penalty``; needs groups.
+        validation: per member rows that it is not trained on, as ``datasets`` without weights.
+        patience: epochs without a smaller objective on them after which a member stops; None: none stops, and the
+            last epoch is kept.
+        dual: drives every member's lambda, which starts at ``penalty``; needs groups and ``validation``.
         private: trains every member by DP-SGD, noise from a seed of its own; needs ``steps_per_epoch``.
         initial: the pool to start from, member for member, instead of fresh weights. Members that diverged there
             are not trained further.
@@ -234,7 +257,8 @@ def fit_pool(
     Raises:
         InputError: datasets, sizes or hyperparameters that cannot be trained; names the member.
     """
-    if not (epochs >= 1 and batch_size >= 1 and (steps_per_epoch is None or steps_per_epoch >= 1)):
+    lengths = [epochs] * len(datasets) if isinstance(epochs, int) else list(epochs)
+    if not (min(lengths, default=1) >= 1 and batch_size >= 1 and (steps_per_epoch is None or steps_per_epoch >= 1)):
         raise InputError(
             f"epochs={epochs}, batch_size={batch_size}, steps_per_epoch={steps_per_epoch}: each is at least 1"
         )
@@ -252,25 +276,38 @@ def fit_pool(
         penalty or dual is not None or steps_per_epoch is None or any(len(d) > 3 for d in datasets)
     ):
         raise InputError("private: rows are clipped one by one, so it takes steps_per_epoch, no penalty and no weights")
-    members, weights = _rows(datasets, classes, grouped=penalty > 0 or dual is not None)
+    members, weights = _rows(datasets, classes, "datasets", grouped=penalty > 0 or dual is not None)
     numbers = list(range(len(members)) if numbers is None else numbers)
-    if len(numbers) != len(members):
-        raise InputError(f"numbers has {len(numbers)} entries for {len(members)} datasets")
+    for name, given in {"numbers": numbers, "epochs": lengths, "validation": validation}.items():
+        if given is not None and len(given) != len(members):
+            raise InputError(f"{name} has {len(given)} entries for {len(members)} datasets")
+    if validation is None and (patience is not None or dual is not None):
+        raise InputError("patience and dual: validation rows decide, and there are none")
+    if patience is not None and patience < 1:
+        raise InputError(f"patience={patience}: it is at least 1, or None")
+    if patience is None and dual is None:
+        validation = None  # nothing reads them
+    grouped = penalty > 0 or dual is not None
+    held_out = _rows(validation, classes, "validation", grouped=grouped)[0] if validation else []
+    for rows in held_out:
+        refuse_few_rows(len(rows.y), patience)
+        if rows.X.shape[1] != members[0].X.shape[1]:
+            raise InputError(f"validation has {rows.X.shape[1]} features, datasets[0] has {members[0].X.shape[1]}")
     sizes = (members[0].X.shape[1], *hidden, classes)
-    if dual is not None and dual.validation.X.shape[1] != sizes[0]:
-        raise InputError(f"dual.validation has {dual.validation.X.shape[1]} features, datasets[0] has {sizes[0]}")
     if initial is not None and (initial.sizes, len(initial)) != (sizes, len(members)):
         raise InputError(
             f"initial has {len(initial)} members of sizes {initial.sizes}; datasets and hidden ask for {len(members)} "
             f"of {sizes}"
         )
-    settings = _Settings(epochs, batch_size, steps_per_epoch, lr, weight_decay, penalty, seed)
-    driven: dict[str, Any] = {"dual": [dual.rate, dual.epsilon, content(dual.validation)]} if dual is not None else {}
+    settings = _Settings(batch_size, steps_per_epoch, lr, weight_decay, penalty, patience, seed)
+    driven: dict[str, Any] = {"dual": asdict(dual)} if dual is not None else {}
+    driven |= {"validation": [content(rows) for rows in held_out]} if held_out else {}
     driven |= {"private": asdict(private)} if private is not None else {}
     driven |= (
         {"weights": [hashlib.sha256(w.numpy().tobytes()).hexdigest() for w in weights]} if weights is not None else {}
     )
     driven |= {"numbers": numbers} if numbers != list(range(len(members))) else {}
+    driven |= {"epochs": lengths}
     path = cache / f"{_key(members, sizes, settings, initial, vectorized, driven)}.safetensors" if cache else None
     done = _read(path) if path else None
     if all(_gather(done is not None)):  # ranks may see different folders: all of them read, or all train
@@ -284,12 +321,14 @@ def fit_pool(
                     [members[i] for i in part],
                     [numbers[i] for i in part],
                     settings,
+                    [lengths[i] for i in part],
                     weights=[weights[i] for i in part] if weights is not None else None,
                     private=private is not None,
                 ),
                 initial[part] if initial is not None else _fresh(sizes, [member_seed(seed, numbers[i]) for i in part]),
                 [numbers[i] for i in part],
                 settings,
+                [held_out[i] for i in part] if held_out else None,
                 dual,
                 private,
                 accelerator,
@@ -308,12 +347,12 @@ def fit_pool(
 
 @dataclass(frozen=True)
 class _Settings:
-    epochs: int
     batch_size: int
     steps_per_epoch: int | None
     lr: float
     weight_decay: float
     penalty: float
+    patience: int | None
     seed: int
 
 
@@ -322,13 +361,15 @@ def _train(
     start: Pool,
     names: list[int],
     settings: _Settings,
+    validation: list[Rows] | None,
     dual: Dual | None,
     private: Private | None,
     accelerator: str,
     progress: bool,
 ) -> Pool:
     order = torch.tensor(batches.order)
-    module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings, dual, private)
+    held_out = HeldOut([validation[i] for i in batches.order]) if validation else None
+    module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings, held_out, dual, private)
     own_gpu = _shared() and torch.cuda.is_available() and accelerator != "cpu"  # and not the first one for all ranks
     with warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
@@ -357,7 +398,8 @@ class PoolBatches(IterableDataset[PoolBatch]):
     Args:
         members: their rows.
         names: their numbers in the whole pool, which decide their seeds.
-        settings: epochs, batch_size, steps_per_epoch and seed.
+        settings: batch_size, steps_per_epoch and seed.
+        epochs: of every member.
         weights: of their rows; None: all 1.
         private: whether batches are Poisson samples.
 
@@ -365,6 +407,7 @@ class PoolBatches(IterableDataset[PoolBatch]):
         order: the places in ``members`` of the first, second, ... member here: those with the most steps come first.
         X, y, s: the rows of all members in that order, end to end: ``[rows, F]``, ``[rows]``, ``[rows]``; filled up to
             equal numbers where every batch is the whole data.
+        steps, epoch: steps of every member, in that order; of all its epochs, and of one.
         width: rows of the largest batch.
     """
 
@@ -373,18 +416,20 @@ class PoolBatches(IterableDataset[PoolBatch]):
         members: list[Rows],
         names: list[int],
         settings: _Settings,
+        epochs: list[int],
         *,
         weights: list[Tensor] | None = None,
         private: bool = False,
     ) -> None:
         self.batch_size, self.private = settings.batch_size, private
-        steps = [settings.epochs * (settings.steps_per_epoch or -(-len(rows.y) // self.batch_size)) for rows in members]
+        epoch = [settings.steps_per_epoch or -(-len(rows.y) // self.batch_size) for rows in members]
+        steps = [number * length for number, length in zip(epochs, epoch, strict=True)]
         self.order = sorted(range(len(members)), key=lambda i: -steps[i])
-        self.steps = [steps[i] for i in self.order]
-        self.draws = [_draws(members[i], names[i], settings, private) for i in self.order]
+        self.steps, self.epoch = [steps[i] for i in self.order], [epoch[i] for i in self.order]
+        self.draws = [_draws(members[i], names[i], settings, epochs[i], private) for i in self.order]
         self.counts = [len(members[i].y) for i in self.order]
         if private:  # the largest batch is known once all are drawn
-            drawn = (_draws(members[i], names[i], settings, private)[0] for i in self.order)
+            drawn = (_draws(members[i], names[i], settings, epochs[i], private)[0] for i in self.order)
             self.width = max(1, max(len(index) for draws in drawn for index in draws))
         else:
             self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
@@ -439,21 +484,40 @@ class PoolBatches(IterableDataset[PoolBatch]):
             yield place, weight, len(drawn)
 
 
-def _draws(rows: Rows, name: int, settings: _Settings, private: bool) -> tuple[Iterator[Tensor], Tensor]:
+def _draws(rows: Rows, name: int, settings: _Settings, epochs: int, private: bool) -> tuple[Iterator[Tensor], Tensor]:
     """Row numbers of one member, an epoch or a batch at a time, and the weights of such a draw."""
     n, seed = len(rows.y), member_seed(settings.seed, name)
     if settings.steps_per_epoch is None:  # what ShuffledBatches draws, without the rows
         generator = torch.Generator().manual_seed(seed)
-        return (torch.randperm(n, generator=generator) for _ in range(settings.epochs)), torch.ones(n)
+        return (torch.randperm(n, generator=generator) for _ in range(epochs)), torch.ones(n)
     numbers = Rows(torch.arange(n), rows.y, rows.s, rows.index)
     if private:
-        samples = PoissonBatches(numbers, settings.steps_per_epoch, seed)
-        return (drawn for _ in range(settings.epochs) for drawn, *_ in samples), torch.ones(n)
+        samples = PoissonBatches(numbers, settings.steps_per_epoch, mask_seed(seed))
+        return (drawn for _ in range(epochs) for drawn, *_ in samples), torch.ones(n)
     try:
         batches = StratifiedBatches(numbers, settings.batch_size, settings.steps_per_epoch, seed)
     except ValueError as error:
         raise InputError(f"datasets[{name}]: {error}") from None
-    return (drawn for _ in range(settings.epochs) for drawn, *_ in batches), batches.weight
+    return (drawn for _ in range(epochs) for drawn, *_ in batches), batches.weight
+
+
+class HeldOut:
+    """Validation rows of all members, filled up to equal numbers.
+
+    Args:
+        members: their rows, each with one at least.
+
+    Attributes:
+        X, y, s: ``[M, V, F]``, ``[M, V]``, ``[M, V]``.
+        real: ``[M, V]``, False where a row only fills up.
+        groups: how many there are.
+    """
+
+    def __init__(self, members: list[Rows]) -> None:
+        self.X, self.y, self.s = (pad_sequence([getattr(rows, name) for rows in members], True) for name in "Xys")
+        sizes = torch.tensor([len(rows.y) for rows in members])
+        self.real = torch.arange(self.y.shape[1]) < sizes[:, None]
+        self.groups = int(self.s.max()) + 1
 
 
 class PoolClassifier(lightning.LightningModule):
@@ -463,7 +527,8 @@ class PoolClassifier(lightning.LightningModule):
         start: the members, in the order of ``batches``; their tensors are trained in place.
         batches: their rows.
         names: what the log calls the members.
-        settings: epochs, lr, weight decay and penalty.
+        settings: lr, weight decay, penalty and patience.
+        held_out: validation rows, where they decide which epoch is kept.
         dual: what drives the members' lambdas.
         private: how gradients are clipped and noised.
     """
@@ -482,16 +547,17 @@ class PoolClassifier(lightning.LightningModule):
         batches: PoolBatches,
         names: list[int],
         settings: _Settings,
+        held_out: HeldOut | None,
         dual: Dual | None,
         private: Private | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.settings, self.names, self.sizes, self.width = settings, names, start.sizes, batches.width
-        self.dual, self.epoch = dual, torch.tensor(batches.steps) // settings.epochs  # steps of each member's epoch
-        self.private = private
+        self.steps, self.epoch = torch.tensor(batches.steps), torch.tensor(batches.epoch)
+        self.dual, self.private, self.held_out = dual, private, held_out
         if private is not None:
-            seeds = [member_seed(member_seed(settings.seed, name), 1) for name in names]  # not the batches' own
+            seeds = [noise_seed(member_seed(settings.seed, name)) for name in names]
             self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
         self.weights = nn.ParameterList([W for W, _ in start.weights])
@@ -504,12 +570,17 @@ class PoolClassifier(lightning.LightningModule):
         self.register_buffer("sign", 1 - 2 * batches.y.float(), persistent=False)
         self.register_buffer("cell", batches.y * groups + batches.s, persistent=False)
         self.register_buffer("penalty", torch.full((len(names),), float(settings.penalty)), persistent=False)
-        self.diverged = start.diverged
+        self.diverged = torch.zeros(len(names), dtype=torch.bool)
+        self.diverged[start.diverged] = True
+        self.best = BestEpoch(len(names), None if dual is not None else settings.patience)
+        self.kept: list[Tensor] = []  # every parameter as it was at its member's best epoch
+        self.kept_penalty = self.penalty.clone()
+        self.met = torch.ones(len(names), dtype=torch.bool)
 
     def configure_optimizers(self) -> PoolAdamW:
         """One AdamW for all members."""
         self.optimizer = PoolAdamW(self.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        self.optimizer.frozen[self.diverged] = True
+        self.optimizer.frozen[self.diverged.to(self.optimizer.frozen.device)] = True
         return self.optimizer
 
     def on_train_start(self) -> None:
@@ -521,14 +592,18 @@ class PoolClassifier(lightning.LightningModule):
         self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
         for parameter in self.parameters():
             parameter.grad = torch.zeros_like(parameter)
+        if self.held_out is not None:
+            self.kept = [parameter.detach().clone() for parameter in self.parameters()]
 
     @torch.no_grad()
     def training_step(self, batch: PoolBatch, step: int) -> None:
         """One step of the first k members."""
         index, weight = batch
         k = len(weight)
-        parts = [slice(i, min(i + self.block, k)) for i in range(0, k, self.block)]
-        finite = torch.cat([self._gradients(part, index, weight[part]) for part in parts]).isfinite()
+        finite = torch.ones(k, dtype=torch.bool, device=weight.device)
+        for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
+            if not self.optimizer.frozen[part].all():
+                finite[part] = self._gradients(part, index, weight[part]).isfinite()
         for parameter in self.parameters():
             finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
         if self.private is not None:
@@ -538,11 +613,12 @@ class PoolClassifier(lightning.LightningModule):
             for i in broken.nonzero().flatten().tolist():
                 log.warning("pool member %d diverged at step %d; it stays as it was before", self.names[i], step)
             self.optimizer.frozen[:k] |= broken
+            self.diverged[:k] |= broken.cpu()
         self.optimizer.active = k
         cast(LightningOptimizer, self.optimizers()).step()
-        ended = ((step + 1) % self.epoch[:k] == 0).nonzero().flatten()
-        if self.dual is not None and len(ended):
-            self._ascend(ended, self.dual)
+        ended = ((step + 1) % self.epoch[:k] == 0) & ~self.optimizer.frozen[:k].cpu()
+        if self.held_out is not None and ended.any():
+            self._validate(ended.nonzero().flatten(), step, self.held_out)
 
     def _add_noise(self, private: Private, k: int) -> None:
         """Noise the sums of clipped gradients of the first k members, and divide by the batches' expected size."""
@@ -554,13 +630,51 @@ class PoolClassifier(lightning.LightningModule):
             expected = self.expected[:k].to(gradient).view(k, *[1] * (gradient.dim() - 1))
             gradient.add_(noise.view_as(gradient)).div_(expected)
 
-    def _ascend(self, ended: Tensor, dual: Dual) -> None:
+    def _validate(self, ended: Tensor, step: int, rows: HeldOut) -> None:
+        """Keep the weights of the members whose best epoch just ended; move their lambdas, or stop them."""
+        X, y, s, real = (part[ended].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
+        logits = self.pool_logits(ended, X)
+        count = real.sum(1)
+        each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        loss = (each * real).sum(1) / count
+        epoch = (step + 1) // self.epoch[ended]
+        probs = logits.softmax(-1)
+        if self.dual is not None:
+            # one by one: the rows, and so the cells that they fill, are each member's own
+            own = zip(probs, y, s, real, strict=True)
+            gap = torch.stack([_gap(p[r], labels[r], groups[r], self.classes) for p, labels, groups, r in own])
+            better, _ = self.best.update(ended, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
+            self._keep(ended[better])
+            self.met[ended[better]] = gap[better] <= self.dual.epsilon
+            self._ascend(ended, gap, self.dual)
+            return
+        if self.settings.penalty:
+            cells = self.classes * rows.groups
+            cell = torch.where(real, y * rows.groups + s, cells)
+            shown = probs[..., 1] if self.classes == 2 else probs
+            loss = loss + self.penalty[ended] * equalized_odds_penalties(shown, cell, cells)
+        better, stopped = self.best.update(ended, epoch, loss)
+        self._keep(ended[better])
+        self.optimizer.frozen[ended[stopped]] = True
+        if (self.optimizer.frozen.cpu() | (self.steps <= step + 1)).all():
+            self.trainer.should_stop = True
+
+    def _ascend(self, ended: Tensor, gap: Tensor, dual: Dual) -> None:
         """Move the lambdas of the members whose epoch ended."""
-        rows = dual.validation
-        preds = answers(self.pool()[ended].predict_proba(rows.X))
-        gap = equalized_odds_gaps(preds, rows.y, rows.s, classes=self.classes)
         excess = (gap - dual.epsilon).to(self.penalty)
         self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
+
+    def pool_logits(self, members: Tensor, X: Tensor) -> Tensor:
+        """Logits ``[k, V, C]`` of some members, each on rows ``[k, V, F]`` of its own."""
+        h = X
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(b[members, None], h.relu() if layer else h, W[members])
+        return h
+
+    def _keep(self, members: Tensor) -> None:
+        for kept, parameter in zip(self.kept, self.parameters(), strict=True):
+            kept[members] = parameter.detach()[members]
+        self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
     def _gradients(self, part: slice, index: Tensor | None, weight: Tensor) -> Tensor:
         """Write the gradients of the members in ``part``; their losses on this batch [k]."""
@@ -606,9 +720,20 @@ class PoolClassifier(lightning.LightningModule):
         return losses.detach()
 
     def pool(self) -> Pool:
-        """The members as they stand."""
-        weights = [(W.detach().cpu(), b.detach().cpu()) for W, b in zip(self.weights, self.biases, strict=True)]
-        return Pool(weights, self.optimizer.frozen.nonzero().flatten().tolist())
+        """The members as they stand or, where validation rows decided, as they were at their best epochs."""
+        stand = self.kept or [parameter.detach() for parameter in self.parameters()]
+        layers = len(self.weights)
+        weights = [(W.cpu(), b.cpu()) for W, b in zip(stand[:layers], stand[layers:], strict=True)]
+        told: dict[str, list[float]] = {"lambda": (self.kept_penalty if self.kept else self.penalty).tolist()}
+        told["epoch"] = (self.best.epoch if self.kept else self.optimizer.steps.cpu() // self.epoch).tolist()
+        if self.dual is not None:
+            told["constraint_met"] = self.met.double().tolist()
+        return Pool(weights, self.diverged.nonzero().flatten().tolist(), told)
+
+
+def _gap(probs: Tensor, y: Tensor, s: Tensor, classes: int) -> Tensor:
+    """Equalized-odds gap of one member, on the CPU; cells without rows are left out."""
+    return equalized_odds_gaps(probs.argmax(-1)[None], y, s, classes=classes)[0].cpu()
 
 
 def _view(space: Tensor, *shape: int) -> Tensor:
@@ -723,32 +848,34 @@ def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
     return Pool.of(nets)
 
 
-def _rows(datasets: Sequence[Sequence[Any]], classes: int, *, grouped: bool) -> tuple[list[Rows], list[Tensor] | None]:
+def _rows(
+    datasets: Sequence[Sequence[Any]], classes: int, what: str, *, grouped: bool
+) -> tuple[list[Rows], list[Tensor] | None]:
     """The datasets as rows, with group codes 0, 1, ... that all members share; and the rows' weights, if any has."""
     members: list[Rows] = []
     weights: list[Tensor] = []
     for i, dataset in enumerate(datasets):
         if len(dataset) not in (2, 3, 4) or (grouped and len(dataset) < 3):
             wanted = "(X, y, groups), since the penalty compares groups" if grouped else "(X, y) or (X, y, groups)"
-            raise InputError(f"datasets[{i}] has {len(dataset)} parts; it is {wanted}")
+            raise InputError(f"{what}[{i}] has {len(dataset)} parts; it is {wanted}")
         X, y, *rest = map(_tensor, dataset)
         s = rest[0] if rest else torch.zeros(len(X), dtype=torch.int64)
         if X.dim() != 2 or not len(X) or y.shape != (len(X),) or s.shape != y.shape:
             shapes = ", ".join(str(list(part.shape)) for part in (X, y, *rest))
-            raise InputError(f"datasets[{i}] has shapes {shapes}; X is [N, F] with N at least 1, the others are [N]")
+            raise InputError(f"{what}[{i}] has shapes {shapes}; X is [N, F] with N at least 1, the others are [N]")
         if members and X.shape[1] != members[0].X.shape[1]:
-            raise InputError(f"datasets[{i}] has {X.shape[1]} features, datasets[0] has {members[0].X.shape[1]}")
+            raise InputError(f"{what}[{i}] has {X.shape[1]} features, {what}[0] has {members[0].X.shape[1]}")
         if not ((y == y.long()) & (y >= 0) & (y < classes)).all():
             known = "0 and 1" if classes == 2 else f"0 to {classes - 1}"
-            raise InputError(f"datasets[{i}] has labels {y.unique().tolist()[:5]}; they are {known}")
+            raise InputError(f"{what}[{i}] has labels {y.unique().tolist()[:5]}; they are {known}")
         if s.is_floating_point():
-            raise InputError(f"datasets[{i}] has groups of {s.dtype}; they are integer codes")
+            raise InputError(f"{what}[{i}] has groups of {s.dtype}; they are integer codes")
         weights.append(rest[1].float() if len(rest) == 2 else torch.ones(len(X)))
         if not ((weights[-1] >= 0) & weights[-1].isfinite()).all():
-            raise InputError(f"datasets[{i}] has weights that are negative or not finite")
+            raise InputError(f"{what}[{i}] has weights that are negative or not finite")
         members.append(Rows(X.float(), y.long(), s.long(), torch.arange(len(X))))
     if not members:
-        raise InputError("datasets is empty: a pool has at least one member")
+        raise InputError(f"{what} is empty: a pool has at least one member")
     codes = torch.cat([rows.s for rows in members]).unique()
     members = [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
     return members, weights if any(len(dataset) == 4 for dataset in datasets) else None
@@ -784,7 +911,7 @@ def _bytes(pool: Pool) -> bytes:
     tensors = {
         f"{layer}.{name}": t for layer, pair in enumerate(pool.weights) for name, t in zip("Wb", pair, strict=True)
     }
-    return save(tensors, metadata={"diverged": json.dumps(pool.diverged)})
+    return save(tensors, metadata={"diverged": json.dumps(pool.diverged), "told": json.dumps(pool.told)})
 
 
 def _read(path: Path) -> Pool | None:
@@ -793,7 +920,7 @@ def _read(path: Path) -> Pool | None:
         with safe_open(path, "pt") as file:
             layers = range(len(file.keys()) // 2)
             weights = [(file.get_tensor(f"{layer}.W"), file.get_tensor(f"{layer}.b")) for layer in layers]
-            return Pool(weights, json.loads(file.metadata()["diverged"]))
+            return Pool(weights, *(json.loads(file.metadata()[name]) for name in ("diverged", "told")))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         return None  # it will be made
 

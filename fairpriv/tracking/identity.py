@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised by one whenever a change of the code changes the results of an unchanged config: old cells are then run again.
-OUTCOME_VERSION = 1
+OUTCOME_VERSION = 2
 
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads"})
 _LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "utility", "analysis"})

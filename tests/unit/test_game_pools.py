@@ -65,28 +65,32 @@ def data(tmp_path):
 
 def test_a_property_that_turns_the_label_round_is_found_by_attacks_and_hidden_by_training_on_both_worlds(data):
     attacks = [LossTest(), KL()]
-    bare = play([deal(data, Undefended().defend_pool, FIT, TRAINING, shadows=True)], attacks).metrics
+    bare = play([deal(data, Undefended().defend_pool, FIT, TRAINING)], attacks, pure=True).metrics
     assert bare["attack/loss_test/accuracy"] == bare["attack/kl/accuracy"] == 1.0
     assert bare["privacy/victim_accuracy_gap"] < 0.2  # on both worlds' rows together the victims are alike
     union = FairFineTuning(name="scratch", start="scratch", rehearsal=1.0, penalty=0.0, epochs=3, lr=0.03)
-    hidden = play([deal(data, union.defend_pool, FIT, TRAINING, shadows=True)], attacks).metrics
+    hidden = play([deal(data, union.defend_pool, FIT, TRAINING)], attacks, pure=True).metrics
     assert hidden["attack/loss_test/accuracy"] < 0.9
 
 
 def test_members_sample_their_own_world_of_their_own_part(data):
-    owner = own_pool(data, "shadow", data.part("query", 0), 3, FIT, TRAINING)
+    owner = own_pool(data, "adversary", 3, FIT, TRAINING)
     own, other = owner.samples(own=True), owner.samples(own=False)
     assert [set(rows.s.tolist()) for rows in own] == [{0}] * 3 + [{1}] * 3
     assert [set(rows.s.tolist()) for rows in other] == [{1}] * 3 + [{0}] * 3
-    held = set(data.part("shadow", 0).index.tolist()) | set(data.part("shadow", 1).index.tolist())
+    held = set(data.half("adversary").index.tolist())
     for rows in own + other:
-        assert len(rows.y) == pytest.approx(40, abs=2)
+        assert len(rows.y) == 40
         assert set(rows.index.tolist()) <= held
+    assert [len(rows.y) for rows in owner.validation()] == [2 * 20] * 6
+    assert [set(rows.s.tolist()) for rows in owner.own_validation()] == [{0}] * 3 + [{1}] * 3
+    for trained, held_out in zip(map(Rows.__add__, own, other), owner.validation(), strict=True):
+        assert not set(trained.index.tolist()) & set(held_out.index.tolist())
     assert len({tuple(sorted(rows.index.tolist())) for rows in own}) == 6  # every member its own
 
 
 def test_shadows_do_not_start_from_the_victims_initial_weights(data):
-    seeds = {own_pool(data, part, data.part("query", 0), 1, FIT, TRAINING).seed for part in ("train", "shadow")}
+    seeds = {own_pool(data, side, 1, FIT, TRAINING).seed for side in ("victim", "adversary")}
     assert len(seeds) == 2
 
 
@@ -97,11 +101,11 @@ def test_shadows_pass_through_the_defence_only_where_the_adversary_is_adaptive(d
         seen.append(len(owner.samples(own=True)))
         return owner.base()
 
-    deal(data, defence, FIT, TRAINING, shadows=True)
+    deal(data, defence, FIT, TRAINING)
     assert seen == [8]
     data.game.adaptive = True
     try:
-        deal(data, defence, FIT, TRAINING, shadows=True)
+        deal(data, defence, FIT, TRAINING)
     finally:
         data.game.adaptive = False
     assert seen == [8, 8, 12]
@@ -128,7 +132,12 @@ class Coins:
 
 def test_answers_of_randomised_victims_are_drawn_and_attacks_are_told_their_chances(data):
     chances = [0.0, 0.3, 0.3, 0.5, 0.7, 0.9, 1.0, 0.001]
-    split = deal(data, lambda owner: Coins(chances), FIT, TRAINING, shadows=False)
+    data.game.shadows = 0
+    try:
+        split = deal(data, lambda owner: Coins(chances), FIT, TRAINING)
+    finally:
+        data.game.shadows = 6
+    assert split.game.shadows is None
     test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
     positive = float(torch.cat([rows.y for rows in test]).double().mean())
     rows = sum(len(part.y) for part in test)
@@ -144,27 +153,30 @@ def test_too_few_rows_say_how_many_are_missing(data):
     data.game.model_rows = 10_000
     try:
         with pytest.raises(
-            InputError, match=r"game\.model_rows=10000: part 'train' .* holds (\d+) rows per world, \d+ too"
+            InputError, match=r"the victim's half has \d+ rows of group=a .* \d+ fewer than game\.model_rows=10000"
         ):
-            own_pool(data, "train", data.part("query", 0), 1, FIT, TRAINING)
+            own_pool(data, "victim", 1, FIT, TRAINING)
     finally:
         data.game.model_rows = 40
 
 
-def test_halves_that_share_a_row_are_refused(data):
+def test_halves_that_share_a_row_or_a_twin_are_refused(data):
     refuse_overlap(data)
-    leak = data.part("train", 0)
-    rows = data._rows["query", 0]
-    data._rows["query", 0] = Rows(rows.X, rows.y, rows.s, torch.cat([rows.index[1:], leak.index[:1]]))
+    data.twins = data.twins.copy()
+    data.twins[int(data.half("victim").index[0])] = data.twins[int(data.part("query", 0).index[0])]
     with pytest.raises(InputError, match="people: 1 rows are in the victims' half and in the adversary's"):
         refuse_overlap(data)
 
 
-def test_an_adversary_without_rows_is_refused(tmp_path):
-    module = GameDataModule(people(tmp_path), GameConfig(adversary_share=0.0), seed=0)
-    module.setup()
-    with pytest.raises(InputError, match=r"game\.adversary_share=0 leaves an adversary no rows"):
-        module.part("shadow", 0)
+def test_own_accuracy_is_that_on_the_rows_a_model_was_trained_on_first(data):
+    split = deal(data, Undefended().defend_pool, FIT, TRAINING)
+    owner = own_pool(data, "victim", 4, FIT, TRAINING)
+    pool = owner.base()
+    for member, rows in enumerate(owner.samples(own=True)):
+        right = sum(int(p > 0.5) == y for p, y in zip(pool[member].predict_proba(rows.X)[0], rows.y, strict=True))
+        assert float(split.train_accuracy[member]) == pytest.approx(right / 40)
+    assert split.told["victims"]["epoch"] == pool.told["epoch"]
+    assert set(split.told) == {"victims", "shadows"}
 
 
 class Guess:
@@ -185,7 +197,7 @@ def split(accuracy, truth) -> Split:
 
 
 def test_victim_gap_is_the_difference_of_the_worlds_mean_accuracies():
-    played = play([split([0.8, 0.82, 0.7, 0.72], [0, 0, 1, 1])], [Guess()])
+    played = play([split([0.8, 0.82, 0.7, 0.72], [0, 0, 1, 1])], [Guess()], pure=False)
     assert played.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.1)
     low, high = played.intervals["privacy/victim_accuracy_gap"]
     assert 0 < low < 0.1 < high
@@ -203,7 +215,7 @@ def test_welch_interval_is_scipys():
 
 def test_repeated_splits_report_mean_and_spread():
     splits = [split([0.8] * 4, [0, 0, 1, 1]), split([0.8] * 4, [0, 1, 0, 1])]
-    metrics = play(splits, [Guess()]).metrics
+    metrics = play(splits, [Guess()], pure=False).metrics
     assert metrics["attack/guess/accuracy"] == pytest.approx(0.75)
     assert metrics["attack/guess/accuracy_std"] == pytest.approx(0.3535, abs=1e-3)
     assert metrics["pool/diverged"] == 2
@@ -212,46 +224,66 @@ def test_repeated_splits_report_mean_and_spread():
 def test_victims_that_are_mostly_constant_make_the_outcome_degenerate():
     one = split([0.8] * 4, [0, 0, 1, 1])
     one.constant = torch.tensor([True, True, True, False])
-    assert play([one], [Guess()]).degenerate == [
+    assert play([one], [Guess()], pure=False).degenerate == [
         "75% of the victims are constant: over 99 % of their predictions are of one class"
     ]
 
 
-def test_a_pool_is_defended_as_each_of_its_members_would_be(data):
-    """Lambda by validation, member by member: the pool's choice has the smallest gap among those accurate enough."""
-    owner = own_pool(data, "train", data.part("validation", 0) + data.part("validation", 1), 2, FIT, TRAINING)
-    how = {"rehearsal": 1.0, "epochs": 3, "lr": 0.03, "grid": [1.0]}
-    chosen = FairFineTuning(penalty="validation", tolerance=1.0, **how).defend_pool(owner)
-    zero, one = (FairFineTuning(penalty=p, **how).defend_pool(owner) for p in (1e-30, 1.0))
-    X = owner.validation.X
-    for member in range(len(chosen)):
-        mine = chosen.predict_proba(X)[member]
-        assert any(torch.allclose(mine, pool.predict_proba(X)[member], atol=1e-4) for pool in (zero, one))
-
-
-def test_dual_ascent_on_a_pool_is_that_of_each_of_its_members(data):
-    """Rehearsal of all rows and batches of all rows leave nothing to chance, so that both ways see the same."""
-    owner = own_pool(data, "train", data.part("validation", 0) + data.part("validation", 1), 2, FIT, TRAINING)
-    how = {"rehearsal": 1.0, "epochs": 8, "lr": 0.03, "epsilon": 0.1, "dual_rate": 3.0, "batch_size": 4096}
-    defence = FairFineTuning(penalty="dual", **how)
-    pool = defence.defend_pool(owner)
-    samples = list(zip(owner.samples(own=True), owner.samples(own=False), strict=True))
+def as_victim(owner, member) -> Victim:
+    """One member of a pool as the owner of a single model, with the same rows."""
+    deal, world = owner.deals[member], member // owner.count
+    parts = {
+        (part, w): deal.half.take(getattr(deal, part)[w if world == 0 else 1 - w])
+        for part in ("train", "validation")
+        for w in (0, 1)
+    }
+    seen = SimpleNamespace(part=lambda *name: parts[name], label_names=("0", "1"))
+    base = functools.partial(owner.base().member, member)
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
-    driven = []
-    for member, (own, other) in enumerate(samples):
-        parts = {
-            ("train", 0): own,
-            ("train", 1): other,
-            **{("validation", w): data.part("validation", w) for w in (0, 1)},
-        }
-        seen = SimpleNamespace(part=lambda *name, parts=parts: parts[name], label_names=data.label_names)
-        base = functools.partial(owner.base().member, member)
-        defended = defence.defend(Victim(seen, 0, 0, base, base, functools.partial(fit, trainer=trainer)))
-        assert torch.allclose(pool.member(member)(owner.validation.X), defended.net(owner.validation.X), atol=1e-3)
-        driven.append(defended.metrics["defense/lambda"])
-    assert len(set(driven)) > 1
-    free = FairFineTuning(penalty=0.0, **how).defend_pool(owner)
-    assert (free.predict_proba(owner.validation.X) - pool.predict_proba(owner.validation.X)).abs().max() > 0.05
+    return Victim(seen, 0, 0, base, base, functools.partial(fit, trainer=trainer))
+
+
+# Rehearsal of all rows and batches of all rows leave nothing to chance, so that one model and a pool see the same.
+WHOLE = {"rehearsal": 1.0, "epochs": 12, "lr": 0.03, "batch_size": 4096, "steps_per_epoch": 3, "patience": 2}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"penalty": 0.0},
+        {"penalty": 1.0},
+        {"penalty": "validation", "grid": [1.0, 5.0], "tolerance": 0.3},
+        {"penalty": "dual", "epsilon": 0.1, "dual_rate": 3.0},
+    ],
+    ids=lambda how: f"penalty={how['penalty']}",
+)
+def test_a_pool_is_defended_as_each_of_its_members_would_be(data, how):
+    """The same rule stops them, and the same rule chooses lambda, each by its own validation rows."""
+    owner = own_pool(data, "victim", 2, FIT, TRAINING | {"patience": 3})
+    defence = FairFineTuning(**WHOLE | how)
+    pool = defence.defend_pool(owner)
+    told = {"epoch": [], "lambda": [], "constraint_met": []}
+    for member, rows in enumerate(owner.validation()):
+        defended = defence.defend(as_victim(owner, member))
+        assert torch.allclose(pool.member(member)(rows.X), defended.net(rows.X), atol=1e-3)
+        for name, values in told.items():
+            values.append(defended.metrics.get(f"defense/{name}", 1.0))
+    for name, values in pool.told.items():
+        assert values == pytest.approx(told[name], abs=1e-4), name
+    if how["penalty"] == "dual":
+        assert len(set(pool.told["lambda"])) > 1
+    elif how["penalty"] != "validation":
+        assert min(pool.told["epoch"]) < 12
+
+
+def test_dual_ascent_on_a_pool_changes_what_it_answers(data):
+    owner = own_pool(data, "victim", 2, FIT, TRAINING)
+    driven, free = (
+        FairFineTuning(penalty=penalty, **WHOLE | {"epsilon": 0.1, "dual_rate": 3.0}).defend_pool(owner)
+        for penalty in ("dual", 0.0)
+    )
+    X = data.part("query", 0).X
+    assert (free.predict_proba(X) - driven.predict_proba(X)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(

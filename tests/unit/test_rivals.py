@@ -19,7 +19,7 @@ from fairpriv.attacks.attack import AttackGame, Query
 from fairpriv.attacks.kl import KL
 from fairpriv.attacks.meta_classifier import MetaClassifier
 from fairpriv.data.batches import StratifiedBatches
-from fairpriv.data.game import Rows
+from fairpriv.data.game import Deal, Rows
 from fairpriv.defenses.adversarial_debiasing import AdversarialDebiasing, Score
 from fairpriv.defenses.defense import PoolOwner, Victim
 from fairpriv.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
@@ -28,11 +28,11 @@ from fairpriv.defenses.fine_tuning import FineTuning
 from fairpriv.defenses.reweighting import Reweighting
 from fairpriv.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
 from fairpriv.errors import InputError
-from fairpriv.functional import equalized_odds_gap
+from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.modules.classifier import MLP, Classifier, fit, predict, scores
 from fairpriv.modules.pool import Pool, fit_pool, member_seed
 
-SHORT = {"epochs": 3, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
+SHORT = {"epochs": 3, "patience": None, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
 ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)
 FIT = functools.partial(fit_pool, hidden=[8], accelerator="cpu")
 TRAINER = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
@@ -83,9 +83,14 @@ def victim(data=None) -> Victim:
 
 
 def owner(count: int = 2) -> PoolOwner:
-    training = {"epochs": 3, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
-    held_out = world_rows(0, 50, 7) + world_rows(1, 50, 8)
-    return PoolOwner((world_rows(0, 300, 1), world_rows(1, 300, 2)), 0.5, count, held_out, 5, FIT, training)
+    training = {"epochs": 3, "patience": 2, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
+    half = world_rows(0, 300, 1) + world_rows(1, 300, 2)
+
+    def deal(member: int) -> Deal:
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(member))
+        return Deal(half, (order[:150], 300 + order[:150]), (order[150:200], 300 + order[150:200]))
+
+    return PoolOwner([deal(member) for member in range(2 * count)], count, 5, FIT, training)
 
 
 def rates(chance, rows: Rows) -> np.ndarray:
@@ -111,11 +116,11 @@ def test_weights_are_those_under_which_label_and_group_are_independent():
     n, y, s = len(rows.y), rows.y.tolist(), rows.s.tolist()
     for i in range(n):
         joint = sum(y[j] == y[i] and s[j] == s[i] for j in range(n))
-        assert weights[i] == pytest.approx(y.count(y[i]) * s.count(s[i]) / (n * joint))
+        assert weights[i] == pytest.approx(y.count(y[i]) * s.count(s[i]) / (n * joint), rel=1e-5)
     for label in (0, 1):
         for group in (0, 1, 2):
             mass = sum(w for w, a, b in zip(weights, y, s, strict=True) if (a, b) == (label, group)) / n
-            assert mass == pytest.approx(y.count(label) / n * s.count(group) / n)
+            assert mass == pytest.approx(y.count(label) / n * s.count(group) / n, rel=1e-5)
 
 
 def test_a_label_that_a_group_lacks_weighs_nothing():
@@ -165,7 +170,7 @@ def test_weights_change_the_arm_of_fine_tuning_and_nothing_else_does():
             return torch.ones(len(rows.y))
 
     same = Unweighted(rehearsal=0.5, **SHORT).defend(victim()).net
-    assert torch.allclose(scores(plain, ASKED.X), scores(same, ASKED.X), atol=1e-6)
+    assert torch.allclose(scores(plain, ASKED.X), scores(same, ASKED.X), atol=1e-4)
 
 
 # fairlearn's ThresholdOptimizer
@@ -188,7 +193,7 @@ def test_chances_are_those_that_fairlearn_draws_by(constraints):
     ).fit(score.double().numpy()[:, None], rows.y.numpy(), sensitive_features=rows.s.numpy())
     asked, groups = torch.linspace(0, 1, 301).repeat(3), torch.arange(3).repeat_interleave(301)
     expected = theirs._pmf_predict(asked.double().numpy()[:, None], sensitive_features=groups.numpy())[:, 1]
-    assert np.allclose(chances(rules, asked, groups), expected, atol=1e-6)
+    assert np.allclose(chances(rules, asked, groups), expected, atol=1e-5)
     assert ((expected > 0) & (expected < 1)).any()  # some answers are drawn
 
 
@@ -220,7 +225,7 @@ def test_a_pools_members_have_thresholds_of_their_own():
     for i, rows in enumerate(holder.tuning_samples(0.5)):
         model = holder.base().member(i)
         rules = defense._rules(scores(model, rows.X), rows)
-        assert torch.allclose(probs[i], chances(rules, scores(model, ASKED.X), ASKED.s), atol=1e-6)
+        assert torch.allclose(probs[i], chances(rules, scores(model, ASKED.X), ASKED.s), atol=1e-4)
     assert torch.equal(pool[[3, 1]].predict_proba(ASKED.X, ASKED.s), probs[[3, 1]])
     assert len(pool) == 4
 
@@ -282,7 +287,7 @@ def test_the_reduction_is_fairlearns(constraints):
     votes = [
         chance * (np.full(len(X), model) if isinstance(model, int) else model.predict(X)) for model, chance in mixture
     ]
-    assert np.allclose(sum(votes), theirs._pmf_predict(X)[:, 1], atol=1e-6)
+    assert np.allclose(sum(votes), theirs._pmf_predict(X)[:, 1], atol=1e-5)
     assert len(mixture) > 1
 
 
@@ -321,12 +326,12 @@ def test_a_pools_members_are_reduced_as_each_would_be_alone():
 
         def train(y, weights, i=i):
             data = [(samples[i].X, y, samples[i].s, weights)]
-            pool = arm.tune_pool(holder, data, start[[i]], numbers=[i])
+            pool = arm.tune_pool(holder, data, start[[i]], numbers=[i], validation=None)
             return pool, (pool.predict_proba(samples[i].X)[0] > 0.5).long()
 
         mixture, _ = defense._reduce(samples[i], train)
         alone = sum(chance * (net.predict_proba(ASKED.X)[0] > 0.5).double() for net, chance in mixture)
-        assert torch.allclose(all_at_once[i].double(), alone, atol=1e-6)
+        assert torch.allclose(all_at_once[i].double(), alone, atol=1e-5)
 
 
 def test_a_mixture_is_the_weighted_vote_of_its_networks_and_constants():
@@ -388,7 +393,7 @@ def test_a_reduction_trains_arms_with_lambda_zero(estimator):
 
 def test_debiasing_is_fairlearns_where_a_batch_is_the_whole_data():
     rows = victim().tuning_rows(0.5)
-    defense = AdversarialDebiasing(epochs=4, batch_size=10_000, alpha=0.7, adversary=[4])
+    defense = AdversarialDebiasing(epochs=4, patience=None, batch_size=10_000, alpha=0.7, adversary=[4])
     ours = defense.defend(victim()).net
     theirs = base_pool().member(0)
     classifier = AdversarialFairnessClassifier(
@@ -406,7 +411,7 @@ def test_debiasing_is_fairlearns_where_a_batch_is_the_whole_data():
     with torch.random.fork_rng(devices=[]):
         classifier.fit(rows.X.numpy(), rows.y.numpy(), sensitive_features=rows.s.numpy())
     for a, b, before in zip(ours.parameters(), theirs.parameters(), base_pool().member(0).parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a, b, atol=0.01 * 0.003)  # a hundredth of a step
         assert not torch.equal(a, before)
 
 
@@ -431,8 +436,30 @@ def test_a_pools_members_are_debiased_as_each_would_be_alone(start):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(member_seed(holder.seed, i))
             net = holder.base().member(i) if start == "base" else MLP(2, 2, hidden=[8])
-        defense._tune(net, rows, member_seed(holder.seed, i))
-        assert torch.allclose(pool.predict_proba(ASKED.X)[i], scores(net, ASKED.X), atol=1e-6)
+        epoch = defense._tune(net, rows, holder.validation()[i], member_seed(holder.seed, i))
+        assert pool.told["epoch"][i] == epoch
+        assert torch.allclose(pool.predict_proba(ASKED.X)[i], scores(net, ASKED.X), atol=1e-4)
+
+
+def test_debiasing_stops_by_the_objective_of_fair_fine_tuning_and_keeps_its_best_epoch():
+    rows, held_out = victim().tuning_rows(1.0), victim().validation
+    how = {"adversary": [4], "batch_size": 50, "lr": 0.02, "rehearsal": 1.0}
+
+    def tuned(epochs, patience):
+        net = base_pool().member(0)
+        epoch = AdversarialDebiasing(epochs=epochs, patience=patience, **how)._tune(net, rows, held_out, 0)
+        logits = net(held_out.X).detach()
+        loss = torch.nn.functional.cross_entropy(logits, held_out.y)
+        penalty = equalized_odds_penalty(logits.softmax(-1), held_out.y, held_out.s)
+        return epoch, float(loss + penalty)
+
+    epoch, value = tuned(12, 3)
+    every = [tuned(n, None) for n in range(1, 13)]
+    assert [n for n, _ in every] == list(range(1, 13))
+    values = [v for _, v in every]
+    assert value == pytest.approx(values[epoch - 1], abs=1e-5)
+    assert value <= min(values[: epoch + 3]) + 1e-4
+    assert epoch < 12
 
 
 def test_a_member_that_diverges_is_reported_and_stays_as_it_was():
