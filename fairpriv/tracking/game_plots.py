@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairpriv.tracking.comparison import Comparison, Group, comparable
+from fairpriv.tracking.comparison import ALPHA, Comparison, Group, comparable
 from fairpriv.tracking.result import Result
 from fairpriv.tracking.selection import show
 from fairpriv.tracking.tradeoff import COLOURS, MARKERS, draw_bars
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ALPHA = "game.alpha"
+NULL = 0.5  # the alpha at which both worlds are one distribution
+LEAKAGE = "leakage"
 GAPS = (("privacy/accuracy_gap", "accuracy gap"), ("privacy/balanced_accuracy_gap", "balanced gap"))
 NOT_COVERED = (
     "The bound is on the gaps of one fixed model between two test worlds. It bounds no adversary that guesses which "
@@ -54,26 +56,26 @@ def _reach(result: Result) -> float | None:
 
 
 def standing(result: Result, gap: str) -> str:
-    """Where a cell's gap stands to ``Delta_EO * W``: under it, or over it and why; a key of ``STANDINGS``."""
+    """Where a cell's gap stands to ``Delta_EO * W``: under it, or over it and why; a key of ``STANDINGS``.
+
+    Only a gap whose interval lies above that of ``Delta_EO * W`` contradicts it; all others over it are sampling error.
+    For the plain accuracy gap label shift is the reason where the interval of the full bound reaches it.
+    """
 
     def end(metric: str, which: int) -> float | None:
         return result.intervals.get(metric, [None, None])[which]
 
     value, reach, weight = result.metrics[gap], _reach(result), result.metrics["privacy/shift_weight"]
-    bound, least = result.metrics.get("privacy/bound"), end(gap, 0)
     assert value is not None
     assert reach is not None
     assert weight is not None
     if value <= reach:
         return "under the diagonal"
-    if gap == "privacy/accuracy_gap":
-        most = end("privacy/bound", 1)
-        if bound is not None and value <= bound:
-            return "over it: label shift"
-    else:
-        delta = end("fairness/equalized_odds_gap", 1)
-        most = None if delta is None else delta * weight
-    return "over it: refuted" if least is not None and most is not None and least > most else "over it: sampling error"
+    least, delta, bound = end(gap, 0), end("fairness/equalized_odds_gap", 1), end("privacy/bound", 1)
+    if least is None or delta is None or least <= delta * weight:
+        return "over it: sampling error"
+    shifted = gap == "privacy/accuracy_gap" and (bound is None or least <= bound)
+    return "over it: label shift" if shifted else "over it: refuted"
 
 
 STANDINGS = {
@@ -92,6 +94,8 @@ def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> Non
         ends = [(at, *r.intervals.get(gap, (None, None))) for r, at in zip(chosen, x, strict=True)]
         bars = [(at, low, high) for at, low, high in ends if low is not None and high is not None]
         draw_bars(ax.vlines, bars, color=colour, linewidth=0.7, alpha=0.5)
+    against = [r for r in cells if standing(r, gap) in ("over it: label shift", "over it: refuted")]
+    degenerate = sum(bool(r.degenerate) for r in against)
     top = max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([0, top], [0, top], "--", color="0.55", linewidth=1)
     ax.set_xlim(0, top)
@@ -99,16 +103,22 @@ def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> Non
     ax.set_xlabel("equalized-odds gap x shift weight, on one half of the test rows")
     ax.set_ylabel(f"{label}, on the other half")
     ax.set_title(label, loc="left", fontweight="bold")
+    told = f"{len(against)} of {len(cells)} cells contradict the diagonal by their intervals"
+    ax.text(0.02, 0.97, f"{told}, {degenerate} degenerate", transform=ax.transAxes, fontsize=7.5, color="0.3", va="top")
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def advantage_figure(table: Comparison) -> Figure | None:
-    """Each attack's advantage against alpha, by dataset (rows) and defence (columns); None with one alpha only."""
+    """Each attack's leakage against alpha, by dataset (rows) and defence (columns); None with one alpha only.
+
+    Dotted: what the attack comes to at alpha 0.5, where both worlds are one distribution. Results of the earlier design
+    have no leakage; of these it is the advantage.
+    """
     from matplotlib.figure import Figure
 
-    attacks = [metric for metric in table.metrics if metric.startswith("attack/") and metric.endswith("/advantage")]
+    attacks, folded = _attacks(table, "advantage")
     panels: dict[str, dict[str, list[Group]]] = {}
     for dataset, groups in table.datasets.items():
         drawn = [g for g in groups if ALPHA in g.leaves and any(attack in g.estimates for attack in attacks)]
@@ -128,18 +138,27 @@ def advantage_figure(table: Comparison) -> Figure | None:
             groups = sorted(columns.get(setting, []), key=lambda group: float(group.leaves[ALPHA]))
             for i, attack in enumerate(attacks):
                 _advantage_line(ax, groups, attack, i)
-            ax.axhline(0, color="0.55", linewidth=1, linestyle="--")
+            if not folded:
+                ax.axhline(0, color="0.55", linewidth=1, linestyle="--")
             ax.set_title(f"{dataset}, {setting}", loc="left", fontsize=8, fontweight="bold")
-            ax.set_ylim(-1.05, 1.05)
+            ax.set_ylim(*((0, 0.52) if folded else (-1.05, 1.05)))
             ax.grid(color="0.92", linewidth=0.8)
             ax.set_axisbelow(True)
             ax.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel("advantage (0: guessing)")
+        row[0].set_ylabel("leakage (0: guessing)" if folded else "advantage (0: guessing)")
     for ax in axes[-1]:
         ax.set_xlabel("alpha")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False)
     return figure
+
+
+def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
+    """The metrics that attacks are drawn by, and whether they are leakages: ``otherwise`` where no cell has one."""
+    found = {
+        kind: [m for m in table.metrics if re.fullmatch(f"attack/[^/]+/{kind}", m)] for kind in (LEAKAGE, otherwise)
+    }
+    return (found[LEAKAGE], True) if found[LEAKAGE] else (found[otherwise], False)
 
 
 def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
@@ -148,15 +167,17 @@ def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
 
 
 def attack_figure(table: Comparison) -> Figure | None:
-    """A heat map a dataset: the accuracy of each attack (columns) against each defence and adversary (rows).
+    """A heat map a dataset: the leakage of each attack (columns) against each defence and adversary (rows).
 
-    The colours part at one half, which is guessing; each field holds the mean over seeds and its 95 % interval. None
-    with fewer than two attacks, or with several alphas, which `advantage_figure` draws.
+    Each field holds the mean over seeds and its 95 % interval. Cells with alpha 0.5, where both worlds are one
+    distribution, are rows of their own: what nothing looks like. Results of the earlier design have no leakage; of these it
+    is the accuracy, whose colours part at one half. None with fewer than two attacks, or with several alphas beside 0.5,
+    which `advantage_figure` draws.
     """
     from matplotlib.figure import Figure
 
-    attacks = [metric for metric in table.metrics if metric.startswith("attack/") and metric.endswith("/accuracy")]
-    alphas = {group.leaves.get(ALPHA) for group in table.groups}
+    attacks, folded = _attacks(table, "accuracy")
+    alphas = {group.leaves.get(ALPHA) for group in table.groups} - {NULL}
     panels: dict[str, list[Group]] = {}
     for dataset, groups in table.datasets.items():
         if drawn := [group for group in groups if any(attack in group.estimates for attack in attacks)]:
@@ -173,21 +194,34 @@ def attack_figure(table: Comparison) -> Figure | None:
     for ax, (dataset, groups) in zip(axes, panels.items(), strict=True):
         found = [[group.estimates.get(attack) for attack in attacks] for group in groups]
         means = [[estimate.mean if estimate else math.nan for estimate in row] for row in found]
-        ax.imshow(means, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+        if folded:
+            ax.imshow(means, cmap="Reds", vmin=0, vmax=0.5, aspect="auto")
+        else:
+            ax.imshow(means, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
         for y, row in enumerate(found):
             for x, estimate in enumerate(row):
                 if estimate is None:
                     continue
                 interval = "" if estimate.lo is None else f" [{estimate.lo:.2f}, {estimate.hi:.2f}]"
-                strong = "white" if abs(estimate.mean - 0.5) > 0.3 else "black"
+                strong = "white" if abs(estimate.mean - (0 if folded else 0.5)) > 0.3 else "black"
                 ax.text(x, y, f"{estimate.mean:.2f}{interval}", ha="center", va="center", fontsize=7, color=strong)
-        keys = varying(table, groups)
-        names = [", ".join([g.defence, *(f"{k}={show(g.leaves.get(k))}" for k in keys)]) for g in groups]
+        keys = [key for key in varying(table, groups) if key != ALPHA]
+        names = [
+            ", ".join(
+                [
+                    table.series(group),
+                    *(f"{key}={show(group.leaves.get(key))}" for key in keys),
+                    *(["alpha 0.5: nothing"] if group.leaves.get(ALPHA) == NULL else []),
+                ]
+            )
+            for group in groups
+        ]
         ax.set_yticks(range(len(groups)), names, fontsize=7.5)
         ax.set_xticks(range(len(attacks)), [attack.split("/")[1].replace("_", " ") for attack in attacks], fontsize=7.5)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
-        ax.set_title(f"{dataset}: accuracy of attacks (one half is guessing)", loc="left", fontweight="bold")
+        what = "leakage of attacks (0 is guessing)" if folded else "accuracy of attacks (one half is guessing)"
+        ax.set_title(f"{dataset}: {what}", loc="left", fontweight="bold")
     return figure
 
 
@@ -195,6 +229,8 @@ def _advantage_line(ax: Axes, groups: Sequence[Group], attack: str, number: int)
     points = [(float(g.leaves[ALPHA]), g.estimates[attack]) for g in groups if attack in g.estimates]
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     name = attack.split("/")[1].replace("_", " ")
+    if null := next((e for alpha, e in points if alpha == NULL), None):
+        ax.axhline(null.mean, color=colour, linewidth=0.8, linestyle=":")
     shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that bars do not hide one another
     ax.plot(shifted, [e.mean for _, e in points], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
     for at, (_, estimate) in zip(shifted, points, strict=True):
