@@ -366,6 +366,11 @@ class Group:
         return reasons[0] if reasons and None not in reasons else None
 
     @property
+    def mark(self) -> str:
+        """What stands behind the name of a control."""
+        return " (control)" if self.control is not None else ""
+
+    @property
     def ranked(self) -> bool:
         """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control."""
         return not self.degenerate and self.control is None
@@ -558,18 +563,18 @@ class Comparison:
 
     def name(self, group: Group) -> str:
         """The group's place in one line."""
-        return ", ".join(_value(group, key) for key in self.place) + _control_mark(group)
+        return ", ".join(_value(group, key) for key in self.place) + group.mark
 
     def place_texts(self, group: Group) -> list[str]:
         """The group's leading cells; a control is named one behind its defence, or behind the last of them."""
         texts = [show(group.leaves.get(key)) for key in self.place]
-        texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += _control_mark(group)
+        texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += group.mark
         return texts
 
     def series(self, group: Group) -> str:
         """What the group is drawn as: its defence, or where that is left out, all that is no setting."""
         if DEFENCE in self.place:
-            return group.defence + _control_mark(group)
+            return group.defence + group.mark
         return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
 
     @cached_property
@@ -710,10 +715,6 @@ def _null_arms(parts: Sequence[Group]) -> dict[int, Group]:
     if not arms:
         return {}
     return {id(part): arms[rest(part)] for part in parts if part.forms.get(ALPHA) != null and rest(part) in arms}
-
-
-def _control_mark(group: Group) -> str:
-    return " (control)" if group.control is not None else ""
 
 
 def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Condition]) -> dict[int, list[Group]]:

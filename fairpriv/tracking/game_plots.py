@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NULL = 0.5  # the alpha at which both worlds are one distribution
-LEAKAGE = "leakage"
 GAPS = (("privacy/accuracy_gap", "accuracy gap"), ("privacy/balanced_accuracy_gap", "balanced gap"))
 NOT_COVERED = (
     "The bound is on the gaps of one fixed model between two test worlds. It bounds no adversary that guesses which "
@@ -124,7 +123,9 @@ def advantage_figure(table: Comparison) -> Figure | None:
         drawn = [g for g in groups if ALPHA in g.leaves and any(attack in g.estimates for attack in attacks)]
         others = [key for key in varying(table, drawn) if key != ALPHA]
         for group in drawn:
-            setting = ", ".join([group.defence, *(f"{key}={show(group.leaves.get(key))}" for key in others)])
+            setting = ", ".join(
+                [group.defence + group.mark, *(f"{key}={show(group.leaves.get(key))}" for key in others)]
+            )
             panels.setdefault(dataset, {}).setdefault(setting, []).append(group)
     settings = list(dict.fromkeys(name for row in panels.values() for name in row))
     if not attacks or ALPHA not in table.keys:
@@ -155,10 +156,10 @@ def advantage_figure(table: Comparison) -> Figure | None:
 
 def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
     """The metrics that attacks are drawn by, and whether they are leakages: ``otherwise`` where no cell has one."""
-    found = {
-        kind: [m for m in table.metrics if re.fullmatch(f"attack/[^/]+/{kind}", m)] for kind in (LEAKAGE, otherwise)
-    }
-    return (found[LEAKAGE], True) if found[LEAKAGE] else (found[otherwise], False)
+    leakages, others = (
+        [m for m in table.metrics if re.fullmatch(f"attack/[^/]+/{kind}", m)] for kind in ("leakage", otherwise)
+    )
+    return leakages or others, bool(leakages)
 
 
 def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
@@ -170,9 +171,9 @@ def attack_figure(table: Comparison) -> Figure | None:
     """A heat map a dataset: the leakage of each attack (columns) against each defence and adversary (rows).
 
     Each field holds the mean over seeds and its 95 % interval. Cells with alpha 0.5, where both worlds are one
-    distribution, are rows of their own: what nothing looks like. Results of the earlier design have no leakage; of these it
-    is the accuracy, whose colours part at one half. None with fewer than two attacks, or with several alphas beside 0.5,
-    which `advantage_figure` draws.
+    distribution, are rows of their own: what nothing looks like. Results of the earlier design have no leakage; of
+    these it is the accuracy, whose colours part at one half. None with fewer than two attacks, or with several alphas
+    beside 0.5, which `advantage_figure` draws.
     """
     from matplotlib.figure import Figure
 
@@ -209,7 +210,7 @@ def attack_figure(table: Comparison) -> Figure | None:
         names = [
             ", ".join(
                 [
-                    table.series(group),
+                    group.defence + group.mark,
                     *(f"{key}={show(group.leaves.get(key))}" for key in keys),
                     *(["alpha 0.5: nothing"] if group.leaves.get(ALPHA) == NULL else []),
                 ]
