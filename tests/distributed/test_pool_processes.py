@@ -11,6 +11,7 @@ from fairpriv.modules import pool as pools
 from fairpriv.modules.pool import Dual, Pool, fit_pool
 
 HOW = {"hidden": (8, 4), "epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
+ROUNDING = 0.01 * HOW["lr"]  # a hundredth of a step of Adam, which enlarges rounding
 HELD_OUT = Rows(
     torch.randn(60, 5, generator=torch.Generator().manual_seed(1)),
     torch.arange(60) % 2,
@@ -71,13 +72,13 @@ def difference(a: Pool, b: Pool) -> float:
 def test_every_rank_has_the_pool_that_one_process_trains(by_rank, name):
     alone = fit_pool(datasets(), **ARMS[name])
     for trained in by_rank:
-        assert difference(trained[name], alone) < 1e-6
+        assert difference(trained[name], alone) < ROUNDING
         assert trained[name].diverged == alone.diverged == [4]
 
 
 def test_a_rank_without_members_receives_those_of_the_others(by_rank):
     alone = fit_pool(datasets()[:1], **HOW)
-    assert max(difference(trained["fewer members than ranks"], alone) for trained in by_rank) < 1e-6
+    assert max(difference(trained["fewer members than ranks"], alone) for trained in by_rank) < ROUNDING
 
 
 @pytest.mark.parametrize("name", ["cache of one rank", "read"])

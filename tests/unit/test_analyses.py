@@ -199,7 +199,7 @@ def test_a_weight_that_two_modules_use_gives_the_sum(model):
     block.gate_proj.weight = block.up_proj.weight  # of the same input
     name = next(name for name, weight in model.named_parameters() if weight is block.up_proj.weight)
     both = hidden_states(model, {name: rows[UP.format(1)]}, prompts(5), batch_size=2)[name]
-    torch.testing.assert_close(both, 2 * alone)
+    torch.testing.assert_close(both, 2 * alone, rtol=1e-4, atol=1e-4)
 
 
 def scaled(columns):

@@ -128,7 +128,7 @@ def test_a_decision_does_not_depend_on_the_other_victims(attack, property_):
     scores = attack.run(game).scores
     for index in (torch.tensor([17]), torch.arange(5, 25), (game.truth == 1).nonzero()[:, 0]):
         part = attack.run(changed(game, victims=game.victims[index], truth=game.truth[index]))
-        torch.testing.assert_close(part.scores, scores[index], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part.scores, scores[index], rtol=1e-3, atol=1e-4)
         assert torch.equal(part.decisions, (scores[index] > 0).long())
 
 

@@ -217,6 +217,6 @@ def test_float32_and_integer_distributions_are_taken():
     rates, composition0, composition1, prior0, prior1 = world(0, 2, 3, 2)
     expected = accuracy_gap_bound(rates, composition0, composition1, prior0, prior1).item()
     single = [part.float() for part in (rates, composition0, composition1, prior0, prior1)]
-    assert accuracy_gap_bound(*single).item() == pytest.approx(expected, abs=1e-6)
+    assert accuracy_gap_bound(*single).item() == pytest.approx(expected, abs=1e-5)
     pure = torch.tensor([[1, 0, 0], [0, 1, 0]])
     assert accuracy_gap_bound(rates, pure, pure, prior0, prior0).item() == 0

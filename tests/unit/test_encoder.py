@@ -128,7 +128,8 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_encoder, tmp_path,
         net = instantiate(described, X.shape[-1], 3, micro_batch_size=size, _convert_="all").eval()
         torch.nn.functional.cross_entropy(net(X), y).backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
-    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[1])
+    parts, whole = (torch.cat([g.flatten() for g in each.values()]) for each in gradients)
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
     assert all(p is not None for p in gradients[0].values())  # nothing that is never trained
 
 
@@ -168,7 +169,7 @@ def test_augmented_images_are_mirrored_moved_and_scaled_within_bounds():
     x[..., :8] = 1.0  # the left half
     seen = augmented(x)
     assert seen.shape == x.shape
-    assert 0 <= float(seen.min()) <= float(seen.max()) <= 1 + 1e-6
+    assert 0 <= float(seen.min()) <= float(seen.max()) <= 1 + 1e-4
     left = seen[..., 0, 0, 0] > 0.5
     assert 0.4 < left.float().mean() < 0.6
     share = torch.where(left, seen.mean((1, 2, 3)), 1 - seen.mean((1, 2, 3)))

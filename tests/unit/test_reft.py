@@ -138,7 +138,7 @@ def test_the_formula_is_that_of_the_paper(rank):
     expected = torch.stack(
         [torch.stack([x + R.T @ (W @ x + b - R @ x) for x in row]) for row in h]  # one vector at a time
     )
-    assert torch.allclose(intervention(h), expected, atol=1e-6)
+    assert torch.allclose(intervention(h), expected, atol=1e-4)  # of float32, of order 1
 
 
 def test_it_is_the_identity_when_w_is_r_and_b_is_zero_and_a_projection_when_w_is_zero():
@@ -148,7 +148,7 @@ def test_it_is_the_identity_when_w_is_r_and_b_is_zero_and_a_projection_when_w_is
     with torch.no_grad():
         intervention.source.weight.copy_(R)
         intervention.source.bias.zero_()
-    assert torch.allclose(intervention(h), h, atol=1e-6)
+    assert torch.allclose(intervention(h), h, atol=1e-4)
     with torch.no_grad():
         intervention.source.weight.zero_()
     assert not torch.allclose(intervention(h), h, atol=0.1)
@@ -209,7 +209,7 @@ def test_only_the_chosen_layers_and_positions_change(family, side, first, last):
     assert changed(before[2], after[2]) > expected  # the next layer attends to them
     rows, columns = zip(*sorted(expected), strict=True)
     [intervention] = reft.interventions.values()
-    assert torch.equal(after[1][rows, columns], intervention(before[1][rows, columns]))
+    assert torch.allclose(after[1][rows, columns], intervention(before[1][rows, columns]), atol=1e-4)
 
 
 def test_a_position_that_is_first_and_last_is_intervened_on_once():
@@ -218,7 +218,7 @@ def test_a_position_that_is_first_and_last_is_intervened_on_once():
     before = layer_outputs(plain, lambda: plain(**batch))
     reft = reft_model(layers=[1], first=4, last=4)
     after = layer_outputs(reft.model, lambda: reft(**batch))
-    assert torch.equal(after[1], reft.interventions["1"](before[1]))
+    assert torch.allclose(after[1], reft.interventions["1"](before[1]), atol=1e-4)
 
 
 def test_a_layer_may_return_a_tuple():
@@ -362,7 +362,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
     runs = []
     decoder_layers(reft.model)[1].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     for mine, theirs in zip(gradients(reft, *batches), expected, strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6)
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
     assert len(runs) == 4  # two batches, forward and again in backward
 
 
@@ -382,7 +382,7 @@ def test_checkpointing_that_runs_the_hooks_again_gives_the_same_gradients(monkey
     interventions = []
     reft.interventions["1"].register_forward_pre_hook(lambda *_: interventions.append(1))
     for mine, theirs in zip(gradients(reft, *batches), expected, strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6)
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
     assert len(runs) == 6
     assert len(interventions) == 4
 

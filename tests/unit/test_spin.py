@@ -218,7 +218,7 @@ def test_wanda_is_magnitude_times_the_norm_of_the_inputs(model, side):
     assert model.training
     assert set(got) == set(want)
     for name, score in want.items():
-        torch.testing.assert_close(got[name], score, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got[name], score, rtol=1e-3, atol=0)
     if side == "left":  # which shifts positions, to no effect on a model with rotary ones
         got = wanda_scores(model.eval(), [collate(rows, 0, side="left")])
         for name, score in want.items():
