@@ -22,6 +22,8 @@ DATASETS, DEFENCES = (
     ("adult", "compas", "german", "lsac"),
     ("none", "fine_tune", "rehearsal", "fair_finetune", "scratch"),
 )
+GAPS = ("fairness/equalized_odds_gap", "fairness/delta/no", "fairness/delta/yes", "privacy/accuracy_gap")
+GAPS += ("privacy/balanced_accuracy_gap",)
 SHAPES = {
     "20 rows of 50 seeds": (DATASETS, DEFENCES, [1.0], range(50)),
     "200 rows of 5 seeds": (DATASETS, DEFENCES, np.linspace(0.5, 1, 10).round(4).tolist(), range(5)),
@@ -34,7 +36,8 @@ def metrics(rng: np.random.Generator) -> dict[str, float]:
     names = ["eval/accuracy", "eval/balanced_accuracy", "eval/accuracy_world0", "eval/accuracy_world1"]
     names += ["fairness/equalized_odds_gap", "fairness/delta/no", "fairness/delta/yes", "privacy/accuracy_gap"]
     names += ["privacy/balanced_accuracy_gap", "privacy/shift_weight", "privacy/label_shift", "privacy/bound"]
-    names += [f"attack/{name}/{key}" for name in ATTACKS for key in ("accuracy", "advantage", "auc", "p_value")]
+    names += [f"attack/{name}/{key}" for name in ATTACKS for key in ("accuracy", "advantage", "auc", "leakage")]
+    names += [f"{name}_floor" for name in names if name in GAPS or name.endswith("leakage")]
     found = {name: float(rng.uniform()) for name in names}
     return found | {"privacy/below_tau": 1.0, "privacy/tau_in_interval": 0.0, "privacy/bound_holds": 1.0}
 
@@ -50,7 +53,14 @@ def write(
             here = config | {"seed": seed, "game": config["game"] | {"alpha": alpha}}
             found = metrics(rng)
             intervals = {name: [value - 0.01, value + 0.01] for name, value in found.items()}
-            result = Result(content_hash(here), "completed", here, found, intervals=intervals, seconds={"fit": 1.0})
+            signed = {name: [[value]] for name, value in found.items() if name in GAPS or name.endswith("leakage")}
+            result = Result(
+                *(content_hash(here), "completed", here, found),
+                intervals=intervals,
+                signed=signed,
+                overlap=0.4,
+                seconds={"fit": 1.0},
+            )
             path = folder / "cells" / result.id / "result.json"
             path.parent.mkdir(parents=True)
             path.write_text(

@@ -83,7 +83,8 @@ def compare(
         places = ", ".join(map(str, folders))
         raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
     table = _selected(results, where, by, baseline, pareto)
-    notes = _notes(table, skipped, unfinished)
+    about = number_notes(table)
+    notes = [*about, *_notes(table, skipped, unfinished)]
     if form == "table":
         _print(table, notes)
     if out is None:
@@ -91,7 +92,7 @@ def compare(
     try:
         write_whole(out / "table.csv", (lines := _csv(table)).encode("utf-8", "replace"))
         figures, undrawn = _write_plots(table, out / "plots")
-        page = _html(table, figures, skipped, unfinished, folders, where)
+        page = _html(table, figures, about, skipped, unfinished, folders, where)
         write_whole(out / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
@@ -234,8 +235,8 @@ def reasons(group: Group) -> list[tuple[str, list[str]]]:
 
 
 def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> list[str]:
-    """What must be known of the numbers, a line each."""
-    notes = number_notes(table)
+    """What else must be known, a line each."""
+    notes = []
     if any(group.seeds != len(group.completed) for group in table.groups):
         notes.append("several cells a seed: they are averaged first, so that intervals are over seeds")
     if any(group.best for group in table.groups):
@@ -275,25 +276,32 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
 
 def number_notes(table: Comparison) -> list[str]:
     """What the intervals are about, what stands behind them, and which rows are controls; a line each."""
-    found = [(group, metric, estimate) for group in table.groups for metric, estimate in group.estimates.items()]
-    over_seeds = [(group, metric, estimate) for group, metric, estimate in found if estimate.n > 1]
+    kinds, bare, alone = set(), set(), set()
+    for group in table.groups:
+        pure = group.leaves.get(ALPHA) in (0, 1)
+        for metric, estimate in group.estimates.items():
+            if estimate.lo is not None:
+                kinds.add((estimate.n == 1, estimate.half is None))
+            elif estimate.n > 1:
+                bare.add(metric)
+            elif pure:
+                alone.add(metric)
     notes = []
-    if any(estimate.half is not None for _, _, estimate in over_seeds):
+    if (False, False) in kinds:
         notes.append("mean ±half-width of the 95 % t interval over seeds")
-    if any(estimate.half is None and estimate.lo is not None for _, _, estimate in over_seeds):
+    if (False, True) in kinds:
         notes.append(
             "mean [lo, hi] of a gap or a leakage: from t intervals over seeds of the signed differences behind it, so "
             "that it starts at 0 where no difference is shown"
         )
-    if any(estimate.n == 1 and estimate.lo is not None for _, _, estimate in found):
+    if (True, True) in kinds:
         notes.append("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
-    if any(group.overlap is not None for group, _, _ in over_seeds):
+    if any(group.overlap is not None and group.seeds > 1 for group in table.groups):
         notes.append(
             "over seeds, which are overlapping splits of one data set (Nadeau-Bengio corrected): about new data, not "
             "about new splits"
         )
     columns = table.columns
-    bare = {metric for _, metric, estimate in over_seeds if estimate.lo is None}
     if labels := [label for metric, (label, _) in columns.items() if metric in bare]:
         notes.append(
             f"no interval over seeds of {', '.join(labels)}: some cells lack the signed differences that it follows "
@@ -307,14 +315,7 @@ def number_notes(table: Comparison) -> list[str]:
         )
     if NOTHING in words:
         notes.append("nothing: the mean of the same cells with game.alpha=0.5, where both worlds are one distribution")
-    pure = [
-        group
-        for group, metric, estimate in found
-        if (estimate.n, estimate.lo) == (1, None)
-        and group.leaves.get(ALPHA) in (0, 1)
-        and re.fullmatch(r"attack/[^/]+/leakage", metric)
-    ]
-    if pure:
+    if any(re.fullmatch(r"attack/[^/]+/leakage", metric) for metric in alone):
         notes.append(
             "leakage without an interval: at game.alpha=1 victims tell of their one split only: set game.repeats=5 or "
             "more, or give several seeds"
@@ -489,6 +490,7 @@ def _kind(group: Group, estimate: Estimate) -> str:
 def _html(
     table: Comparison,
     figures: Mapping[str, str],
+    about: Sequence[str],
     skipped: Sequence[tuple[Path, str]],
     unfinished: int,
     folders: Sequence[Path],
@@ -525,7 +527,7 @@ def _html(
         columns=table.columns,
         figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
         rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
-        number_notes=number_notes(table),
+        about=about,
         cells=cells,
         flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
