@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
 
@@ -140,7 +143,8 @@ class TabularDataset(Description):
     The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
     values, groups, label. Values are compared by their spelling: 1, 1.0 and "1" are the same. The sensitive column is
     left out of the features (unless ``include_sensitive``), and with it every column that it was recoded from or that
-    was recoded from the same one; likewise for the target.
+    was recoded from the same one; likewise for the target. Features that give it away stay, and one
+    line says so, unless ``keep_proxies`` is False.
     """
 
     name: str
@@ -172,6 +176,8 @@ class TabularDataset(Description):
     categorical: list[str] | None = None
     max_categories: int | None = 50  # one-hot columns per categorical feature; rare values are pooled as other
     include_sensitive: bool = False
+    proxies: dict[str, list[str]] = field(default_factory=dict)  # sensitive column: features that give it away
+    keep_proxies: bool = True  # False leaves those of ``sensitive`` out of the features
     # drop: rows with a missing value are left out. category: a missing feature is a value of its own (Encoder).
     missing: Literal["error", "drop", "category"] = "error"
 
@@ -221,6 +227,8 @@ class TabularDataset(Description):
             "drop": self.drop,
             "numeric": self.numeric or [],
             "categorical": self.categorical or [],
+            "proxies": self.proxies,
+            **{f"proxies.{sensitive}": given_away for sensitive, given_away in self.proxies.items()},
         }.items():
             for name in names:
                 _require(frame, name, f"dataset.{key}", files)
@@ -233,6 +241,16 @@ class TabularDataset(Description):
         hidden = self._family(self.sensitive) | self._family(self.target)
         listed = self.features if self.features is not None else list(kept.columns)
         names = [name for name in dict.fromkeys(listed) if name not in hidden and name not in self.drop]
+        proxies = [name for name in names if name in self.proxies.get(self.sensitive, [])]
+        if not self.keep_proxies:
+            names = [name for name in names if name not in proxies]
+        elif proxies:
+            log.warning(
+                "%s: features that give %s away are kept: %s; dataset.keep_proxies=false leaves them out",
+                self.name,
+                self.sensitive,
+                ", ".join(proxies),
+            )
         if self.include_sensitive:
             names.append(self.sensitive)
         if not names:

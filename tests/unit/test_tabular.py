@@ -1,4 +1,5 @@
 import gzip
+import logging
 import random
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_adult_has_its_published_counts():
     assert "?" in table.features["workclass"].cat.categories
     assert not {"sex", "fnlwgt", "education", "income"} & set(table.features)
     assert sum(table.dropped.values()) == 0
+
+
+def test_adults_relationship_stays_with_one_line_that_says_so_or_goes(caplog, monkeypatch):
+    monkeypatch.setattr("fairpriv.data.tabular._tables", {})
+    with caplog.at_level(logging.INFO, logger="fairpriv"):
+        assert "relationship" in bundled("adult").load().features
+        assert "relationship" in bundled("adult").load().features  # read once, and told once
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith("adult: features that give sex away are kept: relationship; ")
+        assert "dataset.keep_proxies=false" in said
+        caplog.clear()
+        assert "relationship" not in bundled("adult", keep_proxies=False).load().features
+        assert "relationship" in bundled("adult", sensitive="race", keep_proxies=False).load().features
+        assert not caplog.records
+    sexes = pd.crosstab(bundled("adult").load().features["relationship"], bundled("adult").load().s)
+    assert sexes.loc["Husband"].min() < 3  # of 19,716
+    assert sexes.loc["Wife"].min() < 5  # of 2,331
 
 
 def test_compas_keeps_what_propublica_kept_and_switches_its_sensitive_column():
@@ -297,6 +315,21 @@ BAD_INPUT = [
     ({"features": ["sex"]}, PEOPLE, r"no feature is left"),
     ({"recode": {"g": {"from": "sex", "values": {"f": "w"}}}}, PEOPLE, r"recode\.g: .*not listed: 'm' \(2\)"),
     ({"decode": {"j": "j_"}}, PEOPLE, r"decode\.j: 0 columns"),
+    (
+        {"proxies": {"sex": ["jobs"]}},
+        PEOPLE,
+        r"dataset\.proxies\.sex: no column 'jobs' in people\.csv; the nearest is job;",
+    ),
+    (
+        {"proxies": {"sexes": ["job"]}},
+        PEOPLE,
+        r"dataset\.proxies: no column 'sexes' in people\.csv; the nearest is sex;",
+    ),
+    (
+        {"proxies": {"sex": ["age", "job"]}, "keep_proxies": False},
+        PEOPLE,
+        r"no feature is left",
+    ),
     ({"decode": {"j": "j_"}}, "j_a,j_b,sex,hired\n1,1,f,yes\n0,1,m,no\n", r"decode\.j: 1 rows .*exactly one 1"),
     ({"columns": ["a", "b", "c"]}, PEOPLE, r"it has 4 columns, dataset\.columns 3 names"),
     ({}, "x,x,sex,hired\n1,2,f,yes\n1,1,m,no\n", r"two columns 'x' that differ"),
