@@ -458,12 +458,19 @@ def show(result: Result) -> None:
     parts += [config["model"]["name"]] if config["dimensions"] else [f"world {config['game']['world']}"]
     title = f"{', '.join(parts)}, seed {config['seed']}: {result.status}"
     if result.metrics:
-        table = Table("metric", "value", "95 % interval", title=title, title_justify="left", min_width=len(title))
+        floors = {name: value for name, value in result.metrics.items() if name.endswith("_floor")}
+        headers = ["metric", "value", "95 % interval", *(["with no gap"] if floors else [])]
+        table = Table(*headers, title=title, title_justify="left", min_width=len(title))
         for name, value in result.metrics.items():
-            low, high = result.intervals.get(name, (None, None))
-            interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-            table.add_row(name, "-" if value is None else f"{value:.4g}", interval)
+            if name not in floors:
+                low, high = result.intervals.get(name, (None, None))
+                interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+                cells = [name, "-" if value is None else f"{value:.4g}", interval]
+                floor = floors.get(f"{name}_floor")
+                table.add_row(*cells, *(["" if floor is None else f"{floor:.4g}"] if floors else []))
         console.print(table)
+        if result.control:
+            console.print(f"control: {result.control}: no attack can leak more than guessing", markup=False)
     else:
         console.print(title, markup=False, highlight=False)
     for reason in result.degenerate:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -10,11 +11,16 @@ import pytest
 import torch
 from scipy import stats
 
-from fairpriv.attacks.attack import AttackGame, AttackResult, Query
+from fairpriv.attacks.attack import AttackGame, AttackResult, Query, guess
+from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
 from fairpriv.attacks.kl import KL
+from fairpriv.attacks.label_only_kl import LabelOnlyKL
 from fairpriv.attacks.loss_test import LossTest
+from fairpriv.attacks.meta_classifier import MetaClassifier
+from fairpriv.attacks.per_point_threshold import PerPointThreshold
 from fairpriv.attacks.play import Played, Split, play, welch_interval
 from fairpriv.attacks.pools import deal, own_pool, refuse_overlap
+from fairpriv.attacks.threshold_test import ThresholdTest
 from fairpriv.data.game import GameDataModule, Rows
 from fairpriv.defenses.defense import Victim
 from fairpriv.defenses.fair_finetune import FairFineTuning
@@ -333,3 +339,43 @@ def test_a_game_of_attacks_on_weights_alone_is_refused_before_anything_is_traine
         InputError, match=r"attack=\[meta_classifier\] reads the weights .* defense=threshold_optimizer"
     ):
         behind_thresholds(WHITE_BOX)
+
+
+ALIKE = GameConfig(alpha=0.5, shadows=16, victims=16, model_rows=60, model_validation_rows=20, min_cell=0)
+# The meta-classifier is played with few steps, to be fast; its p value is as good as any.
+ALL = [
+    LossTest(),
+    ThresholdTest(folds=2),
+    PerPointThreshold(folds=2),
+    KL(),
+    LabelOnlyKL(),
+    BlackBoxMetaClassifier(),
+    MetaClassifier(width=4, folds=2, epochs=3),
+]
+
+
+@pytest.fixture(scope="module")
+def splits_alike(tmp_path_factory):
+    """Forty splits of a table small enough for models to memorise, both worlds being one distribution."""
+    dataset = people(tmp_path_factory.mktemp("alike"))
+    how = {"epochs": 6, "batch_size": 64, "lr": 0.05, "weight_decay": 0.0}
+    found = []
+    for seed in range(40):
+        data = GameDataModule(dataset, ALIKE, seed)
+        data.setup()
+        found.append(deal(data, Undefended().defend_pool, functools.partial(fit_pool, hidden=[6]), how))
+    return found
+
+
+@pytest.mark.parametrize("attack", ALL, ids=lambda attack: attack.name)
+def test_where_both_worlds_are_one_distribution_p_values_are_uniform_and_aucs_spread_as_by_chance(attack, splits_alike):
+    """With one fixed set of rows a world this fails: attacks then tell the sets apart, not the distributions."""
+    results = [guess(attack, split.game) for split in splits_alike]
+    assert stats.kstest([result.p_value for result in results], "uniform").pvalue > 0.01
+    nominal = math.sqrt((2 * 16 + 1) / (12 * 16 * 16))
+    aucs = torch.tensor([result.signed_auc for result in results]).double()
+    assert abs(float(aucs.mean()) - 0.5) < 3 * nominal / math.sqrt(40)
+    # within 1.25 of nominal, and what forty splits may add to that by chance
+    assert float(aucs.std()) < 1.25 * nominal * math.sqrt(stats.chi2.ppf(0.99, 39) / 39)
+    accuracy = sum(result.correct for result in results)
+    assert stats.binomtest(accuracy, 40 * 32).pvalue > 0.01
