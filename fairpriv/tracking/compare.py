@@ -262,9 +262,15 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
             f"no differences: {first}{f' and {n - 1} more' if n > 1 else ''}: several fit the baseline {keys}; "
             "say more with --baseline or --where"
         )
-    if codes := table.environments.get("code"):
-        counts = ", ".join(f"{code} ({n})" for code, n in codes.most_common())
-        notes.append(f"code: the cells come from {len(codes)} versions: {counts}")
+    environments = table.environments
+    for key, meaning in (
+        ("code", f"the cells come from {len(environments.get('code', ()))} versions"),
+        ("processor", "the same cell may give other numbers on another"),
+        ("kernels", "the same cell may give other numbers on others"),
+    ):
+        if key in environments:
+            counts = ", ".join(f"{value} ({n})" for value, n in environments[key].most_common())
+            notes.append(f"{key}: {meaning}: {counts}")
     for group in table.groups:
         for seed, result in group.failed.items():
             notes.append(f"failed: {result.id}: {table.name(group)}, seed {seed}: {result.reason}")

@@ -563,11 +563,14 @@ class Comparison:
 
     def name(self, group: Group) -> str:
         """The group's place in one line."""
-        return ", ".join(_value(group, key) for key in self.place) + group.mark
+        return ", ".join(self._marked(group, [_value(group, key) for key in self.place]))
 
     def place_texts(self, group: Group) -> list[str]:
-        """The group's leading cells; a control is named one behind its defence, or behind the last of them."""
-        texts = [show(group.leaves.get(key)) for key in self.place]
+        """The group's leading cells."""
+        return self._marked(group, [show(group.leaves.get(key)) for key in self.place])
+
+    def _marked(self, group: Group, texts: list[str]) -> list[str]:
+        """The texts of the leading cells; a control is named one behind its defence, or behind the last of them."""
         texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += group.mark
         return texts
 

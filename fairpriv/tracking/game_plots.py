@@ -116,6 +116,7 @@ def advantage_figure(table: Comparison) -> Figure | None:
     have no leakage; of these it is the advantage.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     attacks, folded = _attacks(table, "advantage")
     panels: dict[str, dict[str, list[Group]]] = {}
@@ -149,8 +150,10 @@ def advantage_figure(table: Comparison) -> Figure | None:
         row[0].set_ylabel("leakage (0: guessing)" if folded else "advantage (0: guessing)")
     for ax in axes[-1]:
         ax.set_xlabel("alpha")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False)
+    handles = axes[0][0].get_legend_handles_labels()[0]
+    if any(group.leaves.get(ALPHA) == NULL for group in table.groups):
+        handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=":", label="at alpha 0.5: nothing"))
+    figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False)
     return figure
 
 
@@ -221,7 +224,7 @@ def attack_figure(table: Comparison) -> Figure | None:
         ax.set_xticks(range(len(attacks)), [attack.split("/")[1].replace("_", " ") for attack in attacks], fontsize=7.5)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
-        what = "leakage of attacks (0 is guessing)" if folded else "accuracy of attacks (one half is guessing)"
+        what = "leakage (0: guessing)" if folded else "attacks' accuracy (0.5: guessing)"
         ax.set_title(f"{dataset}: {what}", loc="left", fontweight="bold")
     return figure
 

@@ -668,6 +668,15 @@ def test_cells_of_different_code_are_told(tmp_path, capsys):
     assert "code:" not in capsys.readouterr().out
 
 
+def test_cells_of_different_processors_are_told(tmp_path, capsys):
+    cells = [cell(seed=s, versions={"processor": name}) for s, name in enumerate(("EPYC", "Xeon", "EPYC"))]
+    compare([written(tmp_path, *cells)])
+    told = "processor: the same cell may give other numbers on another: EPYC (2), Xeon (1)"
+    assert told in capsys.readouterr().out
+    compare([written(tmp_path / "same", cells[0], cells[2])])
+    assert "processor" not in capsys.readouterr().out
+
+
 def test_result_of_another_schema_version_is_named_and_left_out(tmp_path, capsys):
     written(tmp_path, cell(), cell(seed=1))
     other = tmp_path / "cells" / "1" / "result.json"
