@@ -318,7 +318,7 @@ def test_a_member_keeps_the_epoch_with_the_smallest_validation_loss_and_stops_wh
             if number - epoch >= 2:
                 break
         assert kept.told["epoch"][member] == epoch
-        assert largest_difference(kept[member], every[epoch - 1][member]) < 1e-5
+        assert largest_difference(kept[member], every[epoch - 1][member]) < ROUNDING
     assert max(kept.told["epoch"]) < 12
 
 
