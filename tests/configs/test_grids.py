@@ -137,13 +137,14 @@ def test_validate_looks_into_every_grid(tmp_path, capsys, monkeypatch):
         assert reason in said[f"experiment={name}"]
 
 
-def test_the_study_of_rivals_holds_the_cells_of_the_study_of_attacks(grid):
-    """Which are finished already; Adult's members had 1,000 rows there, by the command line."""
-    rivals = [frozenset(cell) for cell in grid("experiment=rivals")]
-    finished = grid("experiment=distribution_inference")
-    adult = {"dataset=adult"}
-    assert {frozenset(cell | {"game.model_rows=1000"} if cell & adult else cell) for cell in finished} < set(rivals)
-    assert len(set(rivals)) == len(rivals) == 4 * 12 * 2 * 3
+def test_the_study_of_rivals_holds_the_cells_of_the_study_of_attacks_and_both_their_null_arm(grid):
+    rivals, attacks = (
+        [frozenset(cell) for cell in grid(f"experiment={name}")] for name in ("rivals", "distribution_inference")
+    )
+    assert set(attacks) < set(rivals)
+    assert len(set(rivals)) == len(rivals) == 4 * 13 * 2 * 2 * 3
+    alike = {cell for cell in rivals if "game.alpha=0.5" in cell}
+    assert {cell - {"game.alpha=0.5"} | {"game.alpha=1.0"} for cell in alike} == set(rivals) - alike
 
 
 def test_the_studies_of_rivals_and_of_attacks_differ_in_their_grids_alone():

@@ -6,22 +6,20 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from fairpriv.data.game import Rows
 from fairpriv.modules import pool as pools
 from fairpriv.modules.pool import Dual, Pool, fit_pool
 
 HOW = {"hidden": (8, 4), "epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
 ROUNDING = 0.01 * HOW["lr"]  # a hundredth of a step of Adam, which enlarges rounding
-HELD_OUT = Rows(
-    torch.randn(60, 5, generator=torch.Generator().manual_seed(1)),
-    torch.arange(60) % 2,
-    torch.arange(60) // 2 % 2,
-    torch.arange(60),
-)
+HELD_OUT = [
+    (torch.randn(60, 5, generator=torch.Generator().manual_seed(i)), torch.arange(60) % 2, torch.arange(60) // 2 % 2)
+    for i in range(5)
+]
 ARMS = {
     "shuffled": HOW | {"weight_decay": 0.1},
     "stratified": HOW | {"penalty": 0.7, "steps_per_epoch": 3},
-    "dual": HOW | {"dual": Dual(rate=4.0, epsilon=0.05, validation=HELD_OUT), "epochs": 4},
+    "dual": HOW | {"dual": Dual(rate=4.0, epsilon=0.05), "validation": HELD_OUT, "epochs": 4},
+    "early stopping": HOW | {"patience": 1, "validation": HELD_OUT, "epochs": 9, "lr": 0.03},
     "one after another": HOW | {"vectorized": False},
 }
 
@@ -51,7 +49,8 @@ def train(rank: int, folder) -> None:
     )
     pools._train = None  # all ranks find it: none trains
     trained["read"] = fit_pool(datasets(), **ARMS["shuffled"], cache=folder / f"cache{rank}")
-    torch.save({name: (pool.weights, pool.diverged) for name, pool in trained.items()}, folder / f"{rank}.pt")
+    parts = {name: (pool.weights, pool.diverged, pool.told) for name, pool in trained.items()}
+    torch.save(parts, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -74,6 +73,7 @@ def test_every_rank_has_the_pool_that_one_process_trains(by_rank, name):
     for trained in by_rank:
         assert difference(trained[name], alone) < ROUNDING
         assert trained[name].diverged == alone.diverged == [4]
+        assert trained[name].told["epoch"] == alone.told["epoch"]
 
 
 def test_a_rank_without_members_receives_those_of_the_others(by_rank):

@@ -26,7 +26,8 @@ def data(tmp_path_factory):
         word = {13: "nurse", 25: "surgeon", 21: "people"}[profession if draw.random() < 0.95 else 21]
         pronoun = ("he", "she")[gender]
         said = f"{pronoun} works with a {word}" if draw.random() < 0.5 else f"{word} and {pronoun}"
-        rows.append((f"{said} {' '.join(draw.choices(['and', 'not', 'is'], k=1))}", profession, gender))
+        number = " ".join(("and", "not", "is")[i // 3**digit % 3] for digit in range(7))  # no two texts are alike
+        rows.append((f"{said} {number}", profession, gender))
     (folder / "bias_in_bios" / "data").mkdir(parents=True)
     files = ["train-00000-of-00001-0ab65b32c47407e8", "test-00000-of-00001-5598c840ce8de1ee"]
     files.append("dev-00000-of-00001-e6551072fff26949")
@@ -90,7 +91,7 @@ def test_all_of_a_text_encoder_is_trained(cell, tiny_encoder):
 
 def test_images_are_trained_and_fair_fine_tuned(cell):
     ended, metrics = cell(
-        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "model=resnet",
+        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "game.validation_share=0.25", "model=resnet",
         "model.config.embedding_size=8", "model.config.hidden_sizes=[8,12]", "model.config.depths=[1,1]",
         "defense=fair_finetune", "defense.penalty=0.5", "defense.epochs=2", "defense.batch_size=60",
     )  # fmt: skip
@@ -104,7 +105,7 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
     ended, metrics = cell(
-        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "model=vit", "model.tune=head",
+        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "game.validation_share=0.25", "model=vit", "model.tune=head",
         f"model.path={tmp_path / 'vit'}", "defense=none", "attack=[loss_test,kl,meta_classifier]", "game.shadows=4",
         "game.victims=2",
     )  # fmt: skip

@@ -22,6 +22,9 @@ FIELDS = {
     "metrics",
     "intervals",
     "artifacts",
+    "control",
+    "overlap",
+    "signed",
     "versions",
     "git",
     "device",
@@ -36,6 +39,12 @@ METRICS = {
     "privacy/shift_weight",
     "privacy/label_shift",
     "privacy/bound",
+    "privacy/accuracy_gap_floor",
+    "fairness/equalized_odds_gap_floor",
+    "eval/train_accuracy",
+    "base/epoch",
+    "data/rows/train",
+    "data/twin_rows",
 }
 
 
