@@ -294,12 +294,12 @@ def _magnitude_ends(
         return None
     total_lo = total_hi = 0.0
     for rows in found:
-        boxes = [(0.0, 0.0)]
+        boxes = []
         for same in zip(*rows, strict=True):  # one row of all seeds
             ends = (_mean_and_half(numbers, overlap, components) for numbers in zip(*same, strict=True))
             boxes.append(_magnitude_box([(mean - half, mean + half) for mean, half in ends]))
-        total_lo += max(lo for lo, _ in boxes)
-        total_hi += max(hi for _, hi in boxes)
+        total_lo += max((lo for lo, _ in boxes), default=0.0)
+        total_hi += max((hi for _, hi in boxes), default=0.0)
     base = round(bases[0], 6)  # 0 or one half, without the rounding of the sums
     return base + total_lo / len(found), base + total_hi / len(found)
 

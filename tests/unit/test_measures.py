@@ -163,7 +163,7 @@ def test_a_gap_is_the_largest_magnitude_of_its_signed_differences(labels, groups
 
 def test_a_floor_is_the_mean_gap_of_predictions_dealt_within_labels():
     """Against permutations row by row."""
-    rates, gap = worlds(0, 60, right=[[0.9, 0.7], [0.5, 0.8]]), worlds(2, 60, right=[[0.9, 0.7], [0.5, 0.8]])
+    rates, gap = worlds(0, 60, right=[[0.9, 0.7], [0.5, 0.8]]), worlds(2, 200, right=[[0.9, 0.7], [0.5, 0.8]])
     shuffle = random.Random(0)
 
     def dealt(parts):

@@ -148,6 +148,13 @@ def test_without_the_signed_differences_of_all_cells_there_is_no_interval(tmp_pa
     assert float(row["mean"]) == pytest.approx((0.1 + 0.11 + 0.1) / 3)
 
 
+def test_without_groups_to_compare_there_is_no_gap_and_no_width():
+    estimate = interval([[[0.0]], [[0.0]]])
+    assert (estimate.lo, estimate.hi) == (0, 0)
+    estimate = Estimate.of_magnitude([0.0, 0.0], UNIT, [[(0.0, []), (0.0, [])]])
+    assert (estimate.lo, estimate.mean, estimate.hi) == (0, 0, 0)
+
+
 def test_rows_that_do_not_make_the_metric_make_no_interval():
     values = [0.1, 0.3]
     assert Estimate.of_magnitude(values, UNIT, [[(0.1, [[0.1]]), (0.3, [[0.2]])]]).lo is None
@@ -165,6 +172,14 @@ def test_cells_pooled_by_a_key_are_bounded_part_by_part():
     values = [0.2 + s / 1000 for s in range(4)]
     half = stats.t.ppf(1 - 0.025 / 2, 3) * stats.sem(values)  # two parts are covered at once
     assert (estimate.lo, estimate.hi) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+
+
+def test_a_part_without_a_gap_adds_nothing_to_the_lower_end():
+    parts = {"a": (0.2, 0.201, 0.202), "b": (0.02, -0.03, 0.01)}
+    cells = [gap_cell(d, s, dataset=name) for name, found in parts.items() for s, d in enumerate(found)]
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * stats.sem(parts["a"])
+    (group,) = Comparison.of(cells, by=["defense.name"]).groups
+    assert group.estimates["privacy/accuracy_gap"].lo == pytest.approx((np.mean(parts["a"]) - half) / 2)
 
 
 def overlapping(rng, seeds=10, rows=60, share=0.2):
