@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from scipy import stats
 from torch import Tensor
 
 from fairpriv.errors import InputError
+from fairpriv.functional.attacks import calibrate
+
+FOLDS = 5  # of the shadows, when the border of an attack is set
+EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
 
 
 class Models(Protocol):
@@ -29,6 +33,14 @@ class Models(Protocol):
     @property
     def predict_proba(self) -> Callable[..., Tensor]:
         """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
+        ...
+
+
+class Shadows(Models, Protocol):
+    """Models that an adversary has itself, and can leave some of out."""
+
+    def __getitem__(self, index: Any, /) -> Shadows:
+        """Those at these places."""
         ...
 
 
@@ -64,7 +76,7 @@ class AttackGame:
     """
 
     victims: Models
-    shadows: tuple[Models, Models] | None
+    shadows: tuple[Shadows, Shadows] | None
     query: Query
     seed: int
     truth: Tensor
@@ -78,7 +90,7 @@ class AttackGame:
         """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; asked once for all attacks."""
         return _outputs(self.victims, self.query, "victim")
 
-    def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
+    def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Shadows, Shadows]:
         """The shadows of world 0 and of world 1.
 
         Raises:
@@ -103,9 +115,43 @@ class AttackGame:
         first, second = (_outputs(pool, self.query, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
         return first, second
 
+    def holding_out(self, zero: Tensor, one: Tensor) -> AttackGame:
+        """The game against the shadows of either world where these masks are true, with the others as shadows."""
+        assert self.shadows is not None
+        held, left = (
+            [pool[mask.nonzero()[:, 0].tolist()] for pool, mask in zip(self.shadows, masks, strict=True)]
+            for masks in ((zero, one), (~zero, ~one))
+        )
+        truth = torch.arange(2).repeat_interleave(torch.tensor([len(pool) for pool in held]))
+        game = AttackGame(_Joined(held), (left[0], left[1]), self.query, self.seed, truth)
+        first, second = self._shadow_probs
+        # what is known already is not asked again
+        game.__dict__["victim_probs"] = torch.cat((first[zero], second[one]))
+        game.__dict__["_shadow_probs"] = first[~zero], second[~one]
+        return game
+
     def result(self, attack: str, scores: Tensor) -> AttackResult:
         """Set an attack's scores ``[V]`` beside the truth."""
         return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
+
+
+class _Joined:
+    """The models of several pools, one pool after the other."""
+
+    def __init__(self, pools: Sequence[Models]) -> None:
+        self.pools = pools
+        self.needs_groups = getattr(pools[0], "needs_groups", False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
+
+    @property
+    def weights(self) -> list[tuple[Tensor, ...]]:
+        layers = zip(*(getattr(pool, "weights") for pool in self.pools), strict=True)  # noqa: B009
+        return [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+
+    def predict_proba(self, X: Tensor, *groups: Tensor) -> Tensor:
+        return torch.cat([pool.predict_proba(X, *groups) for pool in self.pools])
 
 
 def ask(models: Models, X: Tensor, groups: Tensor) -> Tensor:
@@ -122,18 +168,49 @@ def _outputs(models: Models, query: Query, who: str) -> Tensor:
 
 
 class Attack(Protocol):
-    """An attack: built from its YAML, run once a game.
+    """An attack: built from its YAML, run once a game and once for every fold of the shadows.
 
     A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims. An
-    attack with ``white_box = True`` reads ``weights``; it is left out where a defence leaves no single network.
+    attack with ``white_box = True`` reads ``weights``; it is left out where a defence leaves no single network. One
+    with ``calibrates = True`` sets border and direction of its scores on shadows by itself; else :func:`guess` does.
     """
 
     name: str
     needs_shadows: bool
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Guess every victim's world; raise InputError where the game lacks what the attack needs."""
+        """Score every victim; raise InputError where the game lacks what the attack needs."""
         ...
+
+
+def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
+    """Guess every victim's world, with border and direction of the attack's scores set on the adversary's own shadows.
+
+    The attack is run on each part of the shadows as if they were victims, with the others as shadows: their scores, and
+    the worlds that the adversary knows them to be of, say where the border lies (:func:`calibrate`). Scores are shifted
+    and turned so that 0 is the border and larger is more like world 1. What is decided of a victim does not depend on
+    other victims.
+
+    Args:
+        attack: asked once more for every fold, unless it ``calibrates`` by itself.
+        game: with fewer than three shadows in a world nothing can be held out: the attack's own border stays, and the
+            result says that it is not ``calibrated``.
+        folds: parts of the shadows, each with about equally many of both worlds; at most as many as a world has.
+    """
+    result = attack.run(game)
+    if getattr(attack, "calibrates", False):
+        return replace(result, calibrated=True)
+    fewest = min(map(len, game.shadows)) if game.shadows else 0
+    if game.shadows is None or fewest < 3:
+        return result
+    parts = [torch.arange(len(pool)) % min(folds, fewest) for pool in game.shadows]
+    held = []
+    for fold in range(min(folds, fewest)):
+        part = game.holding_out(*(numbers == fold for numbers in parts))
+        held.append((attack.run(part).scores, part.truth))
+    scores, worlds = (torch.cat(each) for each in zip(*held, strict=True))
+    border, direction = calibrate(scores[worlds == 0], scores[worlds == 1])
+    return replace(result, scores=direction * (result.scores - border), calibrated=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +221,13 @@ class AttackResult:
         name: of the attack, as in its metrics.
         scores: ``[V]`` float64, larger is more like world 1, on one scale for all victims; 0 is the border.
         truth: ``[V]`` in {0, 1}.
+        calibrated: whether border and direction were set on shadows; else they are the attack's own.
     """
 
     name: str
     scores: Tensor
     truth: Tensor
+    calibrated: bool = False
 
     @property
     def decisions(self) -> Tensor:
@@ -162,7 +241,7 @@ class AttackResult:
 
     @property
     def accuracy(self) -> float:
-        """Share of victims guessed rightly, in [0, 1]."""
+        """Share of victims guessed rightly, in [0, 1]; below 1/2 where the guesses are worse than chance."""
         return self.correct / len(self.truth)
 
     @property
@@ -171,14 +250,34 @@ class AttackResult:
         return 2 * self.accuracy - 1
 
     @property
-    def auc(self) -> float:
-        """P(score of a victim of world 1 > that of one of world 0), ties by half; NaN where a world has no victim.
+    def leakage(self) -> float:
+        """Distance of the accuracy from guessing, in [0, 1/2]: who is right 28 % of the time could be so 72 %."""
+        return abs(self.accuracy - 0.5)
 
-        It asks nothing of the border at 0: an attack with a wrong border has a higher AUC than accuracy.
-        """
+    @property
+    def leakage_floor(self) -> float:
+        """What guessing looks like: the expected leakage of fair coins, exact."""
+        return floor_of_leakage(len(self.truth))
+
+    @property
+    def signed_auc(self) -> float:
+        """P(score of a victim of world 1 > that of one of world 0), ties by half; NaN where a world has no victim."""
         zeros, ones = (self.scores[self.truth == world] for world in (0, 1))
         difference = ones[:, None] - zeros
         return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
+
+    @property
+    def auc(self) -> float:
+        """:attr:`signed_auc` a folded, max(a, 1 - a), in [1/2, 1]; :attr:`auc_inverted` says where a is below 1/2.
+
+        It asks nothing of the border at 0: an attack with a wrong border has a higher AUC than accuracy.
+        """
+        return max(self.signed_auc, 1 - self.signed_auc)
+
+    @property
+    def auc_inverted(self) -> float:
+        """1.0 where smaller scores are more like world 1, else 0.0."""
+        return float(self.signed_auc < 0.5)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -192,49 +291,82 @@ class AttackResult:
 
     @property
     def p_value(self) -> float:
-        """Exact two-sided binomial test of the accuracy against 1/2, conditional as :attr:`interval` is."""
-        return float(stats.binomtest(self.correct, len(self.truth), 0.5).pvalue)
+        """Mann and Whitney's two-sided test of the scores, conditional as :attr:`interval` is; NaN as the AUC is.
+
+        Unlike a test of the accuracy it asks nothing of the border. It is exact up to 200 victims a world unless scores
+        are tied, and then by the normal approximation.
+        """
+        zeros, ones = (self.scores[self.truth == world].numpy() for world in (0, 1))
+        if not (len(zeros) and len(ones)):
+            return math.nan
+        exact = len(self.scores.unique()) == len(self.scores) and max(len(zeros), len(ones)) <= EXACT
+        return float(stats.mannwhitneyu(ones, zeros, method="exact" if exact else "asymptotic").pvalue)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``attack/<name>/accuracy``, ``/advantage``, ``/auc`` and ``/p_value``."""
-        return {f"attack/{self.name}/{key}": getattr(self, key) for key in ("accuracy", "advantage", "auc", "p_value")}
+        """``attack/<name>/`` and ``accuracy``, ``advantage``, ``leakage``, ``leakage_floor``, ``auc``, ``auc_inverted``
+        and ``p_value``.
+        """
+        keys = ("accuracy", "advantage", "leakage", "leakage_floor", "auc", "auc_inverted", "p_value")
+        return {f"attack/{self.name}/{key}": getattr(self, key) for key in keys}
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the accuracy and of the advantage, by metric name."""
-        low, high = self.interval
-        return {
-            f"attack/{self.name}/accuracy": (low, high),
-            f"attack/{self.name}/advantage": (2 * low - 1, 2 * high - 1),
-        }
+        """95 % intervals of the accuracy, the advantage and the leakage, by metric name."""
+        return intervals_of_accuracy(self.name, self.interval)
+
+
+def floor_of_leakage(victims: int) -> float:
+    """The expectation of |X / n - 1/2| for n fair coins X of which show world 1, exact."""
+    n, k = victims, victims // 2 + 1
+    # de Moivre: E|X - n/2| = k C(n, k) / 2^n with k the smallest whole number above n/2
+    return (
+        math.exp(math.log(k) + math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)) / n
+    )
+
+
+def folded(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval of a magnitude, of that of the signed difference behind it: from 0 where this covers 0."""
+    low, high = interval
+    return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+
+
+def intervals_of_accuracy(attack: str, interval: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    """The interval of an attack's accuracy, and those of advantage and leakage that follow, by metric name."""
+    low, high = interval
+    return {
+        f"attack/{attack}/accuracy": (low, high),
+        f"attack/{attack}/advantage": (2 * low - 1, 2 * high - 1),
+        f"attack/{attack}/leakage": folded((low - 0.5, high - 0.5)),
+    }
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A measure over repeated splits: mean, standard deviation (n - 1), and the 95 % t interval of the mean."""
+    """A signed measure over repeated splits: mean, standard deviation (n - 1), and the 95 % interval of the mean."""
 
     mean: float
     std: float
     interval: tuple[float, float]
 
 
-def over_splits(results: Sequence[AttackResult]) -> dict[str, Spread]:
-    """Mean and spread of ``accuracy``, ``advantage`` and ``auc`` over splits, each with data and shadows of its own.
+def spread(values: Sequence[float], *, ratio: float) -> Spread:
+    """Mean and spread of a measure over splits, with Student's t interval corrected for overlap.
 
-    The binomial interval of one result is conditional on its split and shadow pool; this one is not. It takes the
-    splits' values as independent and about normal, is cut to the measure's range, and has no width where all splits
-    agree, as they do for an attack that never fails.
+    Random halves of one data set share rows, so their values are alike, and their spread tells too little about new
+    data. Nadeau and Bengio (Machine Learning 2003) take s^2 (1/n + ratio) as the variance of the mean over n splits.
+    The interval is about new data, not about new splits of the same.
+
+    Args:
+        values: two or more.
+        ratio: rows of the victims' half per row of the adversary's; 0 where the splits share nothing.
 
     Raises:
-        ValueError: fewer than two results, or of unlike attacks.
+        ValueError: fewer than two values.
     """
-    if len(results) < 2 or len({result.name for result in results}) > 1:
-        raise ValueError("a spread needs two or more results of one attack")
-    spreads = {}
-    for measure, least in (("accuracy", 0.0), ("advantage", -1.0), ("auc", 0.0)):
-        values = torch.tensor([getattr(result, measure) for result in results], dtype=torch.double)
-        mean, std = float(values.mean()), float(values.std())
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-        spreads[measure] = Spread(mean, std, (max(mean - half, least), min(mean + half, 1.0)))
-    return spreads
+    if len(values) < 2:
+        raise ValueError("a spread needs two or more values")
+    found = torch.tensor(values, dtype=torch.double)
+    mean, std, n = float(found.mean()), float(found.std()), len(values)
+    half = float(stats.t.ppf(0.975, n - 1)) * std * math.sqrt(1 / n + ratio)
+    return Spread(mean, std, (mean - half, mean + half))

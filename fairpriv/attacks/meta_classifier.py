@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fairpriv.attacks.attack import AttackGame, AttackResult, Models
 from fairpriv.errors import InputError
+from fairpriv.functional.attacks import calibrate
 
 Layers = list[Tensor]  # float32 [M, out, in + 1] of every layer: a neuron's weights and, last, its bias
 
@@ -62,8 +63,8 @@ class MetaClassifier:
     After Ganju et al. (CCS 2018), as in Suri and Evans (PETS 2022); the network is :class:`NeuronSets`. Weights are
     standardised by the shadows' means and deviations, taken over models and neurons: per input feature in the first
     layer, one for all in the others. Ours: the mean logit of ``folds`` networks, each of which leaves other shadows out
-    and has its number of epochs chosen by them. The border is probability 1/2, with both worlds' shadows weighing the
-    same. A tie says world 0.
+    and has its number of epochs chosen by them; the border is set by the logits that the networks give these
+    (:func:`fairpriv.functional.attacks.calibrate`), with both worlds' shadows weighing the same. A tie says world 0.
 
     Attributes:
         width: features of a neuron.
@@ -87,6 +88,7 @@ class MetaClassifier:
 
     needs_shadows = True
     white_box = True
+    calibrates = True
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -99,7 +101,7 @@ class MetaClassifier:
             raise InputError(f"attack.{self.name}: lr must be above 0, and weight_decay 0 or more")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: the mean logit of world 1.
+        """Score: distance of the mean logit from the border, in the direction of world 1.
 
         Raises:
             InputError: no shadows, or weights that cannot be read as layers of one fully connected architecture.
@@ -121,14 +123,17 @@ class MetaClassifier:
         sizes = [len(models) for models in shadows]
         world = torch.cat([torch.full((size,), float(b)) for b, size in enumerate(sizes)])
         fold = torch.cat([torch.arange(size) % min(self.folds, *sizes) for size in sizes])
-        logits = []
+        logits, held_out_logits = [], torch.zeros(len(world))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(game.seed)
-            for held_out in fold.unique():
-                net = self._train(layers, world, fold == held_out)
+            for part in fold.unique():
+                held_out = fold == part
+                net = self._train(layers, world, held_out)
                 with torch.no_grad():
                     logits.append(net(victims))
-        return game.result(self.name, torch.stack(logits).mean(0))
+                    held_out_logits[held_out] = net([layer[held_out] for layer in layers])
+        border, direction = calibrate(held_out_logits[world == 0], held_out_logits[world == 1])
+        return game.result(self.name, direction * (torch.stack(logits).mean(0) - border))
 
     @torch.enable_grad()
     def _train(self, layers: Layers, world: Tensor, held_out: Tensor) -> NeuronSets:

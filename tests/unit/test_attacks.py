@@ -1,5 +1,6 @@
 """The attacks on simulated pools: chance, certainty, and what a decision may depend on."""
 
+import itertools
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 import yaml
 from scipy import stats
 
-from fairpriv.attacks.attack import AttackGame, AttackResult, Query, over_splits
+from fairpriv.attacks.attack import AttackGame, AttackResult, Query, floor_of_leakage, guess, spread
+from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
 from fairpriv.attacks.kl import KL
 from fairpriv.attacks.label_only_kl import LabelOnlyKL
 from fairpriv.attacks.loss_test import LossTest
@@ -19,7 +21,8 @@ from fairpriv.attacks.threshold_test import ThresholdTest, selected_scores
 from fairpriv.errors import InputError
 from fairpriv.modules.pool import fit_pool
 
-BLACK_BOX = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL()]
+LINEAR = BlackBoxMetaClassifier(penalties=[1.0, 100.0], shrinkages=[0.01, 0.3])  # few candidates, to be fast
+BLACK_BOX = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL(), LINEAR]
 ATTACKS = [*BLACK_BOX, MetaClassifier(folds=2, epochs=25)]  # fewer steps than by default, to be fast
 
 each_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
@@ -34,6 +37,9 @@ class Outputs:
 
     def __len__(self):
         return len(self.probs)
+
+    def __getitem__(self, index):
+        return Outputs(self.probs[index])
 
     def predict_proba(self, X):
         self.asked += 1
@@ -179,7 +185,7 @@ def test_victims_and_shadows_are_asked_once_for_all_attacks():
     pools = [Outputs(models.predict_proba(game.query.X)) for models in (game.victims, *game.shadows)]
     game = changed(game, victims=pools[0], shadows=tuple(pools[1:]))
     for attack in BLACK_BOX:
-        attack.run(game)
+        guess(attack, game)
     assert [pool.asked for pool in pools] == [1, 1, 1]
 
 
@@ -193,7 +199,9 @@ def test_an_attack_without_the_shadows_it_needs_is_refused(attack):
         attack.run(game)
 
 
-@pytest.mark.parametrize("attack", [ThresholdTest(), PerPointThreshold(), MetaClassifier()], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "attack", [ThresholdTest(), PerPointThreshold(), BlackBoxMetaClassifier(), MetaClassifier()], ids=lambda a: a.name
+)
 def test_one_shadow_a_world_cannot_be_held_out(attack):
     with pytest.raises(InputError, match=r"has 1 per world: set game\.shadows to 2"):
         attack.run(make_game(property_=1, shadows=(1, 5)))
@@ -291,6 +299,11 @@ def test_the_yaml_of_an_attack_lists_every_parameter_with_its_default(attack):
         (KL, {"clip": 0.0}, "attack.kl.clip"),
         (LabelOnlyKL, {"smoothing": 0.5}, "attack.label_only_kl.smoothing"),
         (LabelOnlyKL, {"clip": 0.1}, "attack.label_only_kl.clip"),
+        (BlackBoxMetaClassifier, {"clip": 0.5}, "attack.black_box_meta_classifier.clip"),
+        (BlackBoxMetaClassifier, {"folds": 1}, "attack.black_box_meta_classifier.folds"),
+        (BlackBoxMetaClassifier, {"penalties": [0.0]}, "attack.black_box_meta_classifier.penalties"),
+        (BlackBoxMetaClassifier, {"shrinkages": [1.5]}, "attack.black_box_meta_classifier.shrinkages"),
+        (BlackBoxMetaClassifier, {"penalties": [], "shrinkages": []}, "attack.black_box_meta_classifier: needs"),
     ],
 )
 def test_a_parameter_out_of_range_is_named(attack, wrong, key):
@@ -313,23 +326,69 @@ def test_a_query_needs_rows_of_both_worlds():
         Query(torch.zeros(3, 1), torch.zeros(2), torch.zeros(3), torch.tensor([0, 1, 1]))
 
 
-def result(right, wrong, name="kl"):
-    scores = torch.cat((torch.ones(right), -torch.ones(wrong)))
-    return AttackResult(name, scores, torch.ones(right + wrong, dtype=torch.long))
+def result(right, wrong, name="kl", truth=None):
+    """An attack that is right about so many victims and wrong about the rest; all of world 1 unless ``truth`` says."""
+    truth = torch.ones(right + wrong, dtype=torch.long) if truth is None else torch.tensor(truth)
+    says1 = torch.where(torch.arange(right + wrong) < right, truth, 1 - truth)
+    return AttackResult(name, 2.0 * says1 - 1, truth)
 
 
-def test_interval_is_clopper_and_pearsons_and_the_p_value_exact():
+def test_interval_is_clopper_and_pearsons():
     low, high = result(15, 5).interval
     assert low == pytest.approx(stats.beta.ppf(0.025, 15, 6))
     assert high == pytest.approx(stats.beta.ppf(0.975, 16, 5))
-    assert result(15, 5).p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(15, 21)) / 2**20)
     assert result(20, 0).interval[1] == 1.0
     assert result(0, 20).interval[0] == 0.0
 
 
+def test_p_value_counts_every_assignment_of_worlds_to_scores():
+    scores, truth = torch.tensor([0.3, -1.0, 2.0, 0.7, -0.2, 5.0, 0.1]), torch.tensor([1, 0, 1, 1, 0, 1, 0])
+    found = AttackResult("x", scores, truth)
+
+    def distance(ones):
+        zeros = [i for i in range(7) if i not in ones]
+        return abs(sum(scores[i] > scores[j] for i in ones for j in zeros) - 6)
+
+    assignments = list(itertools.combinations(range(7), 4))
+    extreme = sum(distance(ones) >= distance((0, 2, 3, 5)) for ones in assignments)
+    assert found.p_value == pytest.approx(extreme / len(assignments))
+    shifted = AttackResult("x", scores + 100, truth)  # a border at which all say world 1
+    assert (shifted.accuracy, shifted.p_value) == (4 / 7, found.p_value)
+    assert math.isnan(result(3, 1).p_value)
+
+
+def test_tied_scores_have_a_p_value_without_warning():
+    assert result(3, 1, truth=[0, 1, 0, 1]).p_value == pytest.approx(1, abs=0.5)
+    assert AttackResult("x", torch.zeros(4), torch.tensor([0, 1, 0, 1])).p_value == 1.0
+
+
+def test_an_attack_that_is_right_28_of_a_hundred_leaks():
+    found = result(28, 72)
+    assert found.accuracy == 0.28
+    assert found.advantage == pytest.approx(-0.44)
+    assert found.leakage == pytest.approx(0.22)
+    low, high = found.intervals["attack/kl/leakage"]
+    assert (low, high) == pytest.approx((0.5 - found.interval[1], 0.5 - found.interval[0]))
+    assert 0 < low < 0.22 < high
+
+
+def test_leakage_of_a_covered_half_begins_at_0():
+    low, high = result(11, 9).intervals["attack/kl/leakage"]
+    assert low == 0
+    assert high == pytest.approx(result(11, 9).interval[1] - 0.5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_the_floor_of_leakage_is_an_exact_expectation(n):
+    expected = sum(math.comb(n, k) * abs(k / n - 0.5) for k in range(n + 1)) / 2**n
+    assert floor_of_leakage(n) == pytest.approx(expected)
+    assert result(n, 0).leakage_floor == floor_of_leakage(n)
+
+
 def test_metrics_and_intervals_bear_the_attacks_name():
     found = result(15, 5, name="loss_test")
-    assert list(found.metrics) == [f"attack/loss_test/{key}" for key in ("accuracy", "advantage", "auc", "p_value")]
+    keys = ["accuracy", "advantage", "leakage", "leakage_floor", "auc", "auc_inverted", "p_value"]
+    assert list(found.metrics) == [f"attack/loss_test/{key}" for key in keys]
     assert found.metrics["attack/loss_test/accuracy"] == 0.75
     assert found.metrics["attack/loss_test/advantage"] == 0.5
     assert found.intervals["attack/loss_test/accuracy"] == found.interval
@@ -348,19 +407,23 @@ def test_auc_counts_pairs_and_halves_ties():
     truth = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1])
     pairs = [(scores[i], scores[j]) for i in range(8) for j in range(8) if truth[i] == 1 and truth[j] == 0]
     wanted = sum(1.0 if one > zero else 0.5 if one == zero else 0.0 for one, zero in pairs) / len(pairs)
-    assert AttackResult("x", scores, truth).auc == pytest.approx(wanted)
+    assert AttackResult("x", scores, truth).signed_auc == pytest.approx(wanted)
+    assert AttackResult("x", scores, truth).auc == pytest.approx(max(wanted, 1 - wanted))
+    turned = AttackResult("x", -scores, truth)
+    assert turned.signed_auc == pytest.approx(1 - wanted)
+    assert turned.auc == pytest.approx(max(wanted, 1 - wanted))
+    assert turned.auc_inverted == 1 - AttackResult("x", scores, truth).auc_inverted
     assert math.isnan(result(3, 1).auc)
 
 
-def test_spread_over_splits_is_students_t():
-    spread = over_splits([result(15, 5), result(12, 8), result(16, 4)])["accuracy"]
-    assert spread.mean == pytest.approx(43 / 60)
-    assert spread.std == pytest.approx(
-        math.sqrt(((0.75 - 43 / 60) ** 2 + (0.6 - 43 / 60) ** 2 + (0.8 - 43 / 60) ** 2) / 2)
-    )
-    half = 4.302652729911275 * spread.std / math.sqrt(3)  # t, two degrees of freedom
-    assert spread.interval == pytest.approx((43 / 60 - half, min(43 / 60 + half, 1)))
+def test_spread_over_splits_is_students_t_widened_for_overlap():
+    values = [0.75, 0.6, 0.8]
+    found = spread(values, ratio=0.0)
+    mean, std = 43 / 60, math.sqrt(((0.75 - 43 / 60) ** 2 + (0.6 - 43 / 60) ** 2 + (0.8 - 43 / 60) ** 2) / 2)
+    assert (found.mean, found.std) == pytest.approx((mean, std))
+    half = 4.302652729911275 * std  # t, two degrees of freedom
+    assert found.interval == pytest.approx((mean - half / math.sqrt(3), mean + half / math.sqrt(3)))
+    widened = spread(values, ratio=1.0).interval
+    assert widened == pytest.approx((mean - half * math.sqrt(4 / 3), mean + half * math.sqrt(4 / 3)))
     with pytest.raises(ValueError, match="two or more"):
-        over_splits([result(15, 5)])
-    with pytest.raises(ValueError, match="of one attack"):
-        over_splits([result(15, 5), result(15, 5, name="loss_test")])
+        spread([0.75], ratio=0.0)
