@@ -1,4 +1,4 @@
-"""Time of the game of 128 shadows and 64 victims a world on Adult: every arm with a fixed lambda, against no defence."""
+"""Time of the game of 128 shadows and 64 victims a world on Adult: arms with a fixed lambda, against no defence."""
 
 from __future__ import annotations
 

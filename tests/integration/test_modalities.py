@@ -91,7 +91,8 @@ def test_all_of_a_text_encoder_is_trained(cell, tiny_encoder):
 
 def test_images_are_trained_and_fair_fine_tuned(cell):
     ended, metrics = cell(
-        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "game.validation_share=0.25", "model=resnet",
+        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]",
+        "game.validation_share=0.25", "model=resnet",
         "model.config.embedding_size=8", "model.config.hidden_sizes=[8,12]", "model.config.depths=[1,1]",
         "defense=fair_finetune", "defense.penalty=0.5", "defense.epochs=2", "defense.batch_size=60",
     )  # fmt: skip
@@ -105,7 +106,8 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
     ended, metrics = cell(
-        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "game.validation_share=0.25", "model=vit", "model.tune=head",
+        "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]",
+        "game.validation_share=0.25", "model=vit", "model.tune=head",
         f"model.path={tmp_path / 'vit'}", "defense=none", "attack=[loss_test,kl,meta_classifier]", "game.shadows=4",
         "game.victims=2",
     )  # fmt: skip
