@@ -82,7 +82,8 @@ def test_an_offline_run_holds_the_cell(fairpriv, logged, tmp_path):
     run = logged_run.run
     assert run.run_id == f"{result.id}-0"
     assert run.project == "fairpriv"
-    assert (run.job_type, list(run.tags), run.run_group) == ("none", ["people", "mlp", "none", "loss_test"], "")
+    tags = ["people", "mlp", "none", "loss_test", *(["degenerate"] if result.degenerate else [])]
+    assert (run.job_type, list(run.tags), run.run_group) == ("none", tags, "")
     assert run.display_name == "people mlp none world 0 seed 1"
     assert logged_run.config["dataset"]["source"]["folder"] == "."  # nested and resolved
     assert logged_run.config["game"]["alpha"] == 1.0
