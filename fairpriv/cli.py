@@ -322,8 +322,9 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         return {"id": None, "status": "failed", "error": " ".join(str(raised).split()), "raised": raised}
     if single:
         show(result)
-    told = {"id": result.id, "status": result.status, "error": result.error}
-    return told | {"metrics": result.metrics, "degenerate": result.degenerate}  # which a search goes by
+    told = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
+    # which a search goes by: a control is no more of a find than a trivial outcome
+    return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}
 
 
 def check_grid(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:

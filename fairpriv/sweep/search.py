@@ -226,9 +226,10 @@ def report(path: Path) -> None:
     ended = [row["state"] for row in trials]
     degenerate = sum(bool(row.get("degenerate")) for row in trials)
     console.print(
-        f"{len(trials)} trials: {ended.count('completed')} completed ({degenerate} of them degenerate, never on the "
-        f"front), {ended.count('failed')} failed",
+        f"{len(trials)} trials: {ended.count('completed')} completed ({degenerate} of them degenerate or controls, never "
+        f"on the front), {ended.count('failed')} failed",
         markup=False,
+        soft_wrap=True,
     )
     for number, row in enumerate(trials):
         if row["state"] == "failed":

@@ -372,8 +372,11 @@ class Group:
 
     @property
     def ranked(self) -> bool:
-        """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control."""
-        return not self.degenerate and self.control is None
+        """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control.
+
+        Nor is it played with ``game.alpha=0.5``: where both worlds are one distribution there is nothing to protect.
+        """
+        return not self.degenerate and self.control is None and self.forms.get(ALPHA) != _form(0.5)
 
     @cached_property
     def overlap(self) -> float | None:

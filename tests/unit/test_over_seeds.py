@@ -343,3 +343,19 @@ def test_a_row_that_pools_other_cells_with_controls_is_none():
     assert group.control is None
     (_, control) = Comparison.of(cells, by=["defense.name"]).groups
     assert control.control == "why"
+
+
+def test_the_null_arm_is_never_the_best():
+    """Where both worlds are one distribution there is nothing to protect, and so nothing to win."""
+
+    def played(defence, alpha, accuracy):
+        found = cell(defence, metrics={"eval/accuracy": accuracy, "attack/kl/leakage": 1 - accuracy})
+        found.config["game"] = {"alpha": alpha}
+        return found
+
+    cells = [played("none", 1.0, 0.7), played("fair", 1.0, 0.8), played("none", 0.5, 0.9), played("fair", 0.5, 0.95)]
+    groups = Comparison.of(cells).groups
+    best = {(group.defence, group.leaves["game.alpha"]): group.best for group in groups}
+    assert best["fair", 1.0] == {"eval/accuracy", "attack/kl/leakage"}
+    assert not best["none", 0.5]
+    assert not best["fair", 0.5]

@@ -178,7 +178,7 @@ def test_the_front_is_that_of_a_double_loop_without_degenerate_trials(tmp_path, 
     report(tmp_path / "search.json")
     printed = capsys.readouterr().out
     assert "Pareto front" in printed
-    assert "30 trials: 30 completed (6 of them degenerate, never on the front), 0 failed" in printed
+    assert "30 trials: 30 completed (6 of them degenerate or controls, never on the front), 0 failed" in printed
 
 
 def test_later_trials_come_closer_to_the_optimum(tmp_path):
