@@ -116,7 +116,10 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """The cell's parts: language models are tuned on pairs, classifiers are trained on tables."""
+    """The cell's parts: language models are tuned on pairs, classifiers are trained on tables.
+
+    A dataset may bring a ``cell`` of its own.
+    """
     from fairpriv.data.pairs import Pairs
 
     if isinstance(dataset, Pairs):  # each track imports its own libraries, which take seconds
@@ -128,6 +131,9 @@ def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
             f"dimension=[{','.join(config['dimensions'])}]: dimensions are of language models, dataset={dataset.name} "
             "is a table: choose dataset=pairs"
         )
+    if hasattr(dataset, "cell"):
+        cell: Cell = dataset.cell(config, dataset, defense)
+        return cell
     from fairpriv.distribution_inference import DistributionInference
 
     return DistributionInference(config, dataset, defense)

@@ -205,6 +205,8 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
     dataset = build(config, name)
     if isinstance(dataset, Pairs):  # of dimensions, which are read by themselves
         return "pairs of dimensions"
+    if hasattr(dataset, "optimal_advantage"):  # simulated, with models of its own
+        return f"the best possible adversary's advantage is {dataset.optimal_advantage:.3f}"
     table = dataset.load()
     told = f"{len(table.y)} rows of {_named([path.name for path in dataset.source.locate()])}; "
     told += f"{dataset.target}: {_named(table.label_names)}; {table.sensitive}: {_named(table.group_names)}"

@@ -121,7 +121,8 @@ def play_attacks(
             what one game has is printed bare, with a warning.
         ratio: by which the intervals over games are widened, as :func:`spread` says.
     """
-    played = Played({}, {}, [], [{"truth": game.truth.tolist(), "scores": {}, "p_values": {}} for game in games])
+    told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
+    played = Played({}, {}, [], told)
     for attack in attacks:
         results = [guess(attack, game) for game in games]
         if not all(result.calibrated for result in results):
@@ -132,7 +133,7 @@ def play_attacks(
         for record, result in zip(played.victims, results, strict=True):
             record["scores"][attack.name] = result.scores.tolist()
             if not pure:
-                record["p_values"][attack.name] = result.p_value
+                record.setdefault("p_values", {})[attack.name] = result.p_value
         metrics, intervals = _outcome(results, pure=pure, ratio=ratio)
         played.metrics |= metrics
         played.intervals |= intervals

@@ -40,6 +40,7 @@ IN_MINIATURE = {
     "spin": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.rule=intersection", "defense.ratio=1e-3"],
     "spin_ablations": [*TINY, "defense=none"],
     "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
+    "known_truth": ["dataset.strength=0,2", "game.shadows=8", "game.victims=4", "game.repeats=2"],
     "rivals": ["dataset=german", "defense=reweighting", "game.shadows=4", "game.victims=2"],
 }
 

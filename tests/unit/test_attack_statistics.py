@@ -9,6 +9,7 @@ import torch
 
 from fairpriv.functional.attacks import (
     best_threshold,
+    calibrate,
     kl_scores,
     label_only_kl_scores,
     loss_test_scores,
@@ -199,3 +200,20 @@ def test_label_only_kl_sees_nothing_but_labels():
             ]
             worlds.append(math.fsum(terms) / len(terms))
         assert got[v].item() == pytest.approx(worlds[0] - worlds[1], rel=1e-5)
+
+
+def test_a_border_lies_midway_between_the_worlds_medians():
+    scores0, scores1 = torch.tensor([1.0, 100.0, 2.0, 3.0, -50.0]), torch.tensor([10.0, 12.0, 11.0, 13.0])
+    assert calibrate(scores0, scores1) == (pytest.approx((2 + 11.5) / 2), 1.0)
+
+
+def test_a_direction_is_turned_by_evidence_and_not_by_noise():
+    generator = torch.Generator().manual_seed(0)
+    turned = {0.0: 0, -1.0: 0}
+    for shift in turned:
+        for _ in range(200):
+            scores0, scores1 = torch.randn(2, 64, generator=generator)
+            turned[shift] += calibrate(scores0, scores1 + shift)[1] < 0
+    assert turned[0.0] <= 10  # two standard errors: 2.3 %
+    assert turned[-1.0] == 200
+    assert calibrate(torch.zeros(4), torch.zeros(4)) == (0.0, 1.0)

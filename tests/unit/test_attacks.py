@@ -208,6 +208,130 @@ def test_one_shadow_a_world_cannot_be_held_out(attack):
     assert len(attack.run(make_game(property_=1, shadows=(2, 5))).scores) == 60
 
 
+class Shifted(KL):
+    """KL whose scores are turned and have their border elsewhere, as those of a user's own attack may."""
+
+    def run(self, game):
+        return game.result(self.name, 7 - 3 * super().run(game).scores)
+
+
+@each_attack
+def test_with_border_and_direction_set_on_shadows_a_decision_is_still_about_one_victim(attack):
+    game = make_game(property_=0.3)
+    scores = guess(attack, game).scores
+    index = (game.truth == 1).nonzero()[:5, 0]
+    part = guess(attack, changed(game, victims=game.victims[index], truth=game.truth[index]))
+    torch.testing.assert_close(part.scores, scores[index], rtol=1e-5, atol=1e-6)
+    assert torch.equal(guess(attack, changed(game, truth=1 - game.truth)).scores, scores)
+
+
+def test_a_wrong_border_and_direction_are_mended_on_shadows():
+    game = make_game(property_=0.3, victims=200)
+    bare, mended, right = Shifted().run(game), guess(Shifted(), game), guess(KL(), game)
+    assert right.accuracy > 0.8
+    assert bare.accuracy < 0.6
+    assert torch.equal(mended.decisions, right.decisions)
+    assert (bare.calibrated, mended.calibrated) == (False, True)
+
+
+def test_kl_s_border_is_mended_where_one_world_s_shadows_differ_more_among_themselves():
+    """Their mean KL to any model is then larger, so that KL by itself says the other world of all."""
+    generator = torch.Generator().manual_seed(0)
+    leans = torch.randn(50, generator=generator)
+
+    def outputs(world):
+        spread = torch.where(world == 1, 2.0, 0.1)[:, None]
+        logits = (world - 0.5)[:, None] * leans + spread * torch.randn(len(world), 50, generator=generator)
+        return Outputs(logits.sigmoid())
+
+    truth, rows = torch.arange(100) % 2, torch.arange(50) % 2
+    game = AttackGame(
+        outputs(truth),
+        (outputs(torch.zeros(40)), outputs(torch.ones(40))),
+        Query(torch.zeros(50, 1), rows, rows, rows),
+        0,
+        truth,
+    )
+    assert KL().run(game).accuracy < 0.6
+    assert guess(KL(), game).accuracy > 0.8
+
+
+def test_the_loss_test_s_direction_is_set_on_shadows():
+    game = make_game(property_=1)
+    query = Query(game.query.X, game.query.y, game.query.s, 1 - game.query.world)  # each world is better on the other's
+    turned = changed(game, query=query)
+    assert LossTest().run(turned).accuracy < 0.05
+    assert guess(LossTest(), turned).accuracy > 0.95
+
+
+@pytest.mark.parametrize("shadows", [None, (2, 9)])
+def test_with_too_few_shadows_the_border_of_the_source_stays(shadows):
+    game = make_game(property_=1, shadows=shadows or (2, 2))
+    game = changed(game, shadows=None) if shadows is None else game
+    found = guess(LossTest(), game)
+    assert torch.equal(found.scores, LossTest().run(game).scores)
+    assert not found.calibrated
+    assert guess(LossTest(), make_game(property_=1, shadows=(3, 9))).calibrated
+
+
+@each_attack
+def test_three_shadows_a_world_are_enough_for_every_attack(attack):
+    assert guess(attack, make_game(property_=1, shadows=(3, 3))).calibrated
+
+
+def test_every_shadow_is_held_out_once_and_then_not_among_the_shadows():
+    class Recorded:
+        name, needs_shadows = "recorded", True
+
+        def __init__(self):
+            self.seen = []
+
+        def run(self, game):
+            asked = [pool.predict_proba(game.query.X) for pool in (game.victims, *game.shadows)]
+            cached = [game.victim_probs, *game.shadow_probs(self.name)]
+            assert all(torch.equal(first, second) for first, second in zip(asked, cached, strict=True))
+            self.seen.append([pool[:, 0].tolist() for pool in cached] + [game.truth.tolist()])
+            return game.result(self.name, game.victim_probs[:, 0])
+
+    pools = [torch.arange(start, start + count)[:, None] / 100 for start, count in ((0, 7), (20, 5), (90, 4))]
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    zero, one, victims = (Outputs(pool.repeat(1, 2)) for pool in pools)
+    attack = Recorded()
+    result = guess(attack, AttackGame(victims, (zero, one), query, 0, torch.tensor([0, 1, 0, 1])), folds=4)
+    whole, *parts = attack.seen
+    assert whole[:3] == [pool[:, 0].tolist() for pool in (pools[2], pools[0], pools[1])]
+    assert len(parts) == 4
+    for held, left0, left1, truth in parts:
+        assert sorted(held + left0 + left1) == sorted(whole[1] + whole[2])
+        assert truth == [int(value in whole[2]) for value in held]
+    assert sorted(value for held, *_ in parts for value in held) == sorted(whole[1] + whole[2])
+    # medians 0.03 and 0.22
+    torch.testing.assert_close(result.scores, pools[2][:, 0].double() - 0.125, atol=1e-6, rtol=0)
+
+
+def test_weights_of_shadows_that_are_held_out_can_be_read():
+    game = make_game(property_=1, shadows=(6, 4))
+    held = torch.arange(6) < 2, torch.arange(4) < 1
+    part = game.holding_out(*held)
+    for layer, zero, one in zip(part.victims.weights, *(pool.weights for pool in game.shadows), strict=True):
+        for found, first, second in zip(layer, zero, one, strict=True):
+            assert torch.equal(found, torch.cat((first[:2], second[:1])))
+
+
+def test_an_attack_that_calibrates_itself_is_run_once():
+    class Counted(KL):
+        calibrates = True
+        runs = 0
+
+        def run(self, game):
+            self.runs += 1
+            return super().run(game)
+
+    attack = Counted()
+    assert guess(attack, make_game(property_=1)).calibrated
+    assert attack.runs == 1
+
+
 def test_points_are_chosen_by_shadows_that_were_left_out():
     shadows0, shadows1 = torch.arange(10.0)[:, None] / 100, torch.arange(10.0, 17)[:, None] / 100
     victims = torch.full((4, 1), 0.5)
