@@ -17,7 +17,7 @@ from fairpriv.distribution_inference import attack
 from fairpriv.schema import GameConfig
 
 ARMS = ("none", "fine_tune", "rehearsal", "fair_finetune", "reweighting", "dp_sgd")
-GAME = ["dataset=adult", "game.adaptive=true", "defense.penalty=0.3", "attack=[loss_test,threshold_test,kl]"]
+GAME = ["dataset=adult", "defense.penalty=0.3", "attack=[loss_test,threshold_test,kl]"]
 
 
 def config_of(arm: str, root: str) -> dict[str, Any]:
