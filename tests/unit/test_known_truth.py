@@ -63,6 +63,15 @@ def test_the_optimum_is_what_the_likelihood_ratio_test_reaches(world, strength):
     assert advantage == pytest.approx(world.optimal_advantage, abs=4 * error)
 
 
+def test_strength_of_a_table_is_the_distance_of_its_counts_in_standard_deviations():
+    world = KnownBernoulli("x", strength=1.5)
+    zero, one = (world.chances(b).numpy() for b in (0, 1))
+    tells = zero != one
+    assert tells.sum() == world.cells / 2
+    spread = math.sqrt(world.rows * (one * (1 - one))[tells].sum())
+    assert world.rows * abs(one - zero).sum() / spread == pytest.approx(1.5)
+
+
 @each_world
 def test_strength_leads_from_nothing_to_certainty(world):
     optima = [world("x", strength=strength).optimal_advantage for strength in (0, 0.5, 1, 2, 4, 8)]

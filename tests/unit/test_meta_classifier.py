@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from fairpriv.attacks import meta_classifier
 from fairpriv.attacks.attack import AttackGame, Query
 from fairpriv.attacks.meta_classifier import MetaClassifier, NeuronSets
 from fairpriv.errors import InputError
@@ -121,6 +122,27 @@ def test_the_epoch_that_serves_the_shadows_left_out_is_kept():
     pools = [random_weights(24, seed) for seed in range(3)]
     longer = MetaClassifier(lr=0.01, epochs=40, patience=40).run(make_game(*pools))
     assert longer.scores.abs().mean() < 3  # at the last epoch it is above 10
+
+
+def test_the_border_is_set_by_logits_of_networks_that_did_not_see_the_shadow(monkeypatch):
+    game, given = shifted_game(), []
+    scores = MetaClassifier(epochs=3).run(game).scores
+
+    def calibrate(scores0, scores1):
+        given.append((scores0, scores1))
+        return 1.5, -1.0
+
+    monkeypatch.setattr(meta_classifier, "calibrate", calibrate)
+    turned = MetaClassifier(epochs=3).run(game).scores
+    ((zero, one),) = given
+    assert len(zero) == len(one) == 40
+    assert min(zero.abs().min(), one.abs().min()) > 0  # each got a logit
+    border = float(zero.quantile(0.5) + one.quantile(0.5)) / 2
+    torch.testing.assert_close(1.5 - turned, scores + border, rtol=1e-4, atol=1e-5)
+    nothing = [random_weights(24, seed) for seed in range(3)]  # shadows that were seen would be told apart all the same
+    MetaClassifier(lr=0.01, epochs=20, patience=20).run(make_game(*nothing))
+    zero, one = given[-1]
+    assert float((one[:, None] > zero).double().mean()) < 0.7
 
 
 def test_weights_that_never_differ_do_no_harm():
