@@ -21,11 +21,12 @@ from fairpriv.configs import build, plain
 from fairpriv.errors import InputError
 from fairpriv.modules.processes import rank
 from fairpriv.schema import check
+from fairpriv.secrets import masked, without_secrets
 from fairpriv.sweep import ddp, listing
 from fairpriv.sweep.lock import HeldError, lock
 from fairpriv.tracking.comparison import code_version
 from fairpriv.tracking.identity import cell_id
-from fairpriv.tracking.result import Result, environment, git_state, without_secrets
+from fairpriv.tracking.result import Result, environment, git_state
 from fairpriv.tracking.weights_and_biases import summarise, wandb_run
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
     except Exception as error:
         wrong_input = isinstance(error, InputError)
         result.status = "failed"
-        result.error = str(error) if wrong_input else f"{type(error).__name__}: {error}"
+        result.error = masked(str(error) if wrong_input else f"{type(error).__name__}: {error}")
         enlist(config, result.id)
         result.write(cell_path(config, result.id))
         if wrong_input:

@@ -20,25 +20,31 @@ from urllib.request import Request, urlopen
 
 from fairpriv.dimensions.judge import Verdict, fill, require_response
 from fairpriv.errors import InputError
+from fairpriv.secrets import without
 
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more patience is given up
+READ = 65_536  # bytes of an error's page
 
 _REFUSES_ALL = (401, 404, 405)  # what every further request would get as well
 _PASSING = (408, 409, 425, 429)
 _ANSWER = re.compile(r"\W*(safe|unsafe)\b(?:\W*$|\s*[\n.,:;(–—-])", re.IGNORECASE)  # noqa: RUF001
 
 
-def parse(text: str) -> Verdict:
+def parse(text: str, key: str | None = None) -> Verdict:
     """Read the server's answer: it begins with the word ``safe`` or ``unsafe``, set off from what follows.
 
     Thoughts in ``<think>`` tags are passed over. "Safe." and "unsafe, since ..." are read; "Safe to say ..." and "not
-    safe" are None.
+    safe" are None. ``key`` is masked in what the reason quotes, but the verdict is read before: it may be any word.
     """
-    answer = re.sub(r"(?s)<think>.*?</think>", "", text).strip()
-    found = _ANSWER.match(answer)
+    found = _ANSWER.match(_answer(text))
+    said = " ".join(_answer(without(text, key)).split())[:80]
     if found is None:
-        return Verdict(None, f"unparsable: {' '.join(answer.split())[:80]!r}")
-    return Verdict(found[1].lower() == "safe", " ".join(answer.split())[:80])
+        return Verdict(None, f"unparsable: {said!r}")
+    return Verdict(found[1].lower() == "safe", said)
+
+
+def _answer(text: str) -> str:
+    return re.sub(r"(?s)<think>.*?</think>", "", text).strip()
 
 
 class _FailedError(Exception):
@@ -83,6 +89,8 @@ class Endpoint:
     max_tokens: int = 16
 
     def __post_init__(self) -> None:
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            raise InputError("judge.api_key_env must be the name of an environment variable, and never the key itself")
         address = urlsplit(self.base_url)
         if address.username or address.password or address.query:
             raise InputError(
@@ -144,9 +152,9 @@ class Endpoint:
             try:
                 answer = self._ask(fill(self.template, prompt, response), key)
                 reached.add(True)
-                return parse(answer)
+                return parse(answer, key)
             except _FailedError as error:
-                reason = str(error).replace(key, "***") if key else str(error)
+                reason = str(error)
                 if error.reached:
                     reached.add(True)
                 wait = error.wait if error.wait is not None else self.backoff * 2**tries * random.uniform(1, 1.25)
@@ -177,25 +185,29 @@ class Endpoint:
             with urlopen(request, timeout=self.timeout) as reply:
                 content = json.loads(reply.read())["choices"][0]["message"]["content"]
         except HTTPError as error:
-            said = ""
+            page = b""
             with error, contextlib.suppress(OSError, HTTPException):
-                said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
-            reason = f"HTTP {error.code} {error.reason}" + (f": {said}" if said else "")
+                page = error.read(READ)
+            said = without(f"HTTP {error.code} {error.reason}: {page.decode(errors='replace')}", key)  # before any cut
+            if key and len(page) == READ:
+                said = said[: -len(key)]  # its first few characters may stand at the end
+            reason = " ".join(said.split())[:230].rstrip(": ")
             if error.code in _REFUSES_ALL:
                 advice = "judge.api_key_env names the key" if error.code == 401 else "look at judge.base_url and model"
-                said = reason.replace(key, "***") if key else reason
-                raise InputError(f"judge {self.name}: {url} answers {said} ({advice})") from None
+                raise InputError(f"judge {self.name}: {url} answers {reason} ({advice})") from None
             retry = error.code >= 500 or error.code in _PASSING
             raise _FailedError(reason, retry=retry, wait=_asked_wait(error.headers.get("Retry-After"))) from None
-        except (LookupError, TypeError, ValueError) as error:  # of the reply's form
-            raise _FailedError(f"no chat completion: {type(error).__name__} {error}", retry=False) from None
+        except (LookupError, TypeError, ValueError, RecursionError) as error:  # of the reply's form
+            reason = without(f"{type(error).__name__} {error}", key)
+            raise _FailedError(f"no chat completion: {reason}", retry=False) from None
         except TimeoutError:
             raise _FailedError(f"no answer within {self.timeout:g} s", retry=True, reached=False) from None
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
                 cause = f"no answer within {self.timeout:g} s"
-            raise _FailedError(str(cause) or type(cause).__name__, retry=True, reached=False) from None
+            reason = without(str(cause), key) or type(cause).__name__
+            raise _FailedError(reason, retry=True, reached=False) from None
         if not isinstance(content, str):
             raise _FailedError("the answer has no text", retry=False)
         return content
@@ -210,5 +222,5 @@ def _asked_wait(header: str | None) -> float | None:
     except ValueError:
         try:
             return max(0.0, parsedate_to_datetime(header).timestamp() - time())
-        except ValueError:
+        except (ValueError, OverflowError):
             return None

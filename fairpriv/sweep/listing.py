@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairpriv.secrets import masked, secret
 from fairpriv.sweep.lock import HeldError, lock
-from fairpriv.tracking.result import without_secrets, write_whole
+from fairpriv.tracking.result import write_whole
 
 NOT_OF_THE_CELL = re.compile(r"[+~]*(experiment=|sweep=|retry=|threads=|logger|paths\.|hydra[./])")
 
@@ -86,7 +87,7 @@ def plan(folder: Path) -> Plan:
 
 def enlist(folder: Path, cell: str, *, finished: bool) -> None:
     """Add a cell to the list of the sweep in ``folder``: it is asked for, and ``finished`` already or not."""
-    words = [word for word in _overrides() if not NOT_OF_THE_CELL.match(word) and not _secret(word)]
+    words = [masked(word) for word in _overrides() if not NOT_OF_THE_CELL.match(word) and not _secret(word)]
     said = json.dumps({"time": time.time(), "finished": finished, "words": words})
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cells.txt").open("a") as ids:  # one short write in append mode: safe between processes
@@ -121,7 +122,5 @@ def _overrides() -> list[str]:
 
 def _secret(word: str) -> bool:
     """Whether an override sets what the name of its key, or of one within its value, calls a secret."""
-    names = re.findall(r"([\w.]+)['\"]?\s*[=:]", word)
-    value = word.partition("=")[2]
-    number = float(value) if re.fullmatch(r"\d*\.?\d+", value) else value
-    return any(without_secrets({name: number}) == {} for name in names)
+    named = re.findall(r"([\w.-]+)['\"]?\s*[=:]\s*(?=([^\s,}\]]*))", word)
+    return any(secret(name, 1 if re.fullmatch(r"\d*\.?\d+|true|false|null", value) else value) for name, value in named)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fairpriv.secrets import masked
 from fairpriv.sweep.listing import Listing
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class SweepProgress(Callback):
     def name(self, words: Sequence[str]) -> str:
         """What sets the cell of these overrides apart from the others of its sweep."""
         own = (word for word in words if not word.startswith(("sweep=", "experiment=")))
-        return " ".join(word for word in own if word not in self.common)
+        return " ".join(masked(word) for word in own if word not in self.common)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Note that the sweep came to its end."""

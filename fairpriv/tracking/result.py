@@ -15,11 +15,11 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fairpriv.errors import InputError
+from fairpriv.secrets import masked, without_secrets
 
 SCHEMA_VERSION = 1
 NOT_FINISHED = "not finished"
@@ -61,8 +61,9 @@ class Result:
         return ": ".join([*stage, " ".join((self.error or "").split())])
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all; what stood there before survives a failure."""
+        """Write the file whole or not at all, without secrets; what stood there before survives a failure."""
         document = {"schema_version": self.schema_version, **asdict(self)}
+        document |= {"config": without_secrets(self.config), "error": masked(self.error) if self.error else self.error}
         del document["folder"]
         write_whole(path, (json.dumps(_finite(document), indent=1, allow_nan=False) + "\n").encode())
 
@@ -194,37 +195,6 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-_SECRET_WORDS = {"password", "passwords", "passwd", "secret", "secrets", "credential", "credentials"}
-_SECRET_NAMES = ("apikey", "authtoken", "accesstoken")
-_VOCABULARY = {"pad", "bos", "eos", "unk", "mask", "sep", "cls"}  # tokens of a tokenizer: <pad>, <s>, ...
-
-
-def without_secrets(config: Any) -> Any:
-    """A copy of plain data without the entries whose key names a secret, at any depth.
-
-    The words ``password``, ``secret`` and ``credential`` anywhere in a key drop it, and so do ``token`` and ``key`` as
-    its last word or before a text (``hf_token``, ``api_key``, ``token_value: abc``). Counts and vocabularies stay:
-    ``max_new_tokens``, ``tokenizer``, ``num_key_value_heads: 8``, ``eos_token_id: 2``, ``pad_token``.
-    """
-    if isinstance(config, Mapping):
-        return {key: without_secrets(value) for key, value in config.items() if not _secret(str(key), value)}
-    if isinstance(config, list | tuple):
-        return [without_secrets(value) for value in config]
-    return config
-
-
-def _secret(key: str, value: Any) -> bool:
-    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()
-    parts = [part for part in re.split(r"[^a-z0-9]+", words) if part]
-    if _SECRET_WORDS & set(parts) or any(name in "".join(parts) for name in _SECRET_NAMES):
-        return True
-    if any(first in _VOCABULARY and second == "token" for first, second in pairwise(parts)):
-        return False
-    if not {"token", "key"} & set(parts):
-        return False
-    return parts[-1] in ("token", "key") or not isinstance(value, int | float | None)
 
 
 def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path, str]]]:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairpriv.secrets import masked
 from fairpriv.tracking.comparison import direction
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
             failed = False
         except Exception as error:
             if logger is not None and wandb.run is not None:
-                told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
                 _harmless(wandb.run.summary.update)(told)
             raise
         finally:

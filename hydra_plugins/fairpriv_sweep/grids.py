@@ -1,18 +1,22 @@
 """``hydra/sweeper=grids``: Hydra's basic sweeper for a union of grids. Chosen by default."""
 
 # no annotations from the future: Hydra runs this file before it is a known module, where dataclasses cannot read them
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fairpriv.errors import InputError
+from fairpriv.secrets import without_secrets
 from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import cells
+from fairpriv.tracking.result import write_whole
 
 
 @dataclass
@@ -43,6 +47,14 @@ class GridSweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
         self.launcher = watched(self.launcher)
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """The next cells. Before the first ones the config that Hydra has just written is freed of secrets."""
+        assert self.config is not None
+        if self.batch_index == 0:
+            kept = without_secrets(OmegaConf.to_container(self.config, enum_to_str=True))
+            write_whole(Path(self.config.hydra.sweep.dir, "multirun.yaml"), OmegaConf.to_yaml(kept).encode())
+        return super().get_job_batch()
 
     def split_arguments(  # type: ignore[override]  # static in the parent, which calls it on the instance
         self, overrides: list[Override], max_batch_size: int | None

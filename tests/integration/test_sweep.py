@@ -247,3 +247,22 @@ def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_tri
     assert f"is searched by process {other.pid} on " in refused.err
     assert refused.err.count("\n") == 1
     assert (fits, (folder / "search.json").read_bytes()) == ([], written)
+
+
+def test_secrets_of_a_sweep_s_command_line_are_written_nowhere(fairpriv, small, tmp_path):
+    hidden = "hunter-2"
+    files = next(Path(small[1]).glob("*.csv"))
+    words = [
+        f"dataset.source.files=[{files}],['/me:{hidden}@host/a.csv']",
+        f"+dataset.source.urls=['https://me:{hidden}@host/people.csv?api_key={hidden}']",
+        "+dataset.source.sha256=[x]",
+        f"+dataset.recode.secret_job={{from: job, values: {{a: {hidden}, b: b, c: c}}}}",
+    ]
+    ended = fairpriv("-m", *small, *words)
+    assert ended.status == 1
+    assert "cells: 1 completed, 1 failed" in ended.out
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"multirun.yaml", "cells.txt", "result.json", "report.html"} <= {path.name for path in written}
+    assert [path for path in written if hidden.encode() in path.read_bytes()] == []
+    assert hidden not in ended.out + ended.err
+    assert "https://***@host" in next(path for path in written if path.name == "multirun.yaml").read_text()

@@ -231,6 +231,72 @@ def test_the_key_comes_from_the_environment_and_shows_in_no_message(serve, monke
     assert KEY not in json.dumps(judge(fine, api_key_env="JUDGE_KEY").digest())
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"unsafe: you sent Bearer {KEY}",
+        f"<think>{KEY}</think>I got {KEY}, thanks",
+        f"unsafe {'.' * 60} {KEY}",  # across the end of what a reason quotes
+        f"safe, {KEY[:11]}",  # cut off by max_tokens
+    ],
+)
+def test_a_key_that_the_answer_repeats_is_masked(serve, monkeypatch, said):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server = serve(lambda question, _: "safe" if question == "a|r" else said)
+    verdict = judge(server, api_key_env="JUDGE_KEY").judge(["a", "b"], ["r", "r"])[1]
+    assert KEY[:8] not in verdict.reason
+    assert verdict.safe is {"u": False, "s": True, "<": None}[said[0]]
+
+
+def test_a_key_that_is_a_word_of_verdicts_changes_none(serve, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "safe")
+    verdicts = judge(serve(lambda *_: "unsafe"), api_key_env="JUDGE_KEY").judge(["p"], ["r"])
+    assert verdicts == [Verdict(False, "un***")]
+
+
+@pytest.mark.parametrize("before", [0, 150, 189, 195, 1990, endpoint.READ - 5])
+@pytest.mark.parametrize("status", [400, 401, 503])
+def test_no_part_of_a_key_is_left_where_an_error_s_page_is_cut(serve, monkeypatch, before, status):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for filling in (".", " "):
+        page = f"{filling * before}{KEY} and more"
+        server = serve(lambda question, _, page=page: "safe" if question == "a|r" else (status, {}, page))
+        asked = judge(server, api_key_env="JUDGE_KEY", retries=0, concurrency=1)
+        if status == 401:
+            with pytest.raises(InputError, match="HTTP 401") as caught:
+                asked.judge(["b"], ["r"])
+            said = str(caught.value)
+        else:
+            said = asked.judge(["a", "b"], ["r", "r"])[1].reason
+        assert KEY[:4] not in said
+        assert "***" in said or before > 150
+
+
+def test_a_key_is_masked_as_json_and_addresses_write_it(serve, monkeypatch):
+    key = 'k/"+very private'
+    monkeypatch.setenv("JUDGE_KEY", key)
+    page = (
+        json.dumps({"got": key})
+        + " k%2F%22%2Bvery+private k%2F%22%2Bvery%20private "
+        + json.dumps(key).replace("/", r"\/")
+    )
+    server = serve(lambda question, _: "safe" if question == "a|r" else (400, {}, page))
+    reason = judge(server, api_key_env="JUDGE_KEY").judge(["a", "b"], ["r", "r"])[1].reason
+    assert "private" not in reason
+    assert reason.count("***") == 4
+
+
+def test_a_key_in_the_place_of_its_variable_is_refused_and_not_shown():
+    with pytest.raises(InputError, match="name of an environment variable") as caught:
+        Endpoint(base_url="http://h/v1", model="m", template="{response}", api_key_env=KEY)
+    assert KEY not in str(caught.value)
+
+
+def test_an_answer_that_is_nested_too_deeply_has_no_verdict(serve):
+    server = serve(lambda question, _: "safe" if question == "a|r" else (200, {}, b"[" * 200_000))
+    assert judge(server).judge(["a", "b"], ["r", "r"])[1].reason.startswith("no chat completion: RecursionError")
+
+
 def test_the_key_does_not_follow_a_redirect(serve, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     elsewhere = serve(lambda *_: "safe")

@@ -154,8 +154,14 @@ def test_a_list_that_a_full_disk_tore_goes_on_in_a_line_of_its_own(root, words):
 
 def test_secrets_stay_out_of_the_list(root, words):
     words += ["seed=1", "+judge.api_key=hidden-1", "judge={password: hidden-2}", "model.num_key_value_heads=8"]
+    words += ["dataset.source=https://me:hidden-3@host/a.csv", "evaluation={max_new_tokens: 8}"]
     enlist(root / "sweeps" / "study", "a", finished=False)
-    assert entries(root / "sweeps" / "study")["a"].words == ["seed=1", "model.num_key_value_heads=8"]
+    assert entries(root / "sweeps" / "study")["a"].words == [
+        "seed=1",
+        "model.num_key_value_heads=8",
+        "dataset.source=https://***@host/a.csv",
+        "evaluation={max_new_tokens: 8}",
+    ]
     assert "hidden" not in (root / "sweeps" / "study" / "cells.txt").read_text()
 
 
