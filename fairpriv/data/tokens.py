@@ -15,6 +15,7 @@ from fairpriv.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SENTINEL = "Zq7sentinelK2"  # stands in for a text whose place in a template's output is looked for
 NO_TARGET = -100  # the label that a loss leaves out, by torch's and transformers' convention
 
 ChatTemplate = Literal["auto", "none"]
@@ -66,7 +67,10 @@ def encode(
     """
     if truncate not in get_args(Truncate):
         raise InputError(f"truncate={truncate}: must be one of {', '.join(get_args(Truncate))}")
-    before, after, ended = _rendered(tokenizer, prompt, response, chat_template, system, separator)
+    before = _before(tokenizer, prompt, chat_template, system, separator)
+    lead, said, end = _after(tokenizer, prompt, response, before, chat_template, system)
+    # A newline after the end mark is the template's joint to the next turn, which a model never gets to write.
+    after = (lead + said + end).rstrip() if end.strip() else lead + said + end
     asked = _prompt_ids(tokenizer, before, chat_template)
     whole = _prompt_ids(tokenizer, before + after, chat_template)
     # Where a token spans the seam (a blank that ends the prompt joins the response's first word), the prompt's tokens
@@ -74,7 +78,7 @@ def encode(
     # the response is tokenised by itself.
     answer = whole[len(asked) :] if whole[: len(asked)] == asked else _continuation_ids(tokenizer, after)
     eos = tokenizer.eos_token_id
-    if not ended and eos is not None and answer[-1:] != [eos]:
+    if not end.strip() and eos is not None and answer[-1:] != [eos]:
         answer = [*answer, eos]
 
     excess = len(asked) + len(answer) - max_tokens
@@ -84,7 +88,8 @@ def encode(
         elif truncate == "drop" or excess >= len(asked):
             return None
         else:
-            asked = _cut(tokenizer, asked, before, prompt, excess, left=truncate == "prompt_left")
+            place = _place(tokenizer, prompt, before, chat_template, system, separator)
+            asked = _cut(tokenizer, asked, before, place, excess, left=truncate == "prompt_left")
     if not answer:
         return None
     return Encoded(input_ids=asked + answer, labels=[NO_TARGET] * len(asked) + answer)
@@ -103,10 +108,33 @@ def encode_prompt(
 
     Too many are cut to ``max_tokens`` at the beginning of the user's text, or of the whole where that is not enough.
     """
-    before, _, _ = _rendered(tokenizer, prompt, None, chat_template, system, separator)
+    before = _before(tokenizer, prompt, chat_template, system, separator)
     ids = _prompt_ids(tokenizer, before, chat_template)
     excess = len(ids) - max_tokens
-    return _cut(tokenizer, ids, before, prompt, excess, left=True) if excess > 0 else ids
+    if excess <= 0:
+        return ids
+    return _cut(
+        tokenizer, ids, before, _place(tokenizer, prompt, before, chat_template, system, separator), excess, left=True
+    )
+
+
+def response_end(
+    tokenizer: PreTrainedTokenizerBase, *, chat_template: ChatTemplate, system: str | None
+) -> tuple[int | None, str]:
+    """The mark that `encode` puts after a response, at which an answer ends: a token's id, else a text.
+
+    (None, "") where it is EOS. A mark with added tokens in it, as ``<|im_end|>``, counts from the first of them.
+    """
+    if not _templated(tokenizer, chat_template):
+        return None, ""
+    before = _before(tokenizer, "a", chat_template, system, "")
+    try:
+        end = _after(tokenizer, "a", "a", before, chat_template, system)[2].rstrip()
+    except InputError:  # it writes no response that training could use: there is no mark to go by
+        return None, ""
+    added = tokenizer.added_tokens_decoder
+    first = next((token for token in _ids(tokenizer, end) if token in added), None)
+    return first, end if first is None else ""
 
 
 def encode_continuation(
@@ -121,7 +149,8 @@ def encode_continuation(
 ) -> Encoded:
     """Tokens of a prompt and what follows it, whose likelihood is asked for: it alone is the target, no end mark.
 
-    As `encode` writes them. Where nothing stands before the continuation (an empty prompt, plain, without BOS) one
+    As `encode` writes them; what a template writes between the two, as an empty ``<think></think>``, is context, unless
+    it is blank. Where nothing stands before the continuation (an empty prompt, plain, without BOS) one
     token does: BOS, else EOS, else the pad token. So the first word counts too.
 
     Args:
@@ -136,16 +165,21 @@ def encode_continuation(
     Raises:
         InputError: the continuation has no tokens; a chat template as in `encode`.
     """
-    before, after, _ = _rendered(tokenizer, prompt, continuation, chat_template, system, separator)
-    said = continuation.strip()
-    after = after[: after.index(said) + len(said)]
+    before = _before(tokenizer, prompt, chat_template, system, separator)
+    lead, said, _ = _after(tokenizer, prompt, continuation, before, chat_template, system)
+    after = said.rstrip()
+    if lead.strip():
+        before += lead
+    elif after:
+        after = lead + after  # a blank belongs to the first word's token
     asked = _prompt_ids(tokenizer, before, chat_template)
     whole = _prompt_ids(tokenizer, before + after, chat_template)
     answer = whole[len(asked) :] if whole[: len(asked)] == asked else _continuation_ids(tokenizer, after)
     if not answer:
         raise InputError(f"{continuation!r} has no tokens, so it has no likelihood")
     if len(asked) > max_tokens:
-        asked = _cut(tokenizer, asked, before, prompt, len(asked) - max_tokens, left=True)
+        place = _place(tokenizer, prompt, before, chat_template, system, separator)
+        asked = _cut(tokenizer, asked, before, place, len(asked) - max_tokens, left=True)
     if not asked:
         known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
         asked = [known[0] if known else pad_token_id(tokenizer)]
@@ -202,10 +236,15 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, side: Literal["left", "righ
     }
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token; where there is none eos, then unk. Which one makes no difference: padding is masked."""
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
+    """The pad token; where there is none eos, then unk. Which one makes no difference: padding is masked.
+
+    Args:
+        tokenizer: of the model.
+        rows: of the model's embedding; a token without a row there is passed over. None: not looked at.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        if token is not None:
+        if token is not None and (rows is None or token < rows):
             return int(token)
     raise InputError(
         f"the tokenizer {tokenizer.name_or_path or ''} has no pad, eos or unk token: set pad_token in its "
@@ -213,35 +252,60 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _rendered(
+def _before(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat_template: ChatTemplate, system: str | None, separator: str
+) -> str:
+    """The text from which a response is generated."""
+    if _templated(tokenizer, chat_template):
+        return _conversation(tokenizer, _messages(prompt, system), asking=True)
+    return "".join(part + separator for part in ([prompt] if system is None else [system, prompt]))
+
+
+def _after(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    response: str | None,
+    response: str,
+    before: str,
     chat_template: ChatTemplate,
     system: str | None,
-    separator: str,
-) -> tuple[str, str, bool]:
-    """The text before the response, the text from there to its end mark, and whether it has such a mark."""
+) -> tuple[str, str, str]:
+    """What follows `_before`: the template's text up to the response, the response as it writes it, and the rest."""
     if not _templated(tokenizer, chat_template):
-        parts = [prompt] if system is None else [system, prompt]
-        return "".join(part + separator for part in parts), response or "", False
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    before = _conversation(tokenizer, messages, asking=True)
-    if response is None:
-        return before, "", False
-    whole = _conversation(tokenizer, [*messages, {"role": "assistant", "content": response}], asking=False)
-    after = whole[len(before) :]
-    said = response.strip()  # templates may strip what they are given
-    if not whole.startswith(before) or said not in after:
+        return "", response, ""
+
+    def written(text: str) -> str:
+        messages = [*_messages(prompt, system), {"role": "assistant", "content": text}]
+        return _conversation(tokenizer, messages, asking=False)
+
+    # Not searched for by its own text, which the template may write as well.
+    frame, whole = written(_SENTINEL), written(response)
+    lead, found, end = frame[len(before) :].partition(_SENTINEL)
+    said = whole[len(before) + len(lead) : len(whole) - len(end)]
+    if not found or before + lead + said + end != whole or said.strip() != response.strip():  # it may strip
         raise InputError(
             "the tokenizer's chat template does not write a response as given after its generation prompt: "
             "set chat_template=none"
         )
-    end = after[after.index(said) + len(said) :]
-    # A newline after the end mark is the template's joint to the next turn, which a model never gets to write.
-    return (before, after.rstrip(), True) if end.strip() else (before, after, False)
+    return lead, said, end
+
+
+def _place(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    before: str,
+    chat_template: ChatTemplate,
+    system: str | None,
+    separator: str,
+) -> tuple[int, int] | None:
+    """Where the user's text begins and ends in ``before``; None where the template writes it otherwise."""
+    head, found, _ = _before(tokenizer, _SENTINEL, chat_template, system, separator).partition(_SENTINEL)
+    said = prompt if before.startswith(head + prompt) else prompt.strip()
+    return (len(head), len(head) + len(said)) if found and before.startswith(head + said) else None
+
+
+def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    user = {"role": "user", "content": prompt}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> bool:
@@ -286,18 +350,22 @@ def _continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 
 
 def _cut(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], before: str, prompt: str, excess: int, *, left: bool
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    before: str,
+    place: tuple[int, int] | None,
+    excess: int,
+    *,
+    left: bool,
 ) -> list[int]:
-    """Prompt tokens without ``excess`` of them: of the user's text if it has as many, else of the whole."""
+    """Prompt tokens without ``excess`` of them: of the user's text, at ``place``, if it has as many, else of all."""
     inside: list[int] = []
-    begin = before.rfind(prompt.strip())
-    if tokenizer.is_fast and begin >= 0:
-        end = begin + len(prompt.strip())
+    if tokenizer.is_fast and place is not None:
         spans = tokenizer(before, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]
         first = len(ids) - len(spans)  # 1 after a BOS of ours
-        inside = [first + i for i, (a, b) in enumerate(spans) if begin <= a < b <= end]
+        inside = [first + i for i, (a, b) in enumerate(spans) if place[0] <= a < b <= place[1]]
     if excess <= len(inside):
         gone = set(inside[:excess] if left else inside[-excess:])
         return [token for i, token in enumerate(ids) if i not in gone]

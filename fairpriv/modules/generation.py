@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from fairpriv.errors import InputError
 
@@ -26,6 +32,8 @@ def respond(
     *,
     max_new_tokens: int,
     batch_size: int,
+    end: tuple[int | None, str] = (None, ""),
+    setting: str = "model.dtype",
     progress: str | None = None,
 ) -> list[str]:
     """Greedy answers to prompts, in their order; equal prompts are answered once.
@@ -40,13 +48,17 @@ def respond(
         prompts: token ids of each prompt as the model is to see them, templates applied; lengths differ.
         max_new_tokens: tokens of an answer, its end token included, at most.
         batch_size: prompts in a batch; longest ones go first, so that a shortage of memory shows at once.
+        end: what ends an answer beside EOS, as from ``response_end``: a token, or a text.
+        setting: the config key by which the precision of the model's weights is set, for messages.
         progress: what a progress bar on stderr is called; None: no bar.
 
     Returns:
         Texts without special tokens, as long as ``prompts``.
 
     Raises:
-        InputError: ``max_new_tokens`` or ``batch_size`` below 1, or a prompt without tokens.
+        InputError: ``max_new_tokens`` or ``batch_size`` below 1, a prompt without tokens, a token that
+            the model's embedding has no row for, a prompt that leaves no room for its answer in the model's positions,
+            or logits that are not finite.
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
     if max_new_tokens < 1 or batch_size < 1:
@@ -56,7 +68,8 @@ def respond(
     keys = [tuple(prompt) for prompt in prompts]
     unique = sorted(dict.fromkeys(keys), key=len, reverse=True)
     hf = next(module for module in model.modules() if isinstance(module, GenerationMixin))
-    config = _greedy(hf, tokenizer, max_new_tokens)
+    config = _greedy(hf, tokenizer, max_new_tokens, end[0])
+    require_room(model, unique, max_new_tokens)
     ends = set(config.eos_token_id or ())
     answers: dict[tuple[int, ...], str] = {}
     tokens, started, rate = 0, time.perf_counter(), 0.0
@@ -64,16 +77,17 @@ def respond(
         for first in range(0, len(unique), batch_size):
             batch = unique[first : first + batch_size]
             try:
-                rows = _generate(model, batch, config)
+                rows = _generate(model, batch, config, setting)
             except torch.OutOfMemoryError as error:
                 raise RuntimeError(
                     f"out of memory while answering {len(batch)} prompts of up to {len(batch[0])} tokens: lower "
                     f"batch_size (now {batch_size}), then max_new_tokens (now {max_new_tokens})"
                 ) from error
             for prompt, row in zip(batch, rows, strict=True):
-                end = next((i for i, token in enumerate(row) if token in ends), len(row))
-                answers[prompt] = str(tokenizer.decode(row[:end], skip_special_tokens=True))
-                tokens += min(end + 1, len(row))
+                length = next((i for i, token in enumerate(row) if token in ends), len(row))
+                text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
+                answers[prompt] = text.partition(end[1])[0] if end[1] else text
+                tokens += min(length + 1, len(row))
             rate = tokens / (time.perf_counter() - started)
             bar.update(bar.task_ids[0], advance=len(batch), rate=f"{rate:,.0f} tokens/s")
     log.info("answers: %s prompts, %s tokens, %s tokens/s", f"{len(prompts):,}", f"{tokens:,}", f"{rate:,.0f}")
@@ -109,13 +123,62 @@ def token_bar(description: str | None, total: int) -> Progress:
     return bar
 
 
-def _greedy(hf: GenerationMixin, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+def require_room(model: Any, rows: Sequence[Sequence[int]], more: int = 0, *, lower: str = "max_prompt_tokens") -> None:
+    """Raise `InputError` for rows that the model cannot read, before it reads any.
+
+    Args:
+        model: causal LM of transformers, or a wrapper of one.
+        rows: token ids of each row.
+        more: tokens that the model writes after a row.
+        lower: the setting that makes rows shorter, for the message.
+    """
+    longest = max((len(row) for row in rows), default=0)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if rows and positions is not None and longest + more > positions:
+        answer = f" and an answer of up to {more} more" if more else ""
+        advice = f"lower {lower} to {positions - more}" if more < positions else "lower max_new_tokens"
+        raise InputError(
+            f"{longest} tokens{answer} do not fit into the model's {positions} positions (max_position_embeddings): "
+            f"{advice}"
+        )
+    known = len(model.get_input_embeddings().weight)
+    if unknown := [token for row in rows for token in row if token >= known]:
+        raise InputError(
+            f"the tokenizer writes the token {unknown[0]}, for which the model's embedding of {known} rows has none: "
+            "resize the embedding, or take the tokenizer that the model was trained with"
+        )
+
+
+def not_finite(what: str, setting: str = "model.dtype") -> InputError:
+    """The error for a model that computes NaN or infinity: whatever it would say means nothing."""
+    return InputError(
+        f"the model gives {what} that are not finite: they overflow its weights' precision, or its training diverged; "
+        f"set {setting}=float32, or bfloat16 in place of float16"
+    )
+
+
+class _Finite(LogitsProcessor):
+    """Stops at logits that are not finite; of rows that have ended nothing is asked."""
+
+    def __init__(self, width: int, ends: Sequence[int], setting: str) -> None:
+        self.width, self.ends, self.setting = width, ends, setting
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ended = torch.isin(input_ids[:, self.width :], torch.tensor(self.ends, device=input_ids.device)).any(1)
+        if not (scores.isfinite().all(1) | ended).all():
+            raise not_finite("logits", self.setting)
+        return scores
+
+
+def _greedy(
+    hf: GenerationMixin, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, end: int | None
+) -> GenerationConfig:
     own: Any = hf.generation_config
     named = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    ends = sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
-    pad = tokenizer.pad_token_id
-    if pad is None:  # any token will do: it is masked
-        pad = ends[0] if ends else 0
+    ends = sorted({token for token in (*named, tokenizer.eos_token_id, end) if token is not None})
+    rows = len(hf.get_input_embeddings().weight)  # type: ignore[attr-defined]
+    # Any token that has a row will do: it is masked.
+    pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None and token < rows), 0)
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
     )
@@ -132,10 +195,15 @@ def _generation_config(hf: GenerationMixin, config: GenerationConfig) -> Iterato
         owner.generation_config = own
 
 
-def _generate(model: Any, batch: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+def _generate(model: Any, batch: Sequence[Sequence[int]], config: GenerationConfig, setting: str) -> list[list[int]]:
     """New tokens of each prompt, longest first; after an end token there is padding."""
     width = len(batch[0])
     ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-    out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
+    out = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_Finite(width, config.eos_token_id or (), setting)]),
+    )
     return out[:, width:].tolist()

@@ -150,7 +150,7 @@ class Harness:
             progress: whether a person watches, and wants lm-eval's bars.
 
         Raises:
-            InputError: as `metrics`; or a chat template is wanted, and there is none.
+            InputError: as `metrics`; or a chat template is wanted, and there is none; or logits that are not finite.
             RuntimeError: the GPU's memory is too small; says what to lower.
         """
         if self.chat and not tokenizer.chat_template:
@@ -168,7 +168,7 @@ class Harness:
             if self.limit is not None and self.limit < there:  # the first ones may all be of one kind
                 drawn[name] = sorted(random.Random(0).sample(range(there), self.limit))
         try:
-            with evaluating(model), _quiet(progress):
+            with evaluating(model), _finite(model), _quiet(progress):
                 told = evaluate(
                     lm=_subject(model, tokenizer, batch_size),
                     task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
@@ -348,6 +348,25 @@ def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) ->
     return kind(
         pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype=torch.float32
     )
+
+
+@contextlib.contextmanager
+def _finite(model: nn.Module) -> Iterator[None]:
+    """Stops at logits that are not finite, which lm-eval would go on with."""
+    from transformers import GenerationMixin
+
+    from fairpriv.modules.generation import not_finite
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        if not all(ends.isfinite().all() for ends in output.logits.aminmax(dim=-1)):
+            raise not_finite("logits")
+
+    hf: Any = next(module for module in model.modules() if isinstance(module, GenerationMixin))
+    handle = hf.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _score(

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin
 
 from fairpriv.data.tokens import NO_TARGET, Encoded, collate
-from fairpriv.modules.generation import evaluating, token_bar
+from fairpriv.modules.generation import evaluating, not_finite, require_room, token_bar
 from fairpriv.modules.reft import ReftModel
 
 _ROW = (
@@ -43,13 +43,15 @@ def log_likelihoods(
         Natural logarithms, summed in float64 over log-probabilities in float32; as long as ``rows``.
 
     Raises:
-        ValueError: ``batch_size`` below 1, or a log-likelihood that is not finite.
+        ValueError: ``batch_size`` below 1; a row that is longer than the model's positions or has a token that its
+            embedding has no row for, or a log-likelihood that is not finite (each an InputError).
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     keys = [(tuple(row.input_ids), tuple(row.labels)) for row in rows]
     unique = sorted(dict.fromkeys(keys), key=lambda key: len(key[0]), reverse=True)
+    require_room(model, [ids for ids, _ in unique])
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
     tokens, started = 0, time.perf_counter()
     with evaluating(model), token_bar(progress, len(unique)) as bar:
@@ -67,7 +69,7 @@ def log_likelihoods(
             rate = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
             bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
     if not all(math.isfinite(value) for value in found.values()):
-        raise ValueError("the model gives log-likelihoods that are not finite")
+        raise not_finite("log-likelihoods")
     return [found[key] for key in keys]
 
 

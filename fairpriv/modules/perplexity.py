@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from fairpriv.modules.generation import evaluating, token_bar
+from fairpriv.modules.generation import evaluating, not_finite, require_room, token_bar
 from fairpriv.modules.reft import ReftModel
 
 _CHUNK = 256  # positions of a row whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
@@ -47,7 +48,8 @@ def perplexity(
 
     Raises:
         ValueError: N below 2; ``window``, ``stride`` or ``batch_size`` out of range; a window longer than the model's
-            ``max_position_embeddings``.
+            ``max_position_embeddings``; a token without a row in its embedding (an InputError); logits that are not
+            finite (an InputError).
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
     if len(ids) < 2:
@@ -61,6 +63,7 @@ def perplexity(
     longest = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions (max_position_embeddings)")
+    require_room(lm, [[int(ids.max())]])
     step = min(stride, window - 1)
     starts = range(0, max(len(ids) - window + step, step), step)
     total, scored, started = 0.0, 0, time.perf_counter()
@@ -81,6 +84,8 @@ def perplexity(
             scored += int((labels != -100).sum())
             rate = f"{scored / (time.perf_counter() - started):,.0f} tokens/s"
             bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
+    if not math.isfinite(total):
+        raise not_finite("log-likelihoods of the text")
     return torch.tensor(total / scored, dtype=torch.float64).exp().item(), scored
 
 

@@ -252,3 +252,57 @@ def test_reft_answers_do_not_depend_on_the_batch():
     expected = texts(row[0, len(prompt) :].tolist() for row, prompt in zip(rows, prompts, strict=True))
     assert expected != base
     assert respond(reft, make_tokenizer(), prompts, max_new_tokens=6, batch_size=4) == expected
+
+
+def test_the_mark_that_ends_responses_ends_answers():
+    model, (prompt, *_) = make(), make_prompts()
+    free = plain(model, prompt, 12)
+    expected = free[: free.index(free[4])]
+    options = {"max_new_tokens": 12, "batch_size": 1}
+    assert respond(model, make_tokenizer(), [prompt], end=(free[4], ""), **options) == texts([expected])
+    (cut,) = respond(model, make_tokenizer(), [prompt], end=(None, f" w{free[4]}"), **options)
+    assert cut == texts([free])[0].partition(f" w{free[4]}")[0]
+    assert cut
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_stop_the_answers_and_name_the_precision(value):
+    model, prompts = make(), make_prompts()
+    model.lm_head.weight.data[7] = value
+    for setting in ("model.dtype", "judge.dtype"):
+        with pytest.raises(InputError, match=f"logits that are not finite.*; set {setting}=float32"):
+            respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_size=3, setting=setting)
+
+
+def test_logits_after_the_end_of_an_answer_do_not_matter():
+    model, prompts = make(), make_prompts([3, 3])
+    free = [plain(model, prompt, 6) for prompt in prompts]
+    pad = next(token for token in range(VOCAB) if token not in {token for row in [*free, *prompts] for token in row})
+    model.generation_config.eos_token_id = free[0][0]
+    expected = texts([[], plain(model, prompts[1], 6, {free[0][0]})])
+    model.model.embed_tokens.weight.data[pad] = float("nan")  # what the ended row goes on with
+    answers = respond(model, make_tokenizer(pad_token=f"w{pad}"), prompts, max_new_tokens=6, batch_size=2)
+    assert answers == expected
+
+
+def test_what_the_model_has_no_row_or_position_for_is_refused_before_anything_runs(monkeypatch):
+    model = make("gpt2")
+    shapes = calls_of(model, monkeypatch)
+    prompts = [[1] * 60, [2] * 5]
+    with pytest.raises(
+        InputError, match=r"60 tokens and an answer of up to 5 more .* 64 positions .*: lower max_pro.* 59"
+    ):
+        respond(model, make_tokenizer(), prompts, max_new_tokens=5, batch_size=2)
+    with pytest.raises(InputError, match="the token 100, for which the model's embedding of 100 rows has none"):
+        respond(model, make_tokenizer(), [[1], [VOCAB]], max_new_tokens=5, batch_size=1)
+    assert not shapes
+    assert len(respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_size=2)) == 2
+
+
+def test_padding_never_takes_a_token_without_a_row():
+    model, prompts = make(), make_prompts()
+    tokenizer = make_tokenizer()
+    expected = respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=3)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == VOCAB
+    assert respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=3) == expected

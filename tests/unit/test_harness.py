@@ -352,6 +352,13 @@ def test_a_shortage_of_memory_says_what_to_lower(model, folder, monkeypatch):
         Harness(["plain"], include=folder).measure(*model, batch_size=3)
 
 
+def test_logits_that_are_not_finite_stop_the_tasks_and_name_the_precision(model, folder):
+    model[0].lm_head.weight.data[7] = float("nan")
+    with pytest.raises(InputError, match=r"logits that are not finite.*; set model\.dtype=float32"):
+        Harness(["plain"], include=folder).measure(*model, batch_size=3)
+    assert not model[0]._forward_hooks
+
+
 # As a dimension
 
 

@@ -131,3 +131,10 @@ def test_a_sum_is_divided_by_the_continuation_s_length_where_that_is_asked_for(t
     )
     length = length or sum(label != NO_TARGET for label in row.labels)
     assert value == pytest.approx(one_by_one(subject.model, row) / length, rel=1e-5)
+
+
+def test_rows_that_the_model_cannot_read_are_refused(models):
+    model = models("gpt2")
+    for row, message in (([1] * 65, "65 tokens do not fit into the model's 64 positions"), ([1, 90], "the token 90")):
+        with pytest.raises(InputError, match=message):
+            log_likelihoods(model, [Encoded(row, [NO_TARGET, *row[1:]])], pad_id=0, batch_size=1)

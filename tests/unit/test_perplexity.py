@@ -20,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from fairpriv.errors import InputError
 from fairpriv.modules.perplexity import encode_text, perplexity
 from fairpriv.modules.reft import LoReFTConfig, ReftModel
 
@@ -231,3 +232,16 @@ def test_a_text_longer_than_the_tokenizers_limit_is_whole_and_without_warning(ca
 def test_an_empty_text_has_no_tokens_but_bos():
     assert encode_text(make_tokenizer(), "").tolist() == []
     assert encode_text(make_tokenizer("<s> $A"), "").tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_that_names_the_precision(value):
+    model, ids = make(), make_ids(40)
+    model.lm_head.weight.data[7] = value
+    with pytest.raises(InputError, match=r"not finite.*; set model\.dtype=float32"):
+        perplexity(model, ids, window=32, stride=16)
+
+
+def test_a_token_without_a_row_is_refused():
+    with pytest.raises(InputError, match="the token 80, for which the model's embedding of 80 rows has none"):
+        perplexity(make(), torch.tensor([1, 2, VOCAB]), window=32, stride=16)

@@ -4,7 +4,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fairpriv.data.texts import Example
-from fairpriv.data.tokens import Encoded, collate, encode, encode_all, encode_prompt, pad_token_id
+from fairpriv.data.tokens import (
+    Encoded,
+    collate,
+    encode,
+    encode_all,
+    encode_continuation,
+    encode_prompt,
+    pad_token_id,
+    response_end,
+)
 from fairpriv.errors import InputError
 
 SENTENCES = [
@@ -348,3 +357,61 @@ def test_padding_does_not_change_the_loss(side, pad_id):
         ]
     targets = torch.tensor([3.0, 1.0, 1.0])
     torch.testing.assert_close(together, (torch.stack(losses) * targets).sum() / targets.sum())
+
+
+# A template that opens every response with an empty thought, as of Qwen3.
+THINKING = CHATML.replace(
+    "'<|im_start|>' + m['role'] + '\n' + m['content']",
+    "'<|im_start|>' + m['role'] + '\n' + ('<think>\n\n</think>\n\n' if m['role'] == 'assistant' else '') "
+    "+ m['content']",
+)
+
+
+@pytest.mark.parametrize("response", ["think", "k", "\n", "no", "<", "h"])
+def test_what_a_template_writes_before_a_response_is_not_taken_for_it(response):
+    tokenizer = bpe(THINKING, eos_token="<|im_end|>")
+    asked = encode_prompt(tokenizer, PROMPT, chat_template="auto", system=None, max_tokens=1000)
+    opened = "<think>\n\n</think>\n\n"
+    before, answer = split(encode(tokenizer, PROMPT, response, **OPTIONS))
+    assert (before, written(tokenizer, answer)) == (asked, f"{opened}{response}<|im_end|>")
+    options = {key: value for key, value in OPTIONS.items() if key != "truncate"}
+    if response.strip():
+        before, scored = split(encode_continuation(tokenizer, PROMPT, response, **options))
+        assert (written(tokenizer, before), written(tokenizer, scored)) == (
+            written(tokenizer, asked) + opened,
+            response,
+        )
+
+
+@pytest.mark.parametrize("prompt", ["a", "assistant", "<|im_start|>", "user"])
+def test_a_prompt_that_the_template_writes_too_is_cut_where_the_user_says_it(prompt):
+    tokenizer = bpe(CHATML, eos_token="<|im_end|>")
+    whole = encode_prompt(tokenizer, prompt, chat_template="auto", system=None, max_tokens=1000)
+    many = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = encode_prompt(tokenizer, prompt, chat_template="auto", system=None, max_tokens=len(whole) - many)
+    assert written(tokenizer, ids) == HEAD + TAIL
+
+
+@pytest.mark.parametrize(
+    ("make", "token", "text"),
+    [
+        (lambda: bpe(CHATML, eos_token="</s>"), "<|im_end|>", ""),
+        (lambda: bpe(INST, bos_token="<s>", eos_token="</s>"), "</s>", ""),
+        (lambda: bpe(ENDLESS, eos_token="</s>"), None, ""),
+        (lambda: bpe(CHATML.replace("<|im_end|>", "\n### over"), eos_token="</s>"), None, "\n### over"),
+        (lambda: bpe(CHATML.replace("assistant\n'", "assistant\n<think>'"), eos_token="</s>"), None, ""),
+        (lambda: bpe(eos_token="</s>"), None, ""),
+    ],
+)
+def test_the_mark_after_a_response_is_a_token_or_a_text(make, token, text):
+    tokenizer = make()
+    end = response_end(tokenizer, chat_template="auto", system=None)
+    assert end == (None if token is None else tokenizer.convert_tokens_to_ids(token), text)
+
+
+def test_a_token_without_a_row_in_the_embedding_pads_nothing():
+    tokenizer = bpe(pad_token="<s>", eos_token="</s>")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    rows = len(tokenizer) - 1
+    assert pad_token_id(tokenizer) == rows
+    assert pad_token_id(tokenizer, rows) == tokenizer.eos_token_id
