@@ -121,6 +121,7 @@ class DistributionInference:
         with stage("data"):
             data = GameDataModule(self.dataset, GameConfig(**config["game"]), config["seed"], self.reader)
             data.setup()
+            tell(data)
             if config["attack"]:
                 data.model_rows()  # which raises where there are too few, before anything is trained
         victim = make_victim(config, data, logger)
@@ -146,6 +147,19 @@ class DistributionInference:
                 played = attack(config, data, self.defense, attacks)
                 if played is not None:
                     record(result, played, omitted, folder)
+
+
+def tell(data: GameDataModule) -> None:
+    """Say what was read and how it was dealt."""
+    for line in data.told:
+        _say(logging.INFO, f"{data.table.name}: {line}")
+    if data.small:
+        _say(logging.WARNING, f"{data.table.name}: {data.small}")
+
+
+@functools.cache  # a sweep's cells share their data
+def _say(level: int, line: str) -> None:
+    log.log(level, "%s", line)
 
 
 def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger | None) -> Victim:

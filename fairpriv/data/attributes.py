@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairpriv.data.columns import text
 from fairpriv.data.sources import Source
-from fairpriv.data.tabular import Description, Table, coded, text
+from fairpriv.data.tabular import Description, Table, coded
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -47,6 +47,7 @@ _LARGEST_SAMPLE = 2000  # training rows per world of a pool's model where game.m
 _SAMPLED = 0.4  # or this share of what the scarcer side holds: models that share most of their rows differ too little
 _VALIDATION = 0.2  # validation rows of a pool's model per training row, where game.model_validation_rows does not say
 _LEAST_VALIDATION = 20
+_FEW = 100  # rows of a part's world, below which a warning says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,11 +255,66 @@ class GameDataModule(LightningDataModule):
 
     @property
     def counts(self) -> dict[str, float]:
-        """Rows of the table and of its parts, and how many of them have a twin."""
-        sizes = np.bincount(self.twins)
-        counts = {"data/rows": len(self.twins), "data/twin_rows": int(sizes[sizes > 1].sum())}
-        counts |= {f"data/rows/{part}": len(rows) for part, rows in self.parts.items() if len(rows)}
+        """Rows that were read, left out by reason, and used; of these, of each label and group, part and world.
+
+        ``data/world_0/GROUP`` are its training rows of a group, ``data/decided_by/GROUP`` the rows of the scarcer side,
+        which decide how large a world is in training.
+        """
+        table = self.table
+        twin = np.bincount(self.twins)
+        counts = {"data/rows_read": table.rows_read, "data/rows": len(self.twins)}
+        counts |= {f"data/rows_dropped/{reason}": count for reason, count in table.dropped.items() if count}
+        counts["data/twin_rows"] = int(twin[twin > 1].sum())
+        for label, of_label in zip(table.label_names, table.sizes, strict=True):
+            counts |= {f"data/cells/{label}/{g}": n for g, n in zip(table.group_names, of_label.tolist(), strict=True)}
+        for part, rows in self.parts.items():
+            if len(rows):
+                counts[f"data/rows/{part}"] = len(rows)
+                counts[f"data/rows_of_each_world/{part}"] = self._world_rows(part)
+        for world in (0, 1):
+            held = np.bincount(self.part("train", world).s.numpy(), minlength=len(table.group_names)).tolist()
+            counts |= {f"data/world_{world}/{group}": n for group, n in zip(table.group_names, held, strict=True)}
+        own, rest = self._sides("train")
+        counts[f"data/decided_by/{self._scarcer()}"] = min(own, rest)
         return {name: float(count) for name, count in counts.items()}
+
+    @property
+    def told(self) -> list[str]:
+        """Lines that say what was read and how it was dealt: into which worlds, of what size, and what decides that."""
+        alpha, own = self.game.alpha, self._named_group(True)
+        sizes = ", ".join(f"{part} {self._world_rows(part)}" for part, rows in self.parts.items() if len(rows))
+        counts = self._sides("train")
+        decided = f"{self._scarcer()} decides, with {min(counts)} of {sum(counts)} training rows"
+        return [
+            *self.table.told,
+            f"world 0: {alpha:.0%} {own}, {1 - alpha:.0%} others; world 1: {1 - alpha:.0%} {own}, {alpha:.0%} others",
+            f"rows of each world: {sizes}; {decided}",
+        ]
+
+    @property
+    def small(self) -> str | None:
+        """Says which parts have few rows a world; None where none does."""
+        sizes = {part: self._world_rows(part) for part, rows in self.parts.items() if len(rows)}
+        few = ", ".join(f"{part} {size}" for part, size in sizes.items() if size < _FEW)
+        return f"parts with fewer than {_FEW} rows a world measure little: {few}" if few else None
+
+    def _sides(self, part: Part) -> tuple[int, int]:
+        """Rows of the property group in a part, and of all others."""
+        rows = self.parts[part]
+        own = int((self.table.s[rows] == self.property_code).sum())
+        return own, len(rows) - own
+
+    def _scarcer(self) -> str:
+        """The side that has fewer training rows."""
+        own, rest = self._sides("train")
+        names = self.group_names
+        if own > rest and len(names) == 2:
+            return f"{self.table.sensitive}={names[1 - self.property_code]}"
+        return self._named_group(own <= rest)
+
+    def _world_rows(self, part: Part) -> int:
+        """Rows of each world of a part."""
+        return self.game.rows if part == "train" and self.game.rows is not None else min(self._sides(part))
 
     def _cells(self) -> NDArray[np.int64]:
         """Code of (label, group) of every row of the table."""
@@ -284,17 +340,13 @@ class GameDataModule(LightningDataModule):
 
     def _worlds(self, part: Part, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row numbers of world 0 and world 1 of a part, as large as they can be."""
-        rows = self.parts[part]
-        own = int((self.table.s[rows] == self.property_code).sum())
-        n = min(own, len(rows) - own)
-        if part == "train" and self.game.rows is not None:
-            if self.game.rows > n:
-                raise InputError(
-                    f"game.rows={self.game.rows}: {self.table.name} has {n} training rows per world "
-                    f"({own} of {self.group_names[self.property_code]}, {len(rows) - own} of the others)"
-                )
-            n = self.game.rows
-        return self._draw(rows, rng, [n], what=part)[0]
+        own, rest = self._sides(part)
+        if part == "train" and self.game.rows is not None and self.game.rows > min(own, rest):
+            raise InputError(
+                f"game.rows={self.game.rows}: {self.table.name} has {min(own, rest)} training rows per world "
+                f"({own} of {self.group_names[self.property_code]}, {rest} of the others)"
+            )
+        return self._draw(self.parts[part], rng, [self._world_rows(part)], what=part)[0]
 
     def _draw(
         self, rows: NDArray[np.int64], rng: np.random.Generator, sizes: Sequence[int], *, what: str
@@ -353,12 +405,22 @@ class GameDataModule(LightningDataModule):
                     cell = (table.y == label) & (table.s == group)
                     total, distinct = int(cell.sum()), len(np.unique(self.twins[cell]))
                     equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
+                    leave_out = (
+                        f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
+                        f"{'dataset.values' if isinstance(self.dataset, Attributed) else 'dataset.recode'}{or_label}"
+                    )
+                    if distinct < len(_PARTS):  # no share of the data gives every part one
+                        advice = f"no other game.min_cell or share mends that: {leave_out}"
+                    else:
+                        other = self._other_property(label, group, part)
+                        advice = (
+                            f"{other}raise game.test_share or game.validation_share, lower game.min_cell (so few rows "
+                            f"measure little), or {leave_out}"
+                        )
                     raise InputError(
                         f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
                         f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}{equal}), "
-                        f"fewer than {wanted}: lower game.min_cell (so few rows measure little), raise game.test_share "
-                        "or game.validation_share, or leave the group out of "
-                        f"dataset.groups.{table.sensitive}{or_label}"
+                        f"fewer than {wanted}: {advice}"
                     )
             for world, rows in enumerate(worlds):
                 if self.game.min_cell and not (table.y[rows] == label).any():
@@ -366,6 +428,21 @@ class GameDataModule(LightningDataModule):
                         f"{table.name}: part '{part}' of world {world} has no row with label '{label_name}' among its "
                         f"{len(rows)}: raise that part's share or give more data"
                     )
+
+    def _other_property(self, label: int, group: int, part: Part) -> str:
+        """Advice to split by another group, where worlds drawn by it may hold more rows of a label and group."""
+        table, rows = self.table, self.parts[part]
+        if group == self.property_code or len(table.group_names) < 3:
+            return ""
+        whole = int(((table.y[rows] == label) & (table.s[rows] == group)).sum())
+        best = {
+            name: min(n := int((table.s[rows] == code).sum()), len(rows) - n)
+            for code, name in enumerate(table.group_names)
+        }
+        name = max(best, key=lambda name: best[name])
+        if best[name] <= min(self._sides(part)) or not whole:
+            return ""
+        return f"choose game.property={name}, which makes worlds of {best[name]} rows, or "
 
     def _take(self, index: NDArray[np.int64]) -> Any:
         return self._items.iloc[index] if isinstance(self._items, pd.DataFrame) else self._items[index]

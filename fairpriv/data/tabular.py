@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,11 +16,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairpriv.data.columns import (
+    MISSING,
+    Notation,
+    alike,
+    check_quotes,
+    content_of,
+    is_rectangular,
+    notation,
+    oddities,
+    profile,
+    refuse_odd_numbers,
+    text,
+)
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_MUCH = 0.1  # share of the rows read that is left out, above which a warning says so
+_MOVED = 0.05  # change of a group's share by leaving out rows with missing values, likewise
+_MOST_LABELS = 10  # whose sizes are told one by one
 _MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
 
 _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
@@ -30,6 +47,8 @@ _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
     "in": lambda column, values: _texts(column).isin([text(value) for value in values]),
     "not_in": lambda column, values: ~_texts(column).isin([text(value) for value in values]),
 }
+
+_SELECTION = ("filters", "rows")  # reasons for leaving rows out that are part of what a config asks for
 
 _tables: dict[tuple[str, str], Table] = {}
 
@@ -47,6 +66,45 @@ class Table:
     label_names: tuple[str, ...]
     group_names: tuple[str, ...]  # the first is the property group unless the game says otherwise
     dropped: dict[str, int]  # rows left out: by 'filters', for 'missing' values, for being in other 'groups'
+
+    @property
+    def rows_read(self) -> int:
+        """Rows before any was left out."""
+        return len(self.y) + sum(self.dropped.values())
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows ``[Y, S]`` of every label and group."""
+        sizes = np.zeros((len(self.label_names), len(self.group_names)), dtype=np.int64)
+        np.add.at(sizes, (self.y, self.s), 1)
+        return sizes
+
+    @property
+    def told(self) -> list[str]:
+        """Lines that say what was read, what was left out and why, and the sizes of labels and groups."""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
+        left_out = f", {self.rows_read - len(self.y)} left out ({reasons})" if reasons else ""
+        labels = list(zip(self.label_names, self.sizes, strict=True))[:_MOST_LABELS]
+        return [
+            f"{self.rows_read} rows read{left_out}, {len(self.y)} used",
+            f"{self.sensitive}: {self._by_group(self.sizes.sum(axis=0))}",
+            *(f"label {label}: {sizes.sum()} rows: {self._by_group(sizes)}" for label, sizes in labels),
+        ]
+
+    def _by_group(self, sizes: NDArray[np.int64]) -> str:
+        return ", ".join(f"{name} {size}" for name, size in zip(self.group_names, sizes, strict=True))
+
+    def warn(self) -> None:
+        """Warn where much is left out."""
+        lost = {reason: count for reason, count in self.dropped.items() if reason not in _SELECTION}
+        if sum(lost.values()) > _MUCH * (len(self.y) + sum(lost.values())):
+            log.warning(
+                "%s: %d of %d rows are left out (%s)",
+                self.name,
+                sum(lost.values()),
+                len(self.y) + sum(lost.values()),
+                ", ".join(f"{reason} {count}" for reason, count in lost.items() if count),
+            )
 
 
 @dataclass(frozen=True)
@@ -130,6 +188,7 @@ class Description:
         key = (self.source.digest(), repr((type(self).__name__, described)))
         if key not in _tables:
             _tables[key] = self._load()
+            _tables[key].warn()
         return _tables[key]
 
     def _load(self) -> Table:
@@ -138,13 +197,16 @@ class Description:
 
 @dataclass
 class TabularDataset(Description):
-    """Description of a CSV dataset, and its reader.
+    """Description of a dataset of CSV or parquet files, and its reader.
 
     The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
     values, groups, label. Values are compared by their spelling: 1, 1.0 and "1" are the same. The sensitive column is
     left out of the features (unless ``include_sensitive``), and with it every column that it was recoded from or that
     was recoded from the same one; likewise for the target. Features that give it away stay, and one
     line says so, unless ``keep_proxies`` is False.
+
+    A column is numeric where all its cells are numbers. One that is numeric but for a few cells, and listed neither as
+    ``numeric`` nor as ``categorical``, is an error that shows those cells.
     """
 
     name: str
@@ -163,7 +225,10 @@ class TabularDataset(Description):
     skip_initial_space: bool = False
     comment: str | None = None  # character that begins a comment
     skip_rows: int = 0  # lines at the top of each file
-    missing_values: list[str] = field(default_factory=lambda: ["", "NA", "N/A", "NaN", "nan", "null"])
+    missing_values: list[str] = field(default_factory=lambda: list(MISSING))  # whatever their case, "" being blank
+    decimal: str = "."  # decimal mark of numbers
+    thousands: str | None = None  # mark between their thousands
+    units: list[str] = field(default_factory=list)  # signs beside numbers that do not count, such as "$"
     rename: dict[str, str] = field(default_factory=dict)  # old name: new name, where a file has the old one
     decode: dict[str, str] = field(default_factory=dict)  # new column: prefix of the 0/1 columns that it replaces
     # new column: {from: column, values: {old: new}, other: new value of all that is not listed, else an error}
@@ -178,8 +243,9 @@ class TabularDataset(Description):
     include_sensitive: bool = False
     proxies: dict[str, list[str]] = field(default_factory=dict)  # sensitive column: features that give it away
     keep_proxies: bool = True  # False leaves those of ``sensitive`` out of the features
-    # drop: rows with a missing value are left out. category: a missing feature is a value of its own (Encoder).
-    missing: Literal["error", "drop", "category"] = "error"
+    # Missing values. drop: rows with one are left out. category: a missing feature is a value of its own (Encoder).
+    # Or each by itself, as {target: drop, sensitive: category, features: error}: what is not named is an error.
+    missing: Literal["error", "drop", "category"] | dict[str, str] = "error"
 
     def __post_init__(self) -> None:
         if self.sensitive == self.target:
@@ -192,8 +258,17 @@ class TabularDataset(Description):
             )
         if len(self.separator) != 1 and self.separator != r"\s+":
             raise InputError(rf"dataset.separator: '{self.separator}'; one character is wanted, or \s+ for any blanks")
-        if self.missing not in ("error", "drop", "category"):
-            raise InputError(f"dataset.missing: '{self.missing}'; it is error, drop or category")
+        apart = self.missing if isinstance(self.missing, Mapping) else {"features": self.missing}
+        for key, how in apart.items():
+            if how not in ("error", "drop", "category") or (key, how) == ("target", "category"):
+                raise InputError(f"dataset.missing: '{self.missing}'; it is error, drop or category (no target)")
+            if key not in ("target", "sensitive", "features"):
+                raise InputError(f"dataset.missing.{key}: it takes target, sensitive and features")
+        marks = [self.decimal, *([self.thousands] if self.thousands is not None else [])]
+        if any(len(mark) != 1 for mark in marks) or len(set(marks)) < len(marks):
+            raise InputError(
+                f"dataset.decimal='{self.decimal}', thousands='{self.thousands}': two different characters"
+            )
         if self.max_categories is not None and self.max_categories < 2:
             raise InputError(f"dataset.max_categories: {self.max_categories}; it is at least 2, or null for no limit")
         for column in set(self.numeric or ()) & set(self.categorical or ()):
@@ -217,8 +292,16 @@ class TabularDataset(Description):
 
     def _load(self) -> Table:
         paths = self.source.locate()
-        files = ", ".join(path.name for path in paths)
-        frame = self._derive(self._read(paths), files)
+        return self._table(self._read(paths), ", ".join(path.name for path in paths))
+
+    def profile(self) -> Iterator[str]:
+        """A line for every column that is read, before any row is left out; raises `InputError`."""
+        paths = self.source.locate()
+        frame = self._derive(self._read(paths), ", ".join(path.name for path in paths))
+        yield from profile(frame, self.target, self.sensitive)
+
+    def _table(self, frame: pd.DataFrame, files: str) -> Table:
+        frame = self._derive(frame, files)
         for key, names in {
             "target": [self.target],
             "sensitive": [self.sensitive],
@@ -255,13 +338,18 @@ class TabularDataset(Description):
             names.append(self.sensitive)
         if not names:
             raise InputError(f"dataset: no feature is left of the columns of {files}")
+        for name in names:
+            if name not in (*(self.numeric or ()), *(self.categorical or ())):
+                refuse_odd_numbers(kept[name], files)
         frame = self._complete(kept, names, files)
         dropped["missing"] = len(kept) - len(frame)
+        self._tell_oddities(frame[[*names, *({self.target, self.sensitive} - set(names))]], names)
 
         codes, group_names = coded(frame[self.sensitive], f"sensitive column '{self.sensitive}'", self.groups, files)
         dropped["groups"] = int((codes < 0).sum())
         frame, codes = frame[codes >= 0], codes[codes >= 0]
         y, label_names = self._label(frame[self.target], files)
+        self._tell_moved(kept, frame, files)
         return Table(
             name=self.name,
             sensitive=self.sensitive,
@@ -277,14 +365,15 @@ class TabularDataset(Description):
         frames: list[pd.DataFrame] = []
         for path in paths:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-                    header = self._parse(path, header_only=True)
-                    if self.columns is not None and len(header.columns) != len(self.columns):
-                        raise ValueError(
-                            f"it has {len(header.columns)} columns, dataset.columns {len(self.columns)} names"
-                        )
-                    frame = self._parse(path)
+                if path.suffix.lower() == ".parquet":
+                    frame = self._parse_parquet(path)
+                    header: list[str] = []
+                else:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+                        frame, header = self._parse_text(path)
+            except InputError:
+                raise
             except pd.errors.EmptyDataError as error:
                 raise InputError(f"{path} is empty") from error
             except UnicodeDecodeError as error:
@@ -295,32 +384,74 @@ class TabularDataset(Description):
                 raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
             if frame.empty:
                 raise InputError(f"{path} has no rows")
-            if self.columns is None:
-                frame = _without_copies(frame, [str(name) for name in header.iloc[0]], path)
+            frame = _without_copies(frame, header, path)
             taken = {old: new for old, new in self.rename.items() if old in frame.columns and new not in frame.columns}
             frame = frame.rename(columns=taken)
             if frames and set(frame.columns) != set(frames[0].columns):
                 differing = ", ".join(sorted(set(frame.columns) ^ set(frames[0].columns))[:10])
                 raise InputError(f"{paths[0].name} and {path.name} do not have the same columns: {differing}")
             frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        whole = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        # Typed together: codes that one file writes as 1 and another as 1.0 are the same
+        written = Notation(self.missing_values, self.decimal, self.thousands, self.units)
+        return pd.DataFrame({name: written.read(whole[name]) for name in whole.columns})
 
-    def _parse(self, path: Path, header_only: bool = False) -> pd.DataFrame:
-        return pd.read_csv(
-            path,
-            sep=self.separator,
-            header=None if header_only or self.columns is not None else 0,
-            names=None if header_only else self.columns,
-            nrows=1 if header_only else None,
-            dtype=str if header_only else None,
-            index_col=False,
-            skipinitialspace=self.skip_initial_space,
-            comment=self.comment,
-            skiprows=self.skip_rows,
-            keep_default_na=False,
-            na_values=[] if header_only else list(self.missing_values),
-            low_memory=False,  # one type a column, whatever the file's length
-        )
+    def _parse_text(self, path: Path) -> tuple[pd.DataFrame, list[str]]:
+        """All cells as they stand, of the columns that are needed; and what the header line calls these."""
+        content = content_of(path)
+
+        def parse(**how: Any) -> pd.DataFrame:
+            return pd.read_csv(
+                io.BytesIO(content),
+                sep=self.separator,
+                dtype=str,
+                index_col=False,
+                skipinitialspace=self.skip_initial_space,
+                comment=self.comment,
+                skiprows=self.skip_rows,
+                keep_default_na=False,
+                **how,
+            )
+
+        first = parse(header=None, nrows=1)
+        if self.columns is not None and len(first.columns) != len(self.columns):
+            raise ValueError(f"it has {len(first.columns)} columns, dataset.columns {len(self.columns)} names")
+        names = [str(name) for name in (self.columns or first.iloc[0])]
+        needed = self._needed(names)
+        # pandas overlooks lines that are too long where it is told which columns to read
+        only = needed if is_rectangular(content, self.separator, len(names)) else None
+        frame = parse(header=None if self.columns is not None else 0, names=self.columns, usecols=only)
+        check_quotes(content, path, self.separator, len(names))
+        if only is None:
+            frame = frame.iloc[:, needed]
+        return frame, [] if self.columns is not None else [names[place] for place in needed]
+
+    def _parse_parquet(self, path: Path) -> pd.DataFrame:
+        try:
+            frame = pd.read_parquet(path)
+        except ImportError as error:
+            raise InputError(f"{path}: reading parquet needs pyarrow: `pip install pyarrow`") from error
+        names = [str(name) for name in frame.columns]
+        return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
+
+    def _needed(self, names: Sequence[str]) -> list[int]:
+        """Places of the columns that are read: all, unless ``features`` says which, and no other name is unknown."""
+        everything = list(range(len(names)))
+        if self.features is None:
+            return everything
+        wanted = {self.target, self.sensitive, *self.features, *self.filters, *self.drop}
+        wanted |= {*(self.numeric or ()), *(self.categorical or ()), *self.proxies}
+        wanted |= {name for given_away in self.proxies.values() for name in given_away}
+        wanted |= {rule["from"] for rule in self.recode.values()}
+        there = {self.rename.get(name, name) for name in names} | set(names) | set(self.recode) | set(self.decode)
+        if wanted - there:  # an error that shows what there is
+            return everything
+        prefixes = tuple(self.decode.values())
+        return [
+            place
+            for place, name in enumerate(names)
+            if {name, self.rename.get(name, name)} & wanted or (prefixes and name.startswith(prefixes))
+        ]
 
     def _derive(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
         for name, prefix in self.decode.items():
@@ -343,6 +474,12 @@ class TabularDataset(Description):
             mapping = {text(key): text(value) for key, value in rule["values"].items()}
             new = old.map(mapping)
             unlisted = new.isna() & old.notna()
+            for same in alike(old.dropna().unique()):
+                if len({value in mapping for value in same}) == 2:
+                    raise InputError(
+                        f"dataset.recode.{name}: of {', '.join(map(repr, same))} in '{rule['from']}' of {files}, which "
+                        "differ in case or blanks only, some are listed: list them all"
+                    )
             if rule.get("other") is not None:
                 new = new.mask(unlisted, text(rule["other"]))
             elif unlisted.any():
@@ -350,7 +487,7 @@ class TabularDataset(Description):
                     f"dataset.recode.{name}: values of '{rule['from']}' in {files} that are not listed: "
                     f"{_counted(old[unlisted])}; list them or set other"
                 )
-            frame = frame.assign(**{name: new})
+            frame = pd.concat([frame.drop(columns=name, errors="ignore"), new.rename(name)], axis=1)
         return frame
 
     def _filter(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
@@ -374,22 +511,81 @@ class TabularDataset(Description):
         return derived | {self.recode[column]["from"] for column in derived} | {name}
 
     def _complete(self, frame: pd.DataFrame, features: Iterable[str], files: str) -> pd.DataFrame:
-        used = list(dict.fromkeys([self.target, self.sensitive, *features]))
-        if self.missing == "drop":
-            complete = frame.dropna(subset=used)
-            if complete.empty:
-                worst = frame[used].isna().sum().idxmax()
-                raise InputError(f"dataset.missing=drop leaves no row of {files}; '{worst}' misses the most values")
-            return complete
-        for name in used if self.missing == "error" else (self.target, self.sensitive):
-            count = int(frame[name].isna().sum())
-            if count:
-                or_keep = "" if name in (self.target, self.sensitive) else " or dataset.missing=category to keep them"
+        how = dict.fromkeys(features, self._missing("features"))
+        how |= {self.target: self._missing("target"), self.sensitive: self._missing("sensitive")}
+        for name, answer in how.items():
+            empty = frame[name].isna()
+            if not empty.any() or (answer == "category" and name != self.sensitive):
+                continue
+            if empty.all():
+                leaves = f"dataset.missing=drop leaves no row of {files}: " if answer == "drop" else ""
                 raise InputError(
-                    f"column '{name}' of {files} has no value in {count} of {len(frame)} rows: set "
-                    f"dataset.missing=drop to leave them out{or_keep}"
+                    f"{leaves}column '{name}' of {files} has no value in any of {len(frame)} rows: leave it out by "
+                    "dataset.drop, or name another column"
                 )
-        return frame
+            if answer == "category":
+                frame = frame.assign(**{name: _texts(frame[name]).fillna("missing")})
+            elif answer == "error":
+                key = "dataset.missing" if isinstance(self.missing, str) else f"dataset.missing.{self._role(name)}"
+                or_keep = f" or {key}=category to keep them" if self._role(name) == "features" else ""
+                raise InputError(
+                    f"column '{name}' of {files} has no value in {int(empty.sum())} of {len(frame)} rows: set "
+                    f"{key}=drop to leave them out{or_keep}"
+                )
+        complete = frame.dropna(subset=[name for name, answer in how.items() if answer == "drop"])
+        if complete.empty:
+            worst = frame[list(how)].isna().sum().idxmax()
+            raise InputError(
+                f"dataset.missing=drop leaves no row of {files}: '{worst}' misses the most values; leave it out by "
+                "dataset.drop, or keep such rows by dataset.missing=category"
+            )
+        return complete
+
+    def _role(self, name: str) -> str:
+        return {self.target: "target", self.sensitive: "sensitive"}.get(name, "features")
+
+    def _missing(self, role: str) -> str:
+        """What is done where a target, sensitive attribute or feature is missing."""
+        if isinstance(self.missing, Mapping):
+            return self.missing.get(role, "error")
+        return self.missing if role == "features" or self.missing != "category" else "error"
+
+    def _tell_oddities(self, frame: pd.DataFrame, features: Sequence[str]) -> None:
+        """Warn of features that hardly describe a person, and of categories that may be the same."""
+        for kind, names in oddities(frame, self.target, self.sensitive).items():
+            log.warning(
+                "%s: features that look like %s: %s; dataset.drop leaves them out", self.name, kind, ", ".join(names)
+            )
+        for name in features:
+            if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
+                shown = "; ".join(" and ".join(f"'{value}'" for value in values) for values in same[:3])
+                log.warning(
+                    "%s: '%s' has values that differ in case or blanks only: %s; dataset.recode makes them one",
+                    self.name,
+                    name,
+                    shown,
+                )
+
+    def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame, files: str) -> None:
+        """Warn where leaving out rows with missing values changes the make-up of groups or labels."""
+        if len(before) == len(after):
+            return
+        for name in (self.sensitive, self.target):
+            then, now = (_texts(frame[name]).value_counts(normalize=True) for frame in (before, after))
+            change = (now.reindex(then.index).fillna(0) - then).abs()
+            if len(then) <= _MOST_GROUPS and change.max() > _MOVED:
+                moved = str(change.idxmax())
+                empty = before.drop(index=after.index).isna().sum()
+                log.warning(
+                    "%s: leaving out rows with missing values changes who is left: %s=%s is %.1f %% of the rows before "
+                    "and %.1f %% after; most are missing in '%s'",
+                    self.name,
+                    name,
+                    moved,
+                    100 * then[moved],
+                    100 * now.get(moved, 0),
+                    empty.idxmax(),
+                )
 
     def _label(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, str]]:
         """Labels ``[N]`` in {0, 1} and their names."""
@@ -408,6 +604,12 @@ class TabularDataset(Description):
                     f"target '{self.target}' of {files} is not binary: it holds {_counted(values)}, and {rule}: "
                     "name the values of label 0 in dataset.negative, or leave the others out by dataset.filters"
                 )
+            for same in alike(values.unique()):
+                if len({(value in positive, self.negative is not None and value in negative) for value in same}) > 1:
+                    raise InputError(
+                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in case "
+                        f"or blanks only, under two labels, and {rule}: list them all under one"
+                    )
             y = np.asarray(values.isin(positive), dtype=np.int64)
             names = ("/".join(negative), "/".join(positive))
         if y.min() == y.max():
@@ -445,6 +647,38 @@ def coded(
     values = _texts(column)
     counts = values.value_counts()
     listed = groups.get(str(column.name))
+    same = alike(counts.index)
+    if listed:
+        kept = [text(name) for name in listed]
+        lost = [
+            f"'{name}' ({counts[name]})" for names in same if {*names} & {*kept} for name in names if name not in kept
+        ]
+        if lost:
+            log.warning(
+                "%s of %s: left out are %s, which differ from a listed group in case or blanks only; dataset.recode "
+                "makes them one",
+                what,
+                files,
+                ", ".join(lost),
+            )
+    elif same:
+        shown = "; ".join(" and ".join(f"'{name}' ({counts[name]})" for name in names) for names in same[:3])
+        raise InputError(
+            f"{what} of {files} holds names that differ in case or blanks only: {shown}: make them one by "
+            f"dataset.recode, or list the groups in dataset.groups.{column.name}"
+        )
+    initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
+    short = [
+        n for n in initials if any(n != name and name.casefold().startswith(n.casefold()) for name in counts.index)
+    ]
+    if short and not listed:
+        log.warning(
+            "%s of %s: %s may be short for another of its values: %s; dataset.recode makes them one",
+            what,
+            files,
+            ", ".join(short),
+            _counted(values),
+        )
     if not listed and len(counts) > most:
         raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")
     found = sorted(counts.index, key=lambda value: (-counts[value], value))
@@ -461,13 +695,6 @@ def coded(
     return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
 
 
-def text(value: Any) -> str:
-    """The spelling under which a value is compared: 1 and 1.0 are "1", blanks around it do not count."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
 def _texts(column: pd.Series) -> pd.Series:
     return column.map({value: text(value) for value in column.dropna().unique()})
 
@@ -476,8 +703,10 @@ def _numbers(column: pd.Series, files: str) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
     wrong = numbers.isna() & column.notna()
     if wrong.any():
+        remedy = notation(column[wrong].unique())
         raise InputError(
             f"column '{column.name}' of {files} is to be numeric but holds {_counted(_texts(column[wrong]))}"
+            + (f": it {remedy}" if remedy else "")
         )
     return numbers
 

@@ -368,3 +368,53 @@ def test_no_adversary_no_pools(tmp_path):
     for ask in (module.model_rows, lambda: module.part("query", 0), lambda: module.half("adversary")):
         with pytest.raises(InputError, match=r"game\.adversary_share=0 leaves an adversary no rows"):
             ask()
+
+
+def test_what_was_read_and_how_it_was_dealt_is_told(tmp_path):
+    module = game(tmp_path, groups=("b", "a"), alpha=0.75)
+    counts = module.counts
+    assert counts["data/rows_read"] == 3500
+    assert counts["data/rows_dropped/groups"] == 300
+    assert counts["data/rows"] == 3200
+    assert counts["data/cells/1/b"] == 600
+    assert counts["data/cells/0/a"] == 1500
+    for part in PARTS:
+        rows = module.part(part, 0), module.part(part, 1)
+        assert {len(world.y) for world in rows} == {counts[f"data/rows_of_each_world/{part}"]}
+    for world in (0, 1):
+        held = np.bincount(module.part("train", world).s, minlength=2)
+        assert [counts[f"data/world_{world}/{group}"] for group in ("b", "a")] == held.tolist()
+    scarcer = int((module.table.s[module.parts["train"]] == 0).sum())
+    assert counts["data/decided_by/group=b"] == scarcer == counts["data/rows_of_each_world/train"]
+    told = "\n".join(module.told)
+    assert "3500 rows read, 300 left out (groups 300), 3200 used" in told
+    assert "label 1: 1100 rows: b 600, a 500" in told
+    assert "world 0: 75% group=b, 25% others; world 1: 25% group=b, 75% others" in told
+    assert f"group=b decides, with {scarcer} of " in told
+
+
+def test_two_groups_are_called_by_name_where_the_other_one_decides(tmp_path):
+    counts = game(tmp_path, groups=("a", "b")).counts
+    assert "data/decided_by/group=b" in counts
+    counts = game(tmp_path, property="a").counts
+    assert "data/decided_by/groups other than group=a" in counts
+
+
+def test_parts_with_few_rows_are_named(tmp_path):
+    assert game(tmp_path, {cell: 8 * n for cell, n in COUNTS.items()}).small is None
+    small = game(tmp_path, rows=20).small
+    assert small is not None
+    assert "fewer than 100 rows a world" in small
+    assert "train 20" in small
+
+
+def test_advice_helps_where_a_cell_is_empty_and_where_it_is_only_small(tmp_path):
+    with pytest.raises(InputError) as error:
+        game(tmp_path, COUNTS | {("c", 1): 0})
+    assert "in all the data: 0" in str(error.value)
+    assert "no other game.min_cell or share mends that: leave the group out of dataset.groups.group" in str(error.value)
+    many = {("a", 0): 200, ("a", 1): 200, ("b", 0): 2000, ("b", 1): 2000, ("c", 0): 2000, ("c", 1): 150}
+    with pytest.raises(InputError, match=r"choose game\.property=[bc], which makes worlds of") as error:
+        game(tmp_path, many, property="a")
+    better = str(error.value).split("game.property=")[1][0]
+    game(tmp_path, many, property=better)

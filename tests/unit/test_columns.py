@@ -1,0 +1,342 @@
+"""Tables as people write them: what is missing, what is a number, what is one group, what looks odd."""
+
+import logging
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairpriv.data.columns import MISSING, Notation, alike, notation, oddities, text
+from fairpriv.data.sources import Files
+from fairpriv.data.tabular import TabularDataset
+from fairpriv.errors import InputError
+
+WORDS = ["", " ", "NULL", "null", "None", "NA", "n/a", "#N/A", "NaN", "nan", "?", "<NA>", "empty"]
+
+
+def people(n=200, **cells):
+    """Rows of people, hired by income alone; ``cells`` replaces what rows hold, by column and row number."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "income": [f"{value:.1f}" for value in rng.uniform(1e4, 9e4, n)],
+            "city": rng.choice(["Oslo", "Moss"], n),
+            "sex": ["f", "m"] * (n // 2),
+        }
+    ).astype(object)
+    frame["hired"] = ["yes" if float(income) > 5e4 else "no" for income in frame["income"]]
+    for column, told in cells.items():
+        for row, cell in told.items():
+            frame.loc[row, column] = cell
+    return frame
+
+
+def dataset(tmp_path, *frames, text=None, **changes):
+    names = []
+    for number, frame in enumerate(frames or [None]):
+        names.append(f"people{number}.csv")
+        content = text if frame is None else frame.to_csv(index=False)
+        (tmp_path / names[-1]).write_text(content, newline="")
+    given = {"name": "people", "target": "hired", "sensitive": "sex", "positive": ["yes"]} | changes
+    return TabularDataset(source=Files(names, folder=str(tmp_path)), **given)
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What is warned of, line by line."""
+    monkeypatch.setattr("fairpriv.data.tabular._tables", {})
+    with caplog.at_level(logging.WARNING, logger="fairpriv"):
+        yield lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("column", ["income", "city", "sex", "hired"])
+def test_words_for_missing_are_missing_in_every_column(tmp_path, word, column):
+    frame = people(**{column: {3: word, 8: word}})
+    with pytest.raises(InputError, match=rf"column '{column}' of people0\.csv has no value in 2 of 200 rows"):
+        dataset(tmp_path, frame).load()
+    table = dataset(tmp_path, frame, missing="drop").load()
+    assert len(table.y) == 198
+    assert table.dropped["missing"] == 2
+    assert table.rows_read == 200
+    assert table.features["income"].dtype == np.float64
+    assert table.group_names == ("f", "m") or table.group_names == ("m", "f")
+
+
+def test_only_blank_cells_are_missing_where_the_config_says_so(tmp_path):
+    frame = people(city={3: "?", 4: "None"})
+    table = dataset(tmp_path, frame, missing_values=[""]).load()
+    assert {"?", "None"} < set(table.features["city"].cat.categories)
+
+
+def test_a_missing_sensitive_attribute_is_dropped_or_a_group_apart_from_features(tmp_path):
+    frame = people(sex={3: "NULL", 4: " "}, city={10: "", 11: "", 12: ""})
+    with pytest.raises(InputError, match=r"'sex' .* set dataset\.missing\.sensitive=drop"):
+        dataset(tmp_path, frame, missing={"features": "category"}).load()
+    table = dataset(tmp_path, frame, missing={"features": "category", "sensitive": "drop"}).load()
+    assert (len(table.y), table.dropped["missing"]) == (198, 2)
+    assert (table.features["city"] == "missing").sum() == 3
+    table = dataset(tmp_path, frame, missing={"features": "drop", "sensitive": "category"}).load()
+    assert (len(table.y), table.group_names[-1]) == (197, "missing")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ({"sensitive": "keep"}, "it is error, drop or category"),
+        ({"target": "category"}, "no target"),
+        ({"sex": "drop"}, r"dataset\.missing\.sex: it takes target, sensitive and features"),
+    ],
+)
+def test_wrong_words_of_missing_are_refused(tmp_path, missing, message):
+    with pytest.raises(InputError, match=message):
+        dataset(tmp_path, people(), missing=missing)
+
+
+def test_a_column_without_any_value_is_not_mended_by_dropping_rows(tmp_path):
+    frame = people().assign(notes="")
+    for missing in ("error", "drop"):
+        with pytest.raises(InputError, match=r"'notes' .* no value in any of 200 rows: leave it out by dataset\.drop"):
+            dataset(tmp_path, frame, missing=missing).load()
+    assert len(dataset(tmp_path, frame, drop=["notes"]).load().y) == 200
+
+
+def test_a_column_that_is_numeric_but_for_a_few_cells_shows_them(tmp_path):
+    frame = people(income={3: "unknown", 8: "unknown", 9: "~ 500"})
+    with pytest.raises(InputError) as error:
+        dataset(tmp_path, frame).load()
+    message = str(error.value)
+    assert "column 'income' of people0.csv is numeric but for 3 of 200 cells: 'unknown' (2), '~ 500' (1)" in message
+    assert "first in row 4" in message
+    assert "dataset.missing_values" in message
+    assert "dataset.categorical" in message
+    assert "\n" not in message
+    assert (
+        dataset(tmp_path, frame, missing_values=["unknown", "~ 500"], missing="category")
+        .load()
+        .features["income"]
+        .isna()
+        .sum()
+        == 3
+    )
+    assert "unknown" in dataset(tmp_path, frame, categorical=["income"]).load().features["income"].cat.categories
+    assert "income" not in dataset(tmp_path, frame, drop=["income"], features=["city"]).load().features
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "settings"),
+    [
+        ("${:.2f}", "currency signs", {"units": ["$"]}),
+        ("{:.2f} €", "currency signs", {"units": ["€"]}),
+        ("EUR {:.2f}", "currency signs", {"units": ["EUR"]}),
+        ("{:.1f}%", "per cent signs", {"units": ["%"]}),
+        ("{:,.2f}", "thousands marks", {"thousands": ","}),
+        ("£{:,.2f}", "currency signs and thousands marks", {"units": ["£"], "thousands": ","}),
+    ],
+)
+def test_numbers_as_people_write_them_are_named_with_what_reads_them(tmp_path, written, wanted, settings):
+    plain = people()
+    frame = plain.assign(income=[written.format(float(value)) for value in plain["income"]])
+    with pytest.raises(InputError) as error:
+        dataset(tmp_path, frame).load()
+    assert f"holds numbers with {wanted}, as '{frame['income'][0]}': set " in str(error.value)
+    for key, value in settings.items():
+        assert f"dataset.{key}={value!r}" in str(error.value)
+    with pytest.raises(InputError, match=f"holds numbers with {wanted}"):
+        dataset(tmp_path, frame, numeric=["income"]).load()
+    read = dataset(tmp_path, frame, **settings).load().features["income"]
+    assert read.tolist() == [float(value) for value in plain["income"]]
+
+
+def test_decimal_commas_are_named_and_read(tmp_path):
+    plain = people()
+    written = [f"{float(value):,.1f}".translate(str.maketrans(",.", ".,")) for value in plain["income"]]
+    with pytest.raises(InputError, match=r"thousands marks and decimal commas.*thousands='\.' dataset\.decimal=','"):
+        dataset(tmp_path, plain.assign(income=written)).load()
+    read = dataset(tmp_path, plain.assign(income=written), decimal=",", thousands=".").load().features["income"]
+    assert read.tolist() == [float(value) for value in plain["income"]]
+    with pytest.raises(InputError, match="two different characters"):
+        dataset(tmp_path, plain, decimal=",", thousands=",")
+
+
+def test_a_comma_is_a_decimal_one_where_some_cell_cannot_be_thousands():
+    assert "thousands" in notation(["1,500", "2,250"])
+    assert "thousands" not in notation(["1,500", "2,25"])
+    assert "brackets" in notation(["(3.50)", "4"])
+    assert notation(["Oslo", "12-14", "3"]) is None
+
+
+def test_codes_are_one_group_however_files_spell_them(tmp_path):
+    first = people(sex={i: "1" if i % 2 else "2" for i in range(200)})
+    second = people(sex={i: "1.0" if i % 2 else " 2 " for i in range(200)})
+    third = people(sex={i: "1.00" if i % 2 else "x" for i in range(200)})
+    table = dataset(tmp_path, first, second).load()
+    assert sorted(table.group_names) == ["1", "2"]
+    table = dataset(tmp_path, first, second, third).load()
+    assert dict(zip(table.group_names, np.bincount(table.s), strict=True)) == {"1": 300, "2": 200, "x": 100}
+    assert [text(value) for value in (1, 1.0, "1", "1.0", " 1.", "01", "1.5")] == ["1"] * 5 + ["01", "1.5"]
+
+
+def test_groups_that_differ_in_case_only_are_refused_by_name(tmp_path, said):
+    frame = people(sex={i: "M" if i % 4 == 1 else "m" if i % 2 else "f" for i in range(200)})
+    with pytest.raises(InputError, match=r"differ in case or blanks only: 'M' \(50\) and 'm' \(50\).*dataset\.recode"):
+        dataset(tmp_path, frame).load()
+    assert len(dataset(tmp_path, frame, groups={"sex": ["f", "m"]}).load().y) == 150
+    assert any("left out are 'M' (50), which differ from a listed group in case" in line for line in said())
+    recode = {"sex": {"from": "sex", "values": {"m": "m", "M": "m", "f": "f"}}}
+    assert len(dataset(tmp_path, frame, recode=recode).load().y) == 200
+    with pytest.raises(InputError, match=r"recode\.sex: of 'M', 'm'"):
+        dataset(tmp_path, frame, recode={"sex": {"from": "sex", "values": {"m": "m"}, "other": "f"}}).load()
+
+
+def test_initials_beside_the_whole_word_are_named_with_the_sizes(tmp_path, said):
+    frame = people(sex={i: "M" if i % 4 == 1 else "Male" if i % 2 else "Female" for i in range(200)})
+    dataset(tmp_path, frame).load()
+    assert any("M may be short for another of its values: 'Female' (100), 'M" in line for line in said())
+
+
+def test_a_label_that_is_spelled_in_two_ways_is_not_two_labels(tmp_path):
+    frame = people()
+    frame["hired"] = ["yes" if i % 2 else "Yes" for i in range(200)]
+    with pytest.raises(InputError, match="which differ in case or blanks only, under two labels"):
+        dataset(tmp_path, frame).load()
+
+
+def test_categories_that_differ_in_case_are_named(tmp_path, said):
+    dataset(tmp_path, people(city={3: "OSLO", 4: "oslo"})).load()
+    assert any("'city' has values that differ in case or blanks only: " in line for line in said())
+    assert alike(["Oslo", "oslo ", "O\u00adslo", "Moss"]) == [sorted(["Oslo", "oslo ", "O\u00adslo"])]
+
+
+@pytest.mark.parametrize("closing", ["city", "hired"])
+def test_a_quotation_mark_that_swallows_rows_is_an_error_with_its_line(tmp_path, closing):
+    lines = people().to_csv(index=False).splitlines()
+    lines[10] = lines[10].replace(",Oslo", ',"Oslo').replace(",Moss", ',"Moss')
+    if closing == "city":
+        lines[90] = lines[90].replace("Oslo,", 'Oslo",').replace("Moss,", 'Moss",')
+    else:
+        lines[90] += '"'
+    with pytest.raises(InputError, match=r"people0\.csv, line 11: a quotation mark opens a field that ends in line 91"):
+        dataset(tmp_path, text="\n".join(lines) + "\n", missing="drop").load()
+
+
+def test_quoted_line_breaks_and_separators_are_read_as_they_are(tmp_path, said):
+    frame = people(city={i: "Oslo,\nthe old town" if i % 3 else '=HYPERLINK("x")' for i in range(200)})
+    table = dataset(tmp_path, frame).load()
+    assert len(table.y) == 200
+    assert set(table.features["city"].cat.categories) == {"Oslo,\nthe old town", '=HYPERLINK("x")'}
+    assert said() == []
+
+
+def test_dropping_much_and_dropping_more_of_one_group_is_warned_of(tmp_path, said):
+    frame = people().assign(notes=["x" if i % 2 or i % 10 == 0 else "" for i in range(200)])
+    table = dataset(tmp_path, frame, missing="drop").load()
+    assert (table.rows_read, len(table.y)) == (200, 120)
+    assert any("80 of 200 rows are left out (missing 80)" in line for line in said())
+    [moved] = [line for line in said() if "changes who is left" in line]
+    assert "sex=f is 50.0 % of the rows before and 16.7 % after; most are missing in 'notes'" in moved
+
+
+def test_rows_read_left_out_and_used_are_told_with_sizes(tmp_path, said):
+    frame = people(city={3: "", 5: ""}, sex={7: "x"})
+    table = dataset(tmp_path, frame, missing="drop", groups={"sex": ["f", "m"]}).load()
+    assert table.told[0] == "200 rows read, 3 left out (missing 2, groups 1), 197 used"
+    assert table.told[1] == "sex: f 100, m 97"
+    assert table.sizes.sum() == 197
+    assert said() == []
+
+
+def test_row_numbers_ids_dates_and_copies_are_named(tmp_path, said):
+    frame = people()
+    frame.insert(0, "", range(200))
+    frame["index"] = range(7, 207)
+    frame["person"] = [f"p{i * 37 % 997}" for i in range(200)]
+    frame["account"] = [i * i for i in range(200)]
+    frame["since"] = [f"2020-01-{i % 28 + 1:02}" for i in range(200)]
+    frame["woman"] = [1 - i % 2 for i in range(200)]
+    frame["outcome"] = frame["hired"].map({"yes": "won", "no": "lost"})
+    dataset(tmp_path, frame).load()
+    named = {line.split("look like ")[1].split("; ")[0] for line in said() if "look like" in line}
+    assert named == {
+        "row numbers: Unnamed: 0, index",
+        "unique ids: person, account",
+        "dates: since",
+        "a copy of sex: woman",
+        "a copy of hired: outcome",
+    }
+
+
+def test_ordinary_columns_are_not_odd():
+    rng = np.random.default_rng(0)
+    frame = people().assign(income=rng.normal(size=200), age=rng.integers(18, 80, 200))
+    assert oddities(frame, "hired", "sex") == {}
+
+
+def test_profile_has_a_line_for_every_column(tmp_path):
+    lines = list(dataset(tmp_path, people(income={3: "NULL"}).assign(row=range(200)), drop=["row"]).profile())
+    assert lines[0].startswith("income: numeric, 1 missing, ")
+    assert lines[1:3] == [
+        "city: categorical, 0 missing, 2 distinct values",
+        "sex: categorical, the sensitive attribute, 0 missing, 2 distinct values",
+    ]
+    assert lines[4].endswith("200 distinct values; looks like row numbers")
+    assert len(lines) == 5
+
+
+def test_parquet_is_read_as_the_same_table(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = people(city={3: None, 4: "NULL"}).assign(income=lambda f: f["income"].astype(float), member=[True] * 200)
+    frame.to_parquet(tmp_path / "people.parquet")
+    source = Files(["people.parquet"], folder=str(tmp_path))
+    table = TabularDataset("people", source, "hired", "sex", positive=["yes"], missing="category").load()
+    assert table.features["income"].tolist() == frame["income"].tolist()
+    assert (table.features["city"] == "missing").sum() == 2
+    assert list(table.features) == ["income", "city", "member"]
+
+
+def test_parquet_without_its_package_says_so(tmp_path, monkeypatch):
+    (tmp_path / "people.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(pd, "read_parquet", lambda path: (_ for _ in ()).throw(ImportError("no pyarrow")))
+    source = Files(["people.parquet"], folder=str(tmp_path))
+    with pytest.raises(InputError, match=r"reading parquet needs pyarrow: `pip install pyarrow`"):
+        TabularDataset("people", source, "hired", "sex", positive=["yes"]).load()
+
+
+def test_a_zip_file_with_a_manual_beside_the_table_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "people0.zip", "w") as packed:
+        packed.writestr("manual.pdf", b"%PDF")
+        packed.writestr("people.csv", people().to_csv(index=False))
+    source = Files(["people0.zip"], folder=str(tmp_path))
+    assert len(TabularDataset("people", source, "hired", "sex", positive=["yes"]).load().y) == 200
+    with zipfile.ZipFile(tmp_path / "people0.zip", "a") as packed:
+        packed.writestr("more.csv", "a\n1\n")
+    with pytest.raises(InputError, match=r"holds 2 tables, not one \(manual\.pdf, people\.csv, more\.csv\)"):
+        TabularDataset("people", source, "hired", "sex", positive=["yes"], drop=["city"]).load()
+
+
+def test_of_a_wide_file_only_the_named_columns_are_read(tmp_path, monkeypatch):
+    frame = pd.concat([people(), pd.DataFrame({f"x{i}": ["1"] * 200 for i in range(300)})], axis=1)
+    read = []
+    original = pd.read_csv
+    monkeypatch.setattr(pd, "read_csv", lambda *args, **how: read.append(original(*args, **how)) or read[-1])
+    recode = {"woman": {"from": "sex", "values": {"f": "1", "m": "0"}}}
+    described = {"features": ["income", "city", "woman"], "sensitive": "woman", "recode": recode}
+    table = dataset(tmp_path, frame, **described).load()
+    assert list(table.features) == ["income", "city"]
+    assert list(read[-1].columns) == ["income", "city", "sex", "hired"]
+    with pytest.raises(InputError, match=r"no column 'cty'.*nearest is city; there are income, city, sex, hired, x0"):
+        dataset(tmp_path, frame, features=["cty"]).load()
+    long = frame.to_csv(index=False).replace("\n", ",surplus\n", 2).replace(",surplus\n", "\n", 1)
+    with pytest.raises(InputError, match="cannot be read as a table"):  # not overlooked for reading some columns only
+        dataset(tmp_path, text=long, **described).load()
+    recode |= {f"y{i}": {"from": "sex", "values": {"f": "1", "m": "0"}} for i in range(3)}
+    assert len(dataset(tmp_path, frame, recode=recode).load().y) == 200  # all columns, and no warning of pandas
+
+
+def test_notation_keeps_rows_and_types():
+    column = pd.Series(["1", " 2.0", "NULL", "4"], index=[7, 8, 9, 10], name="x")
+    read = Notation(MISSING).read(column)
+    assert read.index.tolist() == [7, 8, 9, 10]
+    assert read.dropna().tolist() == [1, 2, 4]
+    assert Notation(MISSING).read(pd.Series(["true", "FALSE", ""])).tolist()[:2] == ["True", "False"]
