@@ -14,10 +14,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from fairpriv.cache import read_tensors, write_tensors
 from fairpriv.data.tokens import Encoded, collate
 from fairpriv.defenses.defense import ModelOwner, Tuned
 from fairpriv.editing import SpinEdit, place
@@ -27,7 +26,6 @@ from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
 from fairpriv.modules import processes
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
-from fairpriv.tracking.result import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +96,11 @@ class Spin:
         """The split, and how many pairs of it, of every dimension and excluded set."""
         splits: dict[str, str] = dict.fromkeys(self.dimensions, self.split)
         return {name: (split, self.samples) for name, split in (splits | dict.fromkeys(self.exclude, "safe")).items()}
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `InputError` for a model that the defence before it cannot leave with plain weights."""
+        if hasattr(self.after, "check"):
+            self.after.check(model, merged=True)
 
     def tune(self, owner: ModelOwner) -> Tuned:
         """Apply the defence before this one, then edit; the edit is kept in the cell's folder."""
@@ -333,22 +336,18 @@ def _write_top(path: Path, tops: Mapping[str, TopWeights]) -> None:
         small = top.numel <= torch.iinfo(torch.int32).max
         tensors[f"{name}.indices"] = top.indices.to(torch.int32) if small else top.indices
         tensors[f"{name}.values"] = top.values
-    header = {"numel": json.dumps({name: [top.numel, top.max_ratio] for name, top in tops.items()})}
-    write_whole(path, save(tensors, header))
+    write_tensors(path, tensors, {name: [top.numel, top.max_ratio] for name, top in tops.items()})
 
 
 def _read_top(path: Path) -> dict[str, TopWeights] | None:
-    try:
-        with safe_open(path, "pt") as file:
-            sizes = json.loads(file.metadata()["numel"])
-            return {
-                name: TopWeights(
-                    file.get_tensor(f"{name}.indices").long(), file.get_tensor(f"{name}.values"), numel, ratio
-                )
-                for name, (numel, ratio) in sizes.items()
-            }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None  # it will be made again
+    found = read_tensors(path)
+    if found is None:
+        return None
+    tensors, sizes = found
+    return {
+        name: TopWeights(tensors[f"{name}.indices"].long(), tensors[f"{name}.values"], numel, ratio)
+        for name, (numel, ratio) in sizes.items()
+    }
 
 
 def _rows_hash(rows: Sequence[Encoded]) -> str:

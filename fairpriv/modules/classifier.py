@@ -7,11 +7,11 @@ import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.loggers import Logger
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from fairpriv.cache import read_tensors, write_tensors
 from fairpriv.data.batches import Batch, Batches, ShuffledBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import NonFiniteLossError
@@ -26,12 +27,12 @@ from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.modules import processes
 from fairpriv.modules.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
-from fairpriv.tracking.result import write_whole
 
 EXPECTED_WARNINGS = (
     r"Your `IterableDataset` has `__len__` defined",  # right here: batches are made in this process
     r".*does not have many workers",  # a batch is one indexed slice: workers would only copy it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
+    r"The `srun` command is available",  # said of every fit on a machine with Slurm; processes are started by us
 )
 
 
@@ -242,9 +243,9 @@ def fit(
     """
     refuse_few_rows(len(validation.y), module.patience)
     path = cache / f"{_fit_key(module, batches, epochs, trainer, validation, seed)}.safetensors" if cache else None
-    if path is not None and processes.told(lambda: _restore(module, path)):
-        if processes.rank():
-            _restore(module, path)
+    done = read_tensors(path) if path is not None else None
+    if all(processes.gather(done is not None)):  # processes may see different folders: all of them read, or all train
+        _restore(module, *cast(tuple[dict[str, Tensor], dict[str, Any]], done))
         return
     torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
     loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
@@ -267,12 +268,10 @@ def fit(
     module.keep_best()
     module.cpu().eval()
     if path is not None and processes.rank() == 0:
-        told = {name: repr(getattr(module, name)) for name in _TOLD}
-        write_whole(path, save(module.net.state_dict(), metadata=told))
+        write_tensors(path, module.net.state_dict(), {name: getattr(module, name) for name in _TOLD})
 
 
-# What is kept of a fit beside its weights, and how it is read.
-_TOLD: dict[str, Callable[[str], object]] = {"penalty": float, "epoch": int, "constraint_met": "True".__eq__}
+_TOLD = ("penalty", "epoch", "constraint_met")  # what is kept of a fit beside its weights
 
 
 def _fit_key(
@@ -300,21 +299,12 @@ def _fit_key(
     )
 
 
-def _restore(module: Classifier, path: Path) -> bool:
-    """Read a finished fit; False where there is none that can be read."""
-    if not path.is_file():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-            told = {name: read(file.metadata()[name]) for name, read in _TOLD.items()}
-        module.net.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        return False  # it will be made again
-    for name, value in told.items():
-        setattr(module, name, value)
+def _restore(module: Classifier, weights: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """Put a finished fit in place of one."""
+    module.net.load_state_dict(weights)
+    for name in _TOLD:
+        setattr(module, name, told[name])
     module.eval()
-    return True
 
 
 @torch.inference_mode()

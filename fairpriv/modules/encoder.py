@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.checkpoint import checkpoint
 
+from fairpriv.cache import read_tensors, write_tensors
 from fairpriv.configs import build
 from fairpriv.errors import InputError
 from fairpriv.modules.classifier import MLP
@@ -34,7 +34,6 @@ from fairpriv.modules.pretrained import Pretrained
 from fairpriv.modules.processes import first_ahead
 from fairpriv.modules.trainer import device_of
 from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +141,9 @@ class Reader:
             {"items": [digest, *items.shape], "encoder": self.weights.digest(), "settings": self.settings}
         )
         path = self.cache / f"{key}.safetensors"
-        try:
-            return cast(NDArray[np.float32], load_file(path)["features"].numpy())
-        except (OSError, SafetensorError, KeyError):  # it is made
-            started = time.perf_counter()
+        if (kept := read_tensors(path)) is not None:
+            return cast(NDArray[np.float32], kept[0]["features"].numpy())
+        started = time.perf_counter()
         log.info("%s: features of %d rows by the frozen encoder, once", self.weights.name, len(items))
         rows = torch.from_numpy(self.tokens(items) if self.tokens else items)
         order = torch.arange(len(rows))
@@ -161,8 +159,7 @@ class Reader:
                     "%s: %d %%, %.0f s", self.weights.name, 100 * number // len(parts), time.perf_counter() - started
                 )
         features = torch.cat(found)[order.argsort()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({"features": features}))
+        write_tensors(path, {"features": features})
         return cast(NDArray[np.float32], features.numpy())
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import math
 import warnings
@@ -20,16 +19,16 @@ from typing import Any, cast
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, softplus
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, IterableDataset
 
+from fairpriv.cache import checksum, read_tensors, write_tensors
 from fairpriv.data.batches import PoissonBatches, StratifiedBatches, content
 from fairpriv.data.game import Rows
 from fairpriv.errors import InputError
@@ -37,7 +36,6 @@ from fairpriv.functional import equalized_odds_gaps, label_gaps
 from fairpriv.modules.classifier import EXPECTED_WARNINGS, MLP
 from fairpriv.modules.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash
-from fairpriv.tracking.result import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +339,8 @@ def fit_pool(
     by_rank = torch.cat([torch.arange(r, len(members), world) for r in range(world)])
     pool = Pool.join([shard for shard in shards if shard is not None])[by_rank.argsort()]
     if path:
-        write_whole(path, _bytes(pool))
+        tensors, told = _parts(pool)
+        write_tensors(path, tensors, told)
     return pool
 
 
@@ -383,6 +382,7 @@ def _train(
             enable_model_summary=False,
             enable_progress_bar=progress,
             num_sanity_val_steps=0,
+            plugins=[LightningEnvironment()],  # whatever batch system the machine has
         ).fit(module, DataLoader(batches, batch_size=None))
     return module.pool()[order.argsort()]
 
@@ -900,29 +900,28 @@ def _key(
             "rows": [content(rows) for rows in members],
             "sizes": sizes,
             "settings": asdict(settings),
-            "initial": hashlib.sha256(_bytes(initial)).hexdigest() if initial is not None else None,
+            "initial": checksum(*_parts(initial)) if initial is not None else None,
             "vectorized": vectorized,
             **driven,
         }
     )
 
 
-def _bytes(pool: Pool) -> bytes:
-    tensors = {
-        f"{layer}.{name}": t for layer, pair in enumerate(pool.weights) for name, t in zip("Wb", pair, strict=True)
-    }
-    return save(tensors, metadata={"diverged": json.dumps(pool.diverged), "told": json.dumps(pool.told)})
+def _parts(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A pool as tensors and plain data."""
+    layers = enumerate(pool.weights)
+    tensors = {f"{layer}.{name}": t for layer, pair in layers for name, t in zip("Wb", pair, strict=True)}
+    return tensors, {"diverged": pool.diverged, "told": pool.told}
 
 
 def _read(path: Path) -> Pool | None:
     """A finished pool; None where there is none that can be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            layers = range(len(file.keys()) // 2)
-            weights = [(file.get_tensor(f"{layer}.W"), file.get_tensor(f"{layer}.b")) for layer in layers]
-            return Pool(weights, *(json.loads(file.metadata()[name]) for name in ("diverged", "told")))
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        return None  # it will be made
+    found = read_tensors(path)
+    if found is None:
+        return None
+    tensors, told = found
+    weights = [(tensors[f"{layer}.W"], tensors[f"{layer}.b"]) for layer in range(len(tensors) // 2)]
+    return Pool(weights, told["diverged"], told["told"])
 
 
 def _shared() -> bool:

@@ -92,6 +92,25 @@ def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
     assert file.stat().st_size > 100
 
 
+def test_a_fit_with_one_wrong_bit_or_another_fit_s_file_is_made_again(tmp_path, caplog):
+    first = trained(tmp_path / "first", epochs=2)
+    other = trained(tmp_path / "other", epochs=1)
+    (file,), (foreign,) = ((tmp_path / name).iterdir() for name in ("first", "other"))
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[-3] ^= 1  # in the last weight
+    for content in (bytes(damaged), foreign.read_bytes()):
+        file.write_bytes(content)
+        caplog.clear()
+        again = trained(tmp_path / "first", epochs=2)
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+        assert [record.message for record in caplog.records if "made again" in record.message] == [
+            f"cache: {file} is damaged, or not what its name says: it is made again"
+        ]
+        assert file.read_bytes() == whole
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
 def test_a_model_that_comes_in_eval_mode_is_trained_in_train_mode():
     modes = []
 

@@ -494,6 +494,24 @@ def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
     assert file.stat().st_size > 100
 
 
+def test_a_pool_with_one_wrong_bit_or_another_pool_s_file_is_made_again(tmp_path):
+    first = fit_pool(UNEVEN, **HOW, cache=tmp_path / "first")
+    fit_pool(UNEVEN, **HOW | {"seed": 9}, cache=tmp_path / "other")
+    (file,), (other,) = ((tmp_path / name).iterdir() for name in ("first", "other"))
+    damaged = bytearray(file.read_bytes())
+    damaged[-3] ^= 1
+    for content in (bytes(damaged), other.read_bytes()):
+        file.write_bytes(content)
+        assert same(fit_pool(UNEVEN, **HOW, cache=tmp_path / "first"), first)
+
+
+def test_a_tuned_pool_is_found_again_by_its_start(tmp_path):
+    start = fit_pool(UNEVEN, **HOW)
+    for _ in range(8):
+        fit_pool(UNEVEN, **HOW | {"epochs": 1}, initial=start, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 X, Y, S = UNEVEN[0]
 VALID = {"validation": [HELD_OUT[0]]}
 

@@ -3,7 +3,6 @@
 import copy
 import csv
 import functools
-import json
 import logging
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from safetensors import safe_open
 from torch import nn
 
+from fairpriv.cache import read_tensors
 from fairpriv.callbacks.spin import SpinCallback
 from fairpriv.data.tokens import Encoded, collate
 from fairpriv.defenses import spin as module
@@ -347,15 +346,25 @@ def test_the_cache_holds_the_top_weights_and_no_score_per_weight(model, tmp_path
     indices(model, cache=tmp_path)
     scores = importance_scores(model, [collate([row], 0) for row in ROWS["general"]], target="all")
     for path in (tmp_path / "top_weights").iterdir():
-        with safe_open(path, "pt") as file:
-            sizes = json.loads(file.metadata()["numel"])
-            assert set(sizes) == set(scores)
-            for name, (numel, ratio) in sizes.items():
-                index, values = file.get_tensor(f"{name}.indices"), file.get_tensor(f"{name}.values")
-                assert (numel, ratio) == (scores[name].numel(), 0.2)
-                assert (index.dtype, values.dtype) == (torch.int32, torch.float32)
-                assert len(index) == len(values) == int(0.2 * numel)
+        tensors, sizes = read_tensors(path)
+        assert set(sizes) == set(scores)
+        for name, (numel, ratio) in sizes.items():
+            index, values = tensors[f"{name}.indices"], tensors[f"{name}.values"]
+            assert (numel, ratio) == (scores[name].numel(), 0.2)
+            assert (index.dtype, values.dtype) == (torch.int32, torch.float32)
+            assert len(index) == len(values) == int(0.2 * numel)
         assert path.stat().st_size < 8 * 0.2 * sum(score.numel() for score in scores.values()) + 4_000
+
+
+def test_top_weights_of_other_pairs_under_the_same_name_are_made_again(model, tmp_path, caplog):
+    want = indices(model, cache=tmp_path)
+    other = indices(model, {name: pairs(seed + 9) for seed, name in enumerate(ROWS)}, cache=tmp_path / "other")
+    assert not same(other, want)
+    files = [sorted((folder / "top_weights").iterdir()) for folder in (tmp_path, tmp_path / "other")]
+    for mine, theirs in zip(*files, strict=True):
+        mine.write_bytes(theirs.read_bytes())
+    assert same(indices(model, cache=tmp_path), want)
+    assert len([record for record in caplog.records if "made again" in record.message]) == len(ROWS)
 
 
 @pytest.mark.parametrize(
