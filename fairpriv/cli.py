@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fairpriv import __version__
 from fairpriv.errors import InputError
 from fairpriv.schema import check, nearest
+from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
 
@@ -319,7 +320,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
             return {"id": None, "status": "running elsewhere", "error": str(error)}
         known = isinstance(error, InputError | OSError)
         raised = error if known or single else RuntimeError(f"{type(error).__name__}: {error}")
-        return {"id": None, "status": "failed", "error": " ".join(str(raised).split()), "raised": raised}
+        return {"id": None, "status": "failed", "error": masked(" ".join(str(raised).split())), "raised": raised}
     if single:
         show(result)
     told = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
@@ -354,6 +355,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         explain,
         is_grid,
         left_to_cells,
+        readable,
         refuse_repeated_dimensions,
         register_schema,
     )
@@ -364,6 +366,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     overrides: list[str] = options.overrides
     rest = list(overrides)
     flags = [word for word in args if not (rest and word == rest[0] and rest.pop(0))]
+    overrides = [readable(word) for word in overrides]
     if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
         overrides = [*overrides, *sweep_override(overrides)]
     for word in overrides:  # which Hydra meets with a traceback

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,9 +72,57 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
     from hydra import initialize_config_dir
 
     register_schema()
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
+    places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
+    search = [f"hydra.searchpath=[{places}]"] if folders else []
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra_compose("config", [*search, *overrides], return_hydra_config=hydra)
+        return hydra_compose("config", [*search, *map(readable, overrides)], return_hydra_config=hydra)
+
+
+def readable(word: str) -> str:
+    """Quote in an override what Hydra's grammar has no words for: many names of folders, and text beyond ASCII.
+
+    A value of ``paths`` is one folder, whatever it holds; elsewhere a file that exists is one value. What is quoted
+    already, and what is wrong otherwise, stays as it is.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    key, _, value = word.partition("=")
+    if not value or value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return word
+    if value.startswith("~/"):  # no shell expands it behind a '='
+        value = str(Path(value).expanduser())
+        word = f"{key}={value}"
+    try:
+        read = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        read = None
+    place = "/" in value or re.search(r"(path|folder|file|dir)$", key)
+    if key.startswith("paths.") or ((place or read is None) and os.path.exists(value)):  # noqa: PTH110  never raises
+        return word if read == value else f"{key}={_quoted(value)}"
+    if read is not None or not (place or not value.isascii()):
+        return word
+    listed = re.fullmatch(r"\[(.*)\]", value)
+    inner = listed[1] if listed else value
+    if place and not listed and value[0] not in "[{":
+        return f"{key}={_quoted(value)}"
+    if os.path.exists(inner):  # noqa: PTH110
+        inner = _quoted(inner)
+    elif re.search(r"['\"]" if place else r"[][{}()'\"=]", inner):
+        return word
+    else:
+        inner = ",".join(map(bare_or_quoted, inner.split(",")))
+    return f"{key}=[{inner}]" if listed else f"{key}={inner}"
+
+
+def bare_or_quoted(text: str) -> str:
+    """A word of Hydra's grammar as it is, any other text in quotes."""
+    return text if re.fullmatch(r"[\w./:+-]+", text, re.ASCII) else _quoted(text.strip())
+
+
+def _quoted(text: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
 def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bool:

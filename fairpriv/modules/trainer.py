@@ -10,10 +10,10 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from fairpriv.configs import build
 from fairpriv.errors import InputError
 from fairpriv.modules import processes
 
@@ -38,14 +38,21 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
         raise InputError(
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
-    strategy = config["trainer"].get("strategy", "auto")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    # What it refuses shows here, and not after the first fit that is not read from the cache.
-    build(config, "trainer", strategy=strategy_of(strategy), **quiet)
     made: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
 
     def make(**settings: Any) -> lightning.Trainer:
-        return made.func(**settings | {"strategy": strategy_of(settings.get("strategy", "auto"))})
+        strategy = strategy_of(settings.get("strategy", "auto"))
+        plugins = settings.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if isinstance(strategy, str) and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins = [*plugins, LightningEnvironment()]  # as below; by default Lightning looks for Slurm
+        return made.func(**settings | {"strategy": strategy, "plugins": plugins})
+
+    # What it refuses shows here, and not after the first fit that is not read from the cache.
+    try:
+        make(**made.keywords, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except Exception as error:
+        raise InputError(f"trainer: {error}") from error
 
     trainer = functools.partial(make, **made.keywords)
     if trainer.keywords.get("enable_progress_bar") is None:
@@ -64,10 +71,13 @@ def strategy_of(wanted: Any) -> Any:
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
-    """The first device of the accelerator that ``trainer.accelerator`` names or Lightning would choose."""
-    wanted = config["trainer"]["accelerator"]
+    """The device that this process trains on: of ``trainer.accelerator`` and, where it is a list, ``trainer.devices``.
+
+    Else the first one of the accelerator that Lightning would choose.
+    """
+    wanted, listed = config["trainer"]["accelerator"], config["trainer"].get("devices")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", listed[processes.rank()]) if isinstance(listed, list) else torch.device("cuda")
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

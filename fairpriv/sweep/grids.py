@@ -8,8 +8,10 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
+
+from fairpriv.configs import bare_or_quoted
 
 
 def cells(
@@ -77,4 +79,8 @@ def choices(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         raise HydraException(f"{override.input_line}: an interval cannot be listed; a grid needs values")
-    return list(override.sweep_string_iterator())
+    # Hydra drops the quotes of choice('...'), and escapes less than its grammar needs.
+    return [
+        bare_or_quoted(value) if isinstance(value, str) else Transformer.str(value)
+        for value in override.sweep_iterator()
+    ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from fairpriv.errors import InputError
+from fairpriv.sweep.grids import choices
 from fairpriv.tracking.comparison import direction, hint
 from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.tracking.result import write_whole
@@ -226,8 +227,8 @@ def report(path: Path) -> None:
     ended = [row["state"] for row in trials]
     degenerate = sum(bool(row.get("degenerate")) for row in trials)
     console.print(
-        f"{len(trials)} trials: {ended.count('completed')} completed ({degenerate} of them degenerate or controls, never "
-        f"on the front), {ended.count('failed')} failed",
+        f"{len(trials)} trials: {ended.count('completed')} completed ({degenerate} of them degenerate or controls, "
+        f"never on the front), {ended.count('failed')} failed",
         markup=False,
         soft_wrap=True,
     )
@@ -259,7 +260,7 @@ def distribution(override: Override) -> BaseDistribution:
         if isinstance(value, RangeSweep) and isinstance(value.start, int) and value.step == 1:
             assert value.stop is not None
             return IntDistribution(value.start, int(value.stop) - 1)
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
+        return CategoricalDistribution(choices(override))
     except ValueError as error:
         raise InputError(f"{override.input_line}: {error}") from None
 

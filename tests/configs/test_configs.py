@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fairpriv.cli import CONF, main
-from fairpriv.configs import build, compose, groups, is_grid, left_to_cells, plain
+from fairpriv.configs import build, compose, groups, is_grid, left_to_cells, plain, readable
 from fairpriv.errors import InputError
 from fairpriv.schema import check, parameters
 from fairpriv.sweep.grids import choices
@@ -205,3 +205,46 @@ def test_debug_shrinks_the_default_cell():
 def test_an_experiment_can_set_the_root_s_own_keys():
     assert plain(compose(CONF, [], []))["threads"] == 1
     assert plain(compose(CONF, [], ["experiment=quickstart_llm"]))["threads"] is None
+
+
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [
+        ("paths.root=/data/größe (1)", "/data/größe (1)"),
+        ("paths.root=a,b", "a,b"),
+        ("paths.root=1e3", "1e3"),
+        ("paths.root=it's #1 & [x]=~{y} ", "it's #1 & [x]=~{y} "),
+        ("model.path=/models/a=b\\'c", "/models/a=b\\'c"),
+        ("model.path=/models/a,/models/b", ["/models/a", "/models/b"]),  # a sweep stays one
+        ("model.path='/models/a b'", "/models/a b"),
+        ("+dataset.source.files=[/data/é (1)/x.csv,y.csv]", ["/data/é (1)/x.csv", "y.csv"]),
+        ("game.property=Frauen,Männer", ["Frauen", "Männer"]),
+        ("dataset.positive=[über 50,50]", ["über 50", "50"]),
+    ],
+)
+def test_what_hydra_has_no_words_for_is_quoted(word, read):
+    override = OverridesParser.create().parse_override(readable(word))
+    value = override.value()
+    if override.is_sweep_override():
+        value = [getattr(item, "text", item) for item in value.list]
+    elif isinstance(read, list):
+        assert not override.is_sweep_override()
+    assert (list(map(str, value)) if isinstance(value, list) else value) == read
+    assert readable(readable(word)) == readable(word)
+
+
+def test_a_file_that_exists_is_one_value_and_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert readable("model.path=./a,b") == "model.path=./a,b"
+    (tmp_path / "a,b").mkdir()
+    assert readable("model.path=./a,b") == "model.path='./a,b'"
+    assert readable("seed=a,b") == "seed=a,b"
+    assert readable("paths.data=~/mine") == "paths.data=/home/someone/mine"
+
+
+@pytest.mark.parametrize(
+    "word", ["game.rows=[1", "seed=range(0,2", "~judge", "paths.root=", "seed=0,1", "paths.root=null"]
+)
+def test_other_overrides_stay_as_they_are(word):
+    assert readable(word) == word

@@ -1,0 +1,50 @@
+"""Folders may have any name that the file system allows: configs, data and results lie in them."""
+
+import shutil
+
+import pytest
+
+from fairpriv.tracking.result import find_results
+
+NAMES = ["größe (1)", "it's, [a]{b}=~c #&%20?* +x"]
+
+
+@pytest.fixture(params=NAMES)
+def folder(request, mine, tmp_path, monkeypatch):
+    """A folder in which a user works: ``mine`` with a config and its table, beside a table of the same kind."""
+    place = tmp_path / request.param
+    shutil.copytree(mine, place / "mine")
+    text = (place / "mine" / "dataset" / "people.yaml").read_text().replace(f"{mine}/", "")
+    (place / "mine" / "dataset" / "people.yaml").write_text(text)
+    (place / "mine" / "experiment").mkdir()
+    (place / "mine" / "experiment" / "grid.yaml").write_text(
+        "# @package _global_\n# A grid\ndefaults:\n  - override /dataset: people\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      defense: none,fine_tune\n"
+    )
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_a_grid_runs_on_slots_and_is_compared(fairpriv, folder):
+    command = ["--config-dir", folder / "mine", "experiment=grid", "debug=fast", "hydra/launcher=local_slots"]
+    command += [f"dataset.source.folder={folder / 'mine'}", f"paths.root={folder / 'out'}"]
+    command += ["hydra.launcher.slots=1", "logger=none"]
+    ended = fairpriv(*command)
+    assert ended.status == 0, ended.err
+    assert "cells: 2 completed" in ended.out
+    assert len(find_results([folder / "out"])[0]) == 2
+    assert fairpriv("compare", folder / "out").status == 0
+    assert fairpriv("status", folder / "out").status == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["mine", "out"]
+
+
+def test_configs_are_checked_and_a_table_is_named_by_its_path(fairpriv, folder, monkeypatch):
+    monkeypatch.setattr("fairpriv.configs.HIDDEN_GROUPS", ("hydra", "paths", "experiment", "debug"))  # which take long
+    ended = fairpriv("--config-dir", folder / "mine", "validate")
+    assert (ended.status, ended.err) == (0, "")
+    assert "people" in fairpriv("--config-dir", "mine", "ls", "dataset").out
+    table = folder / "mine" / "people.csv"
+    words = ["dataset=people", "debug=fast", f"dataset.source.files=[{table}]", "logger=offline"]
+    ended = fairpriv("--config-dir", "mine", *words)
+    assert ended.status == 0, ended.err
+    assert (folder / "outputs" / "cells").is_dir()
