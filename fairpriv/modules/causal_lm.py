@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
@@ -65,6 +65,17 @@ class CausalLM(lightning.LightningModule):
         self.strict_loading = False
         self.losses: list[float] = []  # mean loss of every step, over its target tokens
 
+    def to(self, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Self:
+        """Move; ``dtype`` is for frozen weights: in half precision most steps of a trained one would be rounded away.
+
+        Lightning asks for it where ``trainer.precision`` is ``bf16-true`` or ``16-true``.
+        """
+        if dtype is not None:
+            for parameter in self.model.parameters():
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+        return super().to(*args, **kwargs) if args or kwargs else self
+
     def on_fit_start(self) -> None:
         """Hugging Face models come in eval mode, and Lightning keeps a module in the mode it comes in."""
         self.model.train()
@@ -104,7 +115,8 @@ class CausalLM(lightning.LightningModule):
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy [K] of the batch's target tokens, in float32."""
-        batch = {name: values.to(self.device) for name, values in batch.items()}
+        device = next(self.model.parameters()).device
+        batch = {name: values.to(device) for name, values in batch.items()}
         logits = self.model(**batch, use_cache=False).logits[:, :-1]
         target = batch["labels"][:, 1:]
         wanted = target != NO_TARGET
@@ -133,6 +145,21 @@ class CausalLM(lightning.LightningModule):
         return {name: value for name, value in found.items() if name in trained}
 
 
+def require_masters(model: nn.Module, stage: str) -> None:
+    """Raise `InputError` where weights in half precision are to be trained: most of their changes would be lost.
+
+    Args:
+        model: what requires a gradient in it is trained.
+        stage: what is trained, for the message.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"{stage} trains {name} in {str(parameter.dtype).removeprefix('torch.')}, which rounds most of its "
+                "steps away: set model.dtype=float32 (trainer.precision=bf16-mixed computes in half precision)"
+            )
+
+
 def fit_causal_lm(
     module: CausalLM,
     rows: list[Encoded],
@@ -143,13 +170,15 @@ def fit_causal_lm(
     seed: int,
     logger: Logger | None = None,
 ) -> None:
-    """Fit ``module`` in place and leave its model in eval mode, on the device it came on.
+    """Fit ``module`` in place and leave its model in eval mode, on the device and in the precision it came in.
 
     Raises:
+        InputError: weights would be trained in half precision.
         NonFiniteLossError: the loss became NaN or infinite.
         RuntimeError: out of memory; says what to lower.
     """
     before = next(module.model.parameters()).device
+    exact = [(p, p.data) for p in module.model.parameters() if not p.requires_grad]
     made = trainer(
         max_epochs=epochs,
         logger=logger or False,
@@ -160,6 +189,12 @@ def fit_causal_lm(
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )
+    require_masters(module.model, module.stage)
+    if not exact and made.precision in ("bf16-true", "16-true"):
+        raise InputError(
+            f"trainer.precision={made.precision}: {module.stage} trains all weights, which it would round to half "
+            f"precision in every step: set trainer.precision={made.precision.removesuffix('-true')}-mixed"
+        )
     torch.manual_seed(seed + made.global_rank)  # of dropout, which each process draws for other rows
     batches = TokenBatches(rows, batch_size, seed, made.global_rank, made.world_size)
     try:
@@ -172,8 +207,10 @@ def fit_causal_lm(
             raise  # torch has a class of its own for a GPU's memory only
         raise RuntimeError(
             f"out of memory in {module.stage}: lower defense.micro_batch_size={module.micro_batch_size} or "
-            "dataset.max_tokens, or set model.gradient_checkpointing=true, model.dtype=bfloat16"
+            "dataset.max_tokens, or set model.gradient_checkpointing=true, trainer.precision=bf16-mixed"
         ) from error
+    for parameter, values in exact:
+        parameter.data = values
     module.model.to(before).eval()
     if not module.losses:
         raise InputError(

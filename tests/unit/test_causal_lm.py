@@ -13,6 +13,7 @@ from fairpriv.configs import compose
 from fairpriv.data.pairs import TokenBatches
 from fairpriv.data.tokens import Encoded, collate
 from fairpriv.defenses.defense import ModelOwner
+from fairpriv.defenses.fine_tuning import FineTuning
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.modules.pretrained import PretrainedLM
@@ -120,8 +121,9 @@ def test_the_backbone_is_in_train_mode_while_it_trains_and_in_eval_mode_after(ti
     modes = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: modes.append(module.training))
     after = tuned(model, name).model
-    assert modes
-    assert all(modes)
+    merging = 2 if name in ("lora", "dora") else 0  # the loss with and without the merge, in eval mode
+    assert len(modes) > merging
+    assert modes == [True] * (len(modes) - merging) + [False] * merging
     assert not any(module.training for module in after.modules())
 
 
@@ -238,7 +240,10 @@ def test_a_shortage_of_memory_names_what_to_lower(tiny_lm, monkeypatch, error):
     monkeypatch.setattr(CausalLM, "token_losses", scarce)
     with pytest.raises(RuntimeError, match=r"^out of memory in full: lower defense\.micro_batch_size=4") as raised:
         fitted(language_model(tiny_lm))
-    assert all(word in str(raised.value) for word in ("dataset.max_tokens", "gradient_checkpointing", "bfloat16"))
+    assert all(
+        word in str(raised.value) for word in ("dataset.max_tokens", "gradient_checkpointing", "precision=bf16-mixed")
+    )
+    assert "model.dtype" not in str(raised.value)
 
 
 def test_another_error_is_not_taken_for_a_shortage_of_memory(tiny_lm, monkeypatch):
@@ -256,12 +261,126 @@ def test_no_step_is_an_error_of_the_user_s(tiny_lm):
         fitted(language_model(tiny_lm), trainer)
 
 
-@pytest.mark.parametrize("name", ["full", *ADAPTERS])
-def test_bfloat16_trains(tiny_lm, name):
-    model = PretrainedLM("tiny", str(tiny_lm), dtype="bfloat16").load()[0]
-    result = tuned(model, name, trainer=functools.partial(TRAINER, precision="bf16-true"), lr=0.01)
-    assert next(result.model.parameters()).dtype == torch.bfloat16
+HALF_TRUE = functools.partial(TRAINER, precision="bf16-true")
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("trainer", [TRAINER, HALF_TRUE])
+def test_an_adapter_of_a_bfloat16_model_trains_in_float32(tiny_lm, name, trainer):
+    model = language_model(tiny_lm).bfloat16()
+    frozen = [(p, p.detach().clone()) for p in model.parameters()]
+    kinds = set()
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        kinds.update(p.dtype for group in self.param_groups for p in group["params"])
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        result = tuned(model, name, trainer=trainer, lr=0.01)
+    assert kinds == {torch.float32}
+    assert all(torch.equal(p, was) for p, was in frozen)
     assert result.metrics["train/last_loss"] < result.metrics["train/first_loss"]
+
+
+def test_a_precision_that_lightning_rounds_to_leaves_the_frozen_weights_as_they_were(tiny_lm):
+    model = language_model(tiny_lm)
+    frozen = [(p, p.detach().clone()) for p in model.parameters()]
+    buffers = [(module, name, b.clone()) for module in model.modules() for name, b in module._buffers.items()]
+    tuned(model, "lora", lambda model: [], trainer=HALF_TRUE, lr=1e-9)
+    for p, was in frozen:
+        torch.testing.assert_close(p, was, rtol=1e-6, atol=1e-6)  # merged
+    assert all(torch.equal(module._buffers[name], was) for module, name, was in buffers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "message"),
+    [
+        ("bfloat16", "32-true", r"trains .* in bfloat16, .*: set model\.dtype=float32"),
+        ("float16", "32-true", r"trains .* in float16, .*: set model\.dtype=float32"),
+        ("bfloat16", "bf16-mixed", r"set model\.dtype=float32 \(trainer\.precision=bf16-mixed"),
+        ("float32", "bf16-true", r"^trainer\.precision=bf16-true: .*: set trainer\.precision=bf16-mixed"),
+    ],
+)
+def test_weights_in_half_precision_are_not_trained(tiny_lm, dtype, precision, message):
+    model = language_model(tiny_lm).to(getattr(torch, dtype))
+    with pytest.raises(InputError, match=message):
+        tuned(model, "full", trainer=functools.partial(TRAINER, precision=precision))
+
+
+def test_computing_in_half_precision_changes_nearly_every_weight(tiny_lm):
+    model = language_model(tiny_lm)
+    defense("full").check(model)
+    before = flat(model.model.layers)  # of the embedding only what is read is trained
+    tuned(model, "full", trainer=functools.partial(TRAINER, precision="bf16-mixed"), lr=2e-5, epochs=2)
+    assert (flat(model.model.layers) != before).double().mean() > 0.95
+
+
+def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_measured(tiny_lm):
+    model = language_model(tiny_lm).bfloat16()
+    after_lora = instantiate(compose(CONF, [], ["defense=lora_spin"]).defense, _convert_="all")
+    with pytest.raises(InputError, match=r"^defense=full trains .*: set model\.dtype=float32"):
+        defense("full").check(model)
+    with pytest.raises(InputError, match=r"^defense=lora: the adapter is to be merged, .*: set model\.dtype=float32"):
+        after_lora.check(model)
+    for name in ("lora", "reft"):
+        defense(name).check(model)
+    after_lora.check(model.float())
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_bfloat16_model_is_measured_as_it_was_trained(tiny_lm, name):
+    adapted = []
+    model = language_model(tiny_lm).bfloat16()
+    result = tuned(model, name, lambda model: adapted.append(logits(model)), save=True, lr=1e-3)
+    assert torch.equal(logits(result.model), adapted[0])
+
+
+@pytest.mark.parametrize("modules", [["lm_head"], ["q_proj", "lm_head"], ["embed_tokens"]])
+def test_an_adapter_on_tied_weights_is_measured_as_it_was_trained(tiny_lm, modules):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm, tie_word_embeddings=True, dtype=torch.float32).eval()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    adapted = []
+    options = {"adapter": {"target_modules": modules}, "lr": 0.05, "save": True}
+    result = tuned(model, "lora", lambda model: adapted.append(logits(model)), **options)
+    assert torch.equal(logits(result.model), adapted[0])
+    assert result.metrics["train/last_loss"] < result.metrics["train/first_loss"]
+
+
+def test_a_merge_that_changes_the_loss_stops_the_cell(tiny_lm, monkeypatch):
+    from peft import PeftModel
+
+    lora = PeftModel.__getattr__
+
+    def broken(self, name):
+        found = lora(self, name)
+        if name != "merge_and_unload":
+            return found
+
+        def merge():
+            whole = found()
+            whole.lm_head.weight.data *= 3
+            return whole
+
+        return merge
+
+    monkeypatch.setattr(PeftModel, "__getattr__", broken)
+    message = (
+        r"^defense=lora: the loss on its own pairs is \d+\.\d+ with the adapter and \d+\.\d+ with the adapter merged"
+    )
+    with pytest.raises(InputError, match=message):
+        tuned(language_model(tiny_lm), "lora")
+
+
+def test_virtual_tokens_are_refused():
+    from peft import PrefixTuningConfig, PromptTuningConfig
+
+    for kind in (PromptTuningConfig, PrefixTuningConfig):
+        with pytest.raises(InputError, match=rf"{kind.__name__} learns virtual tokens"):
+            FineTuning("prompt", adapter=kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
 
 
 @pytest.mark.parametrize("name", ["full", *ADAPTERS])
@@ -275,7 +394,8 @@ def test_gradient_checkpointing_changes_no_weight(tiny_lm, name):
         options = {"adapter": {"lora_dropout": 0.0}}
     expected = tuned(plain, name, **options)
     result = tuned(model, name, **options)
-    assert len(runs) == 2 * 8  # micro-batches, each of which runs a layer twice
+    merging = 2 if name in ("lora", "dora") else 0  # the loss with and without the merge
+    assert len(runs) == 2 * 8 + merging  # micro-batches, each of which runs a layer twice
     torch.testing.assert_close(logits(result.model), logits(expected.model), rtol=1e-4, atol=1e-4)
 
 
