@@ -1,4 +1,4 @@
-"""Entries of the cache, each a file named by its key: what is damaged, or lies under another's name, is made again."""
+"""Entries of the cache, each a file named by its key: what is damaged, or lies in another's place, is made again."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def checksum(tensors: Mapping[str, Tensor], told: Any = None) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Any = None) -> None:
-    """Write tensors and plain data, whole or not at all, with their key (the file's stem) and a checksum."""
+    """Write tensors and plain data, whole or not at all, with their place and a checksum."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"key": path.stem, "told": told, "checksum": checksum(kept, [path.stem, told])}
+    header = {"key": _key(path), "told": told, "checksum": checksum(kept, [_key(path), told])}
     write_whole(path, save(kept, metadata={"entry": json.dumps(header)}))  # several would come in any order
 
 
@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             header = json.loads(file.metadata()["entry"])
-        if (header["key"], header["checksum"]) == (path.stem, checksum(tensors, [path.stem, header["told"]])):
+        if (header["key"], header["checksum"]) == (_key(path), checksum(tensors, [_key(path), header["told"]])):
             return tensors, header["told"]
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, RecursionError):
         pass
@@ -52,8 +52,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data, whole or not at all, with its key (the file's stem) and a checksum."""
-    document = {"key": path.stem, "checksum": checksum({}, [path.stem, content]), "content": content}
+    """Write plain data, whole or not at all, with its place and a checksum."""
+    document = {"key": _key(path), "checksum": checksum({}, [_key(path), content]), "content": content}
     write_whole(path, json.dumps(document).encode())
 
 
@@ -64,12 +64,16 @@ def read_json(path: Path) -> Any:
     try:
         document = json.loads(path.read_bytes())
         content = document["content"]
-        if (document["key"], document["checksum"]) == (path.stem, checksum({}, [path.stem, content])):
+        if (document["key"], document["checksum"]) == (_key(path), checksum({}, [_key(path), content])):
             return content
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         pass
     _tell(path)
     return None
+
+
+def _key(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
 
 
 def _tell(path: Path) -> None:

@@ -60,8 +60,8 @@ def run(cfg: DictConfig) -> Result:
         The result, also when the cell failed: ``status`` and ``error`` say so.
 
     Raises:
-        InputError: the config is wrong, or ``paths.root`` cannot be written; or the data that the config names is
-            wrong, which is recorded as a failed cell.
+        InputError: the config is wrong, its parts do not go together, or ``paths.root`` cannot be written; or the data
+            that the config names is wrong, which is recorded as a failed cell.
         HeldError: another live process runs this cell.
     """
     config = plain(cfg)
@@ -83,9 +83,8 @@ def run(cfg: DictConfig) -> Result:
         git=git_state(Path(__file__).parent),
         device=device_name(),
     )
+    cell = cell_of(config, build(config, "dataset"), build(config, "defense"))
     with contextlib.ExitStack() as alone, recorded(config, result):  # till the result is written
-        dataset, defense = build(config, "dataset"), build(config, "defense")
-        cell = cell_of(config, dataset, defense)
         result.id = cell_id(config, cell.digests())
         folder = cell_path(config, result.id).parent
         done = finished(config, result.id)
@@ -127,11 +126,6 @@ def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
         from fairpriv.tug_of_war import TugOfWar
 
         return TugOfWar(config, dataset, defense)
-    if config["dimensions"]:
-        raise InputError(
-            f"dimension=[{','.join(config['dimensions'])}]: dimensions are of language models, dataset={dataset.name} "
-            "is a table: choose dataset=pairs"
-        )
     if hasattr(dataset, "cell"):
         cell: Cell = dataset.cell(config, dataset, defense)
         return cell
@@ -170,11 +164,14 @@ def finished(config: Mapping[str, Any], cell: str) -> Result | None:
     path = cell_path(config, cell)
     if config["retry"] == "all" or not path.is_file():
         return None
-    with contextlib.suppress(InputError):  # half of a file, or another version's: make it again
+    try:
         result = Result.read(path)
-        if result.status == "completed" or config["retry"] == "none":
-            log.info("cell %s is finished already (retry=all runs it again)", cell)
-            return result
+    except InputError as error:  # half of a file, another version's, or another cell's
+        log.warning("%s: the cell is run again", error)
+        return None
+    if result.status == "completed" or config["retry"] == "none":
+        log.info("cell %s is finished already (retry=all runs it again)", cell)
+        return result
     return None
 
 

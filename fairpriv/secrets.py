@@ -86,8 +86,10 @@ _SUSPICIOUS = re.compile(r"[=:@]|bearer|hf_|gh._|_pat_|glpat|xox|AKIA|sk-|eyJ", 
 
 def _mask_value(match: re.Match[str]) -> str:
     name, sign, text = match["name"], match["sign"], match["value"]
-    word = name.lower().removeprefix("--").rpartition(".")[2]
+    word = name.lower().rpartition(".")[2]
     prose = ":" in sign and (word in ("token", "key") or word.endswith(("tokens", "keys")))  # "unknown key: lr"
+    # "write key=value"
+    prose |= name.lower() in ("token", "key", "tokens", "keys") and match.string[: match.start()].endswith(" ")
     value: Any = 1 if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?:?|true|false|null|none", text, re.IGNORECASE) else text
     if not prose and any(secret(part, value) for part in name.split(".")):
         return f"{name}{sign}{MASK}"

@@ -119,6 +119,8 @@ def _result(document: Any, folder: Path) -> Result:
     for name, (wanted, holds) in _SHAPES.items():
         if name in document and not holds(document[name]):
             raise _NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
+    if re.fullmatch(r"cells/[0-9a-f]{16}", "/".join(folder.parts[-2:])) and folder.name != document["id"]:
+        raise _NotOursError(f"it is of cell {document['id'][:40]}: it has come here from another folder")
     return Result(**{f.name: document[f.name] for f in fields(Result) if f.name in document} | {"folder": folder})
 
 

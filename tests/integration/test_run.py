@@ -103,6 +103,22 @@ def test_secrets_stay_out_of_the_result(cell, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*.json") if "hidden-1" in path.read_text()]
 
 
+def test_another_cell_s_result_is_not_believed(fairpriv, small, tmp_path):
+    fairpriv(*small, "seed=0")
+    (first,) = (tmp_path / "out" / "cells").iterdir()
+    metrics = Result.read(first / "result.json").metrics
+    fairpriv(*small, "seed=1")
+    (second,) = [path for path in first.parent.iterdir() if path != first]
+    shutil.copy(second / "result.json", first / "result.json")
+    ended = fairpriv(*small, "seed=0")
+    assert ended.status == 0
+    assert [line for line in ended.err.splitlines() if "another folder" in line] == [
+        f"{first / 'result.json'}: it is of cell {second.name}: it has come here from another folder: the cell is run "
+        "again"
+    ] * 2
+    assert Result.read(first / "result.json").metrics == metrics
+
+
 def test_the_same_seed_gives_the_same_numbers_with_and_without_cache(cell, tmp_path, fits):
     words = ["defense=fair_finetune", "defense.grid=[0.3,1.0]", "seed=1"]
     first = cell(*words)

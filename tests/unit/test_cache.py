@@ -64,7 +64,10 @@ def test_what_is_no_entry_is_none(file, content):
     assert read_json(json_file) is None
 
 
-def test_an_entry_under_another_s_name_is_none(file):
+def test_an_entry_in_another_s_place_is_none(file):
+    (file.parent / "other").mkdir()
+    (file.parent / "other" / file.name).write_bytes(file.read_bytes())
+    assert read_tensors(file.parent / "other" / file.name) is None
     assert read_tensors(file.rename(file.with_stem("abd"))) is None
     write_json(file.with_name("abc.json"), [1])
     assert read_json(file.with_name("abc.json").rename(file.with_name("abd.json"))) is None

@@ -198,6 +198,17 @@ def test_a_result_knows_where_it_was_found_and_its_file_does_not(tmp_path):
     assert found == result()
 
 
+def test_a_result_of_another_cell_is_none_of_this_one(tmp_path):
+    path = tmp_path / "cells" / "fedcba9876543210" / "result.json"
+    result().write(path)
+    with pytest.raises(InputError, match="it is of cell 0123456789abcdef: it has come here from another folder"):
+        Result.read(path)
+    assert [reason[:10] for _, reason in find_results([tmp_path])[1]] == ["it is of c"]
+    elsewhere = tmp_path / "study" / "adult-0.json"
+    path.rename(elsewhere.parent.mkdir() or elsewhere)
+    assert Result.read(elsewhere).id == "0123456789abcdef"
+
+
 def test_rows_are_written_and_read_one_a_line(tmp_path):
     rows = [{"text": 'a\u2028b\n"ü"', "ends": (0.1, math.nan)}, {}]
     write_rows(tmp_path / "deep" / "rows.jsonl", rows)

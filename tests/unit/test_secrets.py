@@ -84,6 +84,9 @@ def test_what_only_sounds_like_a_secret_stays():
         f'{{"headers": {{"X-Api-Key": "{HIDDEN}"}}}}',
         f"sent bearer {HIDDEN}, and failed",
         f"+judge.api_key={HIDDEN}",
+        f"run judge.token={HIDDEN}",
+        f"token={HIDDEN}",
+        f"server --token={HIDDEN}",
         f"judge={{hf_token: {HIDDEN}}}",
         f"judge.tokens=[{HIDDEN},{HIDDEN}]",
         f"dataset.source.files=[https://u:{HIDDEN}@h/a,https://u:{HIDDEN}@h/b]",
@@ -105,6 +108,7 @@ def test_secrets_within_texts(text):
     [
         "evaluation.max_new_tokens=-1: must be at least 1",
         "unknown key: lr, did you mean dataset.key",
+        "no condition; write key=value",
         "https://host:8000/v1?page=2#top",
         "/home/a@b/data.csv: there is no such file, write to me@example.org",
         "model.path=meta-llama/Llama-2-7b-chat-hf",
