@@ -89,7 +89,7 @@ def _mask_value(match: re.Match[str]) -> str:
     word = name.lower().rpartition(".")[2]
     prose = ":" in sign and (word in ("token", "key") or word.endswith(("tokens", "keys")))  # "unknown key: lr"
     # "write key=value"
-    prose |= name.lower() in ("token", "key", "tokens", "keys") and match.string[: match.start()].endswith(" ")
+    prose |= name.lower() in ("key", "keys") and match.string[: match.start()].endswith(" ")
     value: Any = 1 if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?:?|true|false|null|none", text, re.IGNORECASE) else text
     if not prose and any(secret(part, value) for part in name.split(".")):
         return f"{name}{sign}{MASK}"
