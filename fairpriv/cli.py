@@ -187,7 +187,7 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
         raise InputError(f"--out {out[0]}: is there already, and not empty: name a new folder")
     if adapter and not Path(adapter[0], "adapter_config.json").is_file():
         raise InputError(f"--adapter {adapter[0]}: holds no adapter_config.json of PEFT; defense.save=true keeps one")
-    from fairpriv.editing import SpinEdit
+    from fairpriv.editing import SpinEdit, export
 
     found = SpinEdit.load(file)
     if words[0] == "show":
@@ -219,8 +219,7 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
 
         loaded = merged(loaded, Path(adapter[0]))
     getattr(found, words[0])(loaded)
-    loaded.save_pretrained(out[0])
-    tokenizer.save_pretrained(out[0])
+    export(loaded, tokenizer, Path(out[0]))
     print(f"{found.summary()['suppressed']} weights {'edited' if words[0] == 'apply' else 'put back'}: {out[0]}")
     return 0
 
@@ -466,7 +465,7 @@ def show(result: Result) -> None:
         headers = ["metric", "value", "95 % interval", *(["with no gap"] if floors else [])]
         table = Table(*headers, title=title, title_justify="left", min_width=len(title))
         for name, value in result.metrics.items():
-            if name not in floors:
+            if name not in floors and not name.startswith("data/"):  # what was read was told before the first fit
                 low, high = result.intervals.get(name, (None, None))
                 interval = "" if low is None else f"{low:.3f} to {high:.3f}"
                 cells = [name, "-" if value is None else f"{value:.4g}", interval]
