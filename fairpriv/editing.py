@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from fairpriv.errors import InputError
 from fairpriv.tracking.result import write_whole
 
 _FORMAT = "fairpriv edit 1"
+_WHOLE = (torch.int32, torch.int64)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,34 @@ class SpinEdit:
 
     ``metadata`` is plain JSON: the caller's provenance (model, revision, data, seed, rule, ratio), and of the edit
     itself ``strength`` and the ``shapes`` of its matrices.
+
+    Raises:
+        InputError: its parts do not belong together, are of dtypes that no weight is edited in, or a strength outside
+            [0, 1].
     """
 
     indices: dict[str, Tensor]  # by weight name: flat, int64, ascending
     originals: dict[str, Tensor]  # the values that stood there, in the weight's dtype
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        strength, shapes = self.metadata.get("strength", 1.0), self.metadata.get("shapes", {})
+        _require_strength(strength)
+        if not isinstance(shapes, dict) or not all(
+            isinstance(shape, list) and all(isinstance(size, int) for size in shape) for shape in shapes.values()
+        ):
+            raise InputError("the edit's shapes are no lists of sizes by weight name")
+        if set(self.indices) != set(self.originals):
+            raise InputError("the edit's indices and original values are not of the same weights")
+        for name, index in self.indices.items():
+            values = self.originals[name]
+            if index.dtype not in _WHOLE or index.dim() != 1 or len(index.unique()) < len(index):
+                raise InputError(f"the edit's indices of {name} are no list of whole numbers, each once")
+            if values.shape != index.shape or values.dtype not in _DTYPES:
+                raise InputError(
+                    f"the edit's original values of {name} are {list(values.shape)} of {values.dtype}; {len(index)} "
+                    "numbers of float16, bfloat16, float32 or float64 are wanted"
+                )
 
     @classmethod
     def of(
@@ -46,10 +73,13 @@ class SpinEdit:
             strength: in [0, 1]; 1 sets the entries to zero, which is SPIN.
 
         Raises:
-            InputError: a name or an index that the model does not have, or a strength outside [0, 1].
+            InputError: a name or an index that the model does not have, indices that are no whole numbers, weights of
+                a dtype that is not edited, or a strength outside [0, 1].
         """
-        if not 0 <= strength <= 1:
-            raise InputError(f"strength {strength} must lie in [0, 1]: 1 suppresses entirely")
+        _require_strength(strength)
+        for name, index in indices.items():
+            if index.numel() and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
+                raise InputError(f"the indices of {name} are of {index.dtype}; they are whole numbers")
         kept = {name: index.cpu().long().unique() for name, index in indices.items() if index.numel()}
         weights = _weights(model, kept)
         originals = {name: _values(weights[name], index) for name, index in kept.items()}
@@ -118,8 +148,9 @@ class SpinEdit:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot be read, or truncated, or no safetensors file ({error})") from None
+        except Exception as error:  # the reader has several kinds, such as KeyError for a dtype that it does not know
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be read, or truncated, or no safetensors file ({why})") from None
         if header.get("format") != _FORMAT:
             raise InputError(
                 f"{path}: not an edit of fairpriv: its format is {header.get('format')!r}, not {_FORMAT!r}"
@@ -127,17 +158,13 @@ class SpinEdit:
         try:
             metadata = json.loads(header["metadata"])
             names = [key.removesuffix(".indices") for key in tensors if key.endswith(".indices")]
-            indices = {name: tensors.pop(f"{name}.indices").long() for name in names}
+            indices = {name: _whole_numbers(tensors.pop(f"{name}.indices")) for name in names}
             originals = {name: tensors.pop(f"{name}.originals") for name in names}
-            if (
-                not isinstance(metadata, dict)
-                or tensors
-                or any(indices[name].shape != originals[name].shape for name in names)
-            ):
+            if not isinstance(metadata, dict) or tensors:
                 raise ValueError("its parts do not belong together")
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: a damaged edit ({error})") from None
-        return cls(indices, originals, metadata)
+            return cls(indices, originals, metadata)
+        except (KeyError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: a damaged edit ({' '.join(str(error).split())[:300]})") from None
 
     def _edited(self) -> dict[str, Tensor]:
         keep = 1 - float(self.metadata.get("strength", 1.0))
@@ -164,10 +191,45 @@ class SpinEdit:
         return None
 
 
+def export(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer as one folder, whole or not at all.
+
+    Args:
+        model, tokenizer: of transformers.
+        folder: a new one, or an empty one that is there.
+
+    Raises:
+        InputError: the folder cannot be written; nothing is left of it.
+    """
+    scratch = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        scratch.mkdir(parents=True)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.rename(folder)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: cannot be written ({why}); nothing is left of it: name another folder") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def place(name: str) -> tuple[str, str]:
     """The layer and the module within it that a weight's name tells of; a weight of no layer has the layer ''."""
     block = re.match(r"(?:.*?\.)?(\d+)\.(.*)\.\w+$", name)
     return (block[1], block[2]) if block else ("", name.rpartition(".")[0])
+
+
+def _require_strength(strength: Any) -> None:
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not number or not 0 <= strength <= 1:  # NaN is neither
+        said = f"{strength!r:.40}" if not isinstance(strength, int) or abs(strength) < 10**20 else "a huge number"
+        raise InputError(f"strength {said} must lie in [0, 1]: 1 suppresses entirely")
+
+
+def _whole_numbers(index: Tensor) -> Tensor:
+    """The indices as int64, if they are whole numbers at all: others are left for `SpinEdit` to refuse."""
+    return index.long() if index.dtype in _WHOLE else index
 
 
 def _weights(model: nn.Module, indices: Mapping[str, Tensor]) -> dict[str, Tensor]:

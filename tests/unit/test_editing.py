@@ -1,13 +1,16 @@
 """An edit of weights: applied, reverted bit for bit, kept in a small file."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fairpriv.editing import SpinEdit
+from fairpriv.editing import SpinEdit, export
 from fairpriv.errors import InputError
 
 
@@ -207,3 +210,113 @@ def test_an_empty_edit_changes_nothing(tmp_path):
     SpinEdit.load(tmp_path / "edit").apply(model)
     assert same_bits(before, state(model))
     assert edit.summary()["suppressed"] == 0
+
+
+@pytest.mark.parametrize("strength", [float("nan"), -5, 1e300, float("inf"), 10**400, True, "1", None, [1]])
+def test_a_strength_outside_its_range_is_refused_wherever_it_stands(tmp_path, strength):
+    model = make()
+    edit = SpinEdit.of(model, INDICES, PROVENANCE)
+    changed = edit.metadata | {"strength": strength}
+    with pytest.raises(InputError, match=r"strength .* must lie in \[0, 1\]") as caught:
+        SpinEdit(edit.indices, edit.originals, changed)
+    assert len(str(caught.value)) < 200
+    tensors = {f"{name}.indices": index for name, index in edit.indices.items()}
+    tensors |= {f"{name}.originals": values for name, values in edit.originals.items()}
+    save_file(tensors, tmp_path / "edit", {"format": "fairpriv edit 1", "metadata": json.dumps(changed)})
+    with pytest.raises(InputError, match="a damaged edit") as caught:
+        SpinEdit.load(tmp_path / "edit")
+    assert "\n" not in str(caught.value)
+
+
+NAME = "layers.0.mlp.up.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "metadata"),
+    [
+        ({"indices": torch.tensor([1.0, 5.7, 40.2])}, None),
+        ({"indices": torch.tensor([True, False, True])}, None),
+        ({"indices": torch.tensor(1), "originals": torch.tensor(0.5)}, None),
+        ({"indices": torch.tensor([[1, 5, 40]]), "originals": torch.rand(1, 3)}, None),
+        ({"indices": torch.tensor([1, 1, 40])}, None),
+        ({"originals": torch.rand(2)}, None),
+        ({"originals": torch.tensor([1, 2, 3])}, None),
+        ({"originals": torch.rand(3).to(torch.float8_e4m3fn)}, None),
+        ({"originals": torch.rand(3).to(torch.complex64)}, None),
+        ({"originals": None}, None),
+        ({"more": torch.rand(3)}, None),
+        ({}, "[" * 100_000),
+        ({}, '{"a":' * 100_000),
+        ({}, "[]"),
+        ({}, '{"shapes": [8, 6]}'),
+        ({}, '{"shapes": {"layers.0.mlp.up.weight": "48"}}'),
+        ({}, '{"shapes": {"layers.0.mlp.up.weight": {"a": 1}}}'),
+        ({}, "{"),
+        ({}, '{"strength": 1' + "0" * 5000 + "}"),
+    ],
+)
+def test_a_broken_or_hostile_file_is_refused_in_one_line(tmp_path, changes, metadata):
+    model = make()
+    before = state(model)
+    values = model["layers"][0]["mlp"]["up"].weight.detach().flatten()[[1, 5, 40]]
+    tensors = {"indices": torch.tensor([1, 5, 40]), "originals": values} | changes
+    header = {"format": "fairpriv edit 1", "metadata": metadata or "{}"}
+    save_file({f"{NAME}.{key}": t for key, t in tensors.items() if t is not None}, tmp_path / "edit", header)
+    with pytest.raises(InputError, match=f"^{tmp_path / 'edit'}: ") as caught:
+        SpinEdit.load(tmp_path / "edit").apply(model)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert same_bits(before, state(model))
+
+
+@pytest.mark.parametrize("shapes", [{NAME: [6, 8]}, {NAME: [48]}, {NAME: []}])
+def test_a_file_of_other_shapes_does_not_fit(tmp_path, shapes):
+    model = make()
+    edit = SpinEdit.of(model, INDICES, PROVENANCE)
+    SpinEdit(edit.indices, edit.originals, edit.metadata | {"shapes": shapes}).save(tmp_path / "edit")
+    with pytest.raises(InputError, match="made of another model"):
+        SpinEdit.load(tmp_path / "edit").apply(model)
+
+
+def test_a_pickled_checkpoint_is_no_edit_and_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    torch.save({"weight": Evil()}, tmp_path / "edit.safetensors")
+    with pytest.raises(InputError, match="no safetensors file"):
+        SpinEdit.load(tmp_path / "edit.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_indices_that_are_no_whole_numbers_are_refused():
+    for index in (torch.tensor([1.5]), torch.tensor([True, False])):
+        with pytest.raises(InputError, match="they are whole numbers"):
+            SpinEdit.of(make(), {NAME: index}, PROVENANCE)
+
+
+class Writer:
+    """A model or tokenizer that writes one file, and then fails perhaps."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def save_pretrained(self, folder):
+        (folder / f"{id(self)}").write_text("half")
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error")])
+def test_an_export_is_whole_or_not_at_all(tmp_path, there, error):
+    folder = tmp_path / "deep" / "out"
+    if there:
+        folder.mkdir(parents=True)
+    for pair in ((Writer(error), Writer()), (Writer(), Writer(error))):
+        with pytest.raises(InputError, match="cannot be written"):
+            export(*pair, folder)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    export(Writer(), Writer(), folder)
+    assert len(list(folder.iterdir())) == 2
+    assert list(folder.parent.iterdir()) == [folder]
