@@ -46,16 +46,6 @@ class DistributionInference:
         self.config = config
         self.dataset = dataset
         self.defense = defense
-        if not hasattr(defense, "defend"):
-            raise InputError(
-                f"defense={defense.name} tunes language models; for a classifier choose none, fair_finetune or another "
-                "that is not for language models (fairpriv ls defense)"
-            )
-        if str(config["model"]["_target_"]).endswith(".PretrainedLM"):
-            raise InputError(
-                f"model={config['model']['name']} is a language model, dataset={dataset.name} a table: choose "
-                "dataset=pairs and dimension=[...], or model=mlp"
-            )
         if config.get("analysis"):
             raise InputError(
                 f"analysis: looks at edits of language models, not at classifiers of dataset={dataset.name}"

@@ -23,6 +23,15 @@ from omegaconf import MISSING
 
 from fairpriv.errors import InputError
 
+FIT_SETS = {  # of lightning.Trainer
+    "max_epochs",
+    "logger",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "num_sanity_val_steps",
+    "limit_val_batches",
+    "log_every_n_steps",
+}
 TARGETS = ("fairpriv", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
@@ -55,6 +64,31 @@ class GameConfig:
     query_share: float = 0.25  # of the adversary's half: the rows it asks about; its shadows train on the rest
     adaptive: bool = False  # the adversary knows the defence: shadows pass through it as victims do
     repeats: int = 1  # repeated splits, each with pools of its own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"game.alpha={self.alpha}: it is a share, from 0 to 1")
+        if self.world not in (0, 1):
+            raise InputError(f"game.world={self.world}: it is 0 or 1")
+        if not 0 <= self.adversary_share < 1:
+            raise InputError(
+                f"game.adversary_share={self.adversary_share}: it is a share of all rows, from 0 to below 1"
+            )
+        if not (self.test_share > 0 and self.validation_share > 0 and self.test_share + self.validation_share < 1):
+            raise InputError(
+                f"game.test_share={self.test_share}, game.validation_share={self.validation_share}: both must be above "
+                "0 and their sum below 1, since the victim trains on the rest"
+            )
+        if not 0 < self.query_share < 1:
+            raise InputError(
+                f"game.query_share={self.query_share}: it is a share of the adversary's half, above 0 below 1"
+            )
+        for key in ("rows", "model_rows", "model_validation_rows"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise InputError(f"game.{key}={getattr(self, key)}: it is at least 1, or null for what the data allow")
+        for key in ("min_cell", "tau", "shadows", "victims", "repeats"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"game.{key}={getattr(self, key)}: it is 0 or more")
 
 
 @dataclass
@@ -162,6 +196,10 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         raise InputError(f"threads={config['threads']}: must be at least 1, or null for torch's own choice")
     if not config["paths"]["root"]:
         raise InputError("paths.root is empty: name a folder, for example outputs")
+    for key, seed in {"seed": config["seed"], "evaluation.seed": config.get("evaluation", {}).get("seed", 0)}.items():
+        if not 0 <= seed < 2**63:  # what torch's generators take
+            raise InputError(f"{key}={seed}: must be a whole number from 0 to {2**63 - 1}")
+    GameConfig(**config["game"])
     TrainingConfig(**config["training"])
     EvaluationConfig(**config.get("evaluation", {}))
     for group in ("model", "dataset", "defense", "trainer"):
@@ -171,6 +209,67 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     for group in ("model", "dataset", "defense"):
         if not config[group].get("name"):
             raise InputError(f"{group}.name has no value: it is what tables and reports call the {group}")
+    if taken := FIT_SETS & set(config["trainer"]):
+        raise InputError(
+            f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
+        )
+    if not missing_allowed:  # else options are checked one by one, whatever stands beside them
+        _check_track(config)
+        _check_property(config)
+
+
+def _check_track(config: Mapping[str, Any]) -> None:
+    """Refuse parts of the other track: language models are tuned on pairs, classifiers are trained on tables."""
+    model, dataset, defense = (config[group] for group in ("model", "dataset", "defense"))
+    dimensions, attacks = config.get("dimensions") or {}, config.get("attack") or {}
+    language_model = str(model["_target_"]).endswith(".PretrainedLM")
+    defends = parameters(f"{defense['_target_']}.defend") is not None
+    tunes = "owner" in (parameters(f"{defense['_target_']}.tune") or ({},))[0]
+    if str(dataset["_target_"]).endswith(".Pairs"):
+        if defends and not tunes:
+            raise InputError(
+                f"defense={defense['name']} defends classifiers; language models take none, full, lora, dora, reft, "
+                "spin and lora_spin"
+            )
+        if attacks:
+            raise InputError(f"attack={[*attacks]}: attacks are played on classifiers, not on language models")
+        if not dimensions:
+            raise InputError(
+                f"dimension=[]: dataset={dataset['name']} needs some, such as dimension=[fairness,privacy]"
+            )
+        if not language_model:
+            raise InputError(
+                f"model={model['name']} is no language model, which dataset={dataset['name']} is for: choose "
+                "model=smollm2_135m, or model=hf model.path=NAME_OR_FOLDER"
+            )
+        return
+    if dimensions:
+        raise InputError(
+            f"dimension=[{','.join(dimensions)}]: dimensions are of language models, dataset={dataset['name']} is a "
+            "table: choose dataset=pairs"
+        )
+    if tunes and not defends:
+        raise InputError(
+            f"defense={defense['name']} tunes language models; for a classifier choose none, fair_finetune or another "
+            "that is not for language models (fairpriv ls defense)"
+        )
+    if language_model:
+        raise InputError(
+            f"model={model['name']} is a language model, dataset={dataset['name']} a table: choose dataset=pairs and "
+            "dimension=[...], or model=mlp"
+        )
+
+
+def _check_property(config: Mapping[str, Any]) -> None:
+    """Refuse a property group that is not among the groups that the config itself lists."""
+    wanted, dataset = config["game"].get("property"), config["dataset"]
+    sensitive = dataset.get("sensitive")
+    listed = (dataset.get("groups") or {}).get(sensitive) if isinstance(sensitive, str) else None
+    if wanted is not None and isinstance(listed, list) and wanted not in map(str, listed):
+        raise InputError(
+            f"game.property={wanted}: dataset.groups.{sensitive} lists {', '.join(map(str, listed))}"
+            f"{nearest(wanted, map(str, listed))}"
+        )
 
 
 def _check_fields(node: Mapping[str, Any], schema: Any, where: str) -> None:

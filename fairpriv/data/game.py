@@ -96,28 +96,6 @@ class GameDataModule(LightningDataModule):
 
     def __init__(self, dataset: Dataset, game: GameConfig, seed: int, reader: Reader | None = None) -> None:
         super().__init__()
-        if not 0 <= game.alpha <= 1:
-            raise InputError(f"game.alpha={game.alpha}: it is a share, from 0 to 1")
-        if game.world not in (0, 1):
-            raise InputError(f"game.world={game.world}: it is 0 or 1")
-        if not 0 <= game.adversary_share < 1:
-            raise InputError(
-                f"game.adversary_share={game.adversary_share}: it is a share of all rows, from 0 to below 1"
-            )
-        if not (game.test_share > 0 and game.validation_share > 0 and game.test_share + game.validation_share < 1):
-            raise InputError(
-                f"game.test_share={game.test_share}, game.validation_share={game.validation_share}: both must be above "
-                "0 and their sum below 1, since the victim trains on the rest"
-            )
-        if not 0 < game.query_share < 1:
-            raise InputError(
-                f"game.query_share={game.query_share}: it is a share of the adversary's half, above 0 below 1"
-            )
-        for key in ("rows", "model_rows", "model_validation_rows"):
-            if getattr(game, key) is not None and getattr(game, key) < 1:
-                raise InputError(f"game.{key}={getattr(game, key)}: it is at least 1, or null for what the data allow")
-        if seed < 0:
-            raise InputError(f"seed={seed}: it is 0 or more")
         self.dataset = dataset
         self.game = game
         self.seed = seed

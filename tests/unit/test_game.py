@@ -174,7 +174,6 @@ def test_rows_of_a_world_are_in_random_order(tmp_path):
             {"min_cell": 11},
             r"part 'rates' has \d+ rows with label '1' and group 'c'.*all the data: 50\), fewer than 11",
         ),
-        ({"seed": -1}, r"seed=-1"),
     ],
 )
 def test_bad_game_is_named_in_one_line(tmp_path, changes, message):

@@ -102,10 +102,61 @@ def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
         ("training.lr", float("nan")),
         ("training.weight_decay", float("inf")),
         ("paths.root", ""),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("evaluation.seed", 2**64),
+        ("game.alpha", 2.0),
+        ("game.alpha", float("nan")),
+        ("game.world", 2),
+        ("game.adversary_share", 1.0),
+        ("game.test_share", 0.95),
+        ("game.query_share", 0.0),
+        ("game.rows", 0),
+        ("game.min_cell", -1),
+        ("trainer.max_epochs", 3),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value):
     assert key in refusal(key, value)
+
+
+TEXTS = {"_target_": "fairpriv.data.pairs.Pairs", "name": "pairs"}
+LANGUAGE_MODEL = {"_target_": "fairpriv.modules.pretrained.PretrainedLM", "name": "small", "path": "x"}
+TUNING = {"_target_": "fairpriv.defenses.fine_tuning.FineTuning", "name": "full"}
+PENALTY = {"_target_": "fairpriv.defenses.reweighting.Reweighting", "name": "reweighting"}
+TEXT_CELL = CONFIG | {"model": LANGUAGE_MODEL, "dataset": TEXTS, "defense": TUNING, "dimensions": {"privacy": {}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CONFIG | {"defense": TUNING}, "defense=full tunes language models"),
+        (CONFIG | {"model": LANGUAGE_MODEL}, "model=small is a language model, dataset=people a table"),
+        (CONFIG | {"dimensions": {"privacy": {}}}, r"dimension=\[privacy\]: dimensions are of language models"),
+        (TEXT_CELL | {"defense": PENALTY}, "defense=reweighting defends classifiers"),
+        (TEXT_CELL | {"model": CONFIG["model"]}, "model=mlp is no language model"),
+        (TEXT_CELL | {"attack": {"kl": {}}}, r"attack=\['kl'\]: attacks are played on classifiers"),
+        (TEXT_CELL | {"dimensions": {}}, r"dimension=\[\]: dataset=pairs needs some"),
+    ],
+)
+def test_parts_of_the_other_track_are_refused_from_their_source(config, message):
+    with pytest.raises(InputError, match=message):
+        check(config)
+    check(config, missing_allowed=True)  # as `validate` does, which checks options one by one
+
+
+def test_what_fits_both_tracks_is_not_refused():
+    check(TEXT_CELL)
+    check(TEXT_CELL | {"defense": CONFIG["defense"]})
+    check(CONFIG | {"defense": PENALTY})
+
+
+def test_a_property_group_is_one_of_those_that_the_config_lists():
+    config = changed("dataset.groups", {"sex": ["m", "f"]})
+    with pytest.raises(InputError, match=r"game\.property=x: dataset\.groups\.sex lists m, f"):
+        check(config | {"game": {"property": "x"}})
+    check(config | {"game": {"property": "f"}})
+    check(changed("game.property", "x"))  # which groups there are shows in the data
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "defense", "trainer"])
