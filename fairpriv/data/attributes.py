@@ -64,8 +64,9 @@ class Attributed(Description):
     def _chosen(self, attributes: pd.DataFrame, files: str) -> Chosen:
         """Which items are kept, with their labels and groups; ``attributes`` has no missing value."""
         label, group = (self._named(attributes, name, files) for name in (self.target, self.sensitive))
-        y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS)
-        s, group_names = coded(group, f"sensitive attribute '{self.sensitive}'", self.groups, files)
+        remedy = "dataset.values"
+        y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS, remedy)
+        s, group_names = coded(group, f"sensitive attribute '{self.sensitive}'", self.groups, files, remedy=remedy)
         kept = np.flatnonzero((y >= 0) & (s >= 0))
         dropped = {"groups": len(y) - len(kept)}
         counts = np.zeros((len(label_names), len(group_names)), dtype=np.int64)
@@ -109,11 +110,12 @@ class Attributed(Description):
         column = attributes[name]
         if name in self.values:
             told = {text(old): text(new) for old, new in self.values[name].items()}
+            told = {new: new for new in told.values()} | told  # some copies of a dataset have the names themselves
             unlisted = sorted({text(value) for value in column.unique()} - set(told))
             if unlisted:
                 raise InputError(
                     f"dataset.values.{name}: '{name}' of {files} holds {', '.join(unlisted[:5])}, which is not listed; "
-                    f"there are {', '.join(told)}"
+                    f"there are {', '.join(map(text, self.values[name]))}"
                 )
             column = column.map({value: told[text(value)] for value in column.unique()})
         return column

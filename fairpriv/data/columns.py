@@ -71,9 +71,12 @@ class Notation:
         """The column with NaN where it is missing: numbers where all the others are, else text without outer blanks."""
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             return column
-        if column.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any():  # as parquet may hold
-            column = column.map(str)
-        codes, cells = pd.factorize(column)
+        if column.dtype == object and column.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any():
+            column = column.map(str)  # as parquet may hold
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            codes, cells = column.cat.codes.to_numpy(), column.cat.categories
+        else:
+            codes, cells = pd.factorize(column)
         words = {word.strip().casefold() for word in self.missing}
         stripped = [str(cell).strip() for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
@@ -86,7 +89,10 @@ class Notation:
             values = known.map(text, na_action="ignore")
         else:
             values = known
-        return values.reindex(codes).set_axis(column.index).rename(str(column.name))
+        each = values.to_numpy()
+        if (codes < 0).any():
+            each = np.append(each, np.nan)  # where -1 points to
+        return pd.Series(each[codes], index=column.index, name=str(column.name))
 
     def _plain(self, cell: str) -> str:
         for unit in self.units:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fairpriv.data.attributes import Attributed
+from fairpriv.data.columns import MISSING, text
 from fairpriv.data.tabular import Table
 from fairpriv.data.texts import Texts
 from fairpriv.errors import InputError
@@ -38,6 +39,8 @@ class Documents(Attributed):
         named = dict.fromkeys([self.text, *self._attributes(), *self.mask])
         table = Texts(self.source, {name: name for name in named}, self.where).table()
         frame = pd.DataFrame(table, dtype=object)
+        for name in self._attributes():
+            frame[name] = frame[name].map(lambda value: None if text(value).casefold() in MISSING else value)
         complete = pd.Series(True, index=frame.index)
         for name in named:
             empty = frame[name].isna()

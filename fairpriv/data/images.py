@@ -6,14 +6,14 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.data.attributes import Attributed, some
-from fairpriv.data.sources import Folder
+from fairpriv.data.sources import Folder, checksum
 from fairpriv.data.tabular import Table
 from fairpriv.errors import InputError
 
@@ -27,6 +27,9 @@ class Images(Attributed):
     Images are decoded by Pillow into RGB, cropped to the square in their middle, and resized. Files whose names do not
     match ``pattern``, and such that cannot be decoded, are left out, with a warning that counts and names them; above
     ``max_unreadable`` of all files they are an error. The format of a file is what it holds, not what its name ends in.
+
+    Files of the same bytes are one image. Such as have different labels or groups are left out, with a warning that
+    names them; the game keeps the others in one part.
     """
 
     modality: ClassVar[str] = "image"
@@ -34,6 +37,8 @@ class Images(Attributed):
     pattern: str  # regular expression of whole file names; its named groups are the attributes
     size: int = 64  # pixels a side
     max_unreadable: float = 0.01  # largest share of files that may be left out
+    # Of images of the same bytes, label and group: together keeps all, on one side of every split; first keeps one.
+    duplicates: Literal["together", "first"] = "together"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +49,8 @@ class Images(Attributed):
                 f"dataset.size={self.size}, max_unreadable={self.max_unreadable}: the first is at least 8 pixels, the "
                 "second a share from 0 to 1"
             )
+        if self.duplicates not in ("together", "first"):
+            raise InputError(f"dataset.duplicates: '{self.duplicates}'; it is together or first")
         try:
             told = set(re.compile(self.pattern).groupindex)
         except re.error as error:
@@ -63,13 +70,48 @@ class Images(Attributed):
         }
         self._allow(unnamed, len(paths), folder)
         named = [path for path, match in zip(paths, matches, strict=True) if match]
-        chosen = self._chosen(pd.DataFrame([match.groupdict() for match in matches if match]), folder)
+        attributes = pd.DataFrame([match.groupdict() for match in matches if match])
+        contradicting, copies = self._duplicates(named, attributes, folder)
+        kept = np.flatnonzero(~(contradicting | copies))
+        named = [named[i] for i in kept]
+        chosen = self._chosen(attributes.iloc[kept].reset_index(drop=True), folder)
         pixels, readable, faults = self._decode([named[i] for i in chosen.index])
         self._allow(unnamed | faults, len(paths), folder)
         for names, what in ((unnamed, "whose names do not parse"), (faults, "that cannot be decoded")):
             if names:
                 log.warning("%s: %d files %s are left out: %s", self.name, len(names), what, some(list(names)))
-        return chosen.table(self, pixels, readable, names=len(unnamed), unreadable=len(faults))
+        doubled = {"contradicting": int(contradicting.sum()), "copies": int(copies.sum())}
+        left_out = {reason: count for reason, count in doubled.items() if count}
+        return chosen.table(self, pixels, readable, names=len(unnamed), unreadable=len(faults), **left_out)
+
+    def _duplicates(
+        self, paths: list[Path], attributes: pd.DataFrame, folder: str
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which images have the same bytes as one of another label or group; which others are copies, if not wanted."""
+        told = pd.DataFrame({name: self._named(attributes, name, folder) for name in (self.target, self.sensitive)})
+        told = told.assign(content=[checksum(path) for path in paths])
+        differ = told.groupby("content")[[self.target, self.sensitive]].transform("nunique").max(axis=1).to_numpy() > 1
+        if differ.any():
+            contents = told["content"][differ].unique()
+            sets = [" = ".join(paths[i].name for i in np.flatnonzero(told["content"] == same)) for same in contents]
+            log.warning(
+                "%s: %d files are left out, %d images that contradict themselves in %s or %s: %s",
+                self.name,
+                differ.sum(),
+                len(sets),
+                self.target,
+                self.sensitive,
+                some(sets),
+            )
+        copied = told["content"].duplicated().to_numpy() & ~differ
+        if copied.any():
+            log.info(
+                "%s: %d files have the same bytes as another: %s",
+                self.name,
+                copied.sum(),
+                "one of each is kept" if self.duplicates == "first" else "kept on one side of every split",
+            )
+        return differ, copied if self.duplicates == "first" else np.zeros(len(paths), dtype=bool)
 
     def _allow(self, left_out: dict[str, str], files: int, folder: str) -> None:
         if len(left_out) > self.max_unreadable * files:

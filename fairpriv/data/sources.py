@@ -111,7 +111,7 @@ class Files:
                     shutil.copyfileobj(response, handle)
                     handle.flush()
                     os.fsync(handle.fileno())
-                found = _checksum(part)
+                found = checksum(part)
                 if found != sha256:
                     raise ValueError(f"its sha256 is {found}, expected {sha256}")
                 part.replace(path)
@@ -140,15 +140,16 @@ class Folder:
     def digest(self) -> str:
         """Sha256 over the files' names and checksums, in order."""
         paths = self.locate()
-        return hashlib.sha256("\n".join(f"{path.name} {_checksum(path)}" for path in paths).encode()).hexdigest()
+        return hashlib.sha256("\n".join(f"{path.name} {checksum(path)}" for path in paths).encode()).hexdigest()
 
 
 @dataclass
 class Folktables:
     """ACS person files (PUMS, census CSV): looked for in a local folder, else downloaded through folktables.
 
-    File names are the census's own: ``psam_p06.csv`` from 2017 on, ``ss16pca.csv`` before. Downloading needs the extra
-    ``acs``; reading a local file does not.
+    File names are the census's own: ``psam_p06.csv`` from 2017 on, ``ss16pca.csv`` before, or ``csv_pca.zip``, in which
+    it comes. They lie in the folder itself, or below it as folktables puts them, ``2018/1-Year``. Downloading needs the
+    extra ``acs``; reading a local file does not.
     """
 
     states: list[str]  # postal codes
@@ -156,6 +157,7 @@ class Folktables:
     horizon: str = "1-Year"  # or 5-Year
     folder: str | None = None  # local folder that is looked into first
     cache: str | None = None  # folder in which downloads are kept; null: nothing is downloaded
+    files: list[str] | None = None  # names of other files in the folder, which are read instead
 
     def __post_init__(self) -> None:
         unknown = [state for state in self.states if state not in _FIPS]
@@ -166,6 +168,8 @@ class Folktables:
 
     def locate(self) -> list[Path]:
         """One file a state; raises `InputError` that says where was looked and how to get them."""
+        if self.files:
+            return Files(self.files, folder=self.folder).locate()
         return [self._file(state) for state in self.states]
 
     def digest(self) -> str:
@@ -174,14 +178,17 @@ class Folktables:
 
     def _file(self, state: str) -> Path:
         name = f"psam_p{_FIPS[state]}.csv" if self.year >= 2017 else f"ss{self.year % 100:02}p{state.lower()}.csv"
-        kept = [Path(self.folder).expanduser() / name] if self.folder is not None else []
+        layout = Path(str(self.year), self.horizon)  # folktables' own
+        folders = [Path(self.folder).expanduser()] if self.folder is not None else []
+        folders += [folder / layout for folder in folders]
         if self.cache is not None:
-            kept.append(Path(self.cache) / str(self.year) / self.horizon / name)
-        for path in kept:
+            folders.append(Path(self.cache) / layout)
+        packed = f"csv_p{state.lower()}.zip"
+        for path in [folder / file for folder in folders for file in (name, packed)]:
             if path.is_file():
                 return path
-        where = " or ".join(str(path.parent.absolute()) for path in kept) or "any folder (none is given)"
-        missing = f"source: no {name} ({state}, ACS {self.year} {self.horizon}) in {where}"
+        where = " or ".join(str(folder.absolute()) for folder in folders) or "any folder (none is given)"
+        missing = f"source: no {name} and no {packed} ({state}, ACS {self.year} {self.horizon}) in {where}"
         if self.cache is None:
             raise InputError(missing)
         try:
@@ -192,22 +199,23 @@ class Folktables:
         import io
         import random
 
+        target = folders[-1] / name
         state_of_random = random.getstate()  # get_data seeds the global generator
         said = io.StringIO()  # and prints what went wrong instead of raising it
         try:
-            kept[-1].parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept[-1].parent) as scratch, contextlib.redirect_stdout(said):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch, contextlib.redirect_stdout(said):
                 origin = folktables.ACSDataSource(
                     survey_year=str(self.year), horizon=self.horizon, survey="person", root_dir=scratch
                 )
                 origin.get_data(states=[state], density=0.0, download=True)  # density 0: fetched, no row parsed
-                (Path(scratch) / str(self.year) / self.horizon / name).replace(kept[-1])
+                (Path(scratch) / str(self.year) / self.horizon / name).replace(target)
         except (OSError, AssertionError, ValueError) as error:
             reason = said.getvalue().split("Exception:")[-1].strip() or repr(error)
             raise InputError(f"{missing}; its download failed: {' '.join(reason.split())}") from error
         finally:
             random.setstate(state_of_random)
-        return kept[-1]
+        return target
 
 
 @dataclass
@@ -235,15 +243,14 @@ class Hub:
     """Files of a Hugging Face dataset repository: looked for in a local folder, then in the hub's cache and the hub."""
 
     repo: str  # as 'PKU-Alignment/BeaverTails'
-    files: list[str]  # paths in the repository, in order; below ``folder`` they are the same
+    files: list[str]  # paths in the repository, in order; below ``folder`` they are the same, or their last parts
     revision: str | None = None  # commit, branch or tag; null: the main branch
     folder: str | None = None  # local folder that is looked into first
 
     def locate(self) -> list[Path]:
         """The files' paths; raises `InputError` that says where was looked and where to put them."""
         folder = Path(self.folder).expanduser() if self.folder is not None else None
-        paths = _local(self.files, folder) if folder is not None else []
-        if paths:
+        if folder is not None and (paths := _local(self.files, folder) or _flat(self.files, folder)):
             return paths
         try:
             return [_from_hub(self.repo, name, self.revision) for name in self.files]
@@ -278,7 +285,13 @@ def _local(files: list[str], folder: Path) -> list[Path]:
     return []
 
 
-def _checksum(path: Path) -> str:
+def _flat(files: list[str], folder: Path) -> list[Path]:
+    """All the files in a folder, without the folders that they lie in elsewhere; or an empty list."""
+    names = [Path(name).name for name in files]
+    return _local(names, folder) if len(set(names)) == len(names) and names != files else []
+
+
+def checksum(path: Path) -> str:
     """Sha256 of a file's content, computed once per process for an unchanged file."""
     stat = path.stat()
     key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
@@ -289,4 +302,4 @@ def _checksum(path: Path) -> str:
 
 
 def _digest(paths: list[Path]) -> str:
-    return hashlib.sha256("\n".join(_checksum(path) for path in paths).encode()).hexdigest()
+    return hashlib.sha256("\n".join(checksum(path) for path in paths).encode()).hexdigest()

@@ -343,13 +343,13 @@ class TabularDataset(Description):
                 refuse_odd_numbers(kept[name], files)
         frame = self._complete(kept, names, files)
         dropped["missing"] = len(kept) - len(frame)
+        self._tell_moved(kept, frame)
         self._tell_oddities(frame[[*names, *({self.target, self.sensitive} - set(names))]], names)
 
         codes, group_names = coded(frame[self.sensitive], f"sensitive column '{self.sensitive}'", self.groups, files)
         dropped["groups"] = int((codes < 0).sum())
         frame, codes = frame[codes >= 0], codes[codes >= 0]
         y, label_names = self._label(frame[self.target], files)
-        self._tell_moved(kept, frame, files)
         return Table(
             name=self.name,
             sensitive=self.sensitive,
@@ -404,7 +404,7 @@ class TabularDataset(Description):
             return pd.read_csv(
                 io.BytesIO(content),
                 sep=self.separator,
-                dtype=str,
+                dtype="category",  # of text, which is quick where few values come often
                 index_col=False,
                 skipinitialspace=self.skip_initial_space,
                 comment=self.comment,
@@ -566,7 +566,7 @@ class TabularDataset(Description):
                     shown,
                 )
 
-    def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame, files: str) -> None:
+    def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame) -> None:
         """Warn where leaving out rows with missing values changes the make-up of groups or labels."""
         if len(before) == len(after):
             return
@@ -633,7 +633,12 @@ class TabularDataset(Description):
 
 
 def coded(
-    column: pd.Series, what: str, groups: Mapping[str, list[Any] | None], files: str, most: int = _MOST_GROUPS
+    column: pd.Series,
+    what: str,
+    groups: Mapping[str, list[Any] | None],
+    files: str,
+    most: int = _MOST_GROUPS,
+    remedy: str = "dataset.recode",
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Codes ``[N]`` of a column's values in the order of ``dataset.groups``, -1 for the others; and the values' names.
 
@@ -643,6 +648,7 @@ def coded(
         groups: by column, the values that are kept; without an entry all of them, by falling frequency.
         files: where they were read.
         most: values that a column without an entry may have.
+        remedy: the config key by which values of one group get one name.
     """
     values = _texts(column)
     counts = values.value_counts()
@@ -654,18 +660,21 @@ def coded(
             f"'{name}' ({counts[name]})" for names in same if {*names} & {*kept} for name in names if name not in kept
         ]
         if lost:
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
             log.warning(
-                "%s of %s: left out are %s, which differ from a listed group in case or blanks only; dataset.recode "
-                "makes them one",
+                "%s of %s: left out are %s%s, which differ from a listed group in case or blanks only; %s makes "
+                "them one",
                 what,
                 files,
-                ", ".join(lost),
+                ", ".join(lost[:5]),
+                more,
+                remedy,
             )
     elif same:
         shown = "; ".join(" and ".join(f"'{name}' ({counts[name]})" for name in names) for names in same[:3])
         raise InputError(
-            f"{what} of {files} holds names that differ in case or blanks only: {shown}: make them one by "
-            f"dataset.recode, or list the groups in dataset.groups.{column.name}"
+            f"{what} of {files} holds names that differ in case or blanks only: {shown}: make them one by {remedy}, "
+            f"or list the groups in dataset.groups.{column.name}"
         )
     initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
     short = [
@@ -673,11 +682,12 @@ def coded(
     ]
     if short and not listed:
         log.warning(
-            "%s of %s: %s may be short for another of its values: %s; dataset.recode makes them one",
+            "%s of %s: %s may be short for another of its values: %s; %s makes them one",
             what,
             files,
             ", ".join(short),
             _counted(values),
+            remedy,
         )
     if not listed and len(counts) > most:
         raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")

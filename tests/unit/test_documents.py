@@ -52,6 +52,35 @@ def test_the_hubs_parquet_is_read_with_names_for_its_codes(tmp_path):
     assert table.s.tolist() == [1, 0, 0, 1, 0, 0]
 
 
+def test_labels_and_groups_that_have_their_names_already_are_read_too(tmp_path):
+    bios(tmp_path)
+    rows = [["hard_text", "profession", "gender"]]
+    rows += [[text, {13: "nurse", 25: "surgeon", 23: "rapper"}[code], ("male", "female")[g]] for text, code, g in BIOS]
+    with (tmp_path / "named.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    named = bios(tmp_path, source={"files": ["named.csv"], "folder": str(tmp_path)}).load()
+    coded = bios(tmp_path).load()
+    assert named.y.tolist() == coded.y.tolist()
+    assert named.s.tolist() == coded.s.tolist()
+    assert named.label_names == coded.label_names
+
+
+@pytest.mark.parametrize("word", ["NULL", " n/a ", "?"])
+def test_words_for_missing_are_no_labels_and_no_groups(tmp_path, word):
+    for column in ("profession", "gender"):
+        rows = [{"hard_text": text, "profession": "nurse", "gender": ("male", "female")[g]} for text, _, g in BIOS]
+        rows[0]["profession"] = "surgeon"
+        rows[3][column] = word
+        with (tmp_path / "named.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        source = {"files": ["named.csv"], "folder": str(tmp_path)}
+        with pytest.raises(InputError, match=f"column '{column}' of named.csv is empty in 1 of 6 rows"):
+            bios(tmp_path, source=source).load()
+        assert bios(tmp_path, source=source, missing="drop").load().dropped["missing"] == 1
+
+
 def test_listed_professions_are_kept_in_their_order(tmp_path):
     table = bios(tmp_path, groups={"profession": ["surgeon", "nurse"]}).load()
     assert table.label_names == ("surgeon", "nurse")

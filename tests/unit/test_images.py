@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
+from fairpriv.data.game import twins
 from fairpriv.data.sources import Files, Folder
 from fairpriv.errors import InputError
 
@@ -55,7 +56,9 @@ def test_age_groups_can_be_predicted_and_gender_be_sensitive(tmp_path):
     assert table.group_names == ("male", "female")
 
 
-@pytest.mark.parametrize("name", ["24_0_1_20170116220224657 .jpg", "30_1_0_20170116220224657.jpg"])
+@pytest.mark.parametrize(
+    "name", ["24_0_1_20170116220224657 .jpg", "30_1_0_20170116220224657.jpg", "55_0_0_20170116232725357jpg.chip.jpg"]
+)
 def test_both_forms_of_the_originals_names_parse(tmp_path, name):
     faces(tmp_path)
     face(tmp_path / "utkface" / name)
@@ -91,6 +94,32 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
     assert (table.dropped["names"], table.dropped["unreadable"]) == (1, 2)
     assert "1 files whose names do not parse are left out: 61_1_20170109142408075.jpg.chip.jpg" in caplog.text
     assert "2 files that cannot be decoded are left out: 5_0_0_1.jpg, 6_0_0_2.jpg" in caplog.text
+
+
+def test_images_of_the_same_bytes_are_kept_together_or_once_unless_they_contradict(tmp_path, caplog):
+    faces(tmp_path)
+    folder = tmp_path / "utkface"
+    for name, of in {"90_0_0_1": "1_", "91_1_4_1": "4_", "92_1_0_1": "3_", "93_0_0_2": "5_", "94_0_1_1": "5_"}.items():
+        (folder / f"{name}.jpg").write_bytes(next(folder.glob(f"{of}*")).read_bytes())
+    with caplog.at_level(logging.WARNING):
+        table = faces(tmp_path).load()
+    # 3_0_1 is 92_1_0, another gender and race; 5_0_0 is 93_0_0 and 94_0_1, another race
+    assert "5 files are left out, 2 images that contradict themselves in gender or race: 3_0_1_" in caplog.text
+    assert " = 92_1_0_1.jpg" in caplog.text
+    assert (len(table.y), table.dropped["contradicting"]) == (40, 5)
+    same = [i for i in range(40) if (twins(table) == twins(table)[i]).sum() == 2]
+    assert len(same) == 4  # two pairs, each of one label and group
+    once = faces(tmp_path, duplicates="first").load()
+    assert (len(once.y), once.dropped["copies"], once.rows_read) == (38, 2, table.rows_read)
+    with pytest.raises(Exception, match="it is together or first"):
+        faces(tmp_path, duplicates="drop")
+
+
+def test_a_contradiction_counts_also_where_the_other_group_is_left_out(tmp_path):
+    faces(tmp_path)
+    folder = tmp_path / "utkface"
+    (folder / "90_0_3_1.jpg").write_bytes(next(folder.glob("1_0_0*")).read_bytes())
+    assert len(faces(tmp_path).load().y) == 39
 
 
 def test_too_many_of_them_are_an_error_with_the_reasons(tmp_path):

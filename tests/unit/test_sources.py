@@ -140,6 +140,22 @@ def test_local_census_file_needs_no_folktables(monkeypatch, tmp_path, year, name
     assert Folktables(["CA"], year=year, folder=str(tmp_path), cache=str(tmp_path)).locate() == [tmp_path / name]
 
 
+@pytest.mark.parametrize("name", ["csv_pwy.zip", "2022/1-Year/psam_p56.csv", "2022/1-Year/csv_pwy.zip"])
+def test_census_files_are_found_packed_and_where_folktables_puts_them(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(CONTENT)
+    assert Folktables(["WY"], year=2022, folder=str(tmp_path)).locate() == [tmp_path / name]
+    with pytest.raises(
+        InputError, match=r"no psam_p56\.csv and no csv_pwy\.zip \(WY, ACS 2021 1-Year\) in .*2021/1-Year"
+    ):
+        Folktables(["WY"], year=2021, folder=str(tmp_path / "2022")).locate()
+
+
+def test_census_files_of_other_names_are_read_instead_of_the_states(tmp_path):
+    (tmp_path / "made.csv").write_bytes(CONTENT)
+    assert Folktables(["CA"], folder=str(tmp_path), files=["made.csv"]).locate() == [tmp_path / "made.csv"]
+
+
 def test_census_file_without_folktables_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "folktables", None)
     with pytest.raises(InputError, match=r"psam_p06.csv.*pip install 'fairpriv\[acs\]'") as error:
@@ -224,6 +240,16 @@ def test_local_folder_comes_before_the_hub(monkeypatch, tmp_path):
     assert Hub("someone/pairs", ["data/a.csv"], folder=str(tmp_path)).locate() == [tmp_path / "data" / "a.csv"]
     with pytest.raises(InputError, match=r"some of the files but not b\.csv"):
         Hub("someone/pairs", ["data/a.csv", "b.csv"], folder=str(tmp_path)).locate()
+
+
+def test_a_local_folder_may_hold_the_hubs_files_without_its_folders(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(CONTENT)
+    source = Hub("someone/pairs", ["data/b.csv", "data/a.csv"], folder=str(tmp_path))
+    assert source.locate() == [tmp_path / "b.csv", tmp_path / "a.csv"]
 
 
 @pytest.mark.parametrize("failure", [OSError, ValueError, RuntimeError])

@@ -1,6 +1,7 @@
 import gzip
 import logging
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,33 @@ def test_acs_income_agrees_with_folktables(tmp_path):
         assert table.features[name].tolist() == X[name].tolist()
     for name in ("MAR", "OCCP", "POBP", "RELP", "RAC1P"):
         assert table.features[name].astype(int).tolist() == X[name].astype(int).tolist()
+
+
+@pytest.mark.parametrize(("low", "high"), [("0", "1"), ("False", "True"), ("0.0", "1.0")])
+@pytest.mark.parametrize("relationship", ["RELP", "RELSHIPP"])
+def test_acs_income_that_others_have_made_is_read_as_it_is(tmp_path, low, high, relationship):
+    (tmp_path / "acs").mkdir()
+    census_file(tmp_path / "acs" / "psam_p06.csv", relationship)
+    whole = bundled("acs_income", tmp_path).load()
+    raw = pd.read_csv(tmp_path / "acs" / "psam_p06.csv", skipinitialspace=True)
+    raw = raw[(raw.AGEP > 16) & (raw.PINCP > 100) & (raw.WKHP > 0) & (raw.PWGTP > 0)]
+    made = raw[["AGEP", "COW", "SCHL", "MAR", "OCCP", "POBP", relationship, "WKHP", "SEX", "RAC1P"]].astype(float)
+    made["PINCP"] = np.where(raw.PINCP > 50_000, high, low)
+    made.to_csv(tmp_path / "acs" / "made.csv")  # with row numbers
+    table = bundled("acs_income", tmp_path, source={"files": ["made.csv"]}).load()
+    assert table.y.tolist() == whole.y.tolist()
+    assert table.s.tolist() == whole.s.tolist()
+    assert table.label_names == whole.label_names
+    pd.testing.assert_frame_equal(table.features, whole.features)
+
+
+def test_acs_income_reads_the_census_own_zip_file(tmp_path):
+    (tmp_path / "acs" / "2018" / "1-Year").mkdir(parents=True)
+    census_file(tmp_path / "psam_p06.csv", "RELP")
+    with zipfile.ZipFile(tmp_path / "acs" / "2018" / "1-Year" / "csv_pca.zip", "w") as packed:
+        packed.writestr("ACS2018_PUMS_README.pdf", b"%PDF")
+        packed.write(tmp_path / "psam_p06.csv", "psam_p06.csv")
+    assert len(bundled("acs_income", tmp_path).load().y) == 97
 
 
 def test_csv_of_the_user_needs_four_values(tmp_path):
