@@ -177,7 +177,7 @@ class Trial:
             print(f"fairpriv: {self.option}: {text}", file=sys.stderr, flush=True)
 
     def say(self, what: str, text: str) -> None:
-        """Print a line of what was found."""
+        """Print what was found."""
         print(f"{self.option}: {f'{what}: ' if what else ''}{text}", flush=True)
 
 
@@ -199,7 +199,7 @@ def _attack(config: Mapping[str, Any], name: str) -> str:
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> str:
-    """Read a dataset; run five rows of a table through a classifier."""
+    """Read a dataset and profile the columns of a table; run five rows of it through a classifier."""
     from fairpriv.data.pairs import Pairs
 
     dataset = build(config, name)
@@ -210,13 +210,16 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
     table = dataset.load()
     told = f"{len(table.y)} rows of {_named([path.name for path in dataset.source.locate()])}; "
     told += f"{dataset.target}: {_named(table.label_names)}; {table.sensitive}: {_named(table.group_names)}"
-    if not hasattr(dataset, "encode") or not _takes_features(config):  # options are tried that no run would combine
+    if not hasattr(dataset, "encode"):
         return told
+    columns = "".join(f"\n  {' '.join(line.split())}" for line in dataset.profile())
+    if not _takes_features(config):  # options are tried that no run would combine
+        return told + columns
     import torch
 
     features = torch.as_tensor(dataset.encode(table.features).transform(table.features.head(SAMPLES)))
     _run(build(config, "model", features.shape[1], len(table.label_names)), features, len(table.label_names))
-    return f"{told}; {len(features)} rows went through model={config['model']['name']}"
+    return f"{told}; {len(features)} rows went through model={config['model']['name']}{columns}"
 
 
 def _model(config: Mapping[str, Any], name: str) -> str:

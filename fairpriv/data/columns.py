@@ -222,12 +222,12 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
     return None
 
 
-def profile(frame: pd.DataFrame, target: str, sensitive: str) -> Iterator[str]:
+def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Collection[str] = ()) -> Iterator[str]:
     """A line for every column: its kind, how many cells are missing, how many values differ, and what looks odd."""
     odd = {name: kind for kind, names in oddities(frame, target, sensitive).items() for name in names}
     for name in frame.columns:
         column = frame[name]
-        kind = "numeric" if pd.api.types.is_numeric_dtype(column) else "categorical"
+        kind = "numeric" if pd.api.types.is_numeric_dtype(column) and name not in categorical else "categorical"
         role = {target: ", the target", sensitive: ", the sensitive attribute"}.get(name, "")
         told = f"{name}: {kind}{role}, {int(column.isna().sum())} missing, {column.nunique()} distinct values"
         if name in odd:

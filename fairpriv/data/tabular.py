@@ -298,7 +298,7 @@ class TabularDataset(Description):
         """A line for every column that is read, before any row is left out; raises `InputError`."""
         paths = self.source.locate()
         frame = self._derive(self._read(paths), ", ".join(path.name for path in paths))
-        yield from profile(frame, self.target, self.sensitive)
+        yield from profile(frame, self.target, self.sensitive, self.categorical or ())
 
     def _table(self, frame: pd.DataFrame, files: str) -> Table:
         frame = self._derive(frame, files)
