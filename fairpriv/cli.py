@@ -66,7 +66,7 @@ Useful keys (fairpriv --cfg job prints them all)
 
 Hydra's options work as they are: --cfg job, --config-dir DIR (your own configs), --info, --hydra-help,
 --shell-completion.
-Exit status: 0 done, 2 the input is wrong, 1 anything else.
+Exit status: 0 done, 2 the input is wrong, 130 interrupted (Ctrl-C), 1 anything else.
 """
 
 
@@ -81,16 +81,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = 2
     except KeyboardInterrupt:
         print("fairpriv: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
-        status = 1
+        status = 130
+    except BrokenPipeError:  # the reader, head for example, has all it wants
+        status = 0
+        leave_output()
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # whose reader, head for example, has all it wants
-            print(f"fairpriv: {error}", file=sys.stderr)
+        print(f"fairpriv: {error}", file=sys.stderr)
         status = 1
-        try:
-            sys.stdout.flush()
-        except OSError:  # what is left of the output goes nowhere, or Python would complain at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_output()
     sys.exit(status)
+
+
+def leave_output() -> None:
+    """Let what is left of the output go nowhere if it cannot be written, or Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def dispatch(args: list[str]) -> int:
@@ -376,6 +383,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
             )
     register_schema()
     Sweeper.validate_batch_is_legal = check_grid  # type: ignore[method-assign, assignment]
+    logging.raiseExceptions = False  # a line of --info that nobody reads is no error
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
@@ -388,7 +396,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     except CONFIG_ERRORS as error:
         raise InputError(explain(error, CONF, folders, options.overrides)) from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EPIPE):  # the disk is full, a reader is gone
             raise
         raise InputError(f"{error.filename}: {error.strerror}; paths.root must be a writable folder") from None
     finally:
@@ -418,10 +426,16 @@ def conclude(sweep: SweepProgress) -> int:
         except InputError as error:  # no fault of the input: the disk is full, say
             print(f"fairpriv: {error}", file=sys.stderr)
             status = 1
-    if (sweep.folder / search.FILE).is_file():
-        search.report(sweep.folder / search.FILE)
-    for line in closing(survey, sweep.failed):
-        print(line)
+        except BrokenPipeError:
+            leave_output()
+    try:
+        if (sweep.folder / search.FILE).is_file():
+            search.report(sweep.folder / search.FILE)
+        for line in closing(survey, sweep.failed):
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # which makes a cell that failed no better
+        leave_output()
     return status
 
 
@@ -456,7 +470,8 @@ def show(result: Result) -> None:
     from rich.table import Table
 
     config = result.config
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    # labels and names of the data are printed as they are
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
     parts = [config["dataset"]["name"], config["defense"]["name"]]
     parts += [config["model"]["name"]] if config["dimensions"] else [f"world {config['game']['world']}"]
     title = f"{', '.join(parts)}, seed {config['seed']}: {result.status}"

@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import subprocess
@@ -8,6 +9,13 @@ import pytest
 
 from fairpriv.cli import sweep_override
 
+RESULT = {
+    "schema_version": 1,
+    "id": "a",
+    "status": "completed",
+    "config": {"seed": 0, "dataset": {"name": "d"}, "defense": {"name": "none"}},
+    "metrics": {"eval/accuracy": 0.5},
+}
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "wandb"}
 
 
@@ -252,14 +260,30 @@ def test_a_disk_that_is_full_from_the_start_is_no_fault_of_the_input_either(fair
     assert ended.err.startswith("fairpriv: [Errno 28] No space left on device")
 
 
-def test_a_reader_that_goes_is_no_error_message():
-    program = "from fairpriv.cli import main\nmain(['ls'])"
-    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+@pytest.mark.parametrize("words", [["ls"], ["--help"], ["--cfg", "job"], ["compare", "."], ["--info", "defaults"]])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_goes_is_no_error(tmp_path, words, buffered):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "result.json").write_text(json.dumps(RESULT))
+    program = f"from fairpriv.cli import main\nmain({words!r})"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=-1, text=True, env=buffered)
+    command = [sys.executable, *([] if buffered else ["-u"]), "-c", program]
+    ended = subprocess.run(command, stdout=writing, stderr=-1, text=True, env=environment, cwd=tmp_path)
     os.close(writing)
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fairpriv.run.cell_of", interrupted)
+    for grid in ([], ["-m", "seed=0,1"]):
+        ended = fairpriv(*small, *grid)
+        assert (ended.status, ended.out) == (130, "")
+        assert ended.err == "fairpriv: interrupted; what is finished is kept, the same command goes on from there\n"
 
 
 @pytest.mark.parametrize(
@@ -277,10 +301,7 @@ def test_a_reader_that_goes_is_no_error_message():
 )
 def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
     (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "result.json").write_text(
-        '{"schema_version": 1, "id": "a", "status": "completed", "config": {"seed": 0, "dataset": {"name": "d"}, '
-        '"defense": {"name": "none"}}, "metrics": {"eval/accuracy": 0.5}}'
-    )
+    (tmp_path / "cells" / "result.json").write_text(json.dumps(RESULT))
     program = f"""
 import sys
 from fairpriv.cli import main

@@ -139,7 +139,7 @@ def test_a_sweep_that_is_interrupted_is_not_called_finished(fairpriv, small, tmp
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     command = ["-m", *small, "defense=none,fine_tune"]
     ended = fairpriv(*command)
-    assert (ended.status, ended.out) == (1, "")
+    assert (ended.status, ended.out) == (130, "")
     assert ended.err.splitlines()[-1].startswith("fairpriv: interrupted; what is finished is kept")
     assert list(results(tmp_path / "out").values()) == ["completed"]
     assert "cells not finished: 1" in fairpriv("compare", *(tmp_path / "out" / "sweeps").iterdir()).out
@@ -172,7 +172,7 @@ def test_a_process_that_dies_leaves_whole_files_and_the_same_command_goes_on(fai
     said = (tmp_path / "err").read_text().splitlines()
     assert out == ""
     if sent == signal.SIGINT:
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert said[-1].startswith("fairpriv: interrupted")
     assert list(results(root).values()) == ["completed"]
     assert [path for path in root.rglob(".*") if path.is_file()] == []
