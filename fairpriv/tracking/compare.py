@@ -463,15 +463,15 @@ def _csv(table: Comparison) -> str:
         "metric better n mean lo hi interval floor floor_kind best minus_baseline minus_baseline_lo minus_baseline_hi"
     )
     header += " minus_baseline_n front seeds completed degenerate failed control"
-    writer.writerow([*map(short, table.place), *header.split()])
+    writer.writerow([*(_no_formula(short(key)) for key in table.place), *header.split()])
     for group in table.groups:
-        place = [show(group.leaves.get(key)) for key in table.place]
+        place = [_no_formula(show(group.leaves.get(key))) for key in table.place]
         counts = [int(group.on_front) if table.pareto else None]
         counts += [group.seeds, len(group.completed), len(group.degenerate), len(group.failed)]
         counts += [int(group.control is not None)]
         for metric in group.estimates or [""]:
             estimate, difference = group.estimates.get(metric), group.differences.get(metric)
-            cells: list[Any] = [metric, {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
+            cells: list[Any] = [_no_formula(metric), {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
             if estimate:
                 word, floor = group.floors.get(metric, ("", None))
                 cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, _kind(group, estimate)]
@@ -481,6 +481,11 @@ def _csv(table: Comparison) -> str:
             cells += [difference.mean, difference.lo, difference.hi, difference.n] if difference else [None] * 4
             writer.writerow([*place, *cells, *counts])
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """The text behind an apostrophe where a spreadsheet would take it for a formula; numbers stay."""
+    return f"'{text}" if re.match(r"\s*(?:[=@]|[+-](?!\.?\d[\d.]*(?:e[+-]?\d+)?$))", text) else text
 
 
 def _kind(group: Group, estimate: Estimate) -> str:

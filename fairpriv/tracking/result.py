@@ -22,7 +22,9 @@ from fairpriv.errors import InputError
 from fairpriv.secrets import masked, without_secrets
 
 SCHEMA_VERSION = 1
+LARGEST = 8_000_000  # bytes of a file; a result has some ten thousand
 NOT_FINISHED = "not finished"
+_LARGEST_NUMBER = 1e100
 
 
 @dataclass
@@ -101,6 +103,8 @@ class _NotOursError(Exception):
 
 def _document(path: Path) -> Any:
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise _NotOursError(f"{size / 1e6:.0f} MB: no result is that large")
         return json.loads(path.read_bytes(), parse_constant=lambda _: None, parse_float=_finite_or_none)
     except OSError as error:
         raise _NotOursError(f"cannot be read: {error.strerror}") from None
@@ -112,7 +116,8 @@ def _result(document: Any, folder: Path) -> Result:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise _NotOursError("no result of fairpriv: it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
-        raise _NotOursError(f"schema version {document['schema_version']!r}; this fairpriv reads {SCHEMA_VERSION}")
+        said = repr(document["schema_version"])[:40]
+        raise _NotOursError(f"schema version {said}; this fairpriv reads {SCHEMA_VERSION}")
     required = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in document]:
         raise _NotOursError(f"incomplete: it has no {', '.join(missing)}")
@@ -125,6 +130,8 @@ def _result(document: Any, folder: Path) -> Result:
 
 
 def _number(value: Any) -> bool:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False  # nothing can be computed with it
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -217,11 +224,14 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             skipped[path] = NOT_FINISHED
             continue
         try:
+            if path.name != "result.json" and path.stat().st_size > LARGEST and not _begins_as_ours(path):
+                continue
             document = _document(path)
             foreign = not isinstance(document, dict) or "schema_version" not in document
             if foreign and path.name != "result.json":
                 continue
             result = _result(document, path.parent)
+            _require_computable(result)
         except _NotOursError as error:
             skipped[path] = str(error)
             continue
@@ -230,6 +240,28 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             found[result.id] = rank
     in_time = sorted(found.values(), key=lambda rank: (rank[1], rank[2].id))
     return [result for _, _, result in in_time], list(skipped.items())
+
+
+def _begins_as_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"schema_version"' in file.read(200)
+
+
+def _require_computable(result: Result) -> None:
+    """Raise `_NotOursError` for numbers whose squares no float holds, and for a config that nests without end."""
+    ends = [(name, end) for name, interval in result.intervals.items() for end in interval]
+    rows = [(name, value) for name, found in result.signed.items() for row in found for value in row]
+    for name, value in (*result.metrics.items(), *ends, *rows, ("overlap", result.overlap), *result.seconds.items()):
+        if value is not None and abs(value) > _LARGEST_NUMBER:
+            raise _NotOursError(f"{name} is {value:.3g}: too large to compute with")
+    level: list[Any] = [result.config, result.git]
+    for _ in range(100):
+        level = [v for node in level for v in (node.values() if isinstance(node, dict) else node or ())]
+        if any(isinstance(value, int) and not _number(int(value)) for value in level):
+            raise _NotOursError("its config holds a whole number that is too large to compute with")
+        level = [value for value in level if isinstance(value, dict | list)]
+    if level:
+        raise _NotOursError("its config is nested more than 100 levels deep")
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

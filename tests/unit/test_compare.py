@@ -735,3 +735,54 @@ def test_command_line_takes_the_options_in_any_place(tmp_path, capsys):
 def test_command_line_says_which_options_there_are(tmp_path, words, text):
     with pytest.raises(InputError, match=text):
         dispatch(["compare", str(tmp_path), *words])
+
+
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth else 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"metrics": {"eval/accuracy": 1e200}}, "eval/accuracy is 1e+200: too large to compute with"),
+        ({"metrics": {"eval/accuracy": -(10**400)}}, "metrics should be a mapping of names to numbers"),
+        ({"intervals": {"eval/accuracy": [0.1, 1e300]}}, "eval/accuracy is 1e+300: too large"),
+        ({"signed": {"privacy/accuracy_gap": [[1e160]]}}, "privacy/accuracy_gap is 1e+160: too large"),
+        ({"overlap": 1e250}, "overlap is 1e+250: too large"),
+        ({"seconds": {"data": 10**400}}, "seconds should be a mapping"),
+        ({"config": {"seed": 10**400}}, "its config holds a whole number that is too large"),
+        ({"config": {"dataset": {"name": "adult"}, "more": [{"a": 10**400}]}}, "a whole number that is too large"),
+        ({"config": {"more": nested(200)}}, "nested more than 100 levels deep"),
+        ({"device": "x" * 9_000_000}, "9 MB: no result is that large"),
+    ],
+)
+def test_one_result_of_absurd_numbers_is_named_and_the_rest_shown(tmp_path, capsys, changes, why):
+    written(tmp_path, cell(seed=0), cell(seed=1))
+    document = json.loads((tmp_path / "cells" / "0" / "result.json").read_text()) | {"id": "f" * 16} | changes
+    path = tmp_path / "odd" / "result.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(document))
+    assert compare([tmp_path]) == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith(f"skipped: {path}: ") and why in line]) == 1
+    assert only(rows(tmp_path), metric="eval/accuracy")["n"] == "2"
+    assert max(map(len, out.splitlines())) < 400
+
+
+def test_a_large_file_that_is_no_result_is_passed_over(tmp_path, capsys):
+    written(tmp_path, cell())
+    (tmp_path / "package.json").write_text(json.dumps(["x" * 9_000_000]))
+    compare([tmp_path])
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_a_spreadsheet_finds_no_formula_in_the_table(tmp_path):
+    names = ["=1+1", "+cmd|' /C calc'!A0", "-cmd", "-@SUM(A1)", "@SUM(A1)", " =1+1", "\t=1", "-1.5", "plain"]
+    odd = {"=HYPERLINK(1)": 0.5, "@x": 0.5}
+    written(tmp_path, *(cell(dataset=name, metrics=odd) for name in names))
+    compare([tmp_path])
+    table = rows(tmp_path)
+    assert {row["metric"] for row in table} == {"'=HYPERLINK(1)", "'@x"}
+    found = {row["dataset"] for row in table}
+    assert {"-1.5", "plain", "'=1+1", "'-@SUM(A1)", "'-cmd"} <= found
+    assert [text for text in found if text.strip()[0] in "=+-@"] == ["-1.5"]
