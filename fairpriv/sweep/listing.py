@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fairpriv.secrets import masked, secret
 from fairpriv.sweep.lock import HeldError, lock
@@ -80,9 +82,15 @@ class Listing:
 def plan(folder: Path) -> Plan:
     """The sweep's own file; an empty plan where there is none."""
     try:
-        return Plan(**json.loads((folder / "sweep.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        found = Plan(**json.loads((folder / "sweep.json").read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return Plan()
+    whole = found.total is None or type(found.total) is int
+    return found if whole and _is_time(found.started) and _is_time(found.since) else Plan()
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def enlist(folder: Path, cell: str, *, finished: bool) -> None:
@@ -101,15 +109,19 @@ def entries(folder: Path) -> dict[str, Entry]:
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / "cells.txt").read_text(encoding="utf-8", errors="replace").splitlines():
             cell, _, rest = line.partition(" ")
-            said = {}
-            with contextlib.suppress(ValueError):
+            said: Any = {}
+            with contextlib.suppress(ValueError, RecursionError):
                 said = json.loads(rest)
-            if not cell or (asked := said.get("time", 0.0)) < since:
+            if not isinstance(said, dict):
+                said = {}
+            asked = said.get("time", 0.0)
+            if not cell or not _is_time(asked) or asked < since:
                 continue
             entry = found.setdefault(cell, Entry())
             entry.asked = max(entry.asked, asked)
             entry.begun = max(entry.begun, 0.0 if said.get("finished") else asked)
-            entry.words = said.get("words") or entry.words
+            if isinstance(words := said.get("words"), list) and words:
+                entry.words = [str(word) for word in words]
     return found
 
 

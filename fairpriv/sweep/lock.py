@@ -6,19 +6,24 @@ import contextlib
 import fcntl
 import functools
 import json
+import logging
 import os
 import platform
 import stat
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT = 30.0  # seconds between two signs of life, which are touches of the file
 PROC = Path("/proc")  # Linux only
+_NEVER = 1e11  # seconds since 1970, of which no clock can be made
 SILENCE = 300.0  # seconds without one, after which a process that cannot be seen from here is taken for dead
 
 
@@ -45,13 +50,14 @@ class Owner:
     def alive(self, touched: float) -> bool:
         """Whether the process lives; ``touched``: when the lock's file last was.
 
-        A process of this machine is looked up. Of any other only the signs of life are seen.
+        A process of this machine is looked up. Of any other only the signs of life are seen; one that lies as far in
+        the future as silence would in the past is none, or a clock that went wrong once would keep the lock for ever.
         """
         if self.machine == machine():
             now = started(self.pid)
             if now is None or (now and self.started):
                 return now == self.started
-        return time.time() - touched < SILENCE
+        return abs(time.time() - touched) < SILENCE
 
     def __str__(self) -> str:
         clock = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
@@ -99,8 +105,10 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
 
 def holder(path: Path) -> Owner | None:
     """The live process that holds the lock at ``path``, if there is one; nothing is changed."""
+    if not path.is_file():
+        return None
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             owner = _owner(file)
             return owner if owner and owner.alive(os.fstat(file.fileno()).st_mtime) else None
     except OSError:
@@ -113,7 +121,8 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
+            _move_aside(path)
+            file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # the folder is removed meanwhile
             continue
         except FileExistsError as error:  # likewise, while mkdir looked whether it is a folder; or it is none
@@ -133,13 +142,25 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
                 return
 
 
+def _move_aside(path: Path) -> None:
+    """Rename what stands in the lock's place and is no file, such as a folder: nothing could ever be locked there."""
+    with contextlib.suppress(FileNotFoundError):  # there is nothing, or another process was faster
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            path.rename(other := path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside"))
+            log.warning("%s is no file: it is renamed to %s", path, other.name)
+
+
 def _owner(file: IO[str]) -> Owner | None:
-    """Whom the file names; None for an empty one, or one that a crash left torn."""
-    file.seek(0)
+    """Whom the file names; None for an empty one, one that a crash left torn, or one that names no process."""
     try:
-        return Owner(**json.loads(file.read()))
-    except (ValueError, TypeError):
-        return None
+        file.seek(0)
+        owner = Owner(**json.loads(file.read(10_000)))
+        texts = (owner.host, owner.machine, owner.started, owner.task)
+        if all(isinstance(text, str) for text in texts) and type(owner.pid) is int and 0 < owner.pid < 2**31:
+            return owner if 0 <= owner.since < _NEVER else None
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return None
 
 
 def _beat(path: Path, over: threading.Event) -> None:

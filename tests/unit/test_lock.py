@@ -160,6 +160,54 @@ def test_a_file_that_a_crash_left_torn_is_no_lock(path, content):
         assert holder(path).pid == os.getpid()
 
 
+def test_a_sign_of_life_far_in_the_future_is_none(path):
+    path.parent.mkdir(parents=True)
+    owner = Owner("gpu7", "gpu7 another boot", os.getppid(), "1", time.time() + 1e6)
+    left_behind(path, owner, age=-module.SILENCE / 2)  # clocks differ
+    assert holder(path) == owner
+    left_behind(path, owner, age=-1e6)
+    assert holder(path) is None
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pid": value} for value in ("12", None, [1], -1, 0, 1.5, True, 2**40, 10**30, {"a": 1})]
+    + [{"machine": 3}, {"host": None}, {"started": 7}, {"task": ["a"]}]
+    + [{"since": value} for value in ("now", None, 1e300, -1, 10**400, float("nan"))],
+)
+def test_a_lock_that_names_no_process_is_none(path, change):
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(asdict(Owner.this_process()) | {"pid": os.getppid(), "started": ""} | change))
+    assert holder(path) is None
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"null", b"3"])
+def test_a_lock_of_any_content_is_taken_over(path, content):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert holder(path) is None
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/nowhere/at/all")])
+def test_what_is_no_file_is_moved_out_of_the_lock_s_place(path, make, caplog):
+    path.parent.mkdir(parents=True)
+    make(path)
+    if path.is_dir():
+        (path / "kept").write_text("by somebody")
+    assert holder(path) is None
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+    (aside,) = path.parent.iterdir()
+    assert not aside.is_dir() or (aside / "kept").read_text() == "by somebody"
+    assert [record.message for record in caplog.records] == [f"{path} is no file: it is renamed to {aside.name}"]
+
+
 def test_what_another_took_over_is_left_to_it(path):
     with lock(path):
         other = Owner("gpu7", "gpu7 another boot", 1, "1", time.time())

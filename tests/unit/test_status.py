@@ -7,7 +7,7 @@ import pytest
 
 from fairpriv.errors import InputError
 from fairpriv.sweep import listing, lock, status
-from fairpriv.sweep.listing import Listing, enlist, entries
+from fairpriv.sweep.listing import Listing, Plan, enlist, entries, plan
 from fairpriv.sweep.status import Survey, duration
 from fairpriv.tracking.result import NOT_FINISHED, Result, find_results
 
@@ -150,6 +150,27 @@ def test_a_list_that_a_full_disk_tore_goes_on_in_a_line_of_its_own(root, words):
         file.write('b {"time": 17')
     enlist(folder, "c", finished=False)
     assert list(entries(folder)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "rest", ["[1]", "3", '{"time": "now"}', '{"time": null}', '{"time": 1e999}', "[" * 100_000, '{"words": 3}']
+)
+def test_a_damaged_line_of_the_list_costs_no_other(root, words, rest):
+    folder = root / "sweeps" / "study"
+    enlist(folder, "a", finished=False)
+    with (folder / "cells.txt").open("a") as file:
+        file.write(f"b {rest}\n")
+    enlist(folder, "c", finished=False)
+    assert [cell for cell in entries(folder) if cell != "b"] == ["a", "c"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"total": "4"}', '{"since": "x"}', '{"started": null}', '{"since": 1e999}'])
+def test_a_damaged_plan_is_none(root, words, content):
+    folder = root / "sweeps" / "study"
+    enlist(folder, "a", finished=False)
+    (folder / "sweep.json").write_text(content)
+    assert plan(folder) == Plan()
+    assert Survey.of_sweep(folder).left is None
 
 
 def test_secrets_stay_out_of_the_list(root, words):
