@@ -284,7 +284,17 @@ class TabularDataset(Description):
                     raise InputError(f"dataset.filters.{column}.{condition}: {bound}; {wanted} is wanted")
         for column, rule in self.recode.items():
             if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
-                raise InputError(f"dataset.recode.{column}: has {', '.join(rule)}; it takes from, values and other")
+                raise InputError(
+                    f"dataset.recode.{column}: has {', '.join(map(str, rule))}; it takes from, values and other"
+                )
+            if not isinstance(rule["from"], str) or not isinstance(rule["values"], Mapping):
+                raise InputError(
+                    f"dataset.recode.{column}: from is a column's name, and values are old: new, as in "
+                    "{from: sex, values: {1: male, 2: female}}"
+                )
+            told = [*rule["values"].values(), *filter(None, [rule.get("other")])]
+            if odd := [value for value in told if isinstance(value, list | Mapping)]:
+                raise InputError(f"dataset.recode.{column}: {str(odd[0])[:60]} is no value: a text or number is wanted")
 
     def encode(self, train: pd.DataFrame) -> Encoder:
         """Fit an encoder to training rows of ``Table.features``."""

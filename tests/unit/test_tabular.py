@@ -386,6 +386,11 @@ def test_bad_input_is_named_in_one_line(tmp_path, changes, content, message):
         ({"filters": {"age": {"in": 3}}}, r"filters\.age\.in: 3; a list"),
         ({"filters": {"age": {"min": [3]}}}, r"filters\.age\.min: \[3\]; a number"),
         ({"recode": {"g": {"from": "sex"}}}, r"recode\.g"),
+        ({"recode": {"g": {"from": "sex", "values": ["f", "m"]}}}, r"recode\.g: from is a column's name, and values"),
+        ({"recode": {"g": {"from": "sex", "values": None}}}, r"recode\.g: from is a column's name, and values"),
+        ({"recode": {"g": {"from": ["sex"], "values": {"f": "w"}}}}, r"recode\.g: from is a column's name"),
+        ({"recode": {"g": {"from": "sex", "values": {"f": ["w"]}}}}, r"recode\.g: \['w'\] is no value"),
+        ({"recode": {"g": {1: "sex"}}}, r"recode\.g: has 1; it takes"),
     ],
 )
 def test_bad_description_is_refused_before_anything_is_read(tmp_path, changes, message):
