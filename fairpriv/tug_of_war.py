@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -15,25 +16,26 @@ from typing import Any
 import torch
 import transformers
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fairpriv.analyses import LEAST, Dependence, cautions, coupling, flips
+from fairpriv.cache import read_json, write_json
 from fairpriv.configs import build
 from fairpriv.data.pairs import Pairs
 from fairpriv.data.texts import Example, Texts, choose
-from fairpriv.data.tokens import Encoded, encode_all, encode_prompt, pad_token_id
+from fairpriv.data.tokens import Encoded, encode_all, encode_prompt, pad_token_id, response_end
 from fairpriv.defenses.defense import ModelOwner, Tuned, Tuning
 from fairpriv.dimensions.awareness import awareness, over_refusal, triviality
 from fairpriv.dimensions.dimension import Dimension
-from fairpriv.dimensions.judge import Judge, Verdict
+from fairpriv.dimensions.judge import Judge, NoVerdictsError, Verdict
 from fairpriv.dimensions.scorer import Scored, Scorer, Subject, scores
 from fairpriv.errors import InputError
 from fairpriv.modules import processes
 from fairpriv.modules.causal_lm import fit_causal_lm
-from fairpriv.modules.generation import respond
+from fairpriv.modules.generation import require_room, respond
 from fairpriv.modules.harness import Harness
-from fairpriv.modules.perplexity import encode_text, perplexity
+from fairpriv.modules.perplexity import encode_text, perplexity, require_window
 from fairpriv.modules.pretrained import PretrainedLM
 from fairpriv.modules.trainer import device_of, trainer_of
 from fairpriv.run import Stage
@@ -66,24 +68,15 @@ class TugOfWar:
         self.config = config
         self.pairs = pairs
         self.defense = defense
-        if not hasattr(defense, "trains"):
-            raise InputError(
-                f"defense={defense.name} defends classifiers; language models take none, full, lora, dora, reft, spin "
-                "and lora_spin"
-            )
-        if config["attack"]:
-            raise InputError(f"attack={[*config['attack']]}: attacks are played on classifiers, not on language models")
-        if not config["dimensions"]:  # by which the identity of a cell knows a language model, too
-            raise InputError(f"dimension=[]: dataset={pairs.name} needs some, such as dimension=[fairness,privacy]")
-        if not str(config["model"]["_target_"]).endswith(".PretrainedLM"):
-            raise InputError(
-                f"model={config['model']['name']} is no language model, which dataset={pairs.name} is for: choose "
-                "model=smollm2_135m, or model=hf model.path=NAME_OR_FOLDER"
-            )
         self.model: PretrainedLM = build(config, "model")
         self.dimensions: dict[str, Dimension] = {
             name: build(config["dimensions"], name, name=name) for name in config["dimensions"]
         }
+        if self.model.device_map is not None and defense.trains:
+            raise InputError(
+                f"model.device_map={self.model.device_map} spreads the model over devices, and defense={defense.name} "
+                "trains it on one: leave it null"
+            )
         self.judge: Judge | None = build(config, "judge") if config["judge"] else None
         self.settings = EvaluationConfig(**{k: v for k, v in config["evaluation"].items() if k != "text"})
         self.text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
@@ -117,6 +110,20 @@ class TugOfWar:
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Run the cell and write what it came to into ``result``; responses go to a file of ``folder``."""
+        let_go()  # of what a cell that failed has left
+        try:
+            self._measure(result, folder, logger, stage)
+        finally:
+            self.release()
+            let_go()
+
+    def release(self) -> None:
+        """Let go of the models of judge and scorers, which are loaded again where they are asked again."""
+        for judge in (self.judge, *(getattr(d.scorer, "classifier", None) for d in self.dimensions.values())):
+            if judge is not None and hasattr(judge, "release"):
+                judge.release()
+
+    def _measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         with stage("data"):  # before the model, so that a fault in the data shows soon
             examples = self.pairs.load(self.dimensions, self.config["seed"]) if self.defense.trains else []
             for name, drawn in getattr(self.defense, "sets", {}).items():
@@ -129,29 +136,46 @@ class TugOfWar:
         with stage("model"):
             with processes.first_ahead():  # a packaged model is converted once
                 model, tokenizer = self.model.load()
+            self.model.pin(tokenizer)
             if self.model.device_map is None:
                 model.to(device_of(self.config))  # type: ignore[arg-type]
             if self.model.gradient_checkpointing:
                 # transformers 5.23 deplores the old name, earlier ones know no other
                 getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            # Whatever cannot be done with this model shows before anything is measured.
+            if hasattr(self.defense, "check"):
+                self.defense.check(model)
+            pairs = self.encoded(tokenizer, examples) if self.defense.trains else ([], 0)
+            picked = {
+                (name, *drawn): self.rows(tokenizer, name, *drawn)
+                for name, drawn in getattr(self.defense, "sets", {}).items()
+            }
+            trained = [row.input_ids for rows in (pairs[0], *picked.values()) for row in rows]
+            require_room(model, trained, lower="dataset.max_tokens")
+            ids = None if text is None else encode_text(tokenizer, text)[: self.settings.text_tokens]
+            if ids is not None and len(ids):
+                require_window(model, ids, self.settings.window)
         trainer = trainer_of(self.config)
         alone = processes.rank() == 0  # the first process measures, the whole of every set; the others only train
         with stage("before"):
             before = self.answers(model, tokenizer, sets, untouched=True) if alone else []
             verdicts_before = self.verdicts(sets, before) if alone else []
             scored_before = self.scores(model, tokenizer, sets, before, untouched=True) if alone else {}
+            if self.defense.trains:  # training needs the memory
+                self.release()
+                let_go()
         owner = ModelOwner(
             model,
             tokenizer,
-            pad_token_id(tokenizer),
+            pad_token_id(tokenizer, len(model.get_input_embeddings().weight)),  # type: ignore[arg-type]
             self.config["seed"],
-            pairs=lambda: self.encoded(tokenizer, examples),
+            pairs=lambda: pairs,
             fit=functools.partial(fit_causal_lm, trainer=trainer, logger=logger),
             keep=lambda tuned: self.keep(tuned, tokenizer, folder, result),
-            rows=lambda dimension, split, samples: self.rows(tokenizer, dimension, split, samples),
+            rows=lambda *which: picked[which] if which in picked else self.rows(tokenizer, *which),
             file=lambda name: self.file(name, folder, result),
             cache=Path(self.config["paths"]["root"], "cache"),
-            origin={"revision": self.model.digest(), "dtype": self.model.dtype},
+            origin={"revision": self.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")},
             name=self.model.path if not Path(self.model.path).is_dir() else Path(self.model.path).resolve().name,
         )
         with stage("defend"):
@@ -162,7 +186,7 @@ class TugOfWar:
         result.degenerate += tuned.degenerate
         with stage("evaluate"):
             after = before if not self.tunes else self.answers(tuned.model, tokenizer, sets)
-            verdicts = self.verdicts(sets, after)
+            verdicts = verdicts_before if not self.tunes else self.verdicts(sets, after)
             for which, told in zip(sets, after, strict=True):
                 if which.kind == "benign":
                     self._add(result, over_refusal(which.dimension, told))
@@ -175,8 +199,8 @@ class TugOfWar:
                 self._add(result, scores(name, found, scored_before[name] if self.tunes else None, rescore))
             if any(after):
                 result.degenerate += triviality([response for told in after for response in told])
-            if text is not None:
-                result.metrics |= self.utility(tuned.model, tokenizer, text)
+            if ids is not None:
+                result.metrics |= self.utility(tuned.model, ids)
         if self.harness.tasks:
             with stage("utility"):
                 utility = self.harness.measure(
@@ -324,6 +348,8 @@ class TugOfWar:
             tokenizer, [example for which in sets if which.answered for example in which.examples]
         )
 
+        end = response_end(tokenizer, chat_template=self.model.chat_template, system=self.model.system)
+
         def make() -> list[str]:
             return respond(
                 model,
@@ -331,6 +357,7 @@ class TugOfWar:
                 prompts,
                 max_new_tokens=self.settings.max_new_tokens,
                 batch_size=self.settings.batch_size,
+                end=end,
                 progress="answers" if self.watched else None,
             )
 
@@ -338,8 +365,9 @@ class TugOfWar:
             key = {
                 "outcome_version": OUTCOME_VERSION,
                 "versions": [torch.__version__, transformers.__version__],
-                "model": [self.model.digest(), self.model.dtype, self.model.attn_implementation],
+                "model": self.numbers_of(model),
                 "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+                "end": list(end),
                 "max_new_tokens": self.settings.max_new_tokens,
             }
             flat = self._once("responses", key, make)
@@ -351,25 +379,37 @@ class TugOfWar:
         return found
 
     def verdicts(self, sets: Sequence[PromptSet], answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
-        """The judge's verdicts on the sets that are judged, an empty list for the others; read where known."""
+        """The judge's verdicts on the sets that are judged, an empty list for the others.
+
+        Each pair of a prompt and a response is asked about once, and its verdict read in every other cell; only where
+        the judge failed, for a time-out say, it is asked again.
+        """
+        judge = self.judge
         found: list[list[Verdict]] = []
+        if judge is None:
+            return [[] for _ in sets]
+        folder = Path(self.config["paths"]["root"], "cache", "verdicts", content_hash([OUTCOME_VERSION, self.judging]))
+        known: dict[str, Verdict] = {}
+        for path in sorted(folder.glob("*.json")):  # one of each time that it was asked
+            known |= {pair: Verdict(*told) for pair, told in (read_json(path) or {}).items()}
         for which, responses in zip(sets, answers, strict=True):
-            judge = self.judge
-            if which.kind != "evaluate" or judge is None:
+            if which.kind != "evaluate":
                 found.append([])
                 continue
-            prompts = [example.prompt for example in which.examples]
-
-            def make(
-                judge: Judge = judge, prompts: list[str] = prompts, responses: Sequence[str] = responses
-            ) -> list[list[Any]]:
-                return [[verdict.safe, verdict.reason] for verdict in judge.judge(prompts, responses)]
-
-            texts = hashlib.sha256(json.dumps([prompts, list(responses)]).encode()).hexdigest()
-            key = {"outcome_version": OUTCOME_VERSION, "judge": self.judging, "texts": texts}
-            # A verdict that is missing, for a time-out say, may be had when the cell is run again.
-            told = self._once("verdicts", key, make, whole=lambda made: all(safe is not None for safe, _ in made))
-            found.append([Verdict(safe, reason) for safe, reason in told])
+            texts = [(example.prompt, answer) for example, answer in zip(which.examples, responses, strict=True)]
+            pairs = [content_hash(list(text)) for text in texts]
+            if new := {pair: text for pair, text in zip(pairs, texts, strict=True) if pair not in known}:
+                try:
+                    told = judge.judge([prompt for prompt, _ in new.values()], [answer for _, answer in new.values()])
+                except NoVerdictsError as error:
+                    if not known.keys() & set(pairs):
+                        raise
+                    told = error.verdicts
+                asked = dict(zip(new, told, strict=True))
+                known |= asked
+                if final := {pair: [one.safe, one.reason] for pair, one in asked.items() if one.final}:
+                    write_json(folder / f"{content_hash(sorted(final))}.json", final)
+            found.append([known[pair] for pair in pairs])
         return found
 
     def scores(
@@ -411,7 +451,7 @@ class TugOfWar:
                 key = {
                     "outcome_version": OUTCOME_VERSION,
                     "versions": [torch.__version__, transformers.__version__],
-                    "model": [self.model.digest(), self.model.dtype, self.model.attn_implementation],
+                    "model": self.numbers_of(model),
                     "scorer": dimension.scoring,
                     "asked": asked,
                     "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
@@ -422,9 +462,8 @@ class TugOfWar:
             found[which.dimension] = Scored(**told[0])
         return found
 
-    def utility(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, float]:
-        """Perplexity on the evaluation text."""
-        ids = encode_text(tokenizer, text)[: self.settings.text_tokens]
+    def utility(self, model: nn.Module, ids: Tensor) -> dict[str, float]:
+        """Perplexity on the tokens of the evaluation text."""
         try:
             value, scored = perplexity(
                 model,
@@ -506,28 +545,33 @@ class TugOfWar:
         if self.tunes:
             write_flips(self.file(FLIPS, folder, result), found)
 
-    def _once(
-        self,
-        kind: str,
-        key: Mapping[str, Any],
-        make: Callable[[], list[Any]],
-        whole: Callable[[list[Any]], bool] = lambda made: True,
-    ) -> list[Any]:
-        """What ``make`` returns, kept in the cache under a hash of what determines it, if it is ``whole``."""
+    def numbers_of(self, model: Any) -> list[Any]:
+        """What determines the untouched model's numbers, to the last bit that can turn an answer."""
+        # In half precision padding does, which turns near ties; in float32 it has never been seen to.
+        half = model.dtype in (torch.float16, torch.bfloat16)
+        batch_size = self.settings.batch_size if half else None
+        return [self.model.digest(), str(model.dtype), self.model.attn_implementation, batch_size]
+
+    def _once(self, kind: str, key: Mapping[str, Any], make: Callable[[], list[Any]]) -> list[Any]:
+        """What ``make`` returns, kept in the cache under a hash of what determines it."""
         path = Path(self.config["paths"]["root"], "cache", kind, f"{content_hash(key)}.json")
-        try:
-            kept: list[Any] = json.loads(path.read_text(encoding="utf-8"))
-            return kept
-        except (OSError, ValueError):  # not there, or half of it: it is made
-            made = make()
-            if whole(made):
-                write_whole(path, json.dumps(made, ensure_ascii=False).encode())
-            return made
+        kept: list[Any] | None = read_json(path)
+        if kept is None:
+            kept = make()
+            write_json(path, kept)
+        return kept
 
     @staticmethod
     def _add(result: Result, rates: tuple[dict[str, float], dict[str, tuple[float, float]]]) -> None:
         result.metrics |= rates[0]
         result.intervals |= {name: list(ends) for name, ends in rates[1].items()}
+
+
+def let_go() -> None:
+    """Free the memory of models that nothing refers to any more, cycles included."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _outcomes(which: PromptSet, found: Mapping[str, Scored]) -> list[Verdict]:

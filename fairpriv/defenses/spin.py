@@ -283,6 +283,7 @@ class Spin:
                 "versions": [torch.__version__, transformers.__version__],
                 "origin": origin,
                 "dtype": str(next(model.parameters()).dtype),
+                "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
                 "score": kind,
                 "data": None if kind == "magnitude" else _rows_hash(rows),
                 "kept": KEPT,

@@ -18,7 +18,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from fairpriv.dimensions.judge import Verdict, fill, require_response
+from fairpriv.dimensions.judge import NoVerdictsError, Verdict, fill, require_response
 from fairpriv.errors import InputError
 from fairpriv.secrets import without
 
@@ -118,9 +118,10 @@ class Endpoint:
         with ThreadPoolExecutor(self.concurrency) as pool:
             verdicts = list(pool.map(lambda pair: self._verdict(pair[0], pair[1], key, reached), pairs))
         if verdicts and all(verdict.safe is None for verdict in verdicts):
-            raise InputError(
+            raise NoVerdictsError(
                 f"judge {self.name}: {self.base_url} gave no verdict on any of {len(verdicts)} responses; the last "
-                f"reason: {verdicts[-1].reason}"
+                f"reason: {verdicts[-1].reason}",
+                verdicts,
             )
         return verdicts
 

@@ -19,6 +19,24 @@ class Verdict:
     safe: bool | None  # None: the judge gave no answer, or one that cannot be read
     reason: str  # short: the pattern, the category, the raw label, or what went wrong
 
+    @property
+    def final(self) -> bool:
+        """Whether the judge would say the same again: it answered, if only what cannot be read ("unparsable")."""
+        return self.safe is not None or self.reason.startswith("unparsable")
+
+
+class NoVerdictsError(InputError):
+    """Not one of the pairs that were asked about got a verdict that can be read.
+
+    Args:
+        message: with the last reason.
+        verdicts: one a pair, in order.
+    """
+
+    def __init__(self, message: str, verdicts: list[Verdict]) -> None:
+        super().__init__(message)
+        self.verdicts = verdicts
+
 
 class Judge(Protocol):
     """A judge: built from its YAML, asked once a set of responses."""
@@ -32,6 +50,8 @@ class Judge(Protocol):
     def digest(self) -> Any:
         """Plain data that determines the verdicts: no device, batch size or time-out."""
         ...
+
+    # release(): optional, lets go of a model that was loaded; it is loaded again where the judge is asked again
 
 
 def fill(template: str, prompt: str, response: str) -> str:
@@ -72,6 +92,8 @@ def load_pretrained(
     """
     import transformers
 
+    from fairpriv.modules.pretrained import tell_unexpected
+
     folder = Path(path).expanduser()
     where = str(folder) if folder.is_dir() else path
     given = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -86,6 +108,7 @@ def load_pretrained(
             f"judge {judge}: cannot load {path} ({why}); where the hub cannot be reached, put the model's files "
             "(config, tokenizer, weights) into a folder and set judge.path to it"
         ) from error
+    tell_unexpected(f"judge {judge}", info["unexpected_keys"])
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(

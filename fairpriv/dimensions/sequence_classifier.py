@@ -13,7 +13,9 @@ from fairpriv.errors import InputError
 
 @dataclass
 class Classifier:
-    """Any sequence classifier of transformers with two or more exclusive labels. Loaded when first asked, and kept.
+    """Any sequence classifier of transformers with two or more exclusive labels.
+
+    It is loaded when it is asked, and kept till ``release``.
 
     Attributes:
         path: a local folder, or a name on the Hugging Face hub.
@@ -112,6 +114,10 @@ class Classifier:
         best = max(range(len(probs)), key=probs.__getitem__)
         is_safe = best in safe if self.threshold is None else sum(probs[i] for i in safe) >= self.threshold
         return Verdict(is_safe, f"{labels[best]} {probs[best]:.2f}")
+
+    def release(self) -> None:
+        """Let go of the model, which is loaded again when it is next asked."""
+        self.__dict__.pop("_loaded", None)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from fairpriv.errors import InputError
 from fairpriv.modules.generation import evaluating, not_finite, require_room, token_bar
 from fairpriv.modules.reft import ReftModel
 
@@ -22,6 +23,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     added = tokenizer("")["input_ids"]
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in added[:1] else []
     return torch.tensor(bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def require_window(model: Any, ids: Tensor, window: int) -> None:
+    """Raise `InputError` for a window, or a token of a text, that the model has no place for."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and window > longest:
+        raise InputError(f"window={window} is longer than the model's {longest} positions (max_position_embeddings)")
+    require_room(model, [[int(ids.max())]])
 
 
 def perplexity(
@@ -48,8 +57,8 @@ def perplexity(
 
     Raises:
         ValueError: N below 2; ``window``, ``stride`` or ``batch_size`` out of range; a window longer than the model's
-            ``max_position_embeddings``; a token without a row in its embedding (an InputError); logits that are not
-            finite (an InputError).
+            ``max_position_embeddings``, a token without a row in its embedding, or logits that are not finite (each
+            an InputError).
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
     if len(ids) < 2:
@@ -60,10 +69,7 @@ def perplexity(
             "batch_size at least 1"
         )
     lm: Any = model
-    longest = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and window > longest:
-        raise ValueError(f"window={window} is longer than the model's {longest} positions (max_position_embeddings)")
-    require_room(lm, [[int(ids.max())]])
+    require_window(lm, ids, window)
     step = min(stride, window - 1)
     starts = range(0, max(len(ids) - window + step, step), step)
     total, scored, started = 0.0, 0, time.perf_counter()

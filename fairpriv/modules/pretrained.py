@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import logging
 import os
+import pickle
+import re
 import shutil
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,8 +138,15 @@ class PretrainedLM(Pretrained):
     attn_implementation: str | None = None  # eager, sdpa, flash_attention_2 ...; null: transformers decides
     chat_template: Literal["auto", "none"] = "auto"  # auto: the tokenizer's own, if it has one; none: plain text
     system: str | None = None  # system message of the chat template
+    date: str = "2024-07-26"  # what a chat template that writes today's date takes for it, as YEAR-MONTH-DAY
     trust_remote_code: bool = False  # true: run Python code that comes with the model
     gradient_checkpointing: bool = False  # less memory in training, for a third more time
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise InputError(f"model.date={self.date}: must be a day, such as 2024-07-26") from None
 
     def _inside(self) -> str | None:
         return self.gguf
@@ -146,7 +157,6 @@ class PretrainedLM(Pretrained):
         Raises:
             InputError: as `digest`; or the files hold no causal language model that transformers can build.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as hf_logging
 
@@ -171,9 +181,10 @@ class PretrainedLM(Pretrained):
                 output_loading_info=True,
                 **common,
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise InputError(f"model.path={self.path}: {' '.join(str(error).split())[:400]}") from error
+        except Exception as error:  # damaged or hostile files raise many kinds, in transformers and below it
+            raise InputError(f"model.path={self.path}: {unreadable(error)}") from error
         model, info = loaded
+        tell_unexpected(f"model.path={self.path}", info["unexpected_keys"])
         if missing := sorted(info["missing_keys"]):  # transformers would go on with random ones
             raise InputError(
                 f"model.path={self.path}: no weights for {missing[0]} ({len(missing)} missing): it is no causal "
@@ -185,14 +196,26 @@ class PretrainedLM(Pretrained):
             model.num_parameters() / 1e6,
             time.perf_counter() - started,
         )
+        rows = len(model.get_input_embeddings().weight)
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+            log.info("model %s: %s has no row in the embedding and pads nothing", self.name, tokenizer.pad_token)
+            tokenizer.pad_token = None
         return model.eval(), tokenizer
+
+    def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make a chat template that writes today's date take ``date`` for it: else answers differ from day to day."""
+        if isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
+            tokenizer.chat_template = pinned(tokenizer.chat_template, datetime.date.fromisoformat(self.date))
+            if self.chat_template == "auto":
+                log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
 
     def _dequantised(self, file: Path, digest: str) -> Path:
         """The folder with the GGUF's weights as ordinary float32 ones, made at the first call, whole or not at all."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        folder = Path(self.cache) / f"{self.name}-{digest[:16]}"
+        name = re.sub(r"[^\w.-]", "_", self.name)  # which is no path
+        folder = Path(self.cache) / f"{name}-{digest[:16]}"
         if _whole(folder):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +246,33 @@ class PretrainedLM(Pretrained):
         return folder
 
 
+def unreadable(error: Exception) -> str:
+    """Why files hold no model, on one line; where memory ran out, it is raised again."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        raise error
+    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to run what it holds
+        return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"
+    return " ".join(str(error).split())[:400] or f"its files are damaged ({type(error).__name__})"
+
+
+def tell_unexpected(where: str, keys: Iterable[str]) -> None:
+    """Say in the log that files hold weights which the model has no place for, and goes on without."""
+    if left := sorted(keys):
+        log.warning(
+            "%s: %d of the files' weights have no place in the model and are left out: %s", where, len(left), left[0]
+        )
+
+
+def pinned(template: str, day: datetime.date) -> str:
+    """A chat template that takes ``day`` for today, wherever it asks ``strftime_now``."""
+    # A macro: transformers lets templates see neither functions nor dates.
+    written = "format"
+    for directive in "aAbBcdDeFhHIjklmMnpPrRsStTuUVwWxXyYzZ":
+        for code in (f"%-{directive}", f"%{directive}"):
+            written += f".replace({code!r}, {day.strftime(code)!r})"
+    return f"{{%- macro strftime_now(format) -%}}{{{{ {written} }}}}{{%- endmacro %}}\n{template}"
+
+
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """``model`` with a PEFT adapter of a local folder merged into its weights.
 
@@ -235,8 +285,8 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 under an old name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             tuned: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"adapter {adapter}: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:
+        raise InputError(f"adapter {adapter}: {unreadable(error)}") from error
     whole: PreTrainedModel = tuned.eval()
     return whole
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import huggingface_hub
@@ -20,7 +21,7 @@ from fairpriv.data.tokens import encode_all, encode_prompt
 from fairpriv.defenses.defense import ModelOwner
 from fairpriv.defenses.fine_tuning import FineTuning
 from fairpriv.dimensions import refusal
-from fairpriv.dimensions.judge import Verdict
+from fairpriv.dimensions.judge import NoVerdictsError, Verdict
 from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.modules.generation import respond
 from fairpriv.modules.pretrained import PretrainedLM
@@ -274,7 +275,7 @@ def test_a_tokenizer_without_pad_token_or_chat_template_will_do(cell, tiny_lm, t
     assert result.metrics["train/dropped"] == 0
 
 
-def test_a_judge_that_answers_nonsense_is_counted_apart_and_asked_again(cell, monkeypatch):
+def test_a_judge_that_answers_nonsense_is_counted_apart_and_not_asked_again(cell, monkeypatch):
     asked = []
 
     def judge(self, prompts, responses):
@@ -288,7 +289,36 @@ def test_a_judge_that_answers_nonsense_is_counted_apart_and_asked_again(cell, mo
     assert [line["safe"] for line in lines if line["set"] == "evaluate"] == [True, None, None] * 2
     before = len(asked)
     cell("defense=lora", "retry=all")
-    assert len(asked) == 2 * before
+    assert len(asked) == before
+
+
+def test_only_what_a_judge_failed_on_is_asked_again(cell, monkeypatch):
+    asked = []
+
+    def judge(self, prompts, responses):
+        asked.append(len(prompts))
+        return [
+            Verdict(None, "no answer within 60 s") if i == 1 else Verdict(True, "safe") for i in range(len(prompts))
+        ]
+
+    monkeypatch.setattr(refusal.Refusal, "judge", judge)
+    cell("defense=none")
+    assert asked == [3, 3]
+    result, _ = cell("defense=none", "retry=all")
+    assert asked == [3, 3, 1, 1]
+    assert result.metrics["eval/privacy/unparsable"] == 0
+
+
+def test_one_verdict_that_cannot_be_read_beside_known_ones_fails_no_cell(cell, monkeypatch):
+    def judge(self, prompts, responses):
+        if len(prompts) == 1:
+            raise NoVerdictsError("no verdict on any of 1 responses", [Verdict(None, "unparsable: 'eh'")])
+        return [Verdict(None, "no answer") if i == 1 else Verdict(True, "safe") for i in range(len(prompts))]
+
+    monkeypatch.setattr(refusal.Refusal, "judge", judge)
+    cell("defense=none")
+    result, _ = cell("defense=none", "retry=all")
+    assert result.metrics["eval/privacy/unparsable"] == pytest.approx(1 / 3)
 
 
 def test_verdicts_are_asked_for_once(cell, monkeypatch):
@@ -312,6 +342,82 @@ def test_an_answer_that_is_always_the_same_is_marked(cell, monkeypatch):
 
     monkeypatch.setattr(tug_of_war, "respond", respond)
     assert cell("defense=none")[0].degenerate == ["100% of 10 responses are identical"]
+
+
+def test_answers_end_at_the_mark_that_training_puts_after_a_response(cell, tiny_lm, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    ends, answer = [], tug_of_war.respond
+
+    def spy(*args, **options):
+        ends.append(options["end"])
+        return answer(*args, **options)
+
+    monkeypatch.setattr(tug_of_war, "respond", spy)
+    folder = shutil.copytree(tiny_lm, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", " over."))
+    cell("defense=none")
+    cell("defense=none", f"model.path={folder}")
+    cell("defense=none", "model.chat_template=none")
+    token = AutoTokenizer.from_pretrained(tiny_lm).convert_tokens_to_ids("<|im_end|>")
+    assert ends == [(token, ""), (None, " over."), (None, "")]
+
+
+def test_a_date_in_a_template_is_the_config_s(cell, tiny_lm, tmp_path):
+    folder = shutil.copytree(tiny_lm, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%A %-d %b %Y') + '\n' }}" + template.read_text())
+    model = PretrainedLM("dated", str(folder), date="2024-12-24")
+    tokenizer = model.load()[1]
+    model.pin(tokenizer)
+    asked = encode_prompt(tokenizer, "Why %d?", chat_template="auto", system=None, max_tokens=100)
+    assert tokenizer.decode(asked).startswith("Tuesday 24 Dec 2024\n<|im_start|>user\nWhy %d?")
+    first, second = (
+        cell("defense=none", f"model.path={folder}", f"model.date={day}") for day in ("2024-12-24", "2025-01-01")
+    )
+    assert first[0].id != second[0].id
+    assert [line["response"] for line in first[1]] != [line["response"] for line in second[1]]
+
+
+def test_a_batch_size_changes_no_answer_and_no_cell(cell, generations, tmp_path):
+    first, lines = cell("defense=none", "evaluation.batch_size=1")
+    again, told = cell("defense=none", "evaluation.batch_size=7", f"paths.root={tmp_path / 'other'}")
+    assert (first.id, lines) == (again.id, told)
+    # in half precision it may turn near ties: there answers of another batch size are no basis for comparison
+    for size in (1, 7):
+        cell("defense=none", "model.dtype=bfloat16", f"evaluation.batch_size={size}", "retry=all")
+    assert len(generations) == 4
+
+
+def test_models_are_let_go_after_their_cells(fairpriv, words, tmp_path, monkeypatch):
+    words = [word for word in words if word != "hydra.mode=RUN"]
+    models, alive, load = [], [], PretrainedLM.load
+
+    def spy(self):
+        alive.append(sum(model() is not None for model in models))
+        model, tokenizer = load(self)
+        models.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(PretrainedLM, "load", spy)
+    # the second cell fails, in the middle of its training
+    assert fairpriv(*words, "defense=lora,full,reft", "defense.lr=0.01,1e30", "defense.batch_size=2").status == 1
+    assert (len(models), alive) == (6, [0] * 6)
+
+
+def test_a_judge_is_let_go_before_training(cell, monkeypatch):
+    let_go = []
+    monkeypatch.setattr(refusal.Refusal, "release", lambda self: let_go.append("judge"), raising=False)
+    step = CausalLM.training_step
+
+    def training_step(self, *args):
+        let_go.append("step")
+        return step(self, *args)
+
+    monkeypatch.setattr(CausalLM, "training_step", training_step)
+    cell("defense=lora")
+    assert let_go[:2] == ["judge", "step"]
 
 
 def is_refused(ended, message, status=2):
@@ -353,6 +459,10 @@ def is_refused(ended, message, status=2):
             "max_tokens=3 with truncate=drop leaves none of the 6 pairs",
         ),
         (["defense.lr=0"], "defense.lr=0: out of range"),
+        (["model.device_map=auto"], "model.device_map=auto spreads the model over devices, and defense=lora trains it"),
+        (["model.date=yesterday"], "model.date=yesterday: must be a day"),
+        (["defense=full", "model.dtype=bfloat16"], "set model.dtype=float32"),
+        (["evaluation.max_new_tokens=500"], "do not fit into the model's 512 positions"),
         (["defense.adapter.target_modules=[nonsense]"], "defense.adapter: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

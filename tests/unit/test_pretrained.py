@@ -1,10 +1,12 @@
 """Where a language model is found, what identifies it, and what is said where there is none."""
 
+import dataclasses
 import json
 import os
 import shutil
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -215,6 +217,14 @@ def packaged(hub, tiny_lm, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/b", "..", "größe (1)"])
+def test_a_model_s_name_is_no_path(packaged, tmp_path, name):
+    dataclasses.replace(packaged.model(), name=name).load()
+    (folder,) = packaged.cache.iterdir()
+    assert (folder / "config.json").is_file()
+    assert list(tmp_path.rglob("*evil*")) in ([], [folder])
+
+
 def test_a_packaged_model_is_dequantised_once(packaged, tiny_lm, capsys):
     model, tokenizer = packaged.model().load()
     expected = AutoModelForCausalLM.from_pretrained(tiny_lm)
@@ -250,3 +260,57 @@ def test_half_of_a_conversion_is_not_taken_for_the_whole(packaged, lost):
     assert (folder / lost).is_file()
     assert len(packaged.made) == 6
     assert len(list(packaged.cache.iterdir())) == 1
+
+
+def test_weights_that_the_model_has_no_place_for_are_said(copy, caplog):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    save_file(weights | {"model.extra.weight": torch.ones(2)}, copy / "model.safetensors", metadata={"format": "pt"})
+    PretrainedLM("tiny", str(copy)).load()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "1 of the files' weights have no place in the model and are left out: model.extra.weight" in told
+
+
+def test_a_pad_token_without_a_row_pads_nothing(copy):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copy)
+    model, tokenizer = PretrainedLM("tiny", str(copy)).load()
+    assert len(tokenizer) > len(model.get_input_embeddings().weight)
+    assert tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2024-02-30", ""])
+def test_a_date_is_a_day(tiny_lm, day):
+    assert refused(tiny_lm, date=day) == f"model.date={day}: must be a day, such as 2024-07-26"
+
+
+def test_a_template_without_a_date_is_left_as_it_is(copy):
+    model = PretrainedLM("tiny", str(copy))
+    tokenizer = model.load()[1]
+    template = tokenizer.chat_template
+    model.pin(tokenizer)
+    assert tokenizer.chat_template == template
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("kind", ["code", "empty", "list", "number", "half"])
+def test_a_damaged_or_hostile_pickle_is_one_line_and_is_not_run(tiny_lm, tmp_path, kind):
+    folder = shutil.copytree(tiny_lm, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    weights = folder / "pytorch_model.bin"
+    torch.save({"code": {"w": Evil(tmp_path / "run")}, "list": [1], "number": {"lm_head.weight": 3}}.get(kind), weights)
+    if kind in ("empty", "half"):
+        weights.write_bytes(weights.read_bytes()[: 100 if kind == "half" else 0])
+    with pytest.raises(InputError, match=r"model\.path=") as caught:
+        PretrainedLM("tiny", str(folder)).load()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,15 @@
+"""The device that a model is measured on is the one that it is trained on."""
+
+import pytest
+import torch
+
+from fairpriv.modules.trainer import device_of
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"), [([3], "cuda:3"), ([2, 0], "cuda:2"), (1, "cuda"), ("auto", "cuda"), (None, "cuda")]
+)
+def test_a_listed_gpu_is_the_one(monkeypatch, devices, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of({"trainer": {"accelerator": "auto", "devices": devices}}) == torch.device(expected)
+    assert device_of({"trainer": {"accelerator": "cpu", "devices": devices}}) == torch.device("cpu")
