@@ -358,6 +358,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
 
     from fairpriv.configs import (
         CONFIG_ERRORS,
+        emptied,
         explain,
         is_grid,
         left_to_cells,
@@ -372,7 +373,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     overrides: list[str] = options.overrides
     rest = list(overrides)
     flags = [word for word in args if not (rest and word == rest[0] and rest.pop(0))]
-    overrides = [readable(word) for word in overrides]
+    overrides = emptied(map(readable, overrides))
     if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
         overrides = [*overrides, *sweep_override(overrides)]
     for word in overrides:  # which Hydra meets with a traceback

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
     places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
     search = [f"hydra.searchpath=[{places}]"] if folders else []
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra_compose("config", [*search, *map(readable, overrides)], return_hydra_config=hydra)
+        return hydra_compose("config", [*search, *emptied(map(readable, overrides))], return_hydra_config=hydra)
 
 
 def readable(word: str) -> str:
@@ -123,6 +123,17 @@ def _quoted(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def emptied(words: Iterable[str]) -> list[str]:
+    """Overrides with every ``key={}`` taken at its word: Hydra merges mappings, and would leave all that is there."""
+    found = []
+    for word in words:
+        key = word.removesuffix("={}")
+        found.append(word)  # which shows a key that does not exist
+        if key != word and re.fullmatch(r"\w+(\.\w+)+", key):
+            found += [f"~{key}", f"+{word}"]
+    return found
 
 
 def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bool:
