@@ -38,6 +38,7 @@ fairpriv {__version__}: measure, attack and mend the trade-offs between fairness
   fairpriv -m key=a,b,c ...                  run a grid; issued again, it skips the cells that are finished
   fairpriv compare DIR... [options]          table, report.html, table.csv and plots of the results below DIR
   fairpriv status DIR...                     what is done, running, failed and left of the sweeps in DIR
+  fairpriv log DIR... [logger=NAME]          log the finished cells below DIR, whatever logger they were run with
   fairpriv wandb-view GROUP                  a W&B workspace and report of a sweep [--project NAME] [--entity NAME]
   fairpriv edit show|apply|revert FILE       a SPIN edit: what it holds; put it on a saved model, or take it off
   fairpriv ls [GROUP]                        the datasets, models, defences, experiments ... that exist
@@ -128,6 +129,8 @@ def dispatch(args: list[str]) -> int:
         if not words or any(word.startswith("-") for word in words):
             raise InputError(f"status {' '.join(words)}: takes folders: paths.root (outputs, say) or those of sweeps")
         return status([Path(word) for word in words])
+    if verb == "log":
+        return log_cells(words, folders)
     if verb == "edit":
         return edit(words, folders)
     if verb == "wandb-view":
@@ -136,6 +139,7 @@ def dispatch(args: list[str]) -> int:
         known = [
             "compare",
             "edit",
+            "log",
             "ls",
             "status",
             "validate",
@@ -243,6 +247,22 @@ def view(words: list[str]) -> int:
     from fairpriv.tracking.wandb_view import wandb_view
 
     return wandb_view(words[0], project[0] if project else "fairpriv", entity[0] if entity else None)
+
+
+def log_cells(words: list[str], folders: Sequence[Path]) -> int:
+    """``log DIR... [logger=NAME] [logger.KEY=VALUE]``."""
+    from fairpriv.configs import CONFIG_ERRORS, explain
+
+    overrides = [word for word in words if re.match(r"[+~]*logger[.=]", word)]
+    places = [Path(word) for word in words if word not in overrides]
+    if not places or any(str(place).startswith("-") for place in places):
+        raise InputError(f"log {' '.join(words)}: the command is log DIR... [logger=NAME] [logger.KEY=VALUE]")
+    from fairpriv.tracking.loggers import log_results
+
+    try:
+        return log_results(CONF, folders, places, overrides)
+    except CONFIG_ERRORS as error:
+        raise InputError(explain(error, CONF, folders, overrides)) from None
 
 
 def option(args: Sequence[str], *names: str, many: bool = False) -> tuple[list[str], list[str]]:
@@ -378,9 +398,12 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         overrides = [*overrides, *sweep_override(overrides)]
     for word in overrides:  # which Hydra meets with a traceback
         group, _, value = word.partition("=")
-        if value == "null" and group not in ("experiment", "debug") and (CONF / group).is_dir():
+        number = r"[+-]?(?:inf|nan|\.?\d[\d._]*(?:e[+-]?\d+)?)"
+        no_name = [v for v in value.split(",") if re.fullmatch(rf"{number}|null|true|false", v, re.IGNORECASE)]
+        if no_name and re.fullmatch(r"\w+", group) and (CONF / group).is_dir():
+            how = "" if group in ("experiment", "debug") else f" with ~{group}"
             raise InputError(
-                f"{group}=null: name one of its options (fairpriv ls {group}), or leave it out with ~{group}"
+                f"{group}={no_name[0]}: name one of its options (fairpriv ls {group}), or leave it out{how}"
             )
     register_schema()
     Sweeper.validate_batch_is_legal = check_grid  # type: ignore[method-assign, assignment]

@@ -26,8 +26,8 @@ from fairpriv.sweep import ddp, listing
 from fairpriv.sweep.lock import HeldError, lock
 from fairpriv.tracking.comparison import code_version
 from fairpriv.tracking.identity import cell_id
+from fairpriv.tracking.loggers import cell_loggers, summarise
 from fairpriv.tracking.result import Result, environment, git_state
-from fairpriv.tracking.weights_and_biases import summarise, wandb_run
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run(cfg: DictConfig) -> Result:
 def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
     """Measure the cell in this process, alone or as one of several; the first of them writes ``result.json``."""
     path, timed = cell_path(config, result.id), functools.partial(stage, seconds=result.seconds)
-    with wandb_run(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
+    with cell_loggers(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
         cell.measure(result, path.parent, logger, timed)
         result.status = "completed"
         if rank() == 0:

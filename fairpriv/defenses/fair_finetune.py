@@ -160,7 +160,7 @@ class FairFineTuning:
             patience=patience,
             dual_rate=self.dual_rate if self.penalty == "dual" else 0.0,
             epsilon=self.epsilon,
-            stage=self.name,
+            stage=f"{self.name}/lambda={penalty:g}" if self.penalty == "validation" else self.name,  # a curve for each
         )
         batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed, weights)
         victim.fit(module, batches, epochs=epochs, validation=victim.validation)

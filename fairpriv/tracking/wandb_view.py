@@ -11,6 +11,7 @@ from fairpriv.errors import InputError
 from fairpriv.tracking.compare import arrow
 from fairpriv.tracking.comparison import Comparison, direction
 from fairpriv.tracking.result import Result
+from fairpriv.tracking.weights_and_biases import LONGEST, clipped
 
 if TYPE_CHECKING:
     import wandb
@@ -221,7 +222,7 @@ def _runs(api: wandb.Api, path: str, group: str) -> list[tuple[Mapping[str, Any]
     try:
         found = [
             (run.config, run.summary_metrics)
-            for run in api.runs(path, filters={"group": group}, per_page=100, lazy=False)
+            for run in api.runs(path, filters={"group": clipped(group, LONGEST)}, per_page=100, lazy=False)
             if "status" in run.summary_metrics
         ]
     except ValueError as error:  # no such project

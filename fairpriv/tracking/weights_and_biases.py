@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 RESPONSES = 100  # a dimension and set in the table of generations; all of them are in the result's artifact
 DECISIONS = 10_000  # what W&B shows of a table
 RETRIES = 4  # half a minute, in which no artifact gets through
+LONGEST = 128  # characters that W&B takes of a run's name, and of a group
+LONGEST_TAG = 64  # and of a tag, or a type of jobs
 PATIENCE = 300  # seconds that a run's last data may take to be sent
 
 
@@ -51,19 +54,20 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
     import wandb
     from hydra.utils import instantiate
 
-    names = {group: config[group]["name"] for group in ("dataset", "model", "defense")}
-    # Attacks or dimensions, by which a whole track is found, too. W&B takes no tag of more than 64 characters.
-    tags = [str(name)[:64] for name in (*names.values(), *config["attack"], *config["dimensions"])]
+    names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
+    # Attacks or dimensions, by which a whole track is found, too; the user's own come first.
+    tags = [*(node.get("tags") or []), *names, *config["attack"], *config["dimensions"]]
     offline = bool(node.get("offline"))
-    with _data_folder(Path(node["save_dir"], "wandb")):
+    folder = Path(node.get("save_dir") or ".", "wandb")
+    with _data_folder(folder):
         try:
-            attempts = sum(1 for _ in Path(node["save_dir"], "wandb").glob(f"offline-run-*-{cell}-*"))
+            attempts = sum(1 for _ in folder.glob(f"offline-run-*-{cell}-*"))
             logger = instantiate(dict(node), _partial_=True, _convert_="all")(
                 id=f"{cell}-{attempts}" if offline else cell,
-                name=f"{' '.join(names.values())} world {config['game']['world']} seed {config['seed']}",
-                group=config["sweep"],
-                job_type=names["defense"],
-                tags=list(dict.fromkeys(tags)),
+                name=clipped(node.get("name") or described(config), LONGEST),
+                group=clipped(node.get("group") or config["sweep"] or "", LONGEST) or None,
+                job_type=clipped(node.get("job_type") or names[2], LONGEST_TAG),
+                tags=list(dict.fromkeys(str(tag)[:LONGEST_TAG] for tag in tags if str(tag))),
                 config=dict(config),
                 resume=None if offline else "allow",
                 settings=wandb.Settings(
@@ -83,7 +87,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
             )
             getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # passed by Lightning, deplored by wandb
             logger.experiment  # noqa: B018  the property starts the run, so that a failure shows here
-            logger.log_metrics = _harmless(logger.log_metrics)
+            logger.log_metrics = harmless(logger.log_metrics)
         except Exception as error:  # a service that cannot be reached must not cost a result
             _warn(error)
             logger = None
@@ -94,10 +98,23 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
         except Exception as error:
             if logger is not None and wandb.run is not None:
                 told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
-                _harmless(wandb.run.summary.update)(told)
+                harmless(wandb.run.summary.update)(told)
             raise
         finally:
-            _harmless(wandb.finish)(exit_code=int(failed))
+            harmless(wandb.finish)(exit_code=int(failed))
+
+
+def described(config: Mapping[str, Any]) -> str:
+    """What a logger calls the cell."""
+    names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
+    return f"{' '.join(names)} world {config['game']['world']} seed {config['seed']}"
+
+
+def clipped(text: str, longest: int) -> str:
+    """The text, cut where it is longer than W&B takes, with a hash of it at the end: different ones stay different."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -125,7 +142,7 @@ def summarise(logger: Logger | None, result: Result, folder: Path) -> None:
 
     if wandb.run is not None:  # as it is in all processes but the first
         for part in (_metrics, _tables, _files):
-            _harmless(part)(wandb.run, result, folder)
+            harmless(part)(wandb.run, result, folder)
 
 
 def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
@@ -198,23 +215,23 @@ def _files(run: wandb.Run, result: Result, folder: Path) -> None:
         run.log_artifact(artifact)
 
 
-def _harmless(call: Callable[..., None]) -> Callable[..., None]:
-    """The same call, but what it raises is a warning."""
+def harmless(call: Callable[..., Any], name: str = "W&B") -> Callable[..., None]:
+    """The same call, but what it raises is a warning that names the logger."""
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             call(*args, **kwargs)
         except Exception as error:
-            _warn(error)
+            _warn(error, name)
 
     return guarded
 
 
-def _warn(error: Exception) -> None:
-    _warn_once(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+def _warn(error: Exception, name: str = "W&B") -> None:
+    _warn_once(" ".join(f"{type(error).__name__}: {error}".split())[:300], name)
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
-    log.warning("W&B is left out: %s", reason)
+def _warn_once(reason: str, name: str) -> None:
+    log.warning("%s is left out: %s", name, masked(reason))

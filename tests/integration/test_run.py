@@ -142,7 +142,7 @@ def test_equal_fits_are_done_once(cell, fits):
     cell("defense=rehearsal")
     assert fits == ["base", "rehearsal"]
     chosen = cell("defense=fair_finetune", "defense.grid=[0.3]")  # base and lambda 0 are there already
-    assert fits == ["base", "rehearsal", "fair_finetune"]
+    assert fits == ["base", "rehearsal", "fair_finetune/lambda=0.3"]
     assert chosen.metrics["validation/lambda_0/balanced_accuracy"] > 0
     cell("defense=none", "game.world=1")
     assert fits[3:] == ["base"]

@@ -267,3 +267,14 @@ def test_an_unwritable_log_folder_costs_no_result(fairpriv, logged, tmp_path):
     ended = fairpriv(*logged)
     assert ended.status == 0
     assert len([line for line in ended.err.splitlines() if line.startswith("W&B is left out: ")]) == 1
+
+
+def test_the_user_s_names_are_kept_and_long_ones_fit(fairpriv, logged, tmp_path):
+    own = ["+logger.group=mine", "+logger.name=called", "+logger.tags=[first,'']", f"dataset.name={'long' * 40}"]
+    assert fairpriv(*logged, *own).status == 0
+    (one,) = runs(tmp_path / "out")
+    assert (one.run.run_group, one.run.display_name, one.run.tags[0]) == ("mine", "called", "first")
+    assert max(map(len, one.run.tags)) == 64
+    assert "" not in one.run.tags
+    assert fairpriv(*logged, own[-1], "retry=all").status == 0
+    assert len(runs(tmp_path / "out")[-1].run.display_name) == 128
