@@ -33,8 +33,9 @@ lint: setup ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: setup ## Kill a sweep at 100 random points, and go on
-	FAIRPRIV_KILLS=100 $(BIN)/python -m pytest -q tests/integration/test_resume.py -k killed
+soak: setup ## Kill sweeps at 100 random points, within cells too, fill their disk, and go on
+	FAIRPRIV_KILLS=100 $(BIN)/python -m pytest -q tests/integration/test_resume.py -k 'killed or disk_that_fails'
+	$(BIN)/python -m pytest -q tests/integration/test_launcher.py -k die
 
 bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench.py

@@ -101,7 +101,7 @@ class Files:
 
         # Named by checksum, so that two datasets may both call their file data.csv.
         path = Path(self.cache or "") / sha256[:16] / Path(name).name
-        if path.is_file():
+        if path.is_file() and checksum(path) == sha256:  # else damaged since: it is fetched again
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

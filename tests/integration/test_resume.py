@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from light import until
 
 from fairpriv.cli import main
 from fairpriv.sweep import lock
@@ -94,6 +95,10 @@ def start(words: list[str], folder: Path, die_at: int | None = None) -> multipro
 def status(process: multiprocessing.Process) -> int | None:
     process.join()
     return process.exitcode
+
+
+def alive(processes: list[multiprocessing.Process]) -> bool:
+    return any(process.is_alive() for process in processes)
 
 
 def results(root: Path) -> dict[str, Result]:
@@ -188,6 +193,64 @@ def test_two_sweeps_side_by_side_share_the_work(grid, tmp_path):
     assert sorted((tmp_path / "made").read_text().split()) == sorted(results(root))  # each was made once
     assert sorted(len(entries(folder)) for folder in (root / "sweeps").iterdir()) == [4, 4]
     assert list(root.rglob("lock")) == []
+
+
+def test_three_equal_sweeps_at_once_make_each_cell_once_whatever_is_killed(grid, tmp_path):
+    # The kills fall while cells run: what is made shows that, and each sweep has begun before one of them is killed.
+    draw = random.Random(SEED)
+    for number in range(max(1, KILLS // 10)):
+        folder = tmp_path / f"round {number}"
+        processes = [start(grid, folder) for _ in range(3)]
+        until(lambda folder=folder, all_of=processes: list(folder.glob("out/cells/*/lock")) or not alive(all_of))
+        time.sleep(draw.uniform(0, 2))
+        processes.pop(draw.randrange(3)).kill()
+        assert {status(process) for process in processes} <= {0, 1}, (folder / "stderr").read_text()
+        assert status(start(grid, folder)) == 0  # with what the killed one held, which the others have left to it
+        root = folder / "out"
+        assert len(results(root)) == 4
+        assert sorted((folder / "made").read_text().split()) == sorted(results(root))
+        assert {result.status for result in results(root).values()} == {"completed"}
+        assert [path for path in root.rglob("lock") if lock.holder(path)] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 8 MB; only root may make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_disk_that_fails_in_the_middle_of_a_sweep_costs_nothing_that_is_finished(grid, tmp_path, small_disk, trouble):
+    root, folder = small_disk / "out", tmp_path / "work"
+    words = [f"paths.root={root}" if word.startswith("paths.root=") else word for word in grid]
+    process = start(words, folder)
+    until(lambda: list(root.glob("cells/*/result.json")) or not process.is_alive())
+    if trouble == "full":
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"0" * 4096)
+                filler.flush()
+    else:  # refused while a file is open for writing
+        read_only = ["mount", "-o", "remount,ro", small_disk]
+        until(lambda: not subprocess.run(read_only, capture_output=True).returncode or not process.is_alive())
+    before = stamps(root)
+    assert before
+    assert status(process) in ({1, 2} if len(before) < 4 else {0, 1}), (folder / "stderr").read_text()
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    (small_disk / "filler").unlink(missing_ok=True)
+    _, left_out = find_results([root])
+    assert {reason for _, reason in left_out} <= {NOT_FINISHED}  # nothing half-written
+    assert before.items() <= stamps(root).items()
+    assert status(start(words, folder)) == 0, (folder / "stderr").read_text()
+    assert before.items() <= stamps(root).items()  # neither lost nor made again
+    assert len(results(root)) == 4
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(fairpriv, small, tmp_path, hold, fits):

@@ -87,6 +87,14 @@ def test_download_is_checked_kept_and_not_repeated(server, tmp_path):
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == [path]
 
 
+def test_a_download_that_is_damaged_later_is_fetched_again(server, tmp_path):
+    source = Files(["a.csv"], urls=[f"{server}/a.csv"], sha256=[SHA256], cache=str(tmp_path / "cache"))
+    [path] = source.locate()
+    path.write_bytes(CONTENT + b"more")
+    assert source.locate() == [path]
+    assert path.read_bytes() == CONTENT
+
+
 def test_download_with_another_checksum_leaves_nothing_behind(server, tmp_path):
     wanted = "0" * 64
     source = Files(["a.csv"], urls=[f"{server}/a.csv"], sha256=[wanted], cache=str(tmp_path / "cache"))
