@@ -343,6 +343,16 @@ def test_different_sweeps_have_different_names():
     assert sweep_override(["sweep=mine", "seed=0"]) == []
 
 
+@pytest.mark.parametrize(
+    "word", ["debug=inf", "debug=null", "experiment=null", "debug=NaN", "debug=1e999", "dataset=5", "defense=none,true"]
+)
+def test_a_group_set_to_what_is_no_name_is_refused_in_one_line(fairpriv, word):
+    ended = fairpriv(word)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    group, _, value = word.partition("=")
+    assert f"{group}={value.rpartition(',')[2]}: name one of its options (fairpriv ls {group})" in ended.err
+
+
 def test_a_group_set_to_null_is_refused_in_one_line(fairpriv):
     ended = fairpriv("judge=null")
     assert (ended.status, ended.err.count("\n")) == (2, 1)
