@@ -67,7 +67,7 @@ sensitive: sex
     )
     (folder / "defense").mkdir()
     (folder / "defense" / "long.yaml").write_text(
-        "# Fine-tuning that somebody interrupts\ndefaults: [fine_tune]\nname: long\nepochs: 1000000\n"
+        "# Fine-tuning that somebody interrupts\ndefaults: [fine_tune]\nname: long\nepochs: 1000000\npatience: null\n"
     )
     return folder
 
