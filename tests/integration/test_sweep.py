@@ -19,8 +19,9 @@ from fairpriv.tracking.result import find_results
 
 
 def lines(ended) -> list[str]:
-    """The line of each cell, without its time."""
-    return [re.sub(r", [0-9.]+ s", "", line) for line in ended.err.splitlines()]
+    """The line of each cell, without its time; not what is told of the data, once a process."""
+    told = [line for line in ended.err.splitlines() if not line.startswith("people: ")]
+    return [re.sub(r", [0-9.]+ s", "", line) for line in told]
 
 
 def results(root: Path) -> dict[str, str]:
@@ -83,11 +84,11 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(fairpriv, small, tmp_pa
 
 
 def test_data_that_is_wrong_in_one_cell(fairpriv, small, tmp_path):
-    ended = fairpriv("-m", *small, "game.alpha=1.5,0.9")
+    ended = fairpriv("-m", *small, "game.rows=100000,60")  # which shows only when the data are read
     assert ended.status == 1
     first, second = lines(ended)
-    assert first.endswith("game.alpha=1.5: failed: game.alpha=1.5: it is a share, from 0 to 1")
-    assert second.endswith("game.alpha=0.9: completed")
+    assert re.search(r"game\.rows=100000: failed: (data: )?game\.rows=100000: people has \d+ training rows", first)
+    assert second.endswith("game.rows=60: completed")
     assert sorted(results(tmp_path / "out").values()) == ["completed", "failed"]
 
 
