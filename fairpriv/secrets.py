@@ -87,7 +87,8 @@ _SUSPICIOUS = re.compile(r"[=:@]|bearer|hf_|gh._|_pat_|glpat|xox|AKIA|sk-|eyJ", 
 def _mask_value(match: re.Match[str]) -> str:
     name, sign, text = match["name"], match["sign"], match["value"]
     word = name.lower().rpartition(".")[2]
-    prose = ":" in sign and (word in ("token", "key") or word.endswith(("tokens", "keys")))  # "unknown key: lr"
+    # "unknown key: lr", "KeyError: 'lr'"
+    prose = ":" in sign and (word in ("token", "key") or word.endswith(("tokens", "keys", "error")))
     # "write key=value"
     prose |= name.lower() in ("key", "keys") and match.string[: match.start()].endswith(" ")
     value: Any = 1 if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?:?|true|false|null|none", text, re.IGNORECASE) else text

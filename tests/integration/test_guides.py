@@ -74,7 +74,7 @@ def commands(text: str) -> dict[str, list[str]]:
 def test_there_is_a_page_for_every_extension_point():
     assert {page.stem for page in DOCS.glob("*.md")} == set(IN_MINIATURE)
     for page in DOCS.glob("*.md"):
-        assert len(page.read_text(encoding="utf-8").splitlines()) <= 45, page
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 60, page
 
 
 def outline(line: str) -> str:
