@@ -131,14 +131,16 @@ def test_data_that_cannot_be_played_with_gets_one_line(fairpriv, small, words):
     ],
 )
 def test_a_group_of_one_row_or_none(fairpriv, small, tmp_path, column, parts):
-    rows = [f"{i},{sex},{'yes' if i % 2 else 'no'}" for i, sex in enumerate(column)]
+    rows = [f"{20 + 7 * i % 50},{sex},{'yes' if i % 2 else 'no'}" for i, sex in enumerate(column)]
     (tmp_path / "few.csv").write_text("\n".join(["age,sex,hired", *rows]))
     ended = fairpriv(*small, f"dataset.source.files=[{tmp_path / 'few.csv'}]")
     assert [part for part in parts if part not in refusal(ended)] == []
 
 
 def test_labels_that_are_all_equal(fairpriv, small, tmp_path):
-    (tmp_path / "same.csv").write_text("\n".join(["age,sex,hired", *(f"{i},{'fm'[i % 2]},yes" for i in range(400))]))
+    (tmp_path / "same.csv").write_text(
+        "\n".join(["age,sex,hired", *(f"{20 + 7 * i % 50},{'fm'[i % 2]},yes" for i in range(400))])
+    )
     text = refusal(fairpriv(*small, f"dataset.source.files=[{tmp_path / 'same.csv'}]"))
     assert "target 'hired'" in text
     assert "all 400 rows" in text
