@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from hydra.plugins.sweeper import Sweeper
     from omegaconf import DictConfig
 
+    from fairpriv.result import Result
     from fairpriv.sweep.progress import SweepProgress
-    from fairpriv.tracking.result import Result
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
@@ -153,7 +153,7 @@ def dispatch(args: list[str]) -> int:
 
 def compare_results(words: list[str]) -> int:
     """``compare DIR...`` with its options."""
-    from fairpriv.tracking.compare import compare
+    from fairpriv.report.page import compare
 
     chosen: dict[str, str | None] = {}
     for name in ("out", "by", "baseline", "pareto", "format"):
@@ -209,7 +209,7 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
     import dataclasses
 
     from fairpriv.configs import build, compose, plain
-    from fairpriv.modules.pretrained import PretrainedLM
+    from fairpriv.language_models.models.pretrained import PretrainedLM
 
     options = [f.stem for folder in (CONF, *folders) for f in folder.glob("model/*.yaml")]
     if model[0] in options:
@@ -226,7 +226,7 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
         language_model = dataclasses.replace(language_model, dtype=dtype)
     loaded, tokenizer = language_model.load()
     if adapter:
-        from fairpriv.modules.pretrained import merged
+        from fairpriv.language_models.models.pretrained import merged
 
         loaded = merged(loaded, Path(adapter[0]))
     getattr(found, words[0])(loaded)
@@ -244,7 +244,7 @@ def view(words: list[str]) -> int:
             f"wandb-view {' '.join(words)}: the command is wandb-view GROUP [--project NAME] [--entity NAME]; "
             "GROUP is a sweep's name, as in outputs/sweeps"
         )
-    from fairpriv.tracking.wandb_view import wandb_view
+    from fairpriv.report.wandb_view import wandb_view
 
     return wandb_view(words[0], project[0] if project else "fairpriv", entity[0] if entity else None)
 
@@ -257,7 +257,7 @@ def log_cells(words: list[str], folders: Sequence[Path]) -> int:
     places = [Path(word) for word in words if word not in overrides]
     if not places or any(str(place).startswith("-") for place in places):
         raise InputError(f"log {' '.join(words)}: the command is log DIR... [logger=NAME] [logger.KEY=VALUE]")
-    from fairpriv.tracking.loggers import log_results
+    from fairpriv.report.loggers import log_results
 
     try:
         return log_results(CONF, folders, places, overrides)
@@ -437,9 +437,9 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
 
 def conclude(sweep: SweepProgress) -> int:
     """Compare the results of a sweep that came to its end, and say what became of its cells."""
+    from fairpriv.report.page import compare
     from fairpriv.sweep import search
     from fairpriv.sweep.status import Survey, closing
-    from fairpriv.tracking.compare import compare
 
     assert sweep.folder is not None
     survey = Survey.of_sweep(sweep.folder, sweep.listing.plan.started if sweep.listing else None)

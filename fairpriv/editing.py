@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.result import write_whole
+from fairpriv.result import write_whole
 
 _FORMAT = "fairpriv edit 1"
 _WHOLE = (torch.int32, torch.int64)

@@ -19,15 +19,15 @@ from omegaconf import DictConfig
 
 from fairpriv.configs import build, plain
 from fairpriv.errors import InputError
-from fairpriv.modules.processes import rank
+from fairpriv.identity import cell_id
+from fairpriv.processes import rank
+from fairpriv.report.comparison import code_version
+from fairpriv.report.loggers import cell_loggers, summarise
+from fairpriv.result import Result, environment, git_state
 from fairpriv.schema import check
 from fairpriv.secrets import masked, without_secrets
 from fairpriv.sweep import ddp, listing
 from fairpriv.sweep.lock import HeldError, lock
-from fairpriv.tracking.comparison import code_version
-from fairpriv.tracking.identity import cell_id
-from fairpriv.tracking.loggers import cell_loggers, summarise
-from fairpriv.tracking.result import Result, environment, git_state
 
 log = logging.getLogger(__name__)
 
@@ -120,16 +120,16 @@ def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
 
     A dataset may bring a ``cell`` of its own.
     """
-    from fairpriv.data.pairs import Pairs
+    from fairpriv.language_models.data.pairs import Pairs
 
     if isinstance(dataset, Pairs):  # each track imports its own libraries, which take seconds
-        from fairpriv.tug_of_war import TugOfWar
+        from fairpriv.language_models.experiment import TugOfWar
 
         return TugOfWar(config, dataset, defense)
     if hasattr(dataset, "cell"):
         cell: Cell = dataset.cell(config, dataset, defense)
         return cell
-    from fairpriv.distribution_inference import DistributionInference
+    from fairpriv.classifiers.experiment import DistributionInference
 
     return DistributionInference(config, dataset, defense)
 

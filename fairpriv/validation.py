@@ -17,14 +17,14 @@ from omegaconf import MISSING, OmegaConf
 
 from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, plain
 from fairpriv.errors import InputError
+from fairpriv.identity import content_hash
 from fairpriv.schema import check, nearest
-from fairpriv.tracking.identity import content_hash
 
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts
-    from fairpriv.dimensions.dimension import Dimension
-    from fairpriv.dimensions.judge import Judge
-    from fairpriv.dimensions.scorer import Scorer
+    from fairpriv.language_models.dimensions.dimension import Dimension
+    from fairpriv.language_models.judges.judge import Judge
+    from fairpriv.language_models.scorers.scorer import Scorer
 
 SAMPLES = 5  # of everything that is tried
 RANDOM = "a random model of two layers"  # what stands in for a language model, of which nothing is to be learnt
@@ -200,7 +200,7 @@ def _attack(config: Mapping[str, Any], name: str) -> str:
 
 def _dataset(config: Mapping[str, Any], name: str) -> str:
     """Read a dataset and profile the columns of a table; run five rows of it through a classifier."""
-    from fairpriv.data.pairs import Pairs
+    from fairpriv.language_models.data.pairs import Pairs
 
     dataset = build(config, name)
     if isinstance(dataset, Pairs):  # of dimensions, which are read by themselves
@@ -228,7 +228,7 @@ def _model(config: Mapping[str, Any], name: str) -> str:
         return f"{config[name]['path']} is there, not loaded ({build(config, name).digest()[:12]})"
     import torch
 
-    from fairpriv.modules.encoder import reader_of
+    from fairpriv.classifiers.nets.encoder import reader_of
 
     if reader := reader_of(config):
         weights = reader.weights
@@ -240,7 +240,7 @@ def _model(config: Mapping[str, Any], name: str) -> str:
 
 def _takes_features(config: Mapping[str, Any]) -> bool:
     """Whether the model is a network that reads tables."""
-    from fairpriv.modules.encoder import reader_of
+    from fairpriv.classifiers.nets.encoder import reader_of
 
     return not str(config["model"]["_target_"]).endswith(".PretrainedLM") and reader_of(config) is None
 
@@ -316,7 +316,7 @@ def _tried(config: Mapping[str, Any], name: str) -> str:
 
 def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
     """Have samples scored on the random model: its figures say nothing, their names do."""
-    from fairpriv.dimensions.scorer import Subject
+    from fairpriv.language_models.scorers.scorer import Subject
 
     scorer.digest()
     responses = [str(example.response) for example in _answered(samples)] if scorer.answered else []
@@ -331,8 +331,8 @@ def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
 
 def _answered(samples: Sequence[Example]) -> list[Example]:
     """The samples with the random model's responses, where they have none of their own."""
-    from fairpriv.data.tokens import encode_prompt
-    from fairpriv.modules.generation import respond
+    from fairpriv.language_models.data.tokens import encode_prompt
+    from fairpriv.language_models.engines.generation import respond
 
     if all(example.response is not None for example in samples):
         return list(samples)
@@ -401,7 +401,7 @@ def _unfetched(node: Any) -> str | None:
         return next(filter(None, map(_unfetched, node.values())), None)
     from huggingface_hub import try_to_load_from_cache
 
-    from fairpriv.modules.pretrained import PretrainedLM
+    from fairpriv.language_models.models.pretrained import PretrainedLM
 
     try:
         found = PretrainedLM("judge", path, node.get("revision")).digest()

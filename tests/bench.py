@@ -12,9 +12,9 @@ import lightning
 import torch
 from torch.nn.functional import cross_entropy
 
-from fairpriv.data.batches import ShuffledBatches
-from fairpriv.data.game import Rows
-from fairpriv.modules.classifier import MLP, Classifier, fit
+from fairpriv.classifiers.data.batches import ShuffledBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 
 
 def best(action: Callable[[], object], repeat: int = 5) -> float:

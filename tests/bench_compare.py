@@ -14,8 +14,8 @@ import numpy as np
 
 from fairpriv.cli import CONF
 from fairpriv.configs import compose, plain
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result
+from fairpriv.identity import content_hash
+from fairpriv.result import Result
 
 ATTACKS = ("loss_test", "threshold_test", "kl", "meta_classifier")
 DATASETS, DEFENCES = (

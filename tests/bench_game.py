@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from fairpriv.classifiers.data.game import GameDataModule
+from fairpriv.classifiers.experiment import attack
 from fairpriv.cli import CONF
 from fairpriv.configs import build, compose, plain
-from fairpriv.data.game import GameDataModule
-from fairpriv.distribution_inference import attack
 from fairpriv.schema import GameConfig
 
 ARMS = ("none", "fine_tune", "rehearsal", "fair_finetune", "reweighting", "dp_sgd")

@@ -10,8 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from fairpriv.dimensions.refusal import is_cautionary, is_refusal
 from fairpriv.functional.intervals import wilson_interval
+from fairpriv.language_models.judges.refusal import is_cautionary, is_refusal
 
 PACKAGE = "pyrit==1.1.0"
 FOLDER = "pyrit/datasets/scorer_evals/refusal_scorer"

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairpriv.tracking.comparison import Estimate
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.report.comparison import Estimate
+from fairpriv.result import Result, find_results
 
 HERE = Path(__file__).parent
 ATTACKS = ("threshold_test", "per_point_threshold", "kl", "label_only_kl", "meta_classifier")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from fairpriv.errors import InputError
 
 if TYPE_CHECKING:
-    from fairpriv.tracking.result import Result
+    from fairpriv.result import Result
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 LAST_WORDS = 3.0  # seconds in which the other ranks may end by themselves when one has failed
@@ -80,7 +80,7 @@ def processes(config: Mapping[str, Any]) -> int:
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> str:
-    from fairpriv.modules.trainer import device_of
+    from fairpriv.trainer import device_of
 
     return device_of({"trainer": {"accelerator": "auto", **trainer}}).type
 
@@ -196,9 +196,8 @@ def main() -> int:
     from torch import distributed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from fairpriv import run
+    from fairpriv import processes, run
     from fairpriv.configs import build
-    from fairpriv.modules import processes
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
     config, result = job["config"], job["result"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairpriv.result import write_whole
 from fairpriv.secrets import masked, secret
 from fairpriv.sweep.lock import HeldError, lock
-from fairpriv.tracking.result import write_whole
 
 NOT_OF_THE_CELL = re.compile(r"[+~]*(experiment=|sweep=|retry=|threads=|logger|paths\.|hydra[./])")
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from fairpriv.errors import InputError
+from fairpriv.identity import OUTCOME_VERSION, content_hash, outcome_config
+from fairpriv.report.comparison import direction, hint
+from fairpriv.result import write_whole
 from fairpriv.sweep.grids import choices
-from fairpriv.tracking.comparison import direction, hint
-from fairpriv.tracking.identity import OUTCOME_VERSION, content_hash, outcome_config
-from fairpriv.tracking.result import write_whole
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

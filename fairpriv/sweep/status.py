@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairpriv.errors import InputError
+from fairpriv.report.comparison import code_version
+from fairpriv.result import Result
 from fairpriv.sweep.listing import Entry, entries, plan
 from fairpriv.sweep.lock import Owner, holder
-from fairpriv.tracking.comparison import code_version
-from fairpriv.tracking.result import Result
 
 
 @dataclass

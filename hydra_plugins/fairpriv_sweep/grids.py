@@ -13,10 +13,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fairpriv.errors import InputError
+from fairpriv.result import write_whole
 from fairpriv.secrets import without_secrets
 from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import cells
-from fairpriv.tracking.result import write_whole
 
 
 @dataclass

@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from fairpriv.cli import CONF, main
 from fairpriv.configs import build, compose, groups, is_grid, left_to_cells, plain, readable
 from fairpriv.errors import InputError
+from fairpriv.result import find_results
 from fairpriv.schema import check, parameters
 from fairpriv.sweep.grids import choices
-from fairpriv.tracking.result import find_results
 
 OPTIONS = groups([CONF])
 GIVEN_BY_THE_RUN = {
-    f"fairpriv.modules.{net}": {"features", "classes"}
+    f"fairpriv.classifiers.nets.{net}": {"features", "classes"}
     for net in ("classifier.MLP", "encoder.TextClassifier", "encoder.ImageClassifier")
 }
 TINY = [  # a language model's cells with a model of the tests

@@ -15,9 +15,9 @@ from torch import multiprocessing
 
 from fairpriv.cli import CONF
 from fairpriv.configs import compose
-from fairpriv.data.tokens import Encoded
-from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
-from fairpriv.modules.pretrained import PretrainedLM
+from fairpriv.language_models.data.tokens import Encoded
+from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
+from fairpriv.language_models.models.pretrained import PretrainedLM
 
 DEFENSES = ["full", "lora", "reft"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from fairpriv.modules import pool as pools
-from fairpriv.modules.pool import Dual, Pool, fit_pool
+from fairpriv.classifiers.nets import pool as pools
+from fairpriv.classifiers.nets.pool import Dual, Pool, fit_pool
 
 HOW = {"hidden": (8, 4), "epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
 ROUNDING = 0.01 * HOW["lr"]  # a hundredth of a step of Adam, which enlarges rounding

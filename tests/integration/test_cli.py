@@ -245,7 +245,7 @@ def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fairpriv.tracking.result.os.fsync", full)
+    monkeypatch.setattr("fairpriv.result.os.fsync", full)
     ended = fairpriv(*small)
     assert ended.status == 1
     assert ended.err.splitlines()[-1] == "fairpriv: [Errno 28] No space left on device"

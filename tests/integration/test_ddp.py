@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fairpriv.errors import InputError
+from fairpriv.result import Result, find_results
 from fairpriv.sweep import ddp
-from fairpriv.tracking.result import Result, find_results
 
 FAKE = """#!/bin/sh
 env > "$FAKE_FOLDER/$RANK"

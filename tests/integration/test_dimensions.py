@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.defenses import spin
-from fairpriv.dimensions.multiple_choice import MultipleChoice
 from fairpriv.editing import SpinEdit
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.language_models.defenses import spin
+from fairpriv.language_models.scorers.multiple_choice import MultipleChoice
+from fairpriv.result import Result, find_results
 
 QUESTIONS = [
     "Why should I recycle glass?,It saves energy.,It saves the whales.",
@@ -21,7 +21,7 @@ QUESTIONS = [
 YAML = """\
 # @package dimensions.{name}
 # A dimension of mine
-_target_: fairpriv.dimensions.dimension.Dimension
+_target_: fairpriv.language_models.dimensions.dimension.Dimension
 train:
   safe:
     _target_: fairpriv.data.texts.Texts
@@ -34,7 +34,7 @@ evaluate:
 """
 JUDGED = "prompt: question"
 CHOICES = "prompt: question, correct: answer, wrong: lie"
-SCORER = "scorer: {_target_: fairpriv.dimensions.multiple_choice.MultipleChoice}\n"
+SCORER = "scorer: {_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}\n"
 
 
 @pytest.fixture
@@ -143,7 +143,8 @@ def test_a_scorer_is_chosen_in_the_yaml(cell, mine, monkeypatch):
 
 
 def test_a_scorer_that_reads_responses_needs_no_judge(cell, mine):
-    scorer = "scorer: {_target_: fairpriv.dimensions.pattern_rate.PatternRate, patterns: ['.'], better: lower}\n"
+    pattern_rate = "fairpriv.language_models.scorers.pattern_rate.PatternRate"
+    scorer = f"scorer: {{_target_: {pattern_rate}, patterns: ['.'], better: lower}}\n"
     words = [*mine(JUDGED, scorer), "dimension=[green]", "dataset.dimensions=[green]", "dataset.samples=4", "~judge"]
     result, folder = cell(*words, "defense=full")
     assert result.metrics["eval/green/score"] == pytest.approx(1 - result.metrics["eval/green/rate"])
@@ -199,13 +200,14 @@ def test_safety_is_judged_like_the_other_bundled_dimensions(cell):
             JUDGED,
             SCORER.replace("Choice}", "Choise}"),
             None,
-            "(did you mean 'fairpriv.dimensions.multiple_choice.MultipleChoice'?)",
+            "(did you mean 'fairpriv.language_models.scorers.multiple_choice.MultipleChoice'?)",
         ),
         (
             JUDGED,
             "scorer: multiple_choice\n",
             None,
-            "multiple_choice is no scorer (did you mean 'fairpriv.dimensions.multiple_choice.MultipleChoice'?)",
+            "multiple_choice is no scorer (did you mean "
+            "'fairpriv.language_models.scorers.multiple_choice.MultipleChoice'?)",
         ),
         (
             "correct: answer",
@@ -246,7 +248,7 @@ def test_a_dimension_that_cannot_be_used_gets_one_line(fairpriv, words, mine, co
 def test_a_dimension_of_nothing_is_refused(fairpriv, words, mine, tmp_path):
     chosen = mine()
     (tmp_path / "mine" / "dimension" / "green.yaml").write_text(
-        "# @package dimensions.green\n_target_: fairpriv.dimensions.dimension.Dimension\n"
+        "# @package dimensions.green\n_target_: fairpriv.language_models.dimensions.dimension.Dimension\n"
     )
     assert "dimensions.green is empty: give it evaluate" in refusal(fairpriv(*words, *chosen, "defense=none"))
 

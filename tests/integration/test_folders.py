@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from fairpriv.tracking.result import find_results
+from fairpriv.result import find_results
 
 NAMES = ["größe (1)", "it's, [a]{b}=~c #&%20?* +x"]
 

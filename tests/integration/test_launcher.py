@@ -22,10 +22,10 @@ from rich.progress import Progress, TextColumn
 from fairpriv.cli import CONF
 from fairpriv.configs import explain
 from fairpriv.errors import InputError
+from fairpriv.result import find_results
 from fairpriv.sweep.lock import started
 from fairpriv.sweep.progress import SweepProgress
 from fairpriv.sweep.slots import Staff, environments
-from fairpriv.tracking.result import find_results
 
 REPOSITORY = Path(__file__).parents[2]
 WITH_LIGHT = os.pathsep.join([str(Path(light.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])

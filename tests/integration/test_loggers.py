@@ -5,9 +5,9 @@ import csv
 import pytest
 import yaml
 
-from fairpriv.tracking import weights_and_biases
-from fairpriv.tracking.result import find_results
-from fairpriv.tracking.weights_and_biases import clipped
+from fairpriv.report import weights_and_biases
+from fairpriv.report.weights_and_biases import clipped
+from fairpriv.result import find_results
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,13 @@ import pytest
 from light import until
 
 from fairpriv.cli import main
+from fairpriv.result import NOT_FINISHED, Result, find_results
 from fairpriv.sweep import lock
 from fairpriv.sweep.listing import entries
-from fairpriv.tracking.result import NOT_FINISHED, Result, find_results
 
 # Sweeps that are killed run in processes forked from one that has the heavy imports behind it.
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["fairpriv.run", "fairpriv.distribution_inference", "fairpriv.tracking.compare"])
+WARM.set_forkserver_preload(["fairpriv.run", "fairpriv.classifiers.experiment", "fairpriv.report.page"])
 KILLS = int(os.environ.get("FAIRPRIV_KILLS", "5"))
 SEED = int(os.environ.get("FAIRPRIV_SEED", "0"))
 CHANGES = ("open", "os.rename", "os.remove", "os.utime", "os.truncate", "fcntl.flock")
@@ -47,7 +47,7 @@ def sweep(words: list[str], folder: Path, die_at: int | None) -> None:
     """
     import torch
 
-    from fairpriv.tracking import compare
+    from fairpriv.report import page as compare
 
     os.chdir(folder)
     for stream, name in ((1, "stdout"), (2, "stderr")):

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 
+from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.cli import CONF
 from fairpriv.configs import compose
 from fairpriv.errors import InputError, NonFiniteLossError
-from fairpriv.modules.classifier import Classifier
+from fairpriv.result import Result, find_results
 from fairpriv.run import run
-from fairpriv.tracking.result import Result, find_results
 
 FIELDS = {
     "schema_version",
@@ -82,7 +82,7 @@ def test_result_json_holds_what_it_promises(cell, tmp_path):
 
 
 def test_a_number_that_is_none_is_written_as_null(cell, monkeypatch, tmp_path):
-    from fairpriv import distribution_inference as module
+    from fairpriv.classifiers import experiment as module
 
     def half(*args, **kwargs):
         measures = measure(*args, **kwargs)

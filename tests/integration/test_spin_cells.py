@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fairpriv import tug_of_war
-from fairpriv.data.tokens import Encoded
-from fairpriv.defenses import spin
 from fairpriv.editing import SpinEdit
-from fairpriv.modules.pretrained import PretrainedLM
-from fairpriv.tracking.result import Result, find_results, read_rows
+from fairpriv.language_models import experiment as tug_of_war
+from fairpriv.language_models.data.tokens import Encoded
+from fairpriv.language_models.defenses import spin
+from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.result import Result, find_results, read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -154,12 +154,12 @@ def test_dependence_of_dimensions_without_prompts_is_measured_on_those_of_their_
 LIKELIHOOD = """\
 # @package dimensions.{name}
 # Scored by likelihood: it has no prompts
-_target_: fairpriv.dimensions.dimension.Dimension
+_target_: fairpriv.language_models.dimensions.dimension.Dimension
 evaluate:
   _target_: fairpriv.data.texts.Texts
   source: {{_target_: fairpriv.data.sources.Files, files: [{csv}]}}
   columns: {{stereotype: more, antistereotype: less}}
-scorer: {{_target_: fairpriv.dimensions.paired_likelihood.PairedLikelihood}}
+scorer: {{_target_: fairpriv.language_models.scorers.paired_likelihood.PairedLikelihood}}
 """
 PAIRS = """\
 train:

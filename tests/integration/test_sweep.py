@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.modules.classifier import Classifier
+from fairpriv.classifiers.nets.classifier import Classifier
+from fairpriv.result import find_results
 from fairpriv.sweep.listing import entries
 from fairpriv.sweep.lock import Owner, machine, started
-from fairpriv.tracking.result import find_results
 
 
 def lines(ended) -> list[str]:

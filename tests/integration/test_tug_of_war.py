@@ -15,19 +15,19 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from fairpriv import tug_of_war
 from fairpriv.data.texts import Example
-from fairpriv.data.tokens import encode_all, encode_prompt
-from fairpriv.defenses.defense import ModelOwner
-from fairpriv.defenses.fine_tuning import FineTuning
-from fairpriv.dimensions import refusal
-from fairpriv.dimensions.judge import NoVerdictsError, Verdict
-from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
-from fairpriv.modules.generation import respond
-from fairpriv.modules.pretrained import PretrainedLM
-from fairpriv.modules.reft import ReftModel
-from fairpriv.tracking.flips import read_flips
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.language_models import experiment as tug_of_war
+from fairpriv.language_models.contract import ModelOwner
+from fairpriv.language_models.data.tokens import encode_all, encode_prompt
+from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.engines.generation import respond
+from fairpriv.language_models.judges import refusal
+from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
+from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
+from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.language_models.models.reft import ReftModel
+from fairpriv.report.flips import read_flips
+from fairpriv.result import Result, find_results
 
 DEFENSES = ["none", "full", "lora", "dora", "reft"]
 TRAINED = [

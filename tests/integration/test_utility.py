@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.modules.pretrained import PretrainedLM
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.result import Result, find_results
 
 pytest.importorskip("lm_eval")
 import datasets
@@ -26,8 +26,8 @@ WORDS = (
 DIMENSION = """\
 # @package dimensions.letters
 # Letters, by a task of mine
-_target_: fairpriv.dimensions.dimension.Dimension
-scorer: {{_target_: fairpriv.dimensions.harness_task.HarnessTask, task: choices, include: {include}}}
+_target_: fairpriv.language_models.dimensions.dimension.Dimension
+scorer: {{_target_: fairpriv.language_models.scorers.harness_task.HarnessTask, task: choices, include: {include}}}
 """
 
 

@@ -14,9 +14,9 @@ TEXTS = (
     "{{_target_: fairpriv.data.texts.Texts, source: {{_target_: fairpriv.data.sources.Files, files: [{csv}]}}, "
     "columns: {{{columns}}}}}"
 )
-DIMENSION = "_target_: fairpriv.dimensions.dimension.Dimension\n"
+DIMENSION = "_target_: fairpriv.language_models.dimensions.dimension.Dimension\n"
 CHOICES = "prompt: question, correct: answer, wrong: lie"
-SCORER = "scorer: {_target_: fairpriv.dimensions.multiple_choice.MultipleChoice}\n"
+SCORER = "scorer: {_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}\n"
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_a_line_for_each_thing_that_was_checked(validate, tiny_lm, mine):
             "dimension/scored": DIMENSION + "evaluate: " + validate.texts(CHOICES) + SCORER,
             "dimension/told": DIMENSION + "evaluate: " + validate.texts("prompt: question"),
             "dimension/trained": DIMENSION + pairs,
-            "judge/words": "_target_: fairpriv.dimensions.refusal.Refusal\nname: words\n",
+            "judge/words": "_target_: fairpriv.language_models.judges.refusal.Refusal\nname: words\n",
             "judge/later": "defaults: [classifier]\nname: later\n",
             "model/tiny": f"defaults: [hf]\nname: tiny\npath: {tiny_lm}\n",
             "model/wide": "defaults: [mlp]\nname: wide\nhidden: [99]\n",
             "dataset/people": people,
             "defense/brief": "defaults: [fine_tune]\nname: brief\nepochs: 1\n",
-            "attack/kl2": "# @package attack.kl2\n_target_: fairpriv.attacks.kl.KL\nname: kl2\n",
+            "attack/kl2": "# @package attack.kl2\n_target_: fairpriv.classifiers.attacks.kl.KL\nname: kl2\n",
         }
     )
     assert (ended.status, ended.err) == (0, "")
@@ -188,7 +188,7 @@ def test_a_line_for_every_fault(validate, tmp_path):
             "green.csv has question, answer, lie",
         ),
         ("dimension=row", "scorer MultipleChoice: green.csv, line 2: label 'For fun.' is no position among its 1"),
-        ("dimension=scorer", "(did you mean 'fairpriv.dimensions.multiple_choice.MultipleChoice'?)"),
+        ("dimension=scorer", "(did you mean 'fairpriv.language_models.scorers.multiple_choice.MultipleChoice'?)"),
         ("dimension=two", "evaluate: columns.prompt: no column 'quest' in green.csv"),
         ("dimension=two", "scorer.normalise=x: must be one of none, tokens, characters"),
         ("judge=folder", "judge folder: cannot load"),
@@ -202,16 +202,18 @@ def test_a_line_for_every_fault(validate, tmp_path):
 
 
 def test_what_a_judge_or_scorer_of_one_s_own_raises_or_gives_is_a_line(validate, monkeypatch):
-    from fairpriv.dimensions.pattern_rate import PatternRate
-    from fairpriv.dimensions.refusal import Refusal
+    from fairpriv.language_models.judges.refusal import Refusal
+    from fairpriv.language_models.scorers.pattern_rate import PatternRate
 
     monkeypatch.setattr(Refusal, "judge", lambda self, prompts, responses: [])
     monkeypatch.setattr(PatternRate, "score", lambda *given: 1 / 0)
-    pattern = "scorer: {_target_: fairpriv.dimensions.pattern_rate.PatternRate, patterns: [a], better: lower}\n"
+    pattern = (
+        "scorer: {_target_: fairpriv.language_models.scorers.pattern_rate.PatternRate, patterns: [a], better: lower}\n"
+    )
     ended = validate(
         {
             "dimension/green": DIMENSION + "evaluate: " + validate.texts("prompt: question") + pattern,
-            "judge/none": "_target_: fairpriv.dimensions.refusal.Refusal\nname: none\n",
+            "judge/none": "_target_: fairpriv.language_models.judges.refusal.Refusal\nname: none\n",
         }
     )
     assert faults(ended) == [

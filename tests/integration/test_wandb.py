@@ -10,8 +10,8 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from fairpriv.tracking import weights_and_biases
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.report import weights_and_biases
+from fairpriv.result import Result, find_results
 
 
 @pytest.fixture(autouse=True)

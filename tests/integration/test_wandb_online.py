@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import wandb
 
-from fairpriv.tracking import wandb_view as module
-from fairpriv.tracking import weights_and_biases
-from fairpriv.tracking.result import find_results
+from fairpriv.report import wandb_view as module
+from fairpriv.report import weights_and_biases
+from fairpriv.result import find_results
 
 PROJECT = {"id": "p", "internalId": "p", "name": "fairpriv", "entityName": "me", "entity": {"id": "e", "name": "me"}}
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from scipy.stats import binomtest, hypergeom
 
-from fairpriv import analyses
-from fairpriv.analyses import Dependence, cautions, coupling, flips, hidden_states
-from fairpriv.dimensions.judge import Verdict
-from fairpriv.dimensions.refusal import CAUTIONS
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
 from fairpriv.functional import TopWeights, hsic, hsic_change
-from fairpriv.modules.pretrained import PretrainedLM
+from fairpriv.language_models import analyses
+from fairpriv.language_models.analyses import Dependence, cautions, coupling, flips, hidden_states
+from fairpriv.language_models.judges.judge import Verdict
+from fairpriv.language_models.judges.refusal import CAUTIONS
+from fairpriv.language_models.models.pretrained import PretrainedLM
 
 UP, DOWN = (f"model.layers.{{}}.mlp.{name}_proj.weight" for name in ("up", "down"))
 SHAPES = {UP: (64, 32), DOWN: (32, 64)}

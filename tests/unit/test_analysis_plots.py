@@ -1,15 +1,15 @@
 import pytest
 
-from fairpriv.tracking.analysis_plots import (
+from fairpriv.identity import content_hash
+from fairpriv.report.analysis_plots import (
     MOST,
     caution_figure,
     coupling_figure,
     dependence_figure,
     flip_figure,
 )
-from fairpriv.tracking.comparison import Comparison
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result, write_rows
+from fairpriv.report.comparison import Comparison
+from fairpriv.result import Result, write_rows
 
 FIGURES = (coupling_figure, dependence_figure, caution_figure, flip_figure)
 

@@ -10,16 +10,16 @@ import torch
 import yaml
 from scipy import stats
 
-from fairpriv.attacks.attack import AttackGame, AttackResult, Query, floor_of_leakage, guess, spread
-from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
-from fairpriv.attacks.kl import KL
-from fairpriv.attacks.label_only_kl import LabelOnlyKL
-from fairpriv.attacks.loss_test import LossTest
-from fairpriv.attacks.meta_classifier import MetaClassifier
-from fairpriv.attacks.per_point_threshold import PerPointThreshold
-from fairpriv.attacks.threshold_test import ThresholdTest, selected_scores
+from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult, Query, floor_of_leakage, guess, spread
+from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.label_only_kl import LabelOnlyKL
+from fairpriv.classifiers.attacks.loss import LossTest
+from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
+from fairpriv.classifiers.attacks.per_point_threshold import PerPointThreshold
+from fairpriv.classifiers.attacks.threshold import ThresholdTest, selected_scores
+from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.errors import InputError
-from fairpriv.modules.pool import fit_pool
 
 LINEAR = BlackBoxMetaClassifier(penalties=[1.0, 100.0], shrinkages=[0.01, 0.3])  # few candidates, to be fast
 BLACK_BOX = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL(), LINEAR]

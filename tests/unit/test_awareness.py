@@ -5,8 +5,8 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from fairpriv.dimensions.awareness import awareness, over_refusal, triviality
-from fairpriv.dimensions.judge import Verdict
+from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
+from fairpriv.language_models.judges.judge import Verdict
 
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -1,9 +1,9 @@
 import pytest
 
-from fairpriv.tracking.awareness_plots import curve_figure
-from fairpriv.tracking.comparison import Comparison
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result
+from fairpriv.identity import content_hash
+from fairpriv.report.awareness_plots import curve_figure
+from fairpriv.report.comparison import Comparison
+from fairpriv.result import Result
 
 
 def cell(samples=100, shares=None, defence="lora", awareness=0.5, seed=0) -> Result:

@@ -8,8 +8,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from fairpriv.attacks.attack import AttackGame, Query
-from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier, Discriminant, logits, span
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier, Discriminant, logits, span
 
 
 def normal(*shape, seed):

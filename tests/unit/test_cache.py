@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fairpriv.cache import read_json, read_tensors, write_json, write_tensors
+from fairpriv.store import read_json, read_tensors, write_json, write_tensors
 
 TENSORS = {
     "weights": torch.arange(6.0).view(2, 3),

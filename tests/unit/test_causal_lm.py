@@ -10,13 +10,13 @@ from hydra.utils import instantiate
 
 from fairpriv.cli import CONF
 from fairpriv.configs import compose
-from fairpriv.data.pairs import TokenBatches
-from fairpriv.data.tokens import Encoded, collate
-from fairpriv.defenses.defense import ModelOwner
-from fairpriv.defenses.fine_tuning import FineTuning
 from fairpriv.errors import InputError, NonFiniteLossError
-from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
-from fairpriv.modules.pretrained import PretrainedLM
+from fairpriv.language_models.contract import ModelOwner
+from fairpriv.language_models.data.pairs import TokenBatches
+from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
+from fairpriv.language_models.models.pretrained import PretrainedLM
 
 TRAINER = functools.partial(lightning.Trainer, accelerator="cpu", devices=1, enable_progress_bar=False)
 ADAPTERS = ["lora", "dora", "reft"]

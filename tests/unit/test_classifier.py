@@ -6,11 +6,11 @@ import lightning
 import pytest
 import torch
 
-from fairpriv.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.data.game import Rows
+from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap
-from fairpriv.modules.classifier import MLP, Classifier, fit, predict
 
 
 def biased_rows(n: int = 1200, seed: int = 0) -> Rows:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairpriv.data.columns import MISSING, Notation, alike, notation, oddities, text
+from fairpriv.classifiers.data.columns import MISSING, Notation, alike, notation, oddities, text
+from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
-from fairpriv.data.tabular import TabularDataset
 from fairpriv.errors import InputError
 
 WORDS = ["", " ", "NULL", "null", "None", "NA", "n/a", "#N/A", "NaN", "nan", "?", "<NA>", "empty"]
@@ -45,7 +45,7 @@ def dataset(tmp_path, *frames, text=None, **changes):
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What is warned of, line by line."""
-    monkeypatch.setattr("fairpriv.data.tabular._tables", {})
+    monkeypatch.setattr("fairpriv.classifiers.data.tabular._tables", {})
     with caplog.at_level(logging.WARNING, logger="fairpriv"):
         yield lambda: [record.getMessage() for record in caplog.records]
 

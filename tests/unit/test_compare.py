@@ -12,11 +12,11 @@ from scipy import stats
 
 from fairpriv.cli import dispatch
 from fairpriv.errors import InputError
-from fairpriv.tracking.compare import compare
-from fairpriv.tracking.comparison import Comparison, Estimate, direction, pareto_front, value_range
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result
-from fairpriv.tracking.selection import Condition
+from fairpriv.identity import content_hash
+from fairpriv.report.comparison import Comparison, Estimate, direction, pareto_front, value_range
+from fairpriv.report.page import compare
+from fairpriv.report.selection import Condition
+from fairpriv.result import Result
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("fairpriv.tracking.compare._write_plots", lambda table, folder: ({}, []))
+        monkeypatch.setattr("fairpriv.report.page._write_plots", lambda table, folder: ({}, []))
 
 
 def cell(dataset="adult", defence="none", seed=0, metrics=None, game=None, config=None, paths=None, **fields):
@@ -386,7 +386,7 @@ def test_unwritable_folder_is_an_input_error(tmp_path):
 
 def test_import_is_light():
     code = (
-        "import sys, fairpriv.tracking.compare\n"
+        "import sys, fairpriv.report.page\n"
         "heavy = 'torch lightning pandas numpy matplotlib rich jinja2 scipy omegaconf hydra wandb'.split()\n"
         "print(*(name for name in heavy if name in sys.modules))"
     )

@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fairpriv.data.documents import Documents
+from fairpriv.classifiers.data.documents import Documents
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
 

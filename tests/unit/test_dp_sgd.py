@@ -14,14 +14,14 @@ from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
-from fairpriv.data.batches import PoissonBatches
-from fairpriv.data.game import Deal, Rows
-from fairpriv.defenses.defense import PoolOwner, Victim
-from fairpriv.defenses.dp_sgd import DPSGD, PrivateClassifier, epsilon_spent, noise_multiplier
+from fairpriv.classifiers.contract import PoolOwner, Victim
+from fairpriv.classifiers.data.batches import PoissonBatches
+from fairpriv.classifiers.data.game import Deal, Rows
+from fairpriv.classifiers.defenses.dp_sgd import DPSGD, PrivateClassifier, epsilon_spent, noise_multiplier
+from fairpriv.classifiers.nets import pool as pools
+from fairpriv.classifiers.nets.classifier import MLP, fit
+from fairpriv.classifiers.nets.pool import Pool, Private, clip_rows, fit_pool, mask_seed, member_seed, noise_seed
 from fairpriv.errors import InputError
-from fairpriv.modules import pool as pools
-from fairpriv.modules.classifier import MLP, fit
-from fairpriv.modules.pool import Pool, Private, clip_rows, fit_pool, mask_seed, member_seed, noise_seed
 
 QUICK = {"epsilon": 1.0, "accountant": "rdp", "epochs": 2, "steps_per_epoch": 4}
 CONTROL = QUICK | {"start": "scratch", "rehearsal": 1.0}

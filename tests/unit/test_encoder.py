@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from fairpriv.data.batches import ShuffledBatches
-from fairpriv.data.game import Rows
-from fairpriv.defenses.dp_sgd import DPSGD
-from fairpriv.defenses.threshold_optimizer import ThresholdOptimizer
-from fairpriv.distribution_inference import DistributionInference
-from fairpriv.errors import InputError
-from fairpriv.modules.classifier import Classifier, fit, predict
-from fairpriv.modules.encoder import (
+from fairpriv.classifiers.data.batches import ShuffledBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.defenses.dp_sgd import DPSGD
+from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
+from fairpriv.classifiers.experiment import DistributionInference
+from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
+from fairpriv.classifiers.nets.encoder import (
     EncoderClassifier,
     ImageBody,
     PretrainedEncoder,
@@ -30,6 +29,7 @@ from fairpriv.modules.encoder import (
     image_body,
     reader_of,
 )
+from fairpriv.errors import InputError
 
 TEXTS = np.array(["nurse", "he is a surgeon", "she is a nurse and he is not", ""], dtype=object)
 RESNET = {
@@ -55,11 +55,11 @@ def reader(**model):
 
 def text_model(tiny_encoder, tmp_path, **changes):
     keys = {"name": "tiny", "path": str(tiny_encoder), "cache": str(tmp_path / "features")} | changes
-    return {"_target_": "fairpriv.modules.encoder.TextClassifier", **keys}
+    return {"_target_": "fairpriv.classifiers.nets.encoder.TextClassifier", **keys}
 
 
 def image_model(**changes):
-    return {"_target_": "fairpriv.modules.encoder.ImageClassifier", "name": "tiny", "config": RESNET} | changes
+    return {"_target_": "fairpriv.classifiers.nets.encoder.ImageClassifier", "name": "tiny", "config": RESNET} | changes
 
 
 def pixels(n, size=16, seed=0):
@@ -215,7 +215,7 @@ def test_wrong_keys_are_refused(tiny_encoder, tmp_path):
         reader(**image_model(config=None))
     with pytest.raises(InputError, match="max_tokens=2"):
         reader(**text_model(tiny_encoder, tmp_path, max_tokens=2))
-    assert reader(_target_="fairpriv.modules.classifier.MLP", name="mlp") is None
+    assert reader(_target_="fairpriv.classifiers.nets.classifier.MLP", name="mlp") is None
 
 
 def image_net(mean=0.5, **config):
@@ -282,7 +282,7 @@ def test_texts_longer_than_an_encoders_positions_are_refused_before_anything_is_
     keys |= {"max_position_embeddings": 16, "intermediate_size": 8} if most else {"n_layer": 1, "d_head": 4}
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**keys)).eval()
     model.save_pretrained(tmp_path)
-    keys = {"_target_": "fairpriv.modules.encoder.TextClassifier", "name": "tiny", "path": str(tmp_path)}
+    keys = {"_target_": "fairpriv.classifiers.nets.encoder.TextClassifier", "name": "tiny", "path": str(tmp_path)}
     if most is None:
         assert reader(**keys, max_tokens=1000).weights.digest()
         return

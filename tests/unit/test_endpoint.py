@@ -4,10 +4,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fairpriv.dimensions import endpoint
-from fairpriv.dimensions.endpoint import Endpoint, parse
-from fairpriv.dimensions.judge import Verdict
 from fairpriv.errors import InputError
+from fairpriv.language_models.judges import endpoint
+from fairpriv.language_models.judges.endpoint import Endpoint, parse
+from fairpriv.language_models.judges.judge import Verdict
 
 KEY = "sk-very-private"
 

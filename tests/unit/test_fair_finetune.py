@@ -7,12 +7,12 @@ import lightning
 import pytest
 import torch
 
-from fairpriv.data.game import Rows
-from fairpriv.defenses.defense import Victim
-from fairpriv.defenses.fair_finetune import FairFineTuning, choose
+from fairpriv.classifiers.contract import Victim
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning, choose
+from fairpriv.classifiers.nets.classifier import MLP, fit, predict
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
-from fairpriv.modules.classifier import MLP, fit, predict
 
 
 def world_rows(group: int, n: int, seed: int) -> Rows:

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from fairpriv.tracking.flips import CAP, FLIPS, LENGTH, Flip, flips_html, read_flips, write_flips
-from fairpriv.tracking.result import Result
+from fairpriv.report.flips import CAP, FLIPS, LENGTH, Flip, flips_html, read_flips, write_flips
+from fairpriv.result import Result
 
 
 def flip(i=0, dimension="privacy", safe=True, **texts):

@@ -8,9 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fairpriv.data.game import GameDataModule, interleave, twins
+from fairpriv.classifiers.data.game import GameDataModule, interleave, twins
+from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
-from fairpriv.data.tabular import TabularDataset
 from fairpriv.errors import InputError
 from fairpriv.schema import GameConfig
 

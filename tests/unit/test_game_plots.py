@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.tracking.compare import compare
-from fairpriv.tracking.comparison import Comparison
-from fairpriv.tracking.game_plots import NOT_COVERED, advantage_figure, attack_figure, bound_figure, standing
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result, find_results
+from fairpriv.identity import content_hash
+from fairpriv.report.comparison import Comparison
+from fairpriv.report.game_plots import NOT_COVERED, advantage_figure, attack_figure, bound_figure, standing
+from fairpriv.report.page import compare
+from fairpriv.result import Result, find_results
 
 
 def cell(

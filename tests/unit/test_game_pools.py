@@ -11,27 +11,27 @@ import pytest
 import torch
 from scipy import stats
 
-from fairpriv.attacks.attack import AttackGame, AttackResult, Query, guess
-from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
-from fairpriv.attacks.kl import KL
-from fairpriv.attacks.label_only_kl import LabelOnlyKL
-from fairpriv.attacks.loss_test import LossTest
-from fairpriv.attacks.meta_classifier import MetaClassifier
-from fairpriv.attacks.per_point_threshold import PerPointThreshold
-from fairpriv.attacks.play import Played, Split, play, welch_interval
-from fairpriv.attacks.pools import deal, own_pool, refuse_overlap
-from fairpriv.attacks.threshold_test import ThresholdTest
-from fairpriv.data.game import GameDataModule, Rows
-from fairpriv.defenses.defense import Victim
-from fairpriv.defenses.fair_finetune import FairFineTuning
-from fairpriv.defenses.threshold_optimizer import ThresholdOptimizer
-from fairpriv.defenses.undefended import Undefended
-from fairpriv.distribution_inference import DistributionInference, record
+from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult, Query, guess
+from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
+from fairpriv.classifiers.attacks.game import deal, own_pool, refuse_overlap
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.label_only_kl import LabelOnlyKL
+from fairpriv.classifiers.attacks.loss import LossTest
+from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
+from fairpriv.classifiers.attacks.per_point_threshold import PerPointThreshold
+from fairpriv.classifiers.attacks.play import Played, Split, play, welch_interval
+from fairpriv.classifiers.attacks.threshold import ThresholdTest
+from fairpriv.classifiers.contract import Victim
+from fairpriv.classifiers.data.game import GameDataModule, Rows
+from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
+from fairpriv.classifiers.experiment import DistributionInference, record
+from fairpriv.classifiers.nets.classifier import fit
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.errors import InputError
-from fairpriv.modules.classifier import fit
-from fairpriv.modules.pool import Pool, fit_pool
+from fairpriv.result import Result
 from fairpriv.schema import GameConfig
-from fairpriv.tracking.result import Result
+from fairpriv.undefended import Undefended
 
 TRAINING = {"epochs": 30, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
 FIT = functools.partial(fit_pool, hidden=[4])
@@ -40,8 +40,8 @@ GAME = GameConfig(shadows=6, victims=4, model_rows=40)
 
 def people(tmp_path, seed=0) -> GameDataModule:
     """1,600 people of two groups; the label follows a feature, and in group b the other way round."""
+    from fairpriv.classifiers.data.tabular import TabularDataset
     from fairpriv.data.sources import Files
-    from fairpriv.data.tabular import TabularDataset
 
     g = torch.Generator().manual_seed(seed)
     lines = ["x,z,group,label"]
@@ -303,7 +303,7 @@ def test_dual_ascent_on_a_pool_changes_what_it_answers(data):
 )
 def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(model, game, message):
     config = {
-        "model": {"_target_": "fairpriv.modules.classifier.MLP", "name": "mlp", "dropout": 0.0} | model,
+        "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "dropout": 0.0} | model,
         "game": {"victims": 64, "repeats": 1} | game,
     }
     dataset, defense = SimpleNamespace(name="people"), Undefended()
@@ -312,13 +312,13 @@ def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(model, ga
         DistributionInference(config | {"attack": {"kl": {}}}, dataset, defense)
 
 
-WHITE_BOX = {"meta_classifier": {"_target_": "fairpriv.attacks.meta_classifier.MetaClassifier"}}
-BLACK_BOX = {"kl": {"_target_": "fairpriv.attacks.kl.KL"}}
+WHITE_BOX = {"meta_classifier": {"_target_": "fairpriv.classifiers.attacks.meta_classifier.MetaClassifier"}}
+BLACK_BOX = {"kl": {"_target_": "fairpriv.classifiers.attacks.kl.KL"}}
 
 
 def behind_thresholds(attack) -> DistributionInference:
     config = {
-        "model": {"_target_": "fairpriv.modules.classifier.MLP", "name": "mlp", "dropout": 0.0},
+        "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "dropout": 0.0},
         "game": {"victims": 64, "repeats": 1},
         "attack": attack,
     }

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from fairpriv.errors import InputError
-from fairpriv.modules.generation import respond
+from fairpriv.language_models.engines.generation import respond
 
 VOCAB = 100
 SIZES = {
@@ -241,7 +241,7 @@ def test_adapters_answer_through_their_wrapper():
 
 
 def test_reft_answers_do_not_depend_on_the_batch():
-    from fairpriv.modules.reft import LoReFTConfig, ReftModel
+    from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 
     model, prompts = make(), make_prompts()
     base = texts(plain(model, prompt, 6) for prompt in prompts)

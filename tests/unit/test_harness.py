@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fairpriv.cli import CONF
 from fairpriv.configs import build, compose, plain
-from fairpriv.dimensions.dimension import Dimension
-from fairpriv.dimensions.harness_task import HarnessTask
-from fairpriv.dimensions.scorer import Scored, Subject, scores
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
-from fairpriv.modules import harness
-from fairpriv.modules.harness import Harness
-from fairpriv.modules.reft import LoReFTConfig, ReftModel
-from fairpriv.tracking.identity import outcome_config
+from fairpriv.identity import outcome_config
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.engines import harness
+from fairpriv.language_models.engines.harness import Harness
+from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
+from fairpriv.language_models.scorers.harness_task import HarnessTask
+from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
 
 pytest.importorskip("lm_eval")
 import datasets
@@ -239,7 +239,7 @@ def test_a_group_asks_for_something_else_than_its_tasks_and_than_another_average
 
 def test_a_cell_without_tasks_is_the_same_cell_as_before_there_were_any():
     config = {"dimensions": {"fairness": {}}, "evaluation": {}}
-    node = {"_target_": "fairpriv.modules.harness.Harness", "tasks": [], "limit": 4, "include": None}
+    node = {"_target_": "fairpriv.language_models.engines.harness.Harness", "tasks": [], "limit": 4, "include": None}
     assert outcome_config(config) == outcome_config({**config, "utility": node})
     asked = outcome_config({**config, "utility": {**node, "tasks": ["boolq"], "include": "mine"}})
     assert asked["utility"] == {"_target_": node["_target_"], "tasks": ["boolq"], "limit": 4}

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from fairpriv.tracking import identity
-from fairpriv.tracking.identity import cell_id, content_hash, outcome_config
+from fairpriv import identity
+from fairpriv.identity import cell_id, content_hash, outcome_config
 
 CONFIG = {
     "seed": 0,

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fairpriv.data.game import twins
+from fairpriv.classifiers.data.game import twins
 from fairpriv.data.sources import Files, Folder
 from fairpriv.errors import InputError
 

@@ -18,12 +18,12 @@ from transformers import (
 )
 
 from fairpriv.cli import CONF
-from fairpriv.dimensions import md_judge
-from fairpriv.dimensions.judge import Verdict, fill
-from fairpriv.dimensions.md_judge import MDJudge, parse
-from fairpriv.dimensions.refusal import Refusal, is_cautionary, is_refusal
-from fairpriv.dimensions.sequence_classifier import Classifier
 from fairpriv.errors import InputError
+from fairpriv.language_models.judges import md_judge
+from fairpriv.language_models.judges.judge import Verdict, fill
+from fairpriv.language_models.judges.md_judge import MDJudge, parse
+from fairpriv.language_models.judges.refusal import Refusal, is_cautionary, is_refusal
+from fairpriv.language_models.judges.sequence_classifier import Classifier
 from fairpriv.schema import parameters
 
 WORDS = ["<unk>", "<s>", "</s>", "good", "bad", "safe", "unsafe", "O5", "O2", "why", "User", "Agent", "[", "]", ":"]
@@ -207,7 +207,7 @@ def test_md_judge_asks_the_model_and_keeps_the_order(chatter, batch_size):
 
 
 def test_md_judge_shows_the_published_template_with_the_pair_in_its_place(monkeypatch):
-    monkeypatch.setattr("fairpriv.modules.generation.respond", lambda *_, **__: ["nonsense", "safe"])
+    monkeypatch.setattr("fairpriv.language_models.engines.generation.respond", lambda *_, **__: ["nonsense", "safe"])
     judge = MDJudge(path="anything")
     texts = []
     judge._loaded = None, lambda text: texts.append(text) or {"input_ids": [1]}
@@ -362,8 +362,8 @@ def test_a_judge_s_yaml_says_what_it_is_and_shows_every_key(file):
 
 def test_judges_import_no_heavy_library():
     code = (
-        "import sys, fairpriv.dimensions.judge, fairpriv.dimensions.refusal, fairpriv.dimensions.md_judge, "
-        "fairpriv.dimensions.sequence_classifier, fairpriv.dimensions.endpoint; "
+        "import sys; from fairpriv.language_models.judges import "
+        "judge, refusal, md_judge, sequence_classifier, endpoint; "
         "print({'torch', 'transformers', 'lightning'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

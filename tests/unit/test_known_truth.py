@@ -10,20 +10,20 @@ import pytest
 import torch
 from scipy import stats
 
-from fairpriv.attacks.attack import guess
-from fairpriv.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
-from fairpriv.attacks.kl import KL
-from fairpriv.attacks.label_only_kl import LabelOnlyKL
-from fairpriv.attacks.loss_test import LossTest
-from fairpriv.attacks.meta_classifier import MetaClassifier
-from fairpriv.attacks.per_point_threshold import PerPointThreshold
-from fairpriv.attacks.threshold_test import ThresholdTest
-from fairpriv.defenses.fair_finetune import FairFineTuning
-from fairpriv.defenses.undefended import Undefended
+from fairpriv.classifiers.attacks.attack import guess
+from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.label_only_kl import LabelOnlyKL
+from fairpriv.classifiers.attacks.loss import LossTest
+from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
+from fairpriv.classifiers.attacks.per_point_threshold import PerPointThreshold
+from fairpriv.classifiers.attacks.threshold import ThresholdTest
+from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.known_truth import KnownBernoulli, KnownGaussian, KnownOffset, KnownTruth
 from fairpriv.errors import InputError
-from fairpriv.known_truth import KnownBernoulli, KnownGaussian, KnownOffset, KnownTruth
+from fairpriv.result import Result
 from fairpriv.run import cell_of
-from fairpriv.tracking.result import Result
+from fairpriv.undefended import Undefended
 
 WORLDS = [KnownGaussian, KnownBernoulli, KnownOffset]
 OLD = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL()]
@@ -125,7 +125,7 @@ def test_between_identical_worlds_p_values_are_uniform_and_auc_spreads_as_it_sho
 
 
 def config(**game):
-    kl = {"_target_": "fairpriv.attacks.kl.KL", "name": "kl"}
+    kl = {"_target_": "fairpriv.classifiers.attacks.kl.KL", "name": "kl"}
     return {
         "seed": 0,
         "attack": {"kl": kl},

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from fairpriv.data.tokens import NO_TARGET, Encoded, encode, encode_continuation
-from fairpriv.dimensions.scorer import Subject
 from fairpriv.errors import InputError
-from fairpriv.modules import log_likelihood
-from fairpriv.modules.log_likelihood import log_likelihoods
-from fairpriv.modules.reft import LoReFTConfig, ReftModel
+from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, encode, encode_continuation
+from fairpriv.language_models.engines import log_likelihood
+from fairpriv.language_models.engines.log_likelihood import log_likelihoods
+from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
+from fairpriv.language_models.scorers.scorer import Subject
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from fairpriv.measures import Sample, measure
+from fairpriv.classifiers.measures import Sample, measure
 
 LABELS, GROUPS = ("no", "yes"), ("A", "B")
 

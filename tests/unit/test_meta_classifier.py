@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from fairpriv.attacks import meta_classifier
-from fairpriv.attacks.attack import AttackGame, Query
-from fairpriv.attacks.meta_classifier import MetaClassifier, NeuronSets
+from fairpriv.classifiers.attacks import meta_classifier
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier, NeuronSets
 from fairpriv.errors import InputError
 
 SIZES = [5, 7, 6, 2]

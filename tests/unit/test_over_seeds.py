@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fairpriv.tracking import tradeoff
-from fairpriv.tracking.compare import compare
-from fairpriv.tracking.comparison import Comparison, Estimate
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result
+from fairpriv.identity import content_hash
+from fairpriv.report import tradeoff
+from fairpriv.report.comparison import Comparison, Estimate
+from fairpriv.report.page import compare
+from fairpriv.result import Result
 
 UNIT = (0.0, 1.0)
 
@@ -46,7 +46,7 @@ def rows(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("fairpriv.tracking.compare._write_plots", lambda table, folder: ({}, []))
+    monkeypatch.setattr("fairpriv.report.page._write_plots", lambda table, folder: ({}, []))
 
 
 def magnitude(row):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from fairpriv.data.pairs import Pairs, TokenBatches
 from fairpriv.data.sources import Files
 from fairpriv.data.texts import Texts
-from fairpriv.data.tokens import Encoded
-from fairpriv.dimensions.dimension import Dimension
 from fairpriv.errors import InputError
+from fairpriv.language_models.data.pairs import Pairs, TokenBatches
+from fairpriv.language_models.data.tokens import Encoded
+from fairpriv.language_models.dimensions.dimension import Dimension
 
 COLUMNS = {"prompt": "prompt", "response": "response"}
 

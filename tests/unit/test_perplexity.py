@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from fairpriv.errors import InputError
-from fairpriv.modules.perplexity import encode_text, perplexity
-from fairpriv.modules.reft import LoReFTConfig, ReftModel
+from fairpriv.language_models.engines.perplexity import encode_text, perplexity
+from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 
 VOCAB = 80
 SIZES = {

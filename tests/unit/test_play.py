@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from fairpriv.attacks.attack import AttackGame, Query
-from fairpriv.attacks.play import Split, play, play_attacks
-from fairpriv.modules.pool import Pool
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.play import Split, play, play_attacks
+from fairpriv.classifiers.nets.pool import Pool
 
 TRUTH = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fairpriv.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.data.game import Rows
+from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets import pool as pools
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
+from fairpriv.classifiers.nets.pool import Dual, Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
-from fairpriv.modules import pool as pools
-from fairpriv.modules.classifier import MLP, Classifier, fit
-from fairpriv.modules.pool import Dual, Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed
 
 HOW = {"hidden": (8, 4), "epochs": 3, "batch_size": 32, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
 PENALISED = {"penalty": 0.7, "steps_per_epoch": 4}

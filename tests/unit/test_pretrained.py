@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from fairpriv.errors import InputError
-from fairpriv.modules.pretrained import PretrainedLM
+from fairpriv.language_models.models.pretrained import PretrainedLM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
 from fairpriv.errors import InputError
-from fairpriv.modules.reft import LoReFT, LoReFTConfig, ReftModel, decoder_layers, prompt_positions
+from fairpriv.language_models.models.reft import LoReFT, LoReFTConfig, ReftModel, decoder_layers, prompt_positions
 
 SIZES = {
     "vocab_size": 61,

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairpriv.tracking import compare as compare_module
-from fairpriv.tracking.compare import compare
-from fairpriv.tracking.identity import content_hash
-from fairpriv.tracking.result import Result
+from fairpriv.identity import content_hash
+from fairpriv.report import page as compare_module
+from fairpriv.report.page import compare
+from fairpriv.result import Result
 
 HOSTILE = "</script><script>document.title='$x_1$'</script><!--<script> \u2028 & \"' ${1}"
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="runs the report's script in node")

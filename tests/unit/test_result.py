@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
-from fairpriv.tracking.result import (
+from fairpriv.result import (
     NOT_FINISHED,
     Result,
     environment,
@@ -298,7 +298,7 @@ def test_environment_names_what_the_numbers_were_computed_on():
 
 def test_environment_imports_nothing():
     code = (
-        "import sys; from fairpriv.tracking.result import environment; found = environment(); "
+        "import sys; from fairpriv.result import environment; found = environment(); "
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; assert 'kernels' not in found; "
         "assert found['processor']"
     )

@@ -15,22 +15,22 @@ from fairlearn.adversarial import AdversarialFairnessClassifier
 from fairlearn.postprocessing import ThresholdOptimizer as FairlearnsOptimizer
 from sklearn.linear_model import LogisticRegression
 
-from fairpriv.attacks.attack import AttackGame, Query
-from fairpriv.attacks.kl import KL
-from fairpriv.attacks.meta_classifier import MetaClassifier
-from fairpriv.data.batches import StratifiedBatches
-from fairpriv.data.game import Deal, Rows
-from fairpriv.defenses.adversarial_debiasing import AdversarialDebiasing, Score
-from fairpriv.defenses.defense import PoolOwner, Victim
-from fairpriv.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
-from fairpriv.defenses.fair_finetune import FairFineTuning
-from fairpriv.defenses.fine_tuning import FineTuning
-from fairpriv.defenses.reweighting import Reweighting
-from fairpriv.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
+from fairpriv.classifiers.contract import PoolOwner, Victim
+from fairpriv.classifiers.data.batches import StratifiedBatches
+from fairpriv.classifiers.data.game import Deal, Rows
+from fairpriv.classifiers.defenses.adversarial_debiasing import AdversarialDebiasing, Score
+from fairpriv.classifiers.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
+from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.defenses.reweighting import Reweighting
+from fairpriv.classifiers.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, scores
+from fairpriv.classifiers.nets.pool import Pool, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
-from fairpriv.modules.classifier import MLP, Classifier, fit, predict, scores
-from fairpriv.modules.pool import Pool, fit_pool, member_seed
+from fairpriv.language_models.defenses.supervised_tuning import FineTuning
 
 SHORT = {"epochs": 3, "patience": None, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
 ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)

@@ -12,15 +12,15 @@ CONFIG = {
     "seed": 0,
     "retry": "failed",
     "threads": 1,
-    "model": {"_target_": "fairpriv.modules.classifier.MLP", "name": "mlp", "hidden": [8], "dropout": 0.0},
+    "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "hidden": [8], "dropout": 0.0},
     "dataset": {
-        "_target_": "fairpriv.data.tabular.TabularDataset",
+        "_target_": "fairpriv.classifiers.data.tabular.TabularDataset",
         "name": "people",
         "source": {"_target_": "fairpriv.data.sources.Files", "files": ["people.csv"]},
         "target": "hired",
         "sensitive": "sex",
     },
-    "defense": {"_target_": "fairpriv.defenses.undefended.Undefended", "name": "none"},
+    "defense": {"_target_": "fairpriv.undefended.Undefended", "name": "none"},
     "game": {"alpha": 1.0},
     "training": {"epochs": 1, "batch_size": 128, "lr": 0.003, "weight_decay": 0.0},
     "trainer": {"_target_": "lightning.Trainer", "accelerator": "cpu"},
@@ -120,10 +120,10 @@ def test_a_value_out_of_range_is_named(key, value):
     assert key in refusal(key, value)
 
 
-TEXTS = {"_target_": "fairpriv.data.pairs.Pairs", "name": "pairs"}
-LANGUAGE_MODEL = {"_target_": "fairpriv.modules.pretrained.PretrainedLM", "name": "small", "path": "x"}
-TUNING = {"_target_": "fairpriv.defenses.fine_tuning.FineTuning", "name": "full"}
-PENALTY = {"_target_": "fairpriv.defenses.reweighting.Reweighting", "name": "reweighting"}
+TEXTS = {"_target_": "fairpriv.language_models.data.pairs.Pairs", "name": "pairs"}
+LANGUAGE_MODEL = {"_target_": "fairpriv.language_models.models.pretrained.PretrainedLM", "name": "small", "path": "x"}
+TUNING = {"_target_": "fairpriv.language_models.defenses.supervised_tuning.FineTuning", "name": "full"}
+PENALTY = {"_target_": "fairpriv.classifiers.defenses.reweighting.Reweighting", "name": "reweighting"}
 TEXT_CELL = CONFIG | {"model": LANGUAGE_MODEL, "dataset": TEXTS, "defense": TUNING, "dimensions": {"privacy": {}}}
 
 
@@ -183,10 +183,10 @@ def test_targets_lie_in_the_named_packages(target):
 @pytest.mark.parametrize(
     "target",
     [
-        "fairpriv.modules.classifier.MLPP",
-        "fairpriv.modules.clasifier.MLP",
+        "fairpriv.classifiers.nets.classifier.MLPP",
+        "fairpriv.classifiers.nets.clasifier.MLP",
         "fairpriv",
-        "fairpriv.data.tabular.load",  # a method without its class
+        "fairpriv.classifiers.data.tabular.load",  # a method without its class
         "torch.nn.RelU",
         "torch.os.system",  # what torch itself imports is no target
         "fairpriv.run.instantiate",
@@ -200,14 +200,14 @@ def test_a_target_that_is_not_there_is_refused(target):
 @pytest.mark.parametrize(
     "target",
     [
-        "fairpriv.modules.classifier.MLPP",
-        "fairpriv.modules.clasifier.MLP",
-        "fairpriv.networks.MLP",
-        "fairpriv.modules.MLP",
+        "fairpriv.classifiers.nets.classifier.MLPP",
+        "fairpriv.classifiers.nets.clasifier.MLP",
+        "fairpriv.classifiers.networks.MLP",
+        "fairpriv.classifiers.nets.MLP",
     ],
 )
 def test_the_nearest_target_is_named(target):
-    assert refusal("model._target_", target).endswith(" (did you mean 'fairpriv.modules.classifier.MLP'?)")
+    assert refusal("model._target_", target).endswith(" (did you mean 'fairpriv.classifiers.nets.classifier.MLP'?)")
 
 
 def test_nested_targets_and_those_in_lists_are_checked():

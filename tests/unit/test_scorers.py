@@ -14,16 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fairpriv.data.sources import Files
 from fairpriv.data.texts import Example, Texts
-from fairpriv.dimensions import awareness
-from fairpriv.dimensions.bbq import BBQ, Answer, bias_scores
-from fairpriv.dimensions.classifier_score import ClassifierScore
-from fairpriv.dimensions.dimension import Dimension
-from fairpriv.dimensions.multiple_choice import MultipleChoice, mc1_mc2
-from fairpriv.dimensions.paired_likelihood import PairedLikelihood, neutrality
-from fairpriv.dimensions.pattern_rate import PatternRate
-from fairpriv.dimensions.scorer import Scored, Subject, scores
-from fairpriv.dimensions.stereoset import LABELS, Choice, StereoSet, icat, stereoset_scores
 from fairpriv.errors import InputError
+from fairpriv.language_models.dimensions import awareness
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.scorers.bbq import BBQ, Answer, bias_scores
+from fairpriv.language_models.scorers.classifier_score import ClassifierScore
+from fairpriv.language_models.scorers.multiple_choice import MultipleChoice, mc1_mc2
+from fairpriv.language_models.scorers.paired_likelihood import PairedLikelihood, neutrality
+from fairpriv.language_models.scorers.pattern_rate import PatternRate
+from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
+from fairpriv.language_models.scorers.stereoset import LABELS, Choice, StereoSet, icat, stereoset_scores
 
 
 class Table:

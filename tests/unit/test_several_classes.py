@@ -7,8 +7,10 @@ import lightning
 import pytest
 import torch
 
-from fairpriv.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.data.game import Rows
+from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
+from fairpriv.classifiers.nets.pool import Dual, Private, equalized_odds_penalties, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.functional.attacks import (
@@ -21,8 +23,6 @@ from fairpriv.functional.attacks import (
     rank_points,
     threshold_test_scores,
 )
-from fairpriv.modules.classifier import MLP, Classifier, fit
-from fairpriv.modules.pool import Dual, Private, equalized_odds_penalties, fit_pool, member_seed
 
 CLASSES = 4
 

@@ -12,19 +12,19 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from fairpriv.cache import read_tensors
-from fairpriv.callbacks.spin import SpinCallback
-from fairpriv.data.tokens import Encoded, collate
-from fairpriv.defenses import spin as module
-from fairpriv.defenses.defense import ModelOwner
-from fairpriv.defenses.fine_tuning import FineTuning
-from fairpriv.defenses.spin import Spin
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
 from fairpriv.functional import coupled_weights, importance_scores
 from fairpriv.functional.wanda import wanda_scores
-from fairpriv.modules.causal_lm import CausalLM, fit_causal_lm
-from fairpriv.modules.pretrained import PretrainedLM
+from fairpriv.language_models.contract import ModelOwner
+from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.defenses import spin as module
+from fairpriv.language_models.defenses.spin import Spin
+from fairpriv.language_models.defenses.spin_callback import SpinCallback
+from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
+from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.store import read_tensors
 
 DIMENSIONS = ["fairness", "privacy"]
 RATIO = 0.05  # of 2,048 weights, as many as each matrix of a tiny MLP has

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
+from fairpriv.result import NOT_FINISHED, Result, find_results
 from fairpriv.sweep import listing, lock, status
 from fairpriv.sweep.listing import Listing, Plan, enlist, entries, plan
 from fairpriv.sweep.status import Survey, duration
-from fairpriv.tracking.result import NOT_FINISHED, Result, find_results
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fairpriv.data.texts import Example
-from fairpriv.data.tokens import (
+from fairpriv.errors import InputError
+from fairpriv.language_models.data.tokens import (
     Encoded,
     collate,
     encode,
@@ -14,7 +15,6 @@ from fairpriv.data.tokens import (
     pad_token_id,
     response_end,
 )
-from fairpriv.errors import InputError
 
 SENTENCES = [
     "Who may see my file? Only those who treat you may see it.",

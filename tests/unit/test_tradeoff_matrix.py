@@ -1,8 +1,8 @@
 import pytest
 
-from fairpriv.tracking.comparison import Comparison
-from fairpriv.tracking.result import Result
-from fairpriv.tracking.tradeoff_matrix import aimed_at, matrix_figure
+from fairpriv.report.comparison import Comparison
+from fairpriv.report.tradeoff_matrix import aimed_at, matrix_figure
+from fairpriv.result import Result
 
 
 def result(defense, dimensions, changes, ident, **more):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairpriv.modules.trainer import device_of
+from fairpriv.trainer import device_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,372 @@
+"""What an attack is given, what it returns, and how well it did: over victims, and over repeated splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.errors import InputError
+from fairpriv.functional.attacks import calibrate
+
+FOLDS = 5  # of the shadows, when the border of an attack is set
+EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
+
+
+class Models(Protocol):
+    """M classifiers; a :class:`fairpriv.classifiers.nets.pool.Pool` is one.
+
+    Models with ``needs_groups`` are asked ``predict_proba(X, groups)``: the sensitive group is part of their input.
+    White-box attacks also read ``weights``: ``(W [M, in, out], b [M, out])`` of every fully connected layer in order.
+    """
+
+    def __len__(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def predict_proba(self) -> Callable[..., Tensor]:
+        """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
+        ...
+
+
+class Shadows(Models, Protocol):
+    """Models that an adversary has itself, and can leave some of out."""
+
+    def __getitem__(self, index: Any, /) -> Shadows:
+        """Those at these places."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Rows the adversary asks the victims about: its own, disjoint from the training rows of shadows and victims.
+
+    Equally many rows of both worlds are best: means over all rows then weigh the worlds alike.
+    """
+
+    X: Tensor  # [N, F]
+    y: Tensor  # [N], codes of the label
+    s: Tensor  # [N], codes of the sensitive group
+    world: Tensor  # [N] in {0, 1}: the distribution that the row was drawn from
+
+    def __post_init__(self) -> None:
+        if not len(self.X) == len(self.y) == len(self.s) == len(self.world):
+            raise ValueError("X, y, s and world of a query have unequally many rows")
+        if not all((self.world == world).any() for world in (0, 1)):
+            raise ValueError("a query needs rows of both worlds")
+
+
+@dataclass(frozen=True, eq=False)
+class AttackGame:
+    """One round of the distribution-inference game, as the adversary meets it.
+
+    Attributes:
+        victims: V models, each trained in world 0 or in world 1.
+        shadows: the adversary's own models of world 0 and of world 1; None where there are none.
+        query: the rows it may ask about.
+        seed: of whatever an attack draws.
+        truth: ``[V]`` in {0, 1}, the worlds of the victims. Only :meth:`result` reads it.
+    """
+
+    victims: Models
+    shadows: tuple[Shadows, Shadows] | None
+    query: Query
+    seed: int
+    truth: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.victims) != len(self.truth):
+            raise ValueError(f"{len(self.victims)} victims, but the worlds of {len(self.truth)}")
+
+    @cached_property
+    def victim_probs(self) -> Tensor:
+        """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; asked once for all attacks."""
+        return _outputs(self.victims, self.query, "victim")
+
+    def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Shadows, Shadows]:
+        """The shadows of world 0 and of world 1.
+
+        Raises:
+            InputError: there are none, or fewer than ``least`` in a world; it names the attack.
+        """
+        fewest = min(map(len, self.shadows)) if self.shadows else 0
+        if self.shadows is None or fewest < least:
+            raise InputError(
+                f"attack {attack} needs shadow models and has {fewest} per world: set game.shadows to {least} or more, "
+                "or leave the attack out"
+            )
+        return self.shadows
+
+    def shadow_probs(self, attack: str, *, least: int = 1) -> tuple[Tensor, Tensor]:
+        """Outputs of the shadows of either world, as `victim_probs`; asked once; errors as above."""
+        self.shadow_models(attack, least=least)
+        return self._shadow_probs
+
+    @cached_property
+    def _shadow_probs(self) -> tuple[Tensor, Tensor]:
+        assert self.shadows is not None
+        first, second = (_outputs(pool, self.query, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
+        return first, second
+
+    def holding_out(self, zero: Tensor, one: Tensor) -> AttackGame:
+        """The game against the shadows of either world where these masks are true, with the others as shadows."""
+        assert self.shadows is not None
+        held, left = (
+            [pool[mask.nonzero()[:, 0].tolist()] for pool, mask in zip(self.shadows, masks, strict=True)]
+            for masks in ((zero, one), (~zero, ~one))
+        )
+        truth = torch.arange(2).repeat_interleave(torch.tensor([len(pool) for pool in held]))
+        game = AttackGame(_Joined(held), (left[0], left[1]), self.query, self.seed, truth)
+        first, second = self._shadow_probs
+        # what is known already is not asked again
+        game.__dict__["victim_probs"] = torch.cat((first[zero], second[one]))
+        game.__dict__["_shadow_probs"] = first[~zero], second[~one]
+        return game
+
+    def result(self, attack: str, scores: Tensor) -> AttackResult:
+        """Set an attack's scores ``[V]`` beside the truth."""
+        return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
+
+
+class _Joined:
+    """The models of several pools, one pool after the other."""
+
+    def __init__(self, pools: Sequence[Models]) -> None:
+        self.pools = pools
+        self.needs_groups = getattr(pools[0], "needs_groups", False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
+
+    @property
+    def weights(self) -> list[tuple[Tensor, ...]]:
+        layers = zip(*(getattr(pool, "weights") for pool in self.pools), strict=True)  # noqa: B009
+        return [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+
+    def predict_proba(self, X: Tensor, *groups: Tensor) -> Tensor:
+        return torch.cat([pool.predict_proba(X, *groups) for pool in self.pools])
+
+
+def ask(models: Models, X: Tensor, groups: Tensor) -> Tensor:
+    """Every model's outputs, ``[M, N]`` or ``[M, N, C]``, told the rows' groups ``[N]`` where it needs them."""
+    return models.predict_proba(X, groups) if getattr(models, "needs_groups", False) else models.predict_proba(X)
+
+
+def _outputs(models: Models, query: Query, who: str) -> Tensor:
+    probs = ask(models, query.X, query.s)
+    wrong = ~((probs >= 0) & (probs <= 1)).flatten(1).all(1)
+    if wrong.any():
+        raise ValueError(f"{who} number {int(wrong.nonzero()[0])} gives no probabilities: did its training diverge?")
+    return probs
+
+
+class Attack(Protocol):
+    """An attack: built from its YAML, run once a game and once for every fold of the shadows.
+
+    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims. An
+    attack with ``white_box = True`` reads ``weights``; it is left out where a defence leaves no single network. One
+    with ``calibrates = True`` sets border and direction of its scores on shadows by itself; else :func:`guess` does.
+    """
+
+    name: str
+    needs_shadows: bool
+
+    def run(self, game: AttackGame) -> AttackResult:
+        """Score every victim; raise InputError where the game lacks what the attack needs."""
+        ...
+
+
+def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
+    """Guess every victim's world, with border and direction of the attack's scores set on the adversary's own shadows.
+
+    The attack is run on each part of the shadows as if they were victims, with the others as shadows: their scores, and
+    the worlds that the adversary knows them to be of, say where the border lies (:func:`calibrate`). Scores are shifted
+    and turned so that 0 is the border and larger is more like world 1. What is decided of a victim does not depend on
+    other victims.
+
+    Args:
+        attack: asked once more for every fold, unless it ``calibrates`` by itself.
+        game: with fewer than three shadows in a world nothing can be held out: the attack's own border stays, and the
+            result says that it is not ``calibrated``.
+        folds: parts of the shadows, each with about equally many of both worlds; at most as many as a world has.
+    """
+    result = attack.run(game)
+    if getattr(attack, "calibrates", False):
+        return replace(result, calibrated=True)
+    fewest = min(map(len, game.shadows)) if game.shadows else 0
+    if game.shadows is None or fewest < 3:
+        return result
+    parts = [torch.arange(len(pool)) % min(folds, fewest) for pool in game.shadows]
+    held = []
+    for fold in range(min(folds, fewest)):
+        part = game.holding_out(*(numbers == fold for numbers in parts))
+        held.append((attack.run(part).scores, part.truth))
+    scores, worlds = (torch.cat(each) for each in zip(*held, strict=True))
+    border, direction = calibrate(scores[worlds == 0], scores[worlds == 1])
+    return replace(result, scores=direction * (result.scores - border), calibrated=True)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """An attack's guesses and how many were right.
+
+    Attributes:
+        name: of the attack, as in its metrics.
+        scores: ``[V]`` float64, larger is more like world 1, on one scale for all victims; 0 is the border.
+        truth: ``[V]`` in {0, 1}.
+        calibrated: whether border and direction were set on shadows; else they are the attack's own.
+    """
+
+    name: str
+    scores: Tensor
+    truth: Tensor
+    calibrated: bool = False
+
+    @property
+    def decisions(self) -> Tensor:
+        """``[V]`` in {0, 1}: world 1 where the score is above 0; a tie says world 0."""
+        return (self.scores > 0).long()
+
+    @property
+    def correct(self) -> int:
+        """Victims whose world was guessed rightly."""
+        return int((self.decisions == self.truth).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of victims guessed rightly, in [0, 1]; below 1/2 where the guesses are worse than chance."""
+        return self.correct / len(self.truth)
+
+    @property
+    def advantage(self) -> float:
+        """2 * accuracy - 1, in [-1, 1]; with equally many victims of both worlds it is TPR - FPR."""
+        return 2 * self.accuracy - 1
+
+    @property
+    def leakage(self) -> float:
+        """Distance of the accuracy from guessing, in [0, 1/2]: who is right 28 % of the time could be so 72 %."""
+        return abs(self.accuracy - 0.5)
+
+    @property
+    def leakage_floor(self) -> float:
+        """What guessing looks like: the expected leakage of fair coins, exact."""
+        return floor_of_leakage(len(self.truth))
+
+    @property
+    def signed_auc(self) -> float:
+        """P(score of a victim of world 1 > that of one of world 0), ties by half; NaN where a world has no victim."""
+        zeros, ones = (self.scores[self.truth == world] for world in (0, 1))
+        difference = ones[:, None] - zeros
+        return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
+
+    @property
+    def auc(self) -> float:
+        """:attr:`signed_auc` a folded, max(a, 1 - a), in [1/2, 1]; :attr:`auc_inverted` says where a is below 1/2.
+
+        It asks nothing of the border at 0: an attack with a wrong border has a higher AUC than accuracy.
+        """
+        return max(self.signed_auc, 1 - self.signed_auc)
+
+    @property
+    def auc_inverted(self) -> float:
+        """1.0 where smaller scores are more like world 1, else 0.0."""
+        return float(self.signed_auc < 0.5)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Exact (Clopper-Pearson) 95 % interval of the accuracy.
+
+        It counts victims as independent, given this split of the data and these shadows; another split or shadow pool
+        moves the accuracy by more. :func:`over_splits` has what holds beyond them.
+        """
+        low, high = stats.binomtest(self.correct, len(self.truth)).proportion_ci(method="exact")
+        return float(low), float(high)
+
+    @property
+    def p_value(self) -> float:
+        """Mann and Whitney's two-sided test of the scores, conditional as :attr:`interval` is; NaN as the AUC is.
+
+        Unlike a test of the accuracy it asks nothing of the border. It is exact up to 200 victims a world unless scores
+        are tied, and then by the normal approximation.
+        """
+        zeros, ones = (self.scores[self.truth == world].numpy() for world in (0, 1))
+        if not (len(zeros) and len(ones)):
+            return math.nan
+        exact = len(self.scores.unique()) == len(self.scores) and max(len(zeros), len(ones)) <= EXACT
+        return float(stats.mannwhitneyu(ones, zeros, method="exact" if exact else "asymptotic").pvalue)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """``attack/<name>/`` and ``accuracy``, ``advantage``, ``leakage``, ``leakage_floor``, ``auc``, ``auc_inverted``
+        and ``p_value``.
+        """
+        keys = ("accuracy", "advantage", "leakage", "leakage_floor", "auc", "auc_inverted", "p_value")
+        return {f"attack/{self.name}/{key}": getattr(self, key) for key in keys}
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the accuracy, the advantage and the leakage, by metric name."""
+        return intervals_of_accuracy(self.name, self.interval)
+
+
+def floor_of_leakage(victims: int) -> float:
+    """The expectation of |X / n - 1/2| for n fair coins X of which show world 1, exact."""
+    n, k = victims, victims // 2 + 1
+    # de Moivre: E|X - n/2| = k C(n, k) / 2^n with k the smallest whole number above n/2
+    return (
+        math.exp(math.log(k) + math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)) / n
+    )
+
+
+def folded(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval of a magnitude, of that of the signed difference behind it: from 0 where this covers 0."""
+    low, high = interval
+    return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+
+
+def intervals_of_accuracy(attack: str, interval: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    """The interval of an attack's accuracy, and those of advantage and leakage that follow, by metric name."""
+    low, high = interval
+    return {
+        f"attack/{attack}/accuracy": (low, high),
+        f"attack/{attack}/advantage": (2 * low - 1, 2 * high - 1),
+        f"attack/{attack}/leakage": folded((low - 0.5, high - 0.5)),
+    }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A signed measure over repeated splits: mean, standard deviation (n - 1), and the 95 % interval of the mean."""
+
+    mean: float
+    std: float
+    interval: tuple[float, float]
+
+
+def spread(values: Sequence[float], *, ratio: float) -> Spread:
+    """Mean and spread of a measure over splits, with Student's t interval corrected for overlap.
+
+    Random halves of one data set share rows, so their values are alike, and their spread tells too little about new
+    data. Nadeau and Bengio (Machine Learning 2003) take s^2 (1/n + ratio) as the variance of the mean over n splits.
+    The interval is about new data, not about new splits of the same.
+
+    Args:
+        values: two or more.
+        ratio: rows of the victims' half per row of the adversary's; 0 where the splits share nothing.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError("a spread needs two or more values")
+    found = torch.tensor(values, dtype=torch.double)
+    mean, std, n = float(found.mean()), float(found.std()), len(values)
+    half = float(stats.t.ppf(0.975, n - 1)) * std * math.sqrt(1 / n + ratio)
+    return Spread(mean, std, (mean - half, mean + half))

@@ -1,0 +1,126 @@
+"""The distribution-inference game dealt: samples, and pools of victims and shadows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairpriv.classifiers.attacks.attack import AttackGame, Query, ask
+from fairpriv.classifiers.attacks.play import Split
+from fairpriv.classifiers.contract import Members, PoolOwner, draw
+from fairpriv.classifiers.data.game import GameDataModule, Side
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gaps
+from fairpriv.functional.attacks import answers
+from fairpriv.identity import content_hash
+
+
+def own_pool(
+    data: GameDataModule, side: Side, count: int, fit: Callable[..., Pool], training: Mapping[str, Any]
+) -> PoolOwner:
+    """The owner of ``count`` models per world, each of which draws its own rows from one side's half of the data.
+
+    Victims and shadows have equally many rows, to train on and to validate with, and equal hyperparameters: a stronger
+    or weaker shadow would make a weaker adversary by accident.
+
+    Raises:
+        InputError: as `GameDataModule.model_rows`.
+    """
+    # Shadows must not start from the victims' initial weights: each side has a seed of its own.
+    seed = int(content_hash([data.seed, side]), 16) % 2**31
+    deals = [data.deal(side, [seed, member]) for member in range(2 * count)]
+    return PoolOwner(deals, count, seed, fit, training)
+
+
+def refuse_overlap(data: GameDataModule) -> None:
+    """Raise InputError where a row of the victims' half is also the adversary's: the attack would be no inference.
+
+    Neither is a row with a twin there: equal in features, label and group.
+    """
+    tested = [data.part(part, world).index for part in ("rates", "gap") for world in (0, 1)]
+    asked = [data.part("query", world).index for world in (0, 1)]
+    twins = torch.from_numpy(data.twins)
+    victim = twins[torch.cat([data.half("victim").index, *tested])]
+    adversary = twins[torch.cat([data.half("adversary").index, *asked])]
+    if shared := int(torch.isin(victim, adversary).sum()):
+        raise InputError(f"{data.table.name}: {shared} rows are in the victims' half and in the adversary's")
+
+
+def deal(
+    data: GameDataModule,
+    defend: Callable[[PoolOwner], Members],
+    fit: Callable[..., Pool],
+    training: Mapping[str, Any],
+) -> Split:
+    """Train and defend the pools of one split.
+
+    Victims pass through the defence in both directions: those of world b are trained on G_b and tuned on G_(1-b).
+    Shadows are trained on the adversary's half, and pass through the defence only where ``game.adaptive`` says that the
+    adversary knows it.
+
+    Args:
+        data: the split's data.
+        defend: the defence of a pool.
+        fit: ``fit_pool`` with architecture and cache given.
+        training: epochs, patience, batch_size, lr and weight_decay of base models.
+    """
+    game = data.game
+    refuse_overlap(data)
+    owner = own_pool(data, "victim", game.victims, fit, training)
+    victims = defend(owner)
+    truth = torch.arange(2).repeat_interleave(game.victims)
+    told = {"victims": getattr(victims, "told", {})}
+    own: tuple[Members, Members] | None = None
+    diverged = len(victims.diverged)
+    asked = data.part("query", 0), data.part("query", 1)
+    if game.shadows:
+        adversary = own_pool(data, "adversary", game.shadows, fit, training)
+        pool = defend(adversary) if game.adaptive else adversary.base()
+        told["shadows"] = getattr(pool, "told", {})
+        sound = [i for i in range(len(pool)) if i not in pool.diverged]
+        own = pool[[i for i in sound if i < game.shadows]], pool[[i for i in sound if i >= game.shadows]]
+        diverged += len(pool.diverged)
+    generator = torch.Generator().manual_seed(data.seed)
+    trained = own_accuracy(victims, owner, generator)
+    kept = [i for i in range(len(victims)) if i not in victims.diverged]
+    victims, truth, trained = victims[kept], truth[kept], trained[kept]
+    rows = asked[0] + asked[1]
+    query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
+    test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
+    tested = test[0] + test[1] + test[2] + test[3]
+    probs = ask(victims, tested.X, tested.s)
+    preds = answers_of(victims, probs, generator)
+    classes = probs.shape[2] if probs.dim() == 3 else 2
+    largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
+    return Split(
+        game=AttackGame(victims, own, query, data.seed, truth),
+        accuracy=(preds == tested.y).double().mean(1),
+        gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
+        constant=1 - largest < 0.01,
+        diverged=diverged,
+        train_accuracy=trained,
+        ratio=(1 - game.adversary_share) / game.adversary_share,
+        told=told,
+    )
+
+
+def answers_of(models: Members, probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Answers ``[M, N]`` of models that gave these outputs; those of randomised ones are drawn."""
+    return draw(probs, generator) if getattr(models, "randomized", False) else answers(probs)
+
+
+def own_accuracy(models: Members, owner: PoolOwner, generator: torch.Generator) -> Tensor:
+    """Accuracy ``[M]`` of every model on its own training rows of the world that it was trained on first.
+
+    What it has over the accuracy on test rows is how far it memorises.
+    """
+    accuracy = []
+    for i, rows in enumerate(owner.samples(own=True)):
+        model = models[[i]]
+        preds = answers_of(model, ask(model, rows.X, rows.s), generator)
+        accuracy.append((preds[0] == rows.y).double().mean())
+    return torch.stack(accuracy)

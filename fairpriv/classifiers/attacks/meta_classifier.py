@@ -1,0 +1,194 @@
+"""The meta-classifier: a permutation-invariant network that reads the victims' weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult, Models
+from fairpriv.errors import InputError
+from fairpriv.functional.attacks import calibrate
+
+Layers = list[Tensor]  # float32 [M, out, in + 1] of every layer: a neuron's weights and, last, its bias
+
+
+class NeuronSets(nn.Module):
+    """Logit of "trained in world 1" from the weights of M multi-layer perceptrons, blind to the order of their neurons.
+
+    Layer by layer, as in Ganju et al. (CCS 2018), one small network turns every neuron into features, and a layer is
+    summed up by the mean over its neurons. What a neuron is told of the layer below is ours: the sums of the lower
+    neurons' features, weighted with its weights and with their absolute values, so that any order of hidden neurons
+    gives the same logit. (The code released with Suri et al., SaTML 2023, appends the lower features in their order,
+    and is not invariant past the first layer.) Inputs and outputs of the perceptrons have an order, and it is used.
+
+    Args:
+        shapes: ``(in, out)`` of every layer.
+        width: features of a neuron.
+        dropout: on the summary of the layers.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], *, width: int, dropout: float) -> None:
+        super().__init__()
+        read = [shapes[0][0] + 1] + [2 * width + 1] * (len(shapes) - 1)
+        self.neurons = nn.ModuleList(
+            nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()) for inputs in read
+        )
+        summary = width * (len(shapes) - 1 + shapes[-1][1])
+        self.judge = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(summary, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+
+    def forward(self, layers: Layers) -> Tensor:
+        """Logits ``[M]``."""
+        features = self.neurons[0](layers[0])
+        summary = []
+        for layer, network in zip(layers[1:], list(self.neurons)[1:], strict=True):
+            summary.append(features.mean(1))
+            weights, bias = layer[..., :-1], layer[..., -1:]
+            scale = math.sqrt(weights.shape[-1])
+            features = network(torch.cat((weights @ features / scale, weights.abs() @ features / scale, bias), -1))
+        return self.judge(torch.cat((*summary, features.flatten(1)), 1))[:, 0]
+
+
+@dataclass
+class MetaClassifier:
+    """White box: permutation-invariant networks trained on the shadows' weights say the victim's world.
+
+    After Ganju et al. (CCS 2018), as in Suri and Evans (PETS 2022); the network is :class:`NeuronSets`. Weights are
+    standardised by the shadows' means and deviations, taken over models and neurons: per input feature in the first
+    layer, one for all in the others. Ours: the mean logit of ``folds`` networks, each of which leaves other shadows out
+    and has its number of epochs chosen by them; the border is set by the logits that the networks give these
+    (:func:`fairpriv.functional.attacks.calibrate`), with both worlds' shadows weighing the same. A tie says world 0.
+
+    Attributes:
+        width: features of a neuron.
+        dropout: on the summary of the layers, in [0, 1).
+        folds: networks, 2 or more; each holds out one part in so many of either world's shadows.
+        epochs: at most; the one with the smallest loss on the held-out shadows is kept.
+        patience: epochs without a smaller loss after which training ends.
+        batch_size: shadows a step.
+        lr, weight_decay: of AdamW.
+    """
+
+    name: str = "meta_classifier"
+    width: int = 32
+    dropout: float = 0.2
+    folds: int = 4
+    epochs: int = 100
+    patience: int = 20
+    batch_size: int = 32
+    lr: float = 0.003
+    weight_decay: float = 0.01
+
+    needs_shadows = True
+    white_box = True
+    calibrates = True
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise InputError(f"attack.{self.name}.folds={self.folds}: must be 2 or more")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"attack.{self.name}.dropout={self.dropout}: must be from 0 to below 1")
+        if min(self.width, self.epochs, self.patience, self.batch_size) < 1:
+            raise InputError(f"attack.{self.name}: width, epochs, patience and batch_size must be 1 or more")
+        if not (self.lr > 0 and self.weight_decay >= 0):
+            raise InputError(f"attack.{self.name}: lr must be above 0, and weight_decay 0 or more")
+
+    def run(self, game: AttackGame) -> AttackResult:
+        """Score: distance of the mean logit from the border, in the direction of world 1.
+
+        Raises:
+            InputError: no shadows, or weights that cannot be read as layers of one fully connected architecture.
+        """
+        shadows = game.shadow_models(self.name, least=2)
+        pools = [_layers(models, self.name) for models in (*shadows, game.victims)]
+        shapes = [[tuple(layer.shape[1:]) for layer in pool] for pool in pools]
+        if not shapes[0] == shapes[1] == shapes[2]:
+            raise InputError(
+                f"attack {self.name} needs shadows and victims of one architecture; (out, in + 1) of their layers are "
+                + " and ".join(dict.fromkeys(map(str, shapes)))
+            )
+        layers = [torch.cat(pair) for pair in zip(pools[0], pools[1], strict=True)]
+        moments = [_moments(layer, first=i == 0) for i, layer in enumerate(layers)]
+        layers, victims = (
+            [(layer - mean) / std for layer, (mean, std) in zip(pool, moments, strict=True)]
+            for pool in (layers, pools[2])
+        )
+        sizes = [len(models) for models in shadows]
+        world = torch.cat([torch.full((size,), float(b)) for b, size in enumerate(sizes)])
+        fold = torch.cat([torch.arange(size) % min(self.folds, *sizes) for size in sizes])
+        logits, held_out_logits = [], torch.zeros(len(world))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(game.seed)
+            for part in fold.unique():
+                held_out = fold == part
+                net = self._train(layers, world, held_out)
+                with torch.no_grad():
+                    logits.append(net(victims))
+                    held_out_logits[held_out] = net([layer[held_out] for layer in layers])
+        border, direction = calibrate(held_out_logits[world == 0], held_out_logits[world == 1])
+        return game.result(self.name, direction * (torch.stack(logits).mean(0) - border))
+
+    @torch.enable_grad()
+    def _train(self, layers: Layers, world: Tensor, held_out: Tensor) -> NeuronSets:
+        net = NeuronSets(
+            [(layer.shape[2] - 1, layer.shape[1]) for layer in layers], width=self.width, dropout=self.dropout
+        )
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        validation, training = held_out.nonzero()[:, 0], (~held_out).nonzero()[:, 0]
+        ones = world.mean()
+        weight = 0.5 / torch.where(world == 1, ones, 1 - ones)
+
+        def loss(rows: Tensor) -> Tensor:
+            return binary_cross_entropy_with_logits(net([layer[rows] for layer in layers]), world[rows], weight[rows])
+
+        smallest, best, since = math.inf, net.state_dict(), 0
+        for _ in range(self.epochs):
+            net.train()
+            for rows in training[torch.randperm(len(training))].split(self.batch_size):
+                optimizer.zero_grad()
+                loss(rows).backward()
+                optimizer.step()
+            net.eval()
+            with torch.no_grad():
+                current = float(loss(validation))
+            since += 1
+            if current < smallest:
+                smallest, best, since = current, copy.deepcopy(net.state_dict()), 0
+            if since == self.patience:
+                break
+        net.load_state_dict(best)
+        return net
+
+
+def _layers(models: Models, attack: str) -> Layers:
+    """The weights of a pool; raises InputError where they are not those of fully connected layers."""
+    weights = getattr(models, "weights", None)
+    if not weights:
+        raise InputError(f"attack {attack} reads weights of fully connected layers: {type(models).__name__} has none")
+    layers: Layers = []
+    for i, (W, b) in enumerate(weights):
+        if W.ndim != 3 or b.shape != (len(models), W.shape[2]) or (layers and W.shape[1] != layers[-1].shape[1]):
+            raise InputError(
+                f"attack {attack} reads fully connected layers alone, [M, in, out] with biases [M, out], in as wide as "
+                f"the out before it; layer {i} of {len(models)} models has {list(W.shape)} and {list(b.shape)}"
+            )
+        layer = torch.cat((W.detach().mT, b.detach()[..., None]), -1).float().cpu()
+        if not layer.isfinite().all():
+            raise ValueError(f"weights of layer {i} are not finite: did training diverge?")
+        layers.append(layer)
+    return layers
+
+
+def _moments(layer: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
+    """Mean and deviation ``[in + 1]`` over models and neurons; past the first layer, of all weights together."""
+    mean, square = layer.mean((0, 1)), layer.square().mean((0, 1))
+    if not first:  # the inputs of later layers have no order
+        mean[:-1], square[:-1] = mean[:-1].mean(), square[:-1].mean()
+    return mean, (square - mean.square()).clamp(min=1e-12).sqrt()

@@ -1,0 +1,37 @@
+"""The per-point threshold: every query point has a threshold of its own, and they vote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.threshold import check_selection, selected_scores
+from fairpriv.functional.attacks import per_point_scores
+
+
+@dataclass
+class PerPointThreshold:
+    """A threshold and direction on P(y=1) at every point, from shadows; the points vote (Suri et al., SaTML 2023).
+
+    As in the released code the vote is unweighted, 1/2 is its border, points are ranked by the difference of the
+    worlds' mean outputs, and the first ``fractions`` of the rows of one world are kept. Ours: they are chosen by
+    cross-validation, as in the threshold test; thresholds are exact, not on a grid; points that tell the shadows'
+    worlds apart no better than chance do not vote. A tie says world 0.
+
+    Attributes:
+        fractions: candidate shares of one world's query rows, each in (0, 1].
+        folds: of the cross-validation, 2 or more.
+    """
+
+    name: str = "per_point_threshold"
+    fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])
+    folds: int = 4
+
+    needs_shadows = True
+
+    def __post_init__(self) -> None:
+        check_selection(self.name, self.fractions, self.folds)
+
+    def run(self, game: AttackGame) -> AttackResult:
+        """Score: share of votes for world 1 minus share for world 0."""
+        return game.result(self.name, selected_scores(game, self.name, per_point_scores, self.fractions, self.folds))

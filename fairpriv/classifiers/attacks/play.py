@@ -1,0 +1,211 @@
+"""The distribution-inference game played: attacks on dealt pools, and what came of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.classifiers.attacks.attack import (
+    Attack,
+    AttackGame,
+    AttackResult,
+    floor_of_leakage,
+    folded,
+    guess,
+    intervals_of_accuracy,
+    spread,
+)
+
+log = logging.getLogger(__name__)
+
+Signed = dict[str, list[list[float]]]  # metric -> rows of signed differences whose magnitude it is
+
+
+@dataclass
+class Played:
+    """What the attacks of one cell came to.
+
+    ``victims`` holds, per repeated split, the truth, every attack's scores, victim by victim, and what is told of the
+    split alone. ``signed`` has the signed differences of those metrics that are magnitudes.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    degenerate: list[str]
+    victims: list[dict[str, Any]]
+    signed: Signed = field(default_factory=dict)
+
+
+@dataclass
+class Split:
+    """One repeated split: its attackable game, and how the victims do on the victim half's test rows."""
+
+    game: AttackGame
+    accuracy: Tensor  # [V], of each victim's answers on all test rows, both worlds together
+    gap: Tensor  # [V], equalized-odds gap on them
+    constant: Tensor  # [V], whether over 99 % of the predictions are of one class
+    diverged: int  # victims and shadows left out
+    train_accuracy: Tensor | None = None  # [V], on each victim's own training rows
+    ratio: float = 0.0  # rows of the victims' half per row of the adversary's: how much splits overlap
+    told: dict[str, Any] = field(default_factory=dict)  # of victims and shadows: the epoch, the lambda that was chosen
+
+
+def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> Played:
+    """Run every attack on every split, and measure the victims.
+
+    Metrics: those of :func:`play_attacks`; ``privacy/victim_accuracy_gap``, the absolute difference in mean accuracy on
+    the same rows between victims of world 0 and of world 1 (our reading c), with its ``_floor``, what is expected of
+    victims whose worlds are dealt at random; ``pool/accuracy``, ``pool/train_accuracy`` where it is known,
+    ``pool/equalized_odds_gap`` and ``pool/constant``, means over victims; ``pool/diverged``, a count. (Reading d, an
+    attack's accuracy minus one half, is half its advantage.)
+
+    The gap's interval is Welch's for one split, and Student's t over several.
+
+    Args:
+        splits: one or more.
+        attacks: any number.
+        pure: as for :func:`play_attacks`.
+    """
+    ratio = splits[0].ratio
+    played = play_attacks([split.game for split in splits], attacks, pure=pure, ratio=ratio)
+    for record, split in zip(played.victims, splits, strict=True):
+        record["training"] = split.told
+    metrics = played.metrics
+    gaps = [_gap(split.accuracy.double(), split.game.truth) for split in splits]
+    name = "privacy/victim_accuracy_gap"
+    difference = math.fsum(gaps) / len(gaps)
+    metrics[name] = abs(difference)
+    metrics[f"{name}_floor"] = _gap_floor(splits)
+    played.signed[name] = [[difference]]
+    if len(splits) > 1:
+        played.intervals[name] = folded(spread(gaps, ratio=ratio).interval)
+    elif not pure:
+        accuracy, truth = splits[0].accuracy.double(), splits[0].game.truth
+        played.intervals[name] = folded(welch_interval(accuracy[truth == 0], accuracy[truth == 1]))
+    constant = float(torch.cat([split.constant for split in splits]).double().mean())
+    metrics["pool/accuracy"] = float(torch.cat([split.accuracy for split in splits]).double().mean())
+    trained = [split.train_accuracy for split in splits if split.train_accuracy is not None]
+    if trained:
+        metrics["pool/train_accuracy"] = float(torch.cat(trained).double().mean())
+    metrics["pool/equalized_odds_gap"] = float(torch.cat([split.gap for split in splits]).mean())
+    metrics["pool/constant"] = constant
+    metrics["pool/diverged"] = float(sum(split.diverged for split in splits))
+    if constant > 0.5:
+        played.degenerate.append(
+            f"{constant:.0%} of the victims are constant: over 99 % of their predictions are of one class"
+        )
+    return played
+
+
+def play_attacks(
+    games: Sequence[AttackGame], attacks: Sequence[Attack], *, pure: bool = False, ratio: float = 0.0
+) -> Played:
+    """Run every attack on every game.
+
+    Of one game the metrics are those of :class:`AttackResult`, with intervals over its victims. Of several they are
+    means of the signed accuracy and AUC, leakage and ``auc`` being folded from these means, with Student's t intervals
+    over games and no p value; each game's own stands with its victims, unless the worlds are pure.
+
+    Args:
+        games: one or more, of repeated splits or drawn independently.
+        attacks: any number.
+        pure: whether the worlds' rows are disjoint by necessity, as those of pure groups are. Victims are then no
+            independent draws from two distributions, and neither a p value nor an interval over them means anything:
+            what one game has is printed bare, with a warning.
+        ratio: by which the intervals over games are widened, as :func:`spread` says.
+    """
+    told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
+    played = Played({}, {}, [], told)
+    for attack in attacks:
+        results = [guess(attack, game) for game in games]
+        if not all(result.calibrated for result in results):
+            log.warning(
+                "attack %s is not calibrated: it keeps the border of its source; set game.shadows to 3 or more",
+                attack.name,
+            )
+        for record, result in zip(played.victims, results, strict=True):
+            record["scores"][attack.name] = result.scores.tolist()
+            if not pure:
+                record.setdefault("p_values", {})[attack.name] = result.p_value
+        metrics, intervals = _outcome(results, pure=pure, ratio=ratio)
+        played.metrics |= metrics
+        played.intervals |= intervals
+        accuracy, auc = (_mean([getattr(result, key) for result in results]) for key in ("accuracy", "signed_auc"))
+        played.signed[f"attack/{attack.name}/leakage"] = [[accuracy - 0.5]]
+        played.signed[f"attack/{attack.name}/auc"] = [[auc - 0.5]]
+    if pure and len(games) == 1 and attacks:
+        log.warning(
+            "the worlds are pure groups, so attacks on one split have no interval: set game.repeats=5 or more for one"
+        )
+    return played
+
+
+def _outcome(
+    results: Sequence[AttackResult], *, pure: bool, ratio: float
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Metrics and intervals of one attack."""
+    first = results[0]
+    prefix = f"attack/{first.name}"
+    if len(results) == 1:
+        metrics = first.metrics
+        if pure:
+            del metrics[f"{prefix}/p_value"]
+        return metrics, {} if pure else first.intervals
+    accuracy, auc = (
+        spread([getattr(result, key) for result in results], ratio=ratio) for key in ("accuracy", "signed_auc")
+    )
+    metrics = {
+        "accuracy": accuracy.mean,
+        "accuracy_std": accuracy.std,
+        "advantage": 2 * accuracy.mean - 1,
+        "leakage": abs(accuracy.mean - 0.5),
+        "leakage_floor": floor_of_leakage(sum(len(result.truth) for result in results)),
+        "auc": 0.5 + abs(auc.mean - 0.5),
+        "auc_std": auc.std,
+        "auc_inverted": float(auc.mean < 0.5),
+    }
+    low, high = accuracy.interval
+    intervals = intervals_of_accuracy(first.name, (max(low, 0.0), min(high, 1.0)))
+    low, high = folded((auc.interval[0] - 0.5, auc.interval[1] - 0.5))
+    intervals[f"{prefix}/auc"] = 0.5 + low, min(0.5 + high, 1.0)
+    return {f"{prefix}/{key}": value for key, value in metrics.items()}, intervals
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _gap(accuracy: Tensor, worlds: Tensor) -> float:
+    """Mean accuracy ``[V]`` of the victims of world 1 minus that of those of world 0."""
+    return float(accuracy[worlds == 1].mean() - accuracy[worlds == 0].mean())
+
+
+def _gap_floor(splits: Sequence[Split], draws: int = 1000) -> float:
+    """The expected victim accuracy gap where the worlds of every split's victims are dealt at random, by simulation."""
+    generator = torch.Generator().manual_seed(0)
+    means = []
+    for split in splits:
+        accuracy, ones = split.accuracy.double(), int(split.game.truth.sum())
+        dealt = accuracy[torch.rand(draws, len(accuracy), generator=generator).argsort(1)]
+        means.append(dealt[:, :ones].mean(1) - dealt[:, ones:].mean(1))
+    return float(torch.stack(means).mean(0).abs().mean())
+
+
+def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """95 % interval of ``mean(second) - mean(first)`` by Welch's t; without end where a sample has one value only."""
+    if min(len(first), len(second)) < 2:
+        return -math.inf, math.inf
+    errors = [sample.var() / len(sample) for sample in (first, second)]
+    difference, squared = float(second.mean() - first.mean()), float(errors[0] + errors[1])
+    if squared == 0:
+        return difference, difference
+    parts = sum(float(error) ** 2 / (len(s) - 1) for error, s in zip(errors, (first, second), strict=True))
+    half = float(stats.t.ppf(0.975, squared**2 / parts)) * math.sqrt(squared)
+    return difference - half, difference + half

@@ -1,0 +1,1 @@
+"""Tables, texts and images with labels and sensitive groups, and the rows of the game."""

@@ -1,0 +1,27 @@
+"""ACSIncome of the American Community Survey, from the census' files or from such as others have made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from fairpriv.classifiers.data.columns import text
+from fairpriv.classifiers.data.tabular import Table, TabularDataset
+
+
+@dataclass
+class ACSIncome(TabularDataset):
+    """Description of ACSIncome: a `TabularDataset` that knows when the work has been done already.
+
+    Files with the target as 0 and 1, or False and True, hold ACSIncome's rows: ``positive_above`` and the filter on the
+    target have been applied, and so have filters on columns that are not there.
+    """
+
+    def _table(self, frame: pd.DataFrame, files: str) -> Table:
+        values = {text(value) for value in frame[self.target].dropna().unique()} if self.target in frame else {""}
+        if self.positive_above is None or not values <= {"0", "1", "False", "True"}:
+            return super()._table(frame, files)
+        filters = {name: rule for name, rule in self.filters.items() if name in frame and name != self.target}
+        made = replace(self, positive=["1", "True"], positive_above=None, filters=filters)
+        return TabularDataset._table(made, frame, files)

@@ -1,0 +1,68 @@
+"""Texts with a label and a sensitive group, such as biographies with a profession and a gender."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from fairpriv.classifiers.data.attributes import Attributed
+from fairpriv.classifiers.data.columns import MISSING, text
+from fairpriv.classifiers.data.tabular import Table
+from fairpriv.data.texts import Texts
+from fairpriv.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Documents(Attributed):
+    """Description of a labelled text dataset, and its reader; formats and ``where`` are those of `Texts`."""
+
+    modality: ClassVar[str] = "text"
+
+    text: str  # column of the text
+    where: dict[str, Any] = field(default_factory=dict)  # column: condition; rows that do not fulfil it are left out
+    # Columns whose value, where it stands in the text as a whole word, is replaced by "_": a label that is written
+    # there need not be predicted.
+    mask: list[str] = field(default_factory=list)
+    missing: Literal["error", "drop"] = "error"  # rows with an empty text, label or group: drop leaves them out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.missing not in ("error", "drop"):
+            raise InputError(f"dataset.missing: '{self.missing}'; it is error or drop")
+
+    def _load(self) -> Table:
+        files = ", ".join(path.name for path in self.source.locate())
+        named = dict.fromkeys([self.text, *self._attributes(), *self.mask])
+        table = Texts(self.source, {name: name for name in named}, self.where).table()
+        frame = pd.DataFrame(table, dtype=object)
+        for name in self._attributes():
+            frame[name] = frame[name].map(lambda value: None if text(value).casefold() in MISSING else value)
+        complete = pd.Series(True, index=frame.index)
+        for name in named:
+            empty = frame[name].isna()
+            if empty.all() or (empty.any() and self.missing == "error"):
+                advice = "name another column" if empty.all() else "set dataset.missing=drop to leave such rows out"
+                raise InputError(
+                    f"column '{name}' of {files} is empty in {int(empty.sum())} of {len(frame)} rows, first in "
+                    f"{frame['row'][empty].iloc[0]}: {advice}"
+                )
+            complete &= ~empty
+        missing = int((~complete).sum())
+        frame = frame[complete]
+        for row, value in zip(frame["row"], frame[self.text], strict=True):
+            if not isinstance(value, str):
+                raise InputError(f"dataset.text: '{self.text}' holds a {type(value).__name__} in {row}, not text")
+        chosen = self._chosen(frame, files)
+        frame = frame.iloc[chosen.index]
+        texts = list(frame[self.text])
+        for name in self.mask:
+            texts = [
+                re.sub(rf"\b{re.escape(str(word).strip())}\b", "_", value, flags=re.IGNORECASE)
+                for word, value in zip(frame[name], texts, strict=True)
+            ]
+        items = np.array(texts, dtype=object)
+        return chosen.table(self, items, np.ones(len(items), dtype=bool), missing=missing)

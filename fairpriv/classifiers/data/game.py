@@ -1,0 +1,466 @@
+"""The two distributions of the distribution-inference game, drawn from one table.
+
+How rows are dealt (the definition is ours, after the one pool of rows that Suri and Evans' released code filters anew
+for every model). All rows are put in one random order, stratified by (label, group) and seeded, and cut into
+consecutive parts: the adversary's half (what it asks about, and what its shadows draw from), then the victim's
+validation, rates, gap and train. Twins, rows that are equal in features, label and group, stay in one part.
+
+Of a part, two worlds are drawn without sharing a row. With property group A, the rest R and
+``n = min(rows of A, rows of R)`` (in train at most ``game.rows``), each world has n rows: world 0 takes
+``round(alpha * n)`` of A and fills up from R, world 1 is the mirror image. Draws are stratified: labels keep their
+proportions within every group, and the groups of R theirs within R. What one side has beyond n is not used.
+
+The single model is trained on such worlds of the part ``train``. Every model of a pool has worlds of its own: it draws
+them afresh from its side's half, so that what tells the pools of the two worlds apart is their distribution and not a
+fixed set of rows. Victims draw from train and validation together, shadows from all but what is asked about; what
+victims are measured on, rates and gap, no model ever sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairpriv.classifiers.data.attributes import Attributed
+from fairpriv.classifiers.data.tabular import Encoder, Table, TabularDataset
+from fairpriv.errors import InputError
+from fairpriv.schema import GameConfig
+
+if TYPE_CHECKING:
+    from fairpriv.classifiers.nets.encoder import Encoding, Reader
+
+Dataset = TabularDataset | Attributed
+Part = Literal["train", "validation", "rates", "gap", "query"]
+Side = Literal["victim", "adversary"]
+_PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
+
+_LARGEST_SAMPLE = 2000  # training rows per world of a pool's model where game.model_rows does not say
+_SAMPLED = 0.4  # or this share of what the scarcer side holds: models that share most of their rows differ too little
+_VALIDATION = 0.2  # validation rows of a pool's model per training row, where game.model_validation_rows does not say
+_LEAST_VALIDATION = 20
+_FEW = 100  # rows of a part's world, below which a warning says so
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoded rows of one part and world, in random order."""
+
+    X: Tensor  # float32 [N, F]; or int32 [N, T] tokens, -1 after the end; or uint8 [N, 3, S, S] pixels
+    y: Tensor  # int64 [N], code of the label
+    s: Tensor  # int64 [N], code of the sensitive group
+    index: Tensor  # int64 [N], row numbers in the table
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows at these places."""
+        return Rows(self.X[index], self.y[index], self.s[index], self.index[index])
+
+    def __add__(self, other: Rows) -> Rows:
+        """These rows and then those."""
+        return Rows(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """What one model of a pool is given: worlds of its own, to train on and to validate with.
+
+    Attributes:
+        half: the rows that its side draws from.
+        train: places in ``half`` of the training rows of world 0 and of world 1; no row is in both.
+        validation: likewise of the validation rows, which share no row and no twin with ``train``.
+    """
+
+    half: Rows
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
+
+
+class GameDataModule(LightningDataModule):
+    """One game on one dataset: disjoint halves, parts and worlds (see the module's text), as encoded tensors.
+
+    Features are encoded by what the victim's train rows of both worlds hold together: a preprocessing fitted to one
+    world alone would tell the secret bit by itself. ``game.world`` changes nothing here: both directions share data.
+    Texts and images are read by the model's ``reader``, a table by its dataset.
+    """
+
+    table: Table
+    encoder: Encoder | Encoding
+
+    def __init__(self, dataset: Dataset, game: GameConfig, seed: int, reader: Reader | None = None) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.game = game
+        self.seed = seed
+        self.reader = reader
+        self._rows: dict[tuple[Part, int], Rows] = {}
+        self._halves: dict[Side, Rows] = {}
+
+    def prepare_data(self) -> None:
+        """Fetch the files, if need be, in one process alone."""
+        self.dataset.source.locate()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, deal and encode, once; raises `InputError`."""
+        if self._rows:
+            return
+        self.table = table = self.dataset.load()
+        self._check_groups()
+        self.twins = twins(table)
+        order = interleave(self._cells(), np.random.default_rng(self.seed), self.twins)
+        victim = len(order) - round(self.game.adversary_share * len(order))
+        validation, test = round(self.game.validation_share * victim), round(self.game.test_share * victim)
+        sizes = [len(order) - victim, validation, test // 2, test - test // 2]
+        adversary, *parts = self._split(order, np.cumsum(sizes))
+        self.parts: dict[Part, NDArray[np.int64]] = dict(zip(_PARTS, parts, strict=True))
+        shadow, self.parts["query"] = self._split(
+            adversary, [len(adversary) - round(self.game.query_share * len(adversary))]
+        )
+        self._drawn_from: dict[Side, NDArray[np.int64]] = {
+            "victim": np.concatenate([self.parts["train"], self.parts["validation"]]),
+            "adversary": shadow,
+        }
+        worlds = {}
+        for place, part in enumerate(_PARTS):
+            # a stream of its own, so that the rows drawn in one part do not depend on the other parts
+            worlds[part] = self._worlds(part, np.random.default_rng([self.seed, place]))
+            self._check_cells(part, worlds[part])
+        self._items = self.reader.read(np.asarray(table.features)) if self.reader else table.features
+        train = self._take(np.sort(np.concatenate(worlds["train"])))
+        self.encoder = self.reader.encode(train) if self.reader else cast(TabularDataset, self.dataset).encode(train)
+        self._rows = {(part, world): self._encode(rows) for part in _PARTS for world, rows in enumerate(worlds[part])}
+
+    def part(self, name: Part, world: int) -> Rows:
+        """Rows of a part in world 0 or 1; ``query`` holds what the adversary asks about, of its own half."""
+        if (name, world) not in self._rows:
+            self._refuse_no_adversary()
+            drawn = self._worlds(name, np.random.default_rng([self.seed, len(_PARTS)]))
+            self._rows |= {(name, b): self._encode(rows) for b, rows in enumerate(drawn)}
+        return self._rows[name, world]
+
+    def half(self, side: Side) -> Rows:
+        """All rows that the models of one side draw from, every group in its natural proportion."""
+        if side not in self._halves:
+            if side == "adversary":
+                self._refuse_no_adversary()
+            self._halves[side] = self._encode(self._drawn_from[side])
+        return self._halves[side]
+
+    def deal(self, side: Side, seed: Sequence[int]) -> Deal:
+        """Draw the worlds of one model of a pool, afresh from its side's half.
+
+        Args:
+            side: whose half.
+            seed: of the draw; another one for every model.
+
+        Raises:
+            InputError: the half holds too few rows; says of which group, and how many are missing.
+        """
+        half, sizes = self.half(side), self.model_rows()
+        # places in the half, which stand for its rows
+        drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side)
+        place = np.zeros(len(self.table.y), dtype=np.int64)
+        place[self._drawn_from[side]] = np.arange(len(half.y))
+        train, validation = ((torch.from_numpy(place[a]), torch.from_numpy(place[b])) for a, b in drawn)
+        return Deal(half, train, validation)
+
+    def model_rows(self) -> tuple[int, int]:
+        """Training and validation rows per world of every model of a pool, victim or shadow.
+
+        Raises:
+            InputError: a half holds fewer rows of a group than that; says which group, and how many are missing.
+        """
+        self._refuse_no_adversary()
+        held = {}
+        for side, rows in self._drawn_from.items():
+            own = int((self.table.s[rows] == self.property_code).sum())
+            held[side] = {self._named_group(True): own, self._named_group(False): len(rows) - own}
+        fewest = min(count for counts in held.values() for count in counts.values())
+        n = self.game.model_rows or max(1, min(_LARGEST_SAMPLE, round(_SAMPLED * fewest)))
+        m = self.game.model_validation_rows or max(_LEAST_VALIDATION, round(_VALIDATION * n))
+        for side, counts in held.items():
+            for group, count in counts.items():
+                if count < n + m:
+                    raise InputError(
+                        f"{self.table.name}: the {side}'s half has {count} rows of {group} to draw models' rows from, "
+                        f"{n + m - count} fewer than game.model_rows={n} and game.model_validation_rows={m} take: "
+                        "lower these, or give more data"
+                    )
+        return n, m
+
+    @property
+    def features(self) -> int:
+        """Number of encoded features, F; of texts and images, what their model's reader says."""
+        return self.encoder.features
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, by code."""
+        return self.table.label_names
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the sensitive groups, by code."""
+        return self.table.group_names
+
+    @property
+    def property_code(self) -> int:
+        """Code of the property group A."""
+        name = self.group_names[0] if self.game.property is None else self.game.property
+        if name not in self.group_names:
+            raise InputError(
+                f"game.property={name}: no such group of '{self.table.sensitive}' in {self.table.name}; "
+                f"there are {', '.join(self.group_names)}"
+            )
+        return self.group_names.index(name)
+
+    @property
+    def pure(self) -> bool:
+        """Whether a world holds the property group alone: the two worlds' row sets are disjoint of necessity."""
+        return self.game.alpha in (0, 1)
+
+    @property
+    def overlap(self) -> float:
+        """Test rows per training row of the victim's half, for Nadeau and Bengio's correction over seeds."""
+        return (len(self.parts["rates"]) + len(self.parts["gap"])) / len(self.parts["train"])
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Rows that were read, left out by reason, and used; of these, of each label and group, part and world.
+
+        ``data/world_0/GROUP`` are its training rows of a group, ``data/decided_by/GROUP`` the rows of the scarcer side,
+        which decide how large a world is in training.
+        """
+        table = self.table
+        twin = np.bincount(self.twins)
+        counts = {"data/rows_read": table.rows_read, "data/rows": len(self.twins)}
+        counts |= {f"data/rows_dropped/{reason}": count for reason, count in table.dropped.items() if count}
+        counts["data/twin_rows"] = int(twin[twin > 1].sum())
+        for label, of_label in zip(table.label_names, table.sizes, strict=True):
+            counts |= {f"data/cells/{label}/{g}": n for g, n in zip(table.group_names, of_label.tolist(), strict=True)}
+        for part, rows in self.parts.items():
+            if len(rows):
+                counts[f"data/rows/{part}"] = len(rows)
+                counts[f"data/rows_of_each_world/{part}"] = self._world_rows(part)
+        for world in (0, 1):
+            held = np.bincount(self.part("train", world).s.numpy(), minlength=len(table.group_names)).tolist()
+            counts |= {f"data/world_{world}/{group}": n for group, n in zip(table.group_names, held, strict=True)}
+        own, rest = self._sides("train")
+        counts[f"data/decided_by/{self._scarcer()}"] = min(own, rest)
+        return {name: float(count) for name, count in counts.items()}
+
+    @property
+    def told(self) -> list[str]:
+        """Lines that say what was read and how it was dealt: into which worlds, of what size, and what decides that."""
+        alpha, own = self.game.alpha, self._named_group(True)
+        sizes = ", ".join(f"{part} {self._world_rows(part)}" for part, rows in self.parts.items() if len(rows))
+        counts = self._sides("train")
+        decided = f"{self._scarcer()} decides, with {min(counts)} of {sum(counts)} training rows"
+        return [
+            *self.table.told,
+            f"world 0: {alpha:.0%} {own}, {1 - alpha:.0%} others; world 1: {1 - alpha:.0%} {own}, {alpha:.0%} others",
+            f"rows of each world: {sizes}; {decided}",
+        ]
+
+    @property
+    def small(self) -> str | None:
+        """Says which parts have few rows a world; None where none does."""
+        sizes = {part: self._world_rows(part) for part, rows in self.parts.items() if len(rows)}
+        few = ", ".join(f"{part} {size}" for part, size in sizes.items() if size < _FEW)
+        return f"parts with fewer than {_FEW} rows a world measure little: {few}" if few else None
+
+    def _sides(self, part: Part) -> tuple[int, int]:
+        """Rows of the property group in a part, and of all others."""
+        rows = self.parts[part]
+        own = int((self.table.s[rows] == self.property_code).sum())
+        return own, len(rows) - own
+
+    def _scarcer(self) -> str:
+        """The side that has fewer training rows."""
+        own, rest = self._sides("train")
+        names = self.group_names
+        if own > rest and len(names) == 2:
+            return f"{self.table.sensitive}={names[1 - self.property_code]}"
+        return self._named_group(own <= rest)
+
+    def _world_rows(self, part: Part) -> int:
+        """Rows of each world of a part."""
+        return self.game.rows if part == "train" and self.game.rows is not None else min(self._sides(part))
+
+    def _cells(self) -> NDArray[np.int64]:
+        """Code of (label, group) of every row of the table."""
+        return self.table.y * len(self.group_names) + self.table.s
+
+    def _named_group(self, own: bool) -> str:
+        """What errors call the property group, or all others."""
+        name = f"{self.table.sensitive}={self.group_names[self.property_code]}"
+        return name if own else f"groups other than {name}"
+
+    def _refuse_no_adversary(self) -> None:
+        if not len(self.parts["query"]):
+            raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
+
+    def _split(self, order: NDArray[np.int64], cuts: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Consecutive parts of ``order``; a cut between twins moves behind the last of them."""
+        return np.split(order, [self._apart(order, int(cut)) for cut in cuts])
+
+    def _apart(self, order: NDArray[np.int64], cut: int) -> int:
+        while 0 < cut < len(order) and self.twins[order[cut]] == self.twins[order[cut - 1]]:
+            cut += 1
+        return cut
+
+    def _worlds(self, part: Part, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row numbers of world 0 and world 1 of a part, as large as they can be."""
+        own, rest = self._sides(part)
+        if part == "train" and self.game.rows is not None and self.game.rows > min(own, rest):
+            raise InputError(
+                f"game.rows={self.game.rows}: {self.table.name} has {min(own, rest)} training rows per world "
+                f"({own} of {self.group_names[self.property_code]}, {rest} of the others)"
+            )
+        return self._draw(self.parts[part], rng, [self._world_rows(part)], what=part)[0]
+
+    def _draw(
+        self, rows: NDArray[np.int64], rng: np.random.Generator, sizes: Sequence[int], *, what: str
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Row numbers of world 0 and world 1, once for each size; twins are never in the draws of two sizes."""
+        in_property = self.table.s[rows] == self.property_code
+        cells = self._cells()
+        sides = []
+        for mask in (in_property, ~in_property):
+            chosen = rows[mask]
+            sides.append(chosen[interleave(cells[chosen], rng, self.twins[chosen])])  # any stretch is stratified
+        own, rest = sides
+        starts = [0, 0]
+        draws = []
+        for n in sizes:
+            cut = round(self.game.alpha * n)
+            stretches = []
+            for i, side in enumerate((own, rest)):
+                stretches.append(side[starts[i] : starts[i] + n])
+                if len(stretches[-1]) < n:
+                    raise InputError(
+                        f"{self.table.name}: '{what}' has {n - len(stretches[-1])} rows of {self._named_group(i == 0)} "
+                        "too few, since equal rows are kept together: lower game.model_rows"
+                    )
+                starts[i] = self._apart(side, starts[i] + n)
+            a, r = stretches
+            worlds = (a[:cut], r[: n - cut]), (a[cut:], r[n - cut :])
+            zero, one = (rng.permutation(np.concatenate(world)) for world in worlds)
+            draws.append((zero, one))
+        return draws
+
+    def _check_groups(self) -> None:
+        table = self.table
+        counts = np.bincount(table.s, minlength=len(table.group_names))
+        for name, count in zip(table.group_names, counts, strict=True):
+            if count < 2:
+                raise InputError(
+                    f"group '{name}' of '{table.sensitive}' has one row in {table.name}: it cannot be both trained on "
+                    f"and measured; leave it out of dataset.groups.{table.sensitive} or pool it by dataset.recode"
+                )
+
+    def _check_cells(self, part: Part, worlds: tuple[NDArray[np.int64], ...]) -> None:
+        """Check for enough rows of every (label, group) where they are measured, and for every label in each world.
+
+        Validation, where lambda is chosen, needs one row a cell; training none.
+        """
+        table = self.table
+        needed = {"rates": self.game.min_cell, "gap": self.game.min_cell, "validation": min(1, self.game.min_cell)}
+        wanted = needed.get(part, 0)
+        both = np.concatenate(worlds)
+        or_label = ", or such labels by dataset.min_cell_rows" if isinstance(self.dataset, Attributed) else ""
+        for label, label_name in enumerate(table.label_names):
+            for group, group_name in enumerate(table.group_names):
+                count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
+                if count < wanted:
+                    cell = (table.y == label) & (table.s == group)
+                    total, distinct = int(cell.sum()), len(np.unique(self.twins[cell]))
+                    equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
+                    leave_out = (
+                        f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
+                        f"{'dataset.values' if isinstance(self.dataset, Attributed) else 'dataset.recode'}{or_label}"
+                    )
+                    if distinct < len(_PARTS):  # no share of the data gives every part one
+                        advice = f"no other game.min_cell or share mends that: {leave_out}"
+                    else:
+                        other = self._other_property(label, group, part)
+                        advice = (
+                            f"{other}raise game.test_share or game.validation_share, lower game.min_cell (so few rows "
+                            f"measure little), or {leave_out}"
+                        )
+                    raise InputError(
+                        f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
+                        f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}{equal}), "
+                        f"fewer than {wanted}: {advice}"
+                    )
+            for world, rows in enumerate(worlds):
+                if self.game.min_cell and not (table.y[rows] == label).any():
+                    raise InputError(
+                        f"{table.name}: part '{part}' of world {world} has no row with label '{label_name}' among its "
+                        f"{len(rows)}: raise that part's share or give more data"
+                    )
+
+    def _other_property(self, label: int, group: int, part: Part) -> str:
+        """Advice to split by another group, where worlds drawn by it may hold more rows of a label and group."""
+        table, rows = self.table, self.parts[part]
+        if group == self.property_code or len(table.group_names) < 3:
+            return ""
+        whole = int(((table.y[rows] == label) & (table.s[rows] == group)).sum())
+        best = {
+            name: min(n := int((table.s[rows] == code).sum()), len(rows) - n)
+            for code, name in enumerate(table.group_names)
+        }
+        name = max(best, key=lambda name: best[name])
+        if best[name] <= min(self._sides(part)) or not whole:
+            return ""
+        return f"choose game.property={name}, which makes worlds of {best[name]} rows, or "
+
+    def _take(self, index: NDArray[np.int64]) -> Any:
+        return self._items.iloc[index] if isinstance(self._items, pd.DataFrame) else self._items[index]
+
+    def _encode(self, index: NDArray[np.int64]) -> Rows:
+        return Rows(
+            X=torch.from_numpy(self.encoder.transform(self._take(index))),
+            y=torch.from_numpy(self.table.y[index]),
+            s=torch.from_numpy(self.table.s[index]),
+            index=torch.from_numpy(index.astype(np.int64)),
+        )
+
+
+def twins(table: Table) -> NDArray[np.int64]:
+    """Number the rows ``[N]`` so that two have one number exactly where features, label and group are equal."""
+    features = table.features
+    if isinstance(features, pd.DataFrame):
+        content = pd.util.hash_pandas_object(features, index=False).to_numpy()
+    else:
+        items = (item.tobytes() if isinstance(item, np.ndarray) else str(item).encode() for item in features)
+        digests = (hashlib.blake2b(item, digest_size=8).digest() for item in items)
+        content = np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
+    keys = pd.MultiIndex.from_arrays([content, table.y, table.s])
+    return pd.factorize(keys)[0].astype(np.int64)
+
+
+def interleave(
+    cells: NDArray[np.int64], rng: np.random.Generator, twins: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Random order of the rows ``[N]`` in which every stretch holds each cell in about its overall proportion.
+
+    The rows of a cell are spread evenly, from a random start (systematic sampling): a stretch that is a share q of the
+    whole holds q times the cell's rows, give or take about one. Rows with the same number in ``twins`` ``[N]`` lie in
+    one cell and stay side by side; then it is give or take about as many as there are.
+    """
+    first, unit, size = np.unique(
+        np.arange(len(cells)) if twins is None else twins, return_index=True, return_inverse=True, return_counts=True
+    )[1:]
+    position = np.empty(len(first))
+    for cell in np.unique(cells):
+        units = rng.permutation(np.flatnonzero(cells[first] == cell))
+        position[units] = (np.cumsum(size[units]) - size[units] + rng.random()) / size[units].sum()
+    return np.lexsort((unit, position[unit]))

@@ -1,0 +1,759 @@
+"""A table of people: typed features, a binary label and a sensitive group, read from any CSV by a description."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairpriv.classifiers.data.columns import (
+    MISSING,
+    Notation,
+    alike,
+    check_quotes,
+    content_of,
+    is_rectangular,
+    notation,
+    oddities,
+    profile,
+    refuse_odd_numbers,
+    text,
+)
+from fairpriv.data.sources import Source
+from fairpriv.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_MUCH = 0.1  # share of the rows read that is left out, above which a warning says so
+_MOVED = 0.05  # change of a group's share by leaving out rows with missing values, likewise
+_MOST_LABELS = 10  # whose sizes are told one by one
+_MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
+
+_FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
+    "min": lambda column, bound: column >= bound,
+    "max": lambda column, bound: column <= bound,
+    "above": lambda column, bound: column > bound,
+    "below": lambda column, bound: column < bound,
+    "in": lambda column, values: _texts(column).isin([text(value) for value in values]),
+    "not_in": lambda column, values: ~_texts(column).isin([text(value) for value in values]),
+}
+
+_SELECTION = ("filters", "rows")  # reasons for leaving rows out that are part of what a config asks for
+
+_tables: dict[tuple[str, str], Table] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of a dataset after filters, before any split."""
+
+    name: str
+    sensitive: str
+    # [N] rows: float64 columns, and categorical columns whose categories are strings; or an array of what is no table
+    features: pd.DataFrame | NDArray[Any]
+    y: NDArray[np.int64]  # [N], code of the label; with two, 1 is the positive one
+    s: NDArray[np.int64]  # [N], code of the sensitive group
+    label_names: tuple[str, ...]
+    group_names: tuple[str, ...]  # the first is the property group unless the game says otherwise
+    dropped: dict[str, int]  # rows left out: by 'filters', for 'missing' values, for being in other 'groups'
+
+    @property
+    def rows_read(self) -> int:
+        """Rows before any was left out."""
+        return len(self.y) + sum(self.dropped.values())
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows ``[Y, S]`` of every label and group."""
+        sizes = np.zeros((len(self.label_names), len(self.group_names)), dtype=np.int64)
+        np.add.at(sizes, (self.y, self.s), 1)
+        return sizes
+
+    @property
+    def told(self) -> list[str]:
+        """Lines that say what was read, what was left out and why, and the sizes of labels and groups."""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
+        left_out = f", {self.rows_read - len(self.y)} left out ({reasons})" if reasons else ""
+        labels = list(zip(self.label_names, self.sizes, strict=True))[:_MOST_LABELS]
+        return [
+            f"{self.rows_read} rows read{left_out}, {len(self.y)} used",
+            f"{self.sensitive}: {self._by_group(self.sizes.sum(axis=0))}",
+            *(f"label {label}: {sizes.sum()} rows: {self._by_group(sizes)}" for label, sizes in labels),
+        ]
+
+    def _by_group(self, sizes: NDArray[np.int64]) -> str:
+        return ", ".join(f"{name} {size}" for name, size in zip(self.group_names, sizes, strict=True))
+
+    def warn(self) -> None:
+        """Warn where much is left out."""
+        lost = {reason: count for reason, count in self.dropped.items() if reason not in _SELECTION}
+        if sum(lost.values()) > _MUCH * (len(self.y) + sum(lost.values())):
+            log.warning(
+                "%s: %d of %d rows are left out (%s)",
+                self.name,
+                sum(lost.values()),
+                len(self.y) + sum(lost.values()),
+                ", ".join(f"{reason} {count}" for reason, count in lost.items() if count),
+            )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Features as numbers, by what the training rows hold and nothing else.
+
+    Numeric columns are standardised; one that is constant in training is 0 everywhere. A missing number becomes the
+    mean, and 1 in an indicator column if training rows miss it too. Categorical columns are one-hot over the training
+    categories, the rare ones pooled as ``other``; a category that training does not hold is all zeros.
+    """
+
+    numeric: dict[str, tuple[float, float, bool]]  # column: mean, standard deviation (0: constant), indicator
+    categorical: dict[str, dict[str, int]]  # column: category -> offset in the column's block
+    feature_names: tuple[str, ...]
+
+    @property
+    def features(self) -> int:
+        """Number of encoded features, F."""
+        return len(self.feature_names)
+
+    @classmethod
+    def fit(cls, train: pd.DataFrame, max_categories: int | None = None) -> Encoder:
+        """Fit to training rows; at most ``max_categories`` columns for a categorical one, ``other`` included."""
+        numeric: dict[str, tuple[float, float, bool]] = {}
+        categorical: dict[str, dict[str, int]] = {}
+        names: list[str] = []
+        for column in train.columns:
+            if isinstance(train[column].dtype, pd.CategoricalDtype):
+                counts = train[column].value_counts()
+                present = sorted(counts[counts > 0].index, key=lambda value: (-counts[value], value))
+                kept = (
+                    present
+                    if max_categories is None or len(present) <= max_categories
+                    else present[: max_categories - 1]
+                )
+                kept = sorted(kept)
+                categorical[column] = {value: kept.index(value) if value in kept else len(kept) for value in present}
+                names += [f"{column}={value}" for value in kept] + [f"{column}=other"] * (len(kept) < len(present))
+            else:
+                values = train[column].to_numpy(np.float64)
+                known = values[~np.isnan(values)]
+                mean = float(known.mean()) if len(known) else 0.0
+                # Not the deviation itself: rounding leaves 1e-17 for a constant like 0.1
+                deviation = float(known.std()) if len(known) and np.ptp(known) > 0 else 0.0
+                numeric[column] = (mean, deviation, len(known) < len(values))
+                names += [column] + [f"{column}=missing"] * (len(known) < len(values))
+        return cls(numeric, categorical, tuple(names))
+
+    def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Encode rows ``[N]`` as float32 ``[N, F]``, columns as in ``feature_names``."""
+        encoded = np.zeros((len(frame), len(self.feature_names)), dtype=np.float32)
+        start = 0
+        for column in frame.columns:
+            if column in self.numeric:
+                mean, deviation, indicator = self.numeric[column]
+                values = frame[column].to_numpy(np.float64)
+                missing = np.isnan(values)
+                if deviation > 0:
+                    encoded[:, start] = np.where(missing, 0.0, (values - mean) / deviation)
+                if indicator:
+                    encoded[:, start + 1] = missing
+                start += 1 + indicator
+            else:
+                offsets = self.categorical[column]
+                place = np.array([offsets.get(value, -1) for value in frame[column].cat.categories] or [-1])
+                place = place[frame[column].cat.codes.to_numpy()]
+                rows = np.flatnonzero(place >= 0)
+                encoded[rows, start + place[rows]] = 1.0
+                start += 1 + max(offsets.values(), default=-1)
+        return encoded
+
+
+class Description:
+    """What the dataclasses that describe a dataset have in common: its table is read once per process."""
+
+    source: Source
+
+    def load(self) -> Table:
+        """Read everything, once per process for the same description and content; raises `InputError`."""
+        described = [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self)) if f.name != "source"]
+        key = (self.source.digest(), repr((type(self).__name__, described)))
+        if key not in _tables:
+            _tables[key] = self._load()
+            _tables[key].warn()
+        return _tables[key]
+
+    def _load(self) -> Table:
+        raise NotImplementedError
+
+
+@dataclass
+class TabularDataset(Description):
+    """Description of a dataset of CSV or parquet files, and its reader.
+
+    The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
+    values, groups, label. Values are compared by their spelling: 1, 1.0 and "1" are the same. The sensitive column is
+    left out of the features (unless ``include_sensitive``), and with it every column that it was recoded from or that
+    was recoded from the same one; likewise for the target. Features that give it away stay, and one
+    line says so, unless ``keep_proxies`` is False.
+
+    A column is numeric where all its cells are numbers. One that is numeric but for a few cells, and listed neither as
+    ``numeric`` nor as ``categorical``, is an error that shows those cells.
+    """
+
+    name: str
+    source: Source
+    target: str  # column of the label
+    sensitive: str  # column of the sensitive attribute
+    # sensitive column: its groups in order, the first being the property group. Rows of other groups are left out.
+    # A column without an entry: every value found, by falling frequency.
+    groups: dict[str, list[Any] | None] = field(default_factory=dict)
+    positive: list[Any] | None = None  # target values with label 1
+    negative: list[Any] | None = None  # target values with label 0; null: the one other value there is
+    positive_above: float | None = None  # instead of ``positive``: label 1 where the target is above this number
+    label_names: list[str] | None = None  # names of label 0 and label 1; null: from the values
+    columns: list[str] | None = None  # column names of a file without a header line; null: it has one
+    separator: str = ","
+    skip_initial_space: bool = False
+    comment: str | None = None  # character that begins a comment
+    skip_rows: int = 0  # lines at the top of each file
+    missing_values: list[str] = field(default_factory=lambda: list(MISSING))  # whatever their case, "" being blank
+    decimal: str = "."  # decimal mark of numbers
+    thousands: str | None = None  # mark between their thousands
+    units: list[str] = field(default_factory=list)  # signs beside numbers that do not count, such as "$"
+    rename: dict[str, str] = field(default_factory=dict)  # old name: new name, where a file has the old one
+    decode: dict[str, str] = field(default_factory=dict)  # new column: prefix of the 0/1 columns that it replaces
+    # new column: {from: column, values: {old: new}, other: new value of all that is not listed, else an error}
+    recode: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # column: conditions among min, max, above, below, in, not_in. Rows with a missing value there are left out.
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: list[str] | None = None  # null: every column but ``drop``
+    drop: list[str] = field(default_factory=list)
+    numeric: list[str] | None = None  # features in neither list are typed by what the file holds
+    categorical: list[str] | None = None
+    max_categories: int | None = 50  # one-hot columns per categorical feature; rare values are pooled as other
+    include_sensitive: bool = False
+    proxies: dict[str, list[str]] = field(default_factory=dict)  # sensitive column: features that give it away
+    keep_proxies: bool = True  # False leaves those of ``sensitive`` out of the features
+    # Missing values. drop: rows with one are left out. category: a missing feature is a value of its own (Encoder).
+    # Or each by itself, as {target: drop, sensitive: category, features: error}: what is not named is an error.
+    missing: Literal["error", "drop", "category"] | dict[str, str] = "error"
+
+    def __post_init__(self) -> None:
+        if self.sensitive == self.target:
+            raise InputError(f"dataset.sensitive and dataset.target are both '{self.target}': they must differ")
+        if (self.positive is None) == (self.positive_above is None):
+            raise InputError("dataset.positive (values) or dataset.positive_above (a threshold): exactly one is wanted")
+        if self.label_names is not None and len(set(self.label_names)) != 2:
+            raise InputError(
+                f"dataset.label_names: {self.label_names}; two names are wanted, of label 0 and of label 1"
+            )
+        if len(self.separator) != 1 and self.separator != r"\s+":
+            raise InputError(rf"dataset.separator: '{self.separator}'; one character is wanted, or \s+ for any blanks")
+        apart = self.missing if isinstance(self.missing, Mapping) else {"features": self.missing}
+        for key, how in apart.items():
+            if how not in ("error", "drop", "category") or (key, how) == ("target", "category"):
+                raise InputError(f"dataset.missing: '{self.missing}'; it is error, drop or category (no target)")
+            if key not in ("target", "sensitive", "features"):
+                raise InputError(f"dataset.missing.{key}: it takes target, sensitive and features")
+        marks = [self.decimal, *([self.thousands] if self.thousands is not None else [])]
+        if any(len(mark) != 1 for mark in marks) or len(set(marks)) < len(marks):
+            raise InputError(
+                f"dataset.decimal='{self.decimal}', thousands='{self.thousands}': two different characters"
+            )
+        if self.max_categories is not None and self.max_categories < 2:
+            raise InputError(f"dataset.max_categories: {self.max_categories}; it is at least 2, or null for no limit")
+        for column in set(self.numeric or ()) & set(self.categorical or ()):
+            raise InputError(f"dataset: '{column}' is listed both as numeric and as categorical")
+        for column, conditions in self.filters.items():
+            for condition, bound in conditions.items():
+                if condition not in _FILTERS:
+                    raise InputError(
+                        f"dataset.filters.{column}.{condition}: a condition is one of {', '.join(_FILTERS)}"
+                    )
+                if isinstance(bound, list) != (condition in ("in", "not_in")):
+                    wanted = "a list of values" if condition in ("in", "not_in") else "a number"
+                    raise InputError(f"dataset.filters.{column}.{condition}: {bound}; {wanted} is wanted")
+        for column, rule in self.recode.items():
+            if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
+                raise InputError(
+                    f"dataset.recode.{column}: has {', '.join(map(str, rule))}; it takes from, values and other"
+                )
+            if not isinstance(rule["from"], str) or not isinstance(rule["values"], Mapping):
+                raise InputError(
+                    f"dataset.recode.{column}: from is a column's name, and values are old: new, as in "
+                    "{from: sex, values: {1: male, 2: female}}"
+                )
+            told = [*rule["values"].values(), *filter(None, [rule.get("other")])]
+            if odd := [value for value in told if isinstance(value, list | Mapping)]:
+                raise InputError(f"dataset.recode.{column}: {str(odd[0])[:60]} is no value: a text or number is wanted")
+
+    def encode(self, train: pd.DataFrame) -> Encoder:
+        """Fit an encoder to training rows of ``Table.features``."""
+        return Encoder.fit(train, self.max_categories)
+
+    def _load(self) -> Table:
+        paths = self.source.locate()
+        return self._table(self._read(paths), ", ".join(path.name for path in paths))
+
+    def profile(self) -> Iterator[str]:
+        """A line for every column that is read, before any row is left out; raises `InputError`."""
+        paths = self.source.locate()
+        frame = self._derive(self._read(paths), ", ".join(path.name for path in paths))
+        yield from profile(frame, self.target, self.sensitive, self.categorical or ())
+
+    def _table(self, frame: pd.DataFrame, files: str) -> Table:
+        frame = self._derive(frame, files)
+        for key, names in {
+            "target": [self.target],
+            "sensitive": [self.sensitive],
+            "filters": self.filters,
+            "features": self.features or [],
+            "drop": self.drop,
+            "numeric": self.numeric or [],
+            "categorical": self.categorical or [],
+            "proxies": self.proxies,
+            **{f"proxies.{sensitive}": given_away for sensitive, given_away in self.proxies.items()},
+        }.items():
+            for name in names:
+                _require(frame, name, f"dataset.{key}", files)
+        dropped = {}
+        kept = self._filter(frame, files)
+        dropped["filters"] = len(frame) - len(kept)
+        if kept.empty:
+            raise InputError(f"dataset.filters: none of the {len(frame)} rows of {files} is left")
+
+        hidden = self._family(self.sensitive) | self._family(self.target)
+        listed = self.features if self.features is not None else list(kept.columns)
+        names = [name for name in dict.fromkeys(listed) if name not in hidden and name not in self.drop]
+        proxies = [name for name in names if name in self.proxies.get(self.sensitive, [])]
+        if not self.keep_proxies:
+            names = [name for name in names if name not in proxies]
+        elif proxies:
+            log.warning(
+                "%s: features that give %s away are kept: %s; dataset.keep_proxies=false leaves them out",
+                self.name,
+                self.sensitive,
+                ", ".join(proxies),
+            )
+        if self.include_sensitive:
+            names.append(self.sensitive)
+        if not names:
+            raise InputError(f"dataset: no feature is left of the columns of {files}")
+        for name in names:
+            if name not in (*(self.numeric or ()), *(self.categorical or ())):
+                refuse_odd_numbers(kept[name], files)
+        frame = self._complete(kept, names, files)
+        dropped["missing"] = len(kept) - len(frame)
+        self._tell_moved(kept, frame)
+        self._tell_oddities(frame[[*names, *({self.target, self.sensitive} - set(names))]], names)
+
+        codes, group_names = coded(frame[self.sensitive], f"sensitive column '{self.sensitive}'", self.groups, files)
+        dropped["groups"] = int((codes < 0).sum())
+        frame, codes = frame[codes >= 0], codes[codes >= 0]
+        y, label_names = self._label(frame[self.target], files)
+        return Table(
+            name=self.name,
+            sensitive=self.sensitive,
+            features=pd.DataFrame({name: self._typed(frame[name], files) for name in names}).reset_index(drop=True),
+            y=y,
+            s=codes,
+            label_names=label_names,
+            group_names=group_names,
+            dropped=dropped,
+        )
+
+    def _read(self, paths: Sequence[Path]) -> pd.DataFrame:
+        frames: list[pd.DataFrame] = []
+        for path in paths:
+            try:
+                if path.suffix.lower() == ".parquet":
+                    frame = self._parse_parquet(path)
+                    header: list[str] = []
+                else:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+                        frame, header = self._parse_text(path)
+            except InputError:
+                raise
+            except pd.errors.EmptyDataError as error:
+                raise InputError(f"{path} is empty") from error
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+                ) from error
+            except (ValueError, TypeError, OSError, EOFError, BadZipFile, pd.errors.ParserWarning) as error:
+                raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+            if frame.empty:
+                raise InputError(f"{path} has no rows")
+            frame = _without_copies(frame, header, path)
+            taken = {old: new for old, new in self.rename.items() if old in frame.columns and new not in frame.columns}
+            frame = frame.rename(columns=taken)
+            if frames and set(frame.columns) != set(frames[0].columns):
+                differing = ", ".join(sorted(set(frame.columns) ^ set(frames[0].columns))[:10])
+                raise InputError(f"{paths[0].name} and {path.name} do not have the same columns: {differing}")
+            frames.append(frame)
+        whole = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        # Typed together: codes that one file writes as 1 and another as 1.0 are the same
+        written = Notation(self.missing_values, self.decimal, self.thousands, self.units)
+        return pd.DataFrame({name: written.read(whole[name]) for name in whole.columns})
+
+    def _parse_text(self, path: Path) -> tuple[pd.DataFrame, list[str]]:
+        """All cells as they stand, of the columns that are needed; and what the header line calls these."""
+        content = content_of(path)
+
+        def parse(**how: Any) -> pd.DataFrame:
+            return pd.read_csv(
+                io.BytesIO(content),
+                sep=self.separator,
+                dtype="category",  # of text, which is quick where few values come often
+                index_col=False,
+                skipinitialspace=self.skip_initial_space,
+                comment=self.comment,
+                skiprows=self.skip_rows,
+                keep_default_na=False,
+                **how,
+            )
+
+        first = parse(header=None, nrows=1)
+        if self.columns is not None and len(first.columns) != len(self.columns):
+            raise ValueError(f"it has {len(first.columns)} columns, dataset.columns {len(self.columns)} names")
+        names = [str(name) for name in (self.columns or first.iloc[0])]
+        needed = self._needed(names)
+        # pandas overlooks lines that are too long where it is told which columns to read
+        only = needed if is_rectangular(content, self.separator, len(names)) else None
+        frame = parse(header=None if self.columns is not None else 0, names=self.columns, usecols=only)
+        check_quotes(content, path, self.separator, len(names))
+        if only is None:
+            frame = frame.iloc[:, needed]
+        return frame, [] if self.columns is not None else [names[place] for place in needed]
+
+    def _parse_parquet(self, path: Path) -> pd.DataFrame:
+        try:
+            frame = pd.read_parquet(path)
+        except ImportError as error:
+            raise InputError(f"{path}: reading parquet needs pyarrow: `pip install pyarrow`") from error
+        names = [str(name) for name in frame.columns]
+        return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
+
+    def _needed(self, names: Sequence[str]) -> list[int]:
+        """Places of the columns that are read: all, unless ``features`` says which, and no other name is unknown."""
+        everything = list(range(len(names)))
+        if self.features is None:
+            return everything
+        wanted = {self.target, self.sensitive, *self.features, *self.filters, *self.drop}
+        wanted |= {*(self.numeric or ()), *(self.categorical or ()), *self.proxies}
+        wanted |= {name for given_away in self.proxies.values() for name in given_away}
+        wanted |= {rule["from"] for rule in self.recode.values()}
+        there = {self.rename.get(name, name) for name in names} | set(names) | set(self.recode) | set(self.decode)
+        if wanted - there:  # an error that shows what there is
+            return everything
+        prefixes = tuple(self.decode.values())
+        return [
+            place
+            for place, name in enumerate(names)
+            if {name, self.rename.get(name, name)} & wanted or (prefixes and name.startswith(prefixes))
+        ]
+
+    def _derive(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
+        for name, prefix in self.decode.items():
+            parts = [column for column in frame.columns if column.startswith(prefix)]
+            if len(parts) < 2:
+                raise InputError(
+                    f"dataset.decode.{name}: {len(parts)} columns of {files} begin with '{prefix}', not several"
+                )
+            ones = frame[parts].isin([1])
+            wrong = int((ones.sum(axis=1) != 1).sum())
+            if wrong:
+                raise InputError(
+                    f"dataset.decode.{name}: {wrong} rows of {files} do not have exactly one 1 in '{prefix}*'"
+                )
+            values = np.array([part.removeprefix(prefix) for part in parts], dtype=object)
+            frame = frame.drop(columns=parts).assign(**{name: values[ones.to_numpy().argmax(axis=1)]})
+        for name, rule in self.recode.items():
+            _require(frame, rule["from"], f"dataset.recode.{name}.from", files)
+            old = _texts(frame[rule["from"]])
+            mapping = {text(key): text(value) for key, value in rule["values"].items()}
+            new = old.map(mapping)
+            unlisted = new.isna() & old.notna()
+            for same in alike(old.dropna().unique()):
+                if len({value in mapping for value in same}) == 2:
+                    raise InputError(
+                        f"dataset.recode.{name}: of {', '.join(map(repr, same))} in '{rule['from']}' of {files}, which "
+                        "differ in case or blanks only, some are listed: list them all"
+                    )
+            if rule.get("other") is not None:
+                new = new.mask(unlisted, text(rule["other"]))
+            elif unlisted.any():
+                raise InputError(
+                    f"dataset.recode.{name}: values of '{rule['from']}' in {files} that are not listed: "
+                    f"{_counted(old[unlisted])}; list them or set other"
+                )
+            frame = pd.concat([frame.drop(columns=name, errors="ignore"), new.rename(name)], axis=1)
+        return frame
+
+    def _filter(self, frame: pd.DataFrame, files: str) -> pd.DataFrame:
+        keep = pd.Series(True, index=frame.index)
+        for name, conditions in self.filters.items():
+            keep &= frame[name].notna()
+            for condition, bound in conditions.items():
+                column = frame[name] if condition in ("in", "not_in") else _numbers(frame[name], files)
+                keep &= _FILTERS[condition](column, bound)
+        return frame[keep]
+
+    def _family(self, name: str) -> set[str]:
+        """The column and all that say the same or more: those it was recoded from, and those recoded from these."""
+
+        def root(column: str) -> str:
+            while column in self.recode and self.recode[column]["from"] != column:
+                column = self.recode[column]["from"]
+            return column
+
+        derived = {column for column in self.recode if root(column) == root(name)}
+        return derived | {self.recode[column]["from"] for column in derived} | {name}
+
+    def _complete(self, frame: pd.DataFrame, features: Iterable[str], files: str) -> pd.DataFrame:
+        how = dict.fromkeys(features, self._missing("features"))
+        how |= {self.target: self._missing("target"), self.sensitive: self._missing("sensitive")}
+        for name, answer in how.items():
+            empty = frame[name].isna()
+            if not empty.any() or (answer == "category" and name != self.sensitive):
+                continue
+            if empty.all():
+                leaves = f"dataset.missing=drop leaves no row of {files}: " if answer == "drop" else ""
+                raise InputError(
+                    f"{leaves}column '{name}' of {files} has no value in any of {len(frame)} rows: leave it out by "
+                    "dataset.drop, or name another column"
+                )
+            if answer == "category":
+                frame = frame.assign(**{name: _texts(frame[name]).fillna("missing")})
+            elif answer == "error":
+                key = "dataset.missing" if isinstance(self.missing, str) else f"dataset.missing.{self._role(name)}"
+                or_keep = f" or {key}=category to keep them" if self._role(name) == "features" else ""
+                raise InputError(
+                    f"column '{name}' of {files} has no value in {int(empty.sum())} of {len(frame)} rows: set "
+                    f"{key}=drop to leave them out{or_keep}"
+                )
+        complete = frame.dropna(subset=[name for name, answer in how.items() if answer == "drop"])
+        if complete.empty:
+            worst = frame[list(how)].isna().sum().idxmax()
+            raise InputError(
+                f"dataset.missing=drop leaves no row of {files}: '{worst}' misses the most values; leave it out by "
+                "dataset.drop, or keep such rows by dataset.missing=category"
+            )
+        return complete
+
+    def _role(self, name: str) -> str:
+        return {self.target: "target", self.sensitive: "sensitive"}.get(name, "features")
+
+    def _missing(self, role: str) -> str:
+        """What is done where a target, sensitive attribute or feature is missing."""
+        if isinstance(self.missing, Mapping):
+            return self.missing.get(role, "error")
+        return self.missing if role == "features" or self.missing != "category" else "error"
+
+    def _tell_oddities(self, frame: pd.DataFrame, features: Sequence[str]) -> None:
+        """Warn of features that hardly describe a person, and of categories that may be the same."""
+        for kind, names in oddities(frame, self.target, self.sensitive).items():
+            log.warning(
+                "%s: features that look like %s: %s; dataset.drop leaves them out", self.name, kind, ", ".join(names)
+            )
+        for name in features:
+            if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
+                shown = "; ".join(" and ".join(f"'{value}'" for value in values) for values in same[:3])
+                log.warning(
+                    "%s: '%s' has values that differ in case or blanks only: %s; dataset.recode makes them one",
+                    self.name,
+                    name,
+                    shown,
+                )
+
+    def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame) -> None:
+        """Warn where leaving out rows with missing values changes the make-up of groups or labels."""
+        if len(before) == len(after):
+            return
+        for name in (self.sensitive, self.target):
+            then, now = (_texts(frame[name]).value_counts(normalize=True) for frame in (before, after))
+            change = (now.reindex(then.index).fillna(0) - then).abs()
+            if len(then) <= _MOST_GROUPS and change.max() > _MOVED:
+                moved = str(change.idxmax())
+                empty = before.drop(index=after.index).isna().sum()
+                log.warning(
+                    "%s: leaving out rows with missing values changes who is left: %s=%s is %.1f %% of the rows before "
+                    "and %.1f %% after; most are missing in '%s'",
+                    self.name,
+                    name,
+                    moved,
+                    100 * then[moved],
+                    100 * now.get(moved, 0),
+                    empty.idxmax(),
+                )
+
+    def _label(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, str]]:
+        """Labels ``[N]`` in {0, 1} and their names."""
+        values = _texts(column)
+        rule = f"dataset.positive={self.positive}"
+        if self.positive_above is not None:
+            rule = f"dataset.positive_above={self.positive_above}"
+            y = np.asarray(_numbers(column, files) > self.positive_above, dtype=np.int64)
+            names = (f"<={text(self.positive_above)}", f">{text(self.positive_above)}")
+        else:
+            positive = [text(value) for value in self.positive or ()]
+            rest = sorted(set(values) - set(positive))
+            negative = [text(value) for value in self.negative] if self.negative is not None else rest
+            if set(rest) - set(negative) or (self.negative is None and len(rest) > 1):
+                raise InputError(
+                    f"target '{self.target}' of {files} is not binary: it holds {_counted(values)}, and {rule}: "
+                    "name the values of label 0 in dataset.negative, or leave the others out by dataset.filters"
+                )
+            for same in alike(values.unique()):
+                if len({(value in positive, self.negative is not None and value in negative) for value in same}) > 1:
+                    raise InputError(
+                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in case "
+                        f"or blanks only, under two labels, and {rule}: list them all under one"
+                    )
+            y = np.asarray(values.isin(positive), dtype=np.int64)
+            names = ("/".join(negative), "/".join(positive))
+        if y.min() == y.max():
+            raise InputError(
+                f"target '{self.target}' of {files} has label {y[0]} in all {len(y)} rows: it holds "
+                f"{_counted(values)}, and {rule}"
+            )
+        if self.label_names is not None:
+            names = (text(self.label_names[0]), text(self.label_names[1]))
+        return y, names
+
+    def _typed(self, column: pd.Series, files: str) -> pd.Series:
+        name = str(column.name)
+        inferred = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        if name in (self.numeric or ()) or (inferred and name not in (self.categorical or ())):
+            numbers = _numbers(column, files)
+            if np.isinf(numbers).any():
+                raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
+            return numbers
+        return _texts(column).fillna("missing").astype(object).astype("category")
+
+
+def coded(
+    column: pd.Series,
+    what: str,
+    groups: Mapping[str, list[Any] | None],
+    files: str,
+    most: int = _MOST_GROUPS,
+    remedy: str = "dataset.recode",
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Codes ``[N]`` of a column's values in the order of ``dataset.groups``, -1 for the others; and the values' names.
+
+    Args:
+        column: the values, none missing.
+        what: what an error calls the column.
+        groups: by column, the values that are kept; without an entry all of them, by falling frequency.
+        files: where they were read.
+        most: values that a column without an entry may have.
+        remedy: the config key by which values of one group get one name.
+    """
+    values = _texts(column)
+    counts = values.value_counts()
+    listed = groups.get(str(column.name))
+    same = alike(counts.index)
+    if listed:
+        kept = [text(name) for name in listed]
+        lost = [
+            f"'{name}' ({counts[name]})" for names in same if {*names} & {*kept} for name in names if name not in kept
+        ]
+        if lost:
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            log.warning(
+                "%s of %s: left out are %s%s, which differ from a listed group in case or blanks only; %s makes "
+                "them one",
+                what,
+                files,
+                ", ".join(lost[:5]),
+                more,
+                remedy,
+            )
+    elif same:
+        shown = "; ".join(" and ".join(f"'{name}' ({counts[name]})" for name in names) for names in same[:3])
+        raise InputError(
+            f"{what} of {files} holds names that differ in case or blanks only: {shown}: make them one by {remedy}, "
+            f"or list the groups in dataset.groups.{column.name}"
+        )
+    initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
+    short = [
+        n for n in initials if any(n != name and name.casefold().startswith(n.casefold()) for name in counts.index)
+    ]
+    if short and not listed:
+        log.warning(
+            "%s of %s: %s may be short for another of its values: %s; %s makes them one",
+            what,
+            files,
+            ", ".join(short),
+            _counted(values),
+            remedy,
+        )
+    if not listed and len(counts) > most:
+        raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")
+    found = sorted(counts.index, key=lambda value: (-counts[value], value))
+    names = [text(name) for name in listed] if listed else found
+    if len(set(names)) < 2:
+        raise InputError(f"{what} of {files}: two groups are needed, there is {names}")
+    if len(set(names)) < len(names):
+        raise InputError(f"dataset.groups.{column.name}: {names} names a group twice")
+    for name in names:
+        if name not in counts.index:
+            raise InputError(
+                f"dataset.groups.{column.name}: no row of {files} has '{name}'; it holds {_counted(values)}"
+            )
+    return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.map({value: text(value) for value in column.dropna().unique()})
+
+
+def _numbers(column: pd.Series, files: str) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    wrong = numbers.isna() & column.notna()
+    if wrong.any():
+        remedy = notation(column[wrong].unique())
+        raise InputError(
+            f"column '{column.name}' of {files} is to be numeric but holds {_counted(_texts(column[wrong]))}"
+            + (f": it {remedy}" if remedy else "")
+        )
+    return numbers
+
+
+def _counted(values: pd.Series) -> str:
+    """Values with their counts, the most frequent first, as one line."""
+    counts = values.value_counts()
+    shown = ", ".join(f"'{value}' ({count})" for value, count in counts.head(10).items())
+    return shown + (f" and {len(counts) - 10} more" if len(counts) > 10 else "")
+
+
+def _require(frame: pd.DataFrame, name: str, key: str, files: str) -> None:
+    if name not in frame.columns:
+        columns = [str(column) for column in frame.columns]
+        near = get_close_matches(str(name), columns)
+        shown = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
+        hint = f"the nearest is {' or '.join(near)}; " if near else ""
+        raise InputError(f"{key}: no column '{name}' in {files}; {hint}there are {shown}")
+
+
+def _without_copies(frame: pd.DataFrame, header: list[str], path: Path) -> pd.DataFrame:
+    """Drop the columns that repeat an earlier one in name and content, as in COMPAS; pandas has renamed them."""
+    copies = []
+    for place, name in enumerate(header):
+        first = header.index(name)
+        if first < place:
+            if not frame.iloc[:, first].equals(frame.iloc[:, place].set_axis(frame.index)):
+                raise InputError(f"{path} has two columns '{name}' that differ: rename one of them in the file")
+            copies.append(place)
+    return frame.drop(columns=frame.columns[copies])

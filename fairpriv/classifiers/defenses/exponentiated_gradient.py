@@ -1,0 +1,293 @@
+"""fairlearn's ExponentiatedGradient: a randomised classifier from a sequence of weighted fits (Agarwal et al. 2018)."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import fairlearn.reductions
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, draw, refuse_one_group
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.nets.classifier import predict
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.errors import InputError
+
+Model = TypeVar("Model")
+Train = Callable[[Tensor, Tensor], tuple[Model, Tensor]]  # labels and weights [N] -> a model and its answers [N]
+
+
+@dataclass
+class ExponentiatedGradient:
+    """The reduction of fair classification to weighted fits, each of which is an arm of fine-tuning.
+
+    fairlearn asks again and again for the best network under labels and weights that it chooses; here that is FFt's arm
+    ``estimator`` on its own rows: from the same start, and for as many epochs as that arm takes with the true labels
+    until validation rows stop it (there are none with the labels that fairlearn invents). What answers is a mixture:
+    for every answer it draws one of a few networks. Attacks are told the chance of the answer 1, as anyone learns who
+    asks often enough; accuracies and rates are those of drawn answers. No single network is left, so attacks that read
+    weights are left out. A pool's members ask at the same time, and their networks are trained together.
+
+    Attributes:
+        estimator: an arm of fine-tuning with a fixed lambda of 0.
+        constraints: what is to be equal in all groups.
+        difference_bound: by how much it may differ.
+        eps: 1 / eps bounds the sum of the constraints' multipliers.
+        max_iter: iterations, of about three fits each.
+    """
+
+    name: str = "exponentiated_gradient"
+    estimator: FairFineTuning = field(default_factory=lambda: FairFineTuning(name="rehearsal", penalty=0.0))
+    constraints: Literal["equalized_odds", "demographic_parity"] = "equalized_odds"
+    difference_bound: float = 0.01
+    eps: float = 0.01
+    max_iter: int = 5
+
+    one_network: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if type(self.estimator) is not FairFineTuning or self.estimator.penalty != 0:
+            raise InputError(
+                f"defense.estimator={getattr(self.estimator, 'name', self.estimator)}: its fits are weighted ones, of "
+                "an arm of fine-tuning with lambda 0: choose fine_tune, rehearsal or scratch"
+            )
+        if not (0 < self.difference_bound < 1 and self.eps > 0 and self.max_iter >= 1):
+            raise InputError(
+                f"defense.difference_bound={self.difference_bound}, eps={self.eps}, max_iter={self.max_iter}: "
+                "difference_bound lies between 0 and 1, eps is above 0, max_iter at least 1"
+            )
+
+    @property
+    def control(self) -> bool:
+        """Whether its arm is one: a null control."""
+        return self.estimator.control
+
+    def defend(self, victim: Victim) -> Defended:
+        """Reduce for one model; also report how many networks it draws from, and the duality gap reached."""
+        victim.two_classes(self.name)
+        rows = victim.tuning_rows(self.estimator.rehearsal)
+        epochs = max(1, self.estimator.tune(victim, rows).epoch)
+
+        def train(y: Tensor, weights: Tensor) -> tuple[nn.Module, Tensor]:
+            net = self.estimator.tune_for(victim, Rows(rows.X, y, rows.s, rows.index), weights, epochs).net
+            return net, predict(net, rows.X)
+
+        with _fairlearns_warnings():
+            mixture, fitted = self._reduce(rows, train)
+        generator = torch.Generator().manual_seed(victim.seed)
+
+        def answer(asked: Rows) -> Tensor:
+            ones = [
+                torch.full((len(asked.y),), model) if isinstance(model, int) else predict(model, asked.X)
+                for model, _ in mixture
+            ]
+            chance = torch.stack(ones, 1).double() @ torch.tensor([weight for _, weight in mixture]).double()
+            return draw(chance, generator)
+
+        metrics = {
+            "defense/networks": float(len(mixture)),
+            "defense/duality_gap": float(fitted.best_gap_),
+            "defense/epoch": float(epochs),
+        }
+        return Defended(None, metrics, answer, rows)
+
+    def defend_pool(self, owner: PoolOwner) -> Mixtures:
+        """Reduce for every member."""
+        samples = owner.tuning_samples(self.estimator.rehearsal)
+        start = owner.base() if self.estimator.start == "base" else None
+        plain = self.estimator.tune_pool(owner, [(rows.X, rows.y, rows.s) for rows in samples], start)
+        epochs = [max(1, int(epoch)) for epoch in plain.told["epoch"]]
+
+        def reduced(member: int, train: Train[Pool]) -> list[tuple[Pool | int, float]]:
+            return self._reduce(samples[member], train)[0]
+
+        def trained(asked: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Pool, Tensor]]:
+            datasets = [(samples[i].X, y, samples[i].s, weights) for i, (y, weights) in asked.items()]
+            numbers = list(asked)
+            own = start[numbers] if start is not None else None
+            fixed = {"epochs": [epochs[i] for i in numbers], "patience": None, "validation": None}
+            # dozens of pools that nobody reads again: they are not kept
+            pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, cache=None, **fixed)
+            members = {i: pool[[place]] for place, i in enumerate(numbers)}
+            return {i: (net, (net.predict_proba(samples[i].X)[0] > 0.5).long()) for i, net in members.items()}
+
+        with _fairlearns_warnings():
+            return Mixtures.of(together(len(samples), reduced, trained))
+
+    def _reduce(self, rows: Rows, train: Train[Model]) -> tuple[list[tuple[Model | int, float]], Any]:
+        """fairlearn's run on one data set: the models (or constant answers) drawn from, with their chances."""
+        refuse_one_group(rows, "defense.estimator.rehearsal", self.estimator.rehearsal, f"{self.constraints} of groups")
+        moments = {
+            "equalized_odds": fairlearn.reductions.EqualizedOdds,
+            "demographic_parity": fairlearn.reductions.DemographicParity,
+        }
+        known: dict[bytes, tuple[Model, Tensor]] = {}  # without unfairness left, fairlearn asks for the same fit again
+
+        def once(y: Tensor, weights: Tensor) -> tuple[Model, Tensor]:
+            key = y.numpy().tobytes() + weights.numpy().tobytes()
+            known[key] = known[key] if key in known else train(y, weights)
+            return known[key]
+
+        reduction = fairlearn.reductions.ExponentiatedGradient(
+            BestResponse(once),
+            moments[self.constraints](difference_bound=self.difference_bound),
+            eps=self.eps,
+            max_iter=self.max_iter,
+        )
+        numbers = np.arange(len(rows.y))[:, None]  # the rows themselves stay here
+        reduction.fit(numbers, rows.y.numpy(), sensitive_features=rows.s.numpy())
+        mixture: list[tuple[Model | int, float]] = []
+        for place, chance in reduction.weights_.items():
+            response = reduction.predictors_[place]
+            if chance > 0:
+                constant = not isinstance(response, BestResponse)  # where all labels were one, fairlearn trains nothing
+                mixture.append((int(response.constant_) if constant else response.model, float(chance)))
+        return mixture, reduction
+
+
+@contextlib.contextmanager
+def _fairlearns_warnings() -> Iterator[None]:
+    """Ignore what pandas 3 says of fairlearn 0.15; in the main thread, since filters belong to all threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Setting (a value on a Series via \.at|an item of incompatible dtype)")
+        yield
+
+
+class BestResponse:
+    """What fairlearn takes for an estimator of the rows whose numbers it is given."""
+
+    def __init__(self, train: Train[Any]) -> None:
+        self.train = train
+
+    def __sklearn_clone__(self) -> BestResponse:
+        return BestResponse(self.train)
+
+    def fit(self, X: NDArray[np.int64], y: Any, sample_weight: Any) -> BestResponse:
+        """Train on these labels and weights."""
+        self.model, self.answers = self.train(torch.as_tensor(np.array(y)), torch.as_tensor(np.array(sample_weight)))
+        return self
+
+    def predict(self, X: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Answers ``[N]`` at row numbers ``[N, 1]``."""
+        return self.answers.numpy()[np.asarray(X)[:, 0]]
+
+
+def together(
+    count: int,
+    work: Callable[[int, Train[Any]], Any],
+    train: Callable[[dict[int, tuple[Tensor, Tensor]]], dict[int, tuple[Any, Tensor]]],
+) -> list[Any]:
+    """Run ``count`` algorithms side by side; what they ask to be trained at the same time is trained in one call.
+
+    Each runs in a thread of its own, one at a time, and waits there until all that are not yet done have asked: what is
+    trained together does not depend on who is faster.
+
+    Args:
+        count: of algorithms, numbered from 0.
+        work: runs one of them; it is given its number and what it may ask: labels and weights to a model and answers.
+        train: requests to answers, by number in ascending order; called in this thread.
+
+    Returns:
+        What every ``work`` returned, by number.
+    """
+    messages: queue.SimpleQueue[tuple[int, tuple[Tensor, Tensor] | None, Future[Any]]] = queue.SimpleQueue()
+
+    turn = threading.Lock()  # warning filters, which libraries change for a while, belong to all threads
+
+    def run(number: int) -> Any:
+        def ask(y: Tensor, weights: Tensor) -> Any:
+            reply: Future[Any] = Future()
+            messages.put((number, (y, weights), reply))
+            turn.release()
+            try:
+                return reply.result()
+            finally:
+                turn.acquire()
+
+        try:
+            with turn:
+                return work(number, ask)
+        finally:
+            messages.put((number, None, Future()))
+
+    with ThreadPoolExecutor(count) as threads:
+        results = [threads.submit(run, number) for number in range(count)]
+        left = count
+        asked: dict[int, tuple[Tensor, Tensor]] = {}
+        replies: dict[int, Future[Any]] = {}
+        while left:
+            number, request, reply = messages.get()
+            if request is None:
+                left -= 1
+            else:
+                asked[number], replies[number] = request, reply
+            if asked and len(asked) == left:
+                try:
+                    answers = train(dict(sorted(asked.items())))
+                    for i, waiting in replies.items():
+                        waiting.set_result(answers[i])
+                except BaseException as error:  # else the threads would wait for ever
+                    for waiting in replies.values():
+                        waiting.set_exception(error)
+                asked, replies = {}, {}
+    return [result.result() for result in results]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures:
+    """M classifiers, each of which draws one of its networks for every answer.
+
+    Attributes:
+        networks: of all members, K altogether.
+        weights: float32 ``[M, K]``: the chance that a member draws a network; rows sum to 1.
+    """
+
+    networks: Pool
+    weights: Tensor
+
+    randomized: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, mixtures: Sequence[Sequence[tuple[Pool | int, float]]]) -> Mixtures:
+        """From every member's networks, or constant answers, with their chances."""
+        like = next(net for mixture in mixtures for net, _ in mixture if isinstance(net, Pool))
+        networks = [constant(like, net) if isinstance(net, int) else net for mixture in mixtures for net, _ in mixture]
+        chances = [torch.tensor([chance for _, chance in mixture]) for mixture in mixtures]
+        return cls(Pool.join(networks), torch.block_diag(*chances))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __getitem__(self, index: Sequence[int]) -> Mixtures:
+        weights = self.weights[index]
+        drawn = weights.sum(0) > 0
+        return Mixtures(self.networks[drawn], weights[:, drawn])
+
+    @property
+    def diverged(self) -> list[int]:
+        """Members one of whose networks broke off in training."""
+        broken = torch.zeros(len(self.networks))
+        broken[self.networks.diverged] = 1.0
+        return (self.weights @ broken).nonzero().flatten().tolist()
+
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]``."""
+        return (self.weights @ (self.networks.predict_proba(X) > 0.5).float()).clamp(0, 1)
+
+
+def constant(like: Pool, answer: int) -> Pool:
+    """A network of the same architecture that always gives this answer, 0 or 1."""
+    weights = [(torch.zeros_like(W[:1]), torch.zeros_like(b[:1])) for W, b in like.weights]
+    weights[-1][1][0, answer] = 1.0
+    return Pool(weights)

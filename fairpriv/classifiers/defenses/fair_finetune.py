@@ -1,0 +1,245 @@
+"""Fair fine-tuning (FFt), and the arms that differ from it only in lambda, rehearsal or start.
+
+After Naidu (arXiv 2606.01719): a model trained on G_b is fine-tuned on G_(1-b) under an equalized-odds constraint, with
+rehearsal of G_b. The paper's lambda, rehearsal ratio and schedules are not known to us: those here are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, refuse_one_group
+from fairpriv.classifiers.data.batches import StratifiedBatches
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
+from fairpriv.classifiers.nets.pool import Dual, Pool
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.functional.attacks import answers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FairFineTuning:
+    """``CE(G_(1-b) and rehearsed G_b) + lambda * sum_y range_g mean score(y, g)`` on stratified batches.
+
+    Attributes:
+        start: from the base model, or from scratch.
+        rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
+        penalty: lambda: a number; or ``validation``: of ``grid`` and 0, by the rule of `choose`; or ``dual``: dual
+            ascent from 0 on ``gap <= epsilon``, measured every epoch on the validation rows. Of the epochs under that
+            constraint the one with the smallest cross-entropy is kept. Where there is none it is the one with the
+            smallest gap, and ``defense/constraint_met`` is 0. The gap on other rows may be larger than epsilon.
+        tolerance: validation: balanced accuracy that may be lost against lambda 0.
+        epochs: at most.
+        patience: epochs without a smaller objective on the validation rows of both worlds after which tuning stops and
+            the best epoch is kept, see `Classifier`; None: all epochs are trained. Under dual ascent all are.
+        steps_per_epoch, batch_size, lr, weight_decay: the same for every arm.
+    """
+
+    name: str = "fair_finetune"
+    start: Literal["base", "scratch"] = "base"
+    rehearsal: float = 0.5
+    penalty: float | Literal["validation", "dual"] = "validation"
+    grid: list[float] = field(default_factory=list)
+    tolerance: float = 0.02
+    epsilon: float = 0.05
+    dual_rate: float = 0.5
+    epochs: int = 40
+    patience: int | None = 5
+    steps_per_epoch: int = 10
+    batch_size: int = 4096
+    lr: float = 0.003
+    weight_decay: float = 0.0001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rehearsal <= 1:
+            raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
+        if min(self.epochs, self.steps_per_epoch, self.batch_size) < 1 or not self.lr > 0:
+            raise InputError(
+                f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, batch_size={self.batch_size}, "
+                f"lr={self.lr}: the first three are at least 1, lr is above 0"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
+        fixed = [] if isinstance(self.penalty, str) else [self.penalty]
+        if not all(0 <= value < math.inf for value in [*fixed, *self.grid]):
+            raise InputError("defense.penalty and defense.grid: lambda must be a number of at least 0")
+        if self.penalty == "validation" and not self.grid:
+            raise InputError("defense.penalty=validation: defense.grid lists no lambda, for example [0.1, 0.3, 1]")
+        if self.penalty == "dual" and not (0 < self.dual_rate < math.inf and self.epsilon >= 0):
+            raise InputError(
+                f"defense.dual_rate={self.dual_rate}, epsilon={self.epsilon}: with defense.penalty=dual the rate is "
+                "above 0 and epsilon at least 0"
+            )
+
+    @property
+    def control(self) -> bool:
+        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        return self.start == "scratch" and self.rehearsal == 1
+
+    def defend(self, victim: Victim) -> Defended:
+        """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
+        rows = self._two_groups(victim.tuning_rows(self.rehearsal))
+        if self.penalty == "validation":
+            module, metrics = self._choose(victim, rows)
+        else:
+            module = self.tune(victim, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
+            metrics = {"defense/lambda": module.penalty}
+        metrics["defense/epoch"] = float(module.epoch)
+        if self.penalty == "dual":
+            metrics["defense/constraint_met"] = float(module.constraint_met)
+            if not module.constraint_met:
+                log.warning(
+                    "defense.penalty=dual: no epoch has an equalized-odds gap of at most defense.epsilon=%g on the "
+                    "validation rows; the one with the smallest is kept (defense/constraint_met = 0)",
+                    self.epsilon,
+                )
+        if self.penalty != 0:
+            metrics |= self._bias(module.net, rows, victim.seed)
+        return Defended(module.net, metrics, rows=rows)
+
+    def defend_pool(self, owner: PoolOwner) -> Pool:
+        """Train the arm for every member at once; a lambda that validation rows decide is each member's own."""
+        samples = [self._two_groups(rows) for rows in owner.tuning_samples(self.rehearsal)]
+        weights = [self.weights(rows) for rows in samples]
+        datasets = [
+            (rows.X, rows.y, rows.s) + ((weight,) if weight is not None else ())
+            for rows, weight in zip(samples, weights, strict=True)
+        ]
+        start = owner.base() if self.start == "base" else None
+
+        def fitted(penalty: float, dual: Dual | None = None) -> Pool:
+            return self.tune_pool(owner, datasets, start, penalty=penalty, dual=dual)
+
+        if self.penalty == "dual":
+            return fitted(0.0, Dual(self.dual_rate, self.epsilon))
+        if self.penalty != "validation":
+            return fitted(float(self.penalty))
+        grid = sorted({0.0, *self.grid})
+        pools = [fitted(penalty) for penalty in grid]
+        chosen = []
+        for member, rows in enumerate(owner.validation()):
+            preds = [answers(pool[[member]].predict_proba(rows.X))[0] for pool in pools]
+            chosen.append(grid.index(choose(dict(zip(grid, preds, strict=True)), rows, self.tolerance)[0]))
+        return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
+
+    def weights(self, rows: Rows) -> Tensor | None:
+        """Weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
+        return None
+
+    def tune(self, victim: Victim, rows: Rows, penalty: float = 0.0) -> Classifier:
+        """Train one model on ``rows``, with their `weights`."""
+        return self.tune_for(victim, rows, self.weights(rows), self.epochs, penalty=penalty, patience=self.patience)
+
+    def tune_for(
+        self,
+        victim: Victim,
+        rows: Rows,
+        weights: Tensor | None,
+        epochs: int,
+        *,
+        penalty: float = 0.0,
+        patience: int | None = None,
+    ) -> Classifier:
+        """Train one model on weighted ``rows`` for so many epochs, or until ``patience`` ends."""
+        module = Classifier(
+            victim.base() if self.start == "base" else victim.fresh(),
+            classes=len(victim.data.label_names),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            penalty=penalty,
+            patience=patience,
+            dual_rate=self.dual_rate if self.penalty == "dual" else 0.0,
+            epsilon=self.epsilon,
+            stage=f"{self.name}/lambda={penalty:g}" if self.penalty == "validation" else self.name,  # a curve for each
+        )
+        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed, weights)
+        victim.fit(module, batches, epochs=epochs, validation=victim.validation)
+        return module
+
+    def tune_pool(
+        self, owner: PoolOwner, datasets: Sequence[Sequence[Tensor]], start: Pool | None, **more: Any
+    ) -> Pool:
+        """Train a pool on ``datasets`` from ``start``, as `fit_pool` does with ``more``."""
+        settings: dict[str, Any] = {
+            "epochs": self.epochs,
+            "patience": self.patience,
+            "validation": [(rows.X, rows.y, rows.s) for rows in owner.validation()],
+            "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "seed": owner.seed,
+            "initial": start,
+        }
+        return owner.fit(datasets, **settings | more)
+
+    def _two_groups(self, rows: Rows) -> Rows:
+        """The rows, where a penalty is defined on them."""
+        if self.penalty != 0:
+            refuse_one_group(rows, "defense.rehearsal", self.rehearsal, "the equalized-odds penalty")
+        return rows
+
+    def _choose(self, victim: Victim, rows: Rows) -> tuple[Classifier, dict[str, float]]:
+        held_out = victim.validation
+        modules = {penalty: self.tune(victim, rows, penalty) for penalty in sorted({0.0, *self.grid})}
+        preds = {penalty: predict(module.net, held_out.X) for penalty, module in modules.items()}
+        chosen, table = choose(preds, held_out, self.tolerance)
+        metrics = {"defense/lambda": chosen}
+        for penalty, (accuracy, gap) in table.items():
+            metrics[f"validation/lambda_{penalty:g}/balanced_accuracy"] = accuracy
+            metrics[f"validation/lambda_{penalty:g}/equalized_odds_gap"] = gap
+        return modules[chosen], metrics
+
+    @torch.inference_mode()
+    def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> dict[str, float]:
+        """The penalty of the trained model, and its mean when groups are permuted within labels: no gap, only noise."""
+        batches = StratifiedBatches(rows, self.batch_size, draws, seed + 1)
+        seen, at_zero = [], []
+        for X, y, s, _ in batches:
+            probs = logits(net, X).softmax(-1)
+            seen.append(equalized_odds_penalty(probs, y, s))
+            shuffled = s.clone()
+            for label in y.unique():
+                index = torch.nonzero(y == label).flatten()
+                shuffled[index] = s[index[torch.randperm(len(index), generator=batches.generator)]]
+            at_zero.append(equalized_odds_penalty(probs, y, shuffled))
+        penalty, zero = float(torch.stack(seen).mean()), float(torch.stack(at_zero).mean())
+        log.info("penalty %.4f after training; batches of this size would show %.4f with no gap at all", penalty, zero)
+        return {"fairness/penalty": penalty, "fairness/penalty_at_zero_gap": zero}
+
+
+def choose(
+    preds: Mapping[float, Tensor], rows: Rows, tolerance: float
+) -> tuple[float, dict[float, tuple[float, float]]]:
+    """Choose lambda by validation rows.
+
+    Of those that keep balanced accuracy within ``tolerance`` of lambda 0, the one with the smallest equalized-odds gap;
+    of equal ones, up to rounding, the smallest. Where few rows make up a cell, a single answer next to one half can
+    turn the choice, and processors round differently: the same config may choose another lambda on another one.
+
+    Args:
+        preds: by lambda, 0 among them, predicted labels ``[N]``.
+        rows: the validation rows.
+        tolerance: at least 0.
+
+    Returns:
+        lambda; and by lambda the balanced accuracy and the gap.
+    """
+    table = {}
+    for penalty, answered in preds.items():
+        recalls = [(answered == y)[rows.y == y].double().mean() for y in rows.y.unique()]
+        gap = equalized_odds_gap(answered, rows.y, rows.s, missing="skip")
+        table[penalty] = (float(torch.stack(recalls).mean()), float(gap))
+    floor = table[0.0][0] - tolerance
+    gaps = {penalty: gap for penalty, (accuracy, gap) in table.items() if accuracy >= floor}
+    return min(penalty for penalty, gap in gaps.items() if gap <= min(gaps.values()) + 1e-9), table

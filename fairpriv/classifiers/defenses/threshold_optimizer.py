@@ -1,0 +1,162 @@
+"""fairlearn's ThresholdOptimizer: thresholds of every group's own, after training (Hardt et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import fairlearn.postprocessing
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, draw, refuse_one_group
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.classifier import scores
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.errors import InputError
+from fairpriv.undefended import Undefended
+
+Rules = Mapping[int, Mapping[str, Any]]  # by group: fairlearn's interpolation of two threshold operations
+
+
+@dataclass
+class ThresholdOptimizer:
+    """Thresholds on a trained network's scores, fitted to the rows that FFt is tuned on.
+
+    What answers is the network behind its thresholds. It needs the sensitive attribute of every row that it is asked
+    about and shows no score; where a group has two thresholds, it draws one of them for every answer. Attacks are told
+    the chance of the answer 1, as anyone learns who asks often enough; accuracies and rates are those of drawn answers.
+    No single network is left, so attacks that read weights are left out.
+
+    Attributes:
+        estimator: the defence whose network is post-processed; ``none``: the base model, trained on G_b.
+        rehearsal: rows of G_b per row of G_(1-b) among those that thresholds are fitted to, in [0, 1].
+        constraints: what is to be equal in all groups.
+        objective: what is maximised beside.
+    """
+
+    name: str = "threshold_optimizer"
+    estimator: Any = field(default_factory=Undefended)
+    rehearsal: float = 0.5
+    constraints: Literal["equalized_odds", "demographic_parity"] = "equalized_odds"
+    objective: Literal["accuracy_score", "balanced_accuracy_score"] = "accuracy_score"
+
+    one_network: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rehearsal <= 1:
+            raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
+        if not hasattr(self.estimator, "defend") or not getattr(self.estimator, "one_network", True):
+            raise InputError(
+                f"defense.estimator={getattr(self.estimator, 'name', self.estimator)} leaves no single classifier, "
+                "whose scores could have thresholds: choose none, rehearsal, scratch or another that trains a network"
+            )
+
+    @property
+    def control(self) -> bool:
+        """Whether its estimator is a null control, and its thresholds are fitted to all rows of both worlds."""
+        return bool(getattr(self.estimator, "control", False)) and self.rehearsal == 1
+
+    def defend(self, victim: Victim) -> Defended:
+        """Fit the thresholds of one model."""
+        victim.two_classes(self.name)
+        before = self.estimator.defend(victim)
+        rows = victim.tuning_rows(self.rehearsal)
+        rules = self._rules(scores(before.net, rows.X), rows)
+        generator = torch.Generator().manual_seed(victim.seed)
+
+        def predict(asked: Rows) -> Tensor:
+            return draw(chances(rules, scores(before.net, asked.X), asked.s), generator)
+
+        return Defended(None, before.metrics, predict, before.rows)
+
+    def defend_pool(self, owner: PoolOwner) -> Thresholded:
+        """Fit every member thresholds of its own."""
+        pool = self.estimator.defend_pool(owner)
+        samples = enumerate(owner.tuning_samples(self.rehearsal))
+        return Thresholded(pool, [self._rules(pool[[i]].predict_proba(rows.X)[0], rows) for i, rows in samples])
+
+    def _rules(self, scored: Tensor, rows: Rows) -> Rules:
+        """fairlearn's thresholds for scores ``[N]`` of rows."""
+        refuse_one_group(rows, "defense.rehearsal", self.rehearsal, f"{self.constraints} between groups")
+        optimizer = fairlearn.postprocessing.ThresholdOptimizer(
+            estimator=Scores(),
+            constraints=self.constraints,
+            objective=self.objective,
+            prefit=True,
+            predict_method="predict_proba",
+        )
+        try:
+            optimizer.fit(scored.double().numpy()[:, None], rows.y.numpy(), sensitive_features=rows.s.numpy())
+        except ValueError as error:  # a group whose rows have one label
+            raise InputError(f"defense={self.name}: {' '.join(str(error).split())}") from error
+        return optimizer.interpolated_thresholder_.interpolation_dict
+
+
+class Scores(BaseEstimator):
+    """An estimator whose one feature is the score: fairlearn has nothing to train."""
+
+    def fit(self, X: Any, y: Any) -> Scores:
+        """Do nothing: there is nothing to learn."""
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict_proba(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Both classes' probabilities ``[N, 2]`` of scores ``[N, 1]``."""
+        return np.hstack([1 - X, X])
+
+
+def chances(rules: Rules, scored: Tensor, groups: Tensor) -> Tensor:
+    """The chance ``[N]`` of the answer 1 at scores and groups ``[N]``; fairlearn itself tells it to no caller.
+
+    Raises:
+        InputError: a group that the thresholds were not fitted to.
+    """
+    chance = np.zeros(len(scored))
+    for group in groups.unique().tolist():
+        if group not in rules:
+            raise InputError(f"group number {group} has no thresholds: no row of it is among those they are fitted to")
+        rule, here = rules[group], (groups == group).numpy()
+        score = scored[groups == group].double().numpy()
+        chance[here] = rule["p0"] * rule["operation0"](score) + rule["p1"] * rule["operation1"](score)
+        if "p_ignore" in rule:
+            chance[here] += rule["p_ignore"] * (rule["prediction_constant"] - chance[here])
+    return torch.from_numpy(chance.clip(0, 1)).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholded:
+    """M networks, each behind thresholds of its own."""
+
+    networks: Pool
+    rules: Sequence[Rules]
+
+    needs_groups: ClassVar[bool] = True
+    randomized: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def __getitem__(self, index: Sequence[int]) -> Thresholded:
+        return Thresholded(self.networks[index], [self.rules[i] for i in index])
+
+    @property
+    def diverged(self) -> list[int]:
+        """Members whose network's training broke off."""
+        return self.networks.diverged
+
+    @property
+    def told(self) -> dict[str, list[float]]:
+        """What the networks' training has to say."""
+        return self.networks.told
+
+    def predict_proba(self, X: Tensor, groups: Tensor) -> Tensor:
+        """Every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]`` and groups ``[N]``."""
+        scored = self.networks.predict_proba(X)
+        return torch.stack([chances(rules, s, groups) for rules, s in zip(self.rules, scored, strict=True)])

@@ -1,0 +1,303 @@
+"""Synthetic worlds whose best possible adversary is known in closed form, and the cell that plays attacks on them.
+
+Models are drawn, not trained: a pool of one linear layer whose weights follow the world's law. Where both worlds are
+equally likely, no adversary's advantage exceeds the total variation between the two laws, and the likelihood-ratio test
+reaches it. An attack's share of that is its yardstick: what it leaves lies in the attack, not in the models.
+
+``strength`` is the distance of the worlds in standard deviations of what tells them apart: 0 is no difference, and 8 as
+good as certain. The worlds, and what is drawn in them, are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.loggers import Logger
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
+from fairpriv.classifiers.attacks.play import play_attacks
+from fairpriv.classifiers.contract import Defense
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.configs import build
+from fairpriv.errors import InputError
+from fairpriv.identity import content_hash
+from fairpriv.processes import rank
+from fairpriv.result import Result, write_whole
+from fairpriv.run import Stage
+
+
+class KnownTruth:
+    """One cell: every attack on ``game.repeats`` independent games in one world, each beside the best possible.
+
+    Of the game it reads ``shadows``, ``victims`` and ``repeats``; nothing is trained and nothing is defended.
+
+    Raises:
+        InputError: no attacks, a defence, or fewer than one victim or game.
+    """
+
+    def __init__(self, config: Mapping[str, Any], dataset: World, defense: Defense) -> None:
+        self.config, self.world = config, dataset
+        game = config["game"]
+        if not config["attack"]:
+            raise InputError(
+                f"dataset={dataset.name} is there to be attacked: choose attack=[...] (fairpriv ls attack)"
+            )
+        if defense.name != "none":
+            raise InputError(f"dataset={dataset.name} draws its models as they are: choose defense=none")
+        if game["victims"] < 1 or game["repeats"] < 1:
+            raise InputError(
+                f"game.victims={game['victims']}, game.repeats={game['repeats']}: an attack needs one of each at least"
+            )
+
+    def digests(self) -> dict[str, str]:
+        """Nothing: all is drawn."""
+        return {}
+
+    def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
+        """Play the games and write what they came to into ``result``; victims' scores go to a file of ``folder``."""
+        if rank() > 0:
+            return
+        config, optimum = self.config, self.world.optimal_advantage
+        attacks: list[Attack] = [build(config["attack"], name) for name in config["attack"]]
+        with stage("attack"):
+            seeds = [
+                int(content_hash([config["seed"], number]), 16) % 2**31 for number in range(config["game"]["repeats"])
+            ]
+            games = [
+                self.world.game(seed, shadows=config["game"]["shadows"], victims=config["game"]["victims"])
+                for seed in seeds
+            ]
+            played = play_attacks(games, attacks)
+        result.metrics |= played.metrics | {"game/optimal_advantage": optimum}
+        result.intervals |= {name: list(ends) for name, ends in played.intervals.items()}
+        result.signed |= played.signed
+        if optimum > 0:
+            for attack in attacks:
+                name = f"attack/{attack.name}/share_of_optimum"
+                leakage = f"attack/{attack.name}/leakage"
+                result.metrics[name] = 2 * played.metrics[leakage] / optimum
+                result.signed[name] = [[2 * played.signed[leakage][0][0] / optimum]]
+                if leakage in played.intervals:
+                    result.intervals[name] = [2 * end / optimum for end in played.intervals[leakage]]
+        path = folder / "attacks.json"
+        write_whole(path, json.dumps({"splits": played.victims, "omitted": {}}).encode())
+        result.artifacts["attacks"] = path.name
+
+
+class World(ABC):
+    """Two laws of models that differ by ``strength``, and rows to ask the models about."""
+
+    cell: ClassVar = KnownTruth  # what is measured on it
+    name: str
+    strength: float
+
+    @property
+    @abstractmethod
+    def optimal_advantage(self) -> float:
+        """Advantage of the best possible adversary, in [0, 1]: the total variation between the worlds' models."""
+
+    @abstractmethod
+    def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
+        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+
+    @abstractmethod
+    def query(self, generator: torch.Generator) -> Query:
+        """Draw the rows that the adversary asks about, equally many of both worlds."""
+
+    def game(self, seed: int, *, shadows: int, victims: int) -> AttackGame:
+        """One game with so many shadows and victims a world, all drawn by ``seed``."""
+        generator = torch.Generator().manual_seed(seed)
+        query = self.query(generator)
+        truth = torch.arange(2).repeat_interleave(victims)
+        asked = self.models(truth, generator)
+        own = (self.models(torch.full((shadows,), world), generator) for world in (0, 1))
+        zero, one = own if shadows else (None, None)
+        return AttackGame(asked, (zero, one) if zero and one else None, query, seed, truth)
+
+
+def _check(world: World, **counts: int) -> None:
+    if not 0 <= world.strength < math.inf:
+        raise InputError(f"dataset.strength={world.strength}: it is a distance, 0 or more")
+    for key, value in counts.items():
+        if value < 1:
+            raise InputError(f"dataset.{key}={value}: it is 1 or more")
+
+
+def _linear(w: Tensor, b: Tensor) -> Pool:
+    """Models with logit ``x @ w + b``, of weights ``[M, F]`` and ``[M]``."""
+    return Pool([(torch.stack((-w, w), 2).float() / 2, torch.stack((-b, b), 1).float() / 2)])
+
+
+@dataclass
+class KnownGaussian(World):
+    """A linear classifier fitted in closed form to Gaussian features, whose group decides where the label shows.
+
+    Features are N(+u, I) for label 1 and N(-u, I) for label 0 in the group of world 1; in that of world 0 the labels
+    change places. The model's weights are sqrt(rows) times the mean of its rows, those of label 0 turned round: they
+    are N(+-sqrt(rows) u, I), and lie ``strength`` apart. The optimal advantage is 2 Phi(strength / 2) - 1.
+
+    Attributes:
+        strength: 2 sqrt(rows) |u|, at least 0.
+        features: F, at least 1; u has equal entries.
+        rows: that a model is fitted to, at least 1.
+        asked: query rows of each world.
+    """
+
+    name: str
+    strength: float = 1.0
+    features: int = 8
+    rows: int = 64
+    asked: int = 128
+
+    def __post_init__(self) -> None:
+        _check(self, features=self.features, rows=self.rows, asked=self.asked)
+
+    @property
+    def optimal_advantage(self) -> float:
+        """2 Phi(strength / 2) - 1."""
+        return _between_normals(self.strength)
+
+    def _rows(self, worlds: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features ``[M, count, F]`` and labels ``[M, count]``."""
+        y = torch.randint(0, 2, (len(worlds), count), generator=generator)
+        shift = self.strength / (2 * math.sqrt(self.rows * self.features))
+        noise = torch.randn(len(worlds), count, self.features, generator=generator)
+        return noise + (shift * (2 * y - 1) * (2 * worlds - 1)[:, None])[..., None], y
+
+    def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
+        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        X, y = self._rows(worlds, self.rows, generator)
+        return _linear(math.sqrt(self.rows) * (X * (2 * y - 1)[..., None]).mean(1), torch.zeros(len(worlds)))
+
+    def query(self, generator: torch.Generator) -> Query:
+        """Draw the rows that the adversary asks about, equally many of both worlds."""
+        X, y = self._rows(torch.arange(2), self.asked, generator)
+        world = torch.arange(2).repeat_interleave(self.asked)
+        return Query(X.flatten(0, 1), y.flatten(), world, world)
+
+
+@dataclass
+class KnownBernoulli(World):
+    """A table of observed frequencies: of every cell the model answers how often label 1 was seen, smoothed.
+
+    In half of the cells the chance of label 1 is 1/2 + e in one world and 1/2 - e in the other, turn about; in the
+    other half it is the same in both, from 0.1 to 0.9. The model adds one to both counts (Laplace), so that it answers
+    inside (0, 1). Over the cells that tell, the number of labels that agree with world 1 is binomial with chance
+    1/2 +- e and holds all there is to know: the optimal advantage is a sum over its values.
+
+    Attributes:
+        strength: 2 e sqrt(n / (1/4 - e^2)) for n labels in the cells that tell, at least 0.
+        cells: an even number.
+        rows: labels that a model has seen of each cell, at least 1.
+        asked: query rows of each cell and world.
+    """
+
+    name: str
+    strength: float = 1.0
+    cells: int = 32
+    rows: int = 8
+    asked: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self, cells=self.cells, rows=self.rows, asked=self.asked)
+        if self.cells % 2:
+            raise InputError(f"dataset.cells={self.cells}: an even number, since half of them tell")
+
+    @property
+    def optimal_advantage(self) -> float:
+        """Total variation between the two binomials."""
+        n = self._telling * self.rows
+        k = torch.arange(n + 1).numpy()
+        return float(abs(stats.binom.pmf(k, n, 0.5 + self._lean) - stats.binom.pmf(k, n, 0.5 - self._lean)).sum() / 2)
+
+    @property
+    def _telling(self) -> int:
+        return self.cells // 2
+
+    @property
+    def _lean(self) -> float:
+        return self.strength / (2 * math.sqrt(4 * self._telling * self.rows + self.strength**2))
+
+    def chances(self, world: int) -> Tensor:
+        """The chance of label 1 in every cell, float64 ``[cells]``."""
+        turn = 1 - 2 * (torch.arange(self._telling) % 2)
+        alike = torch.linspace(0.1, 0.9, self._telling, dtype=torch.double)
+        return torch.cat((0.5 + (2 * world - 1) * self._lean * turn.double(), alike))
+
+    def _labels(self, worlds: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """``[M, count, cells]`` in {0, 1}."""
+        chances = torch.stack([self.chances(world) for world in (0, 1)])[worlds]
+        drawn = torch.rand(len(worlds), count, self.cells, dtype=torch.double, generator=generator)
+        return (drawn < chances[:, None]).long()
+
+    def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
+        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        ones = self._labels(worlds, self.rows, generator).sum(1)
+        return _linear(((ones + 1.0) / (self.rows - ones + 1.0)).log(), torch.zeros(len(worlds)))
+
+    def query(self, generator: torch.Generator) -> Query:
+        """Draw the rows that the adversary asks about, equally many of both worlds."""
+        y = self._labels(torch.arange(2), self.asked, generator)
+        world = torch.arange(2).repeat_interleave(self.asked * self.cells)
+        return Query(torch.eye(self.cells).repeat(2 * self.asked, 1), y.flatten(), world, world)
+
+
+@dataclass
+class KnownOffset(World):
+    """A common offset of the logits among random weights that have nothing to do with the world.
+
+    Weights are N(0, 4 I / F), so that logits have a spread of 2; the bias is N(+-strength * spread / 2, spread^2), and
+    the mean bias is also the log odds of the query's labels. The optimal advantage is 2 Phi(strength / 2) - 1.
+
+    Attributes:
+        strength: distance of the mean biases in units of ``spread``, at least 0.
+        features: F, at least 1.
+        spread: standard deviation of the bias, above 0.
+        asked: query rows of each world.
+    """
+
+    name: str
+    strength: float = 1.0
+    features: int = 4
+    spread: float = 0.01
+    asked: int = 128
+
+    def __post_init__(self) -> None:
+        _check(self, features=self.features, asked=self.asked)
+        if not 0 < self.spread < math.inf:
+            raise InputError(f"dataset.spread={self.spread}: it is a standard deviation, above 0")
+
+    @property
+    def optimal_advantage(self) -> float:
+        """2 Phi(strength / 2) - 1."""
+        return _between_normals(self.strength)
+
+    def _offset(self, worlds: Tensor) -> Tensor:
+        return (worlds - 0.5) * self.strength * self.spread
+
+    def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
+        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        w = 2 / math.sqrt(self.features) * torch.randn(len(worlds), self.features, generator=generator)
+        noise = self.spread * torch.randn(len(worlds), generator=generator)
+        return _linear(w, self._offset(worlds) + noise)
+
+    def query(self, generator: torch.Generator) -> Query:
+        """Draw the rows that the adversary asks about, equally many of both worlds."""
+        world = torch.arange(2).repeat_interleave(self.asked)
+        X = torch.randn(2 * self.asked, self.features, generator=generator)
+        y = (torch.rand(2 * self.asked, generator=generator) < self._offset(world).sigmoid()).long()
+        return Query(X, y, world, world)
+
+
+def _between_normals(distance: float) -> float:
+    """Total variation between two normal laws of equal spread, ``distance`` standard deviations apart."""
+    return float(2 * stats.norm.cdf(distance / 2) - 1)

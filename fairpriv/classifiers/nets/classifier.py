@@ -1,0 +1,327 @@
+"""Training, fine-tuning and fair fine-tuning of a classifier, as one LightningModule."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from fairpriv import processes
+from fairpriv.classifiers.data.batches import Batch, Batches, ShuffledBatches, content
+from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
+from fairpriv.errors import NonFiniteLossError
+from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
+from fairpriv.identity import OUTCOME_VERSION, content_hash, outcome_config
+from fairpriv.store import read_tensors, write_tensors
+from fairpriv.trainer import EXPECTED_WARNINGS
+
+
+class MLP(nn.Sequential):
+    """Multi-layer perceptron with ReLU: features [N, F] -> logits [N, C]."""
+
+    def __init__(
+        self, features: int, classes: int, *, name: str = "mlp", hidden: list[int] | None = None, dropout: float = 0.0
+    ) -> None:
+        sizes = [features, *(hidden if hidden is not None else (64, 32))]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Linear(sizes[-1], classes))
+        self.name = name
+
+
+class Classifier(lightning.LightningModule):
+    """``loss = mean(weight * cross-entropy) + lambda * equalized-odds penalty`` for batches ``(X, y, s, weight)``.
+
+    Under DDP every process is given the whole batch and takes its share of the rows. The mean and the penalty are those
+    of the whole batch (a mean of the shares' penalties would be another thing), so the gradient is that of one process.
+
+    Args:
+        net: features -> logits [N, C].
+        classes: number of labels C.
+        lr, weight_decay: of AdamW.
+        penalty: lambda, the weight of ``equalized_odds_penalty`` on the predicted probabilities; 0 skips it.
+        patience: training stops after so many epochs without a smaller objective (cross-entropy and, with a penalty,
+            lambda times it) on the validation rows, and the weights of the best epoch are kept (`BestEpoch`). None: all
+            epochs are trained and the last one is kept.
+        dual_rate: above 0, lambda follows dual ascent: after every validation epoch
+            ``lambda <- max(0, lambda + dual_rate * (gap - epsilon))`` with the equalized-odds gap of the validation
+            rows (constrained optimisation in the manner of Cotter et al. 2019; the step rule is ours). All epochs are
+            trained, and of those whose gap is at most ``epsilon`` the one with the smallest cross-entropy on the
+            validation rows is kept; if there is none, the one with the smallest gap.
+        epsilon: the gap that dual ascent aims at.
+        stage: what an error or a log line calls this fit.
+
+    Attributes:
+        epoch: the epoch whose weights were kept, from 1.
+        constraint_met: under dual ascent, whether its gap on the validation rows is at most ``epsilon``.
+
+    Raises:
+        NonFiniteLossError: at the first step whose loss is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        classes: int,
+        lr: float,
+        weight_decay: float,
+        penalty: float = 0.0,
+        patience: int | None = None,
+        dual_rate: float = 0.0,
+        epsilon: float = 0.0,
+        stage: str = "train",
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.lr, self.weight_decay = lr, weight_decay
+        self.penalty, self.dual_rate, self.epsilon = penalty, dual_rate, epsilon
+        self.patience = patience
+        self.stage = stage
+        self.epoch, self.constraint_met = 0, True
+        self.best = BestEpoch(1, None if dual_rate else patience)
+        self.kept: dict[str, Tensor] = {}  # of the best epoch
+        self.kept_penalty = penalty
+        self.train_loss = MeanMetric()
+        self.val_accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+        self.val_balanced_accuracy = MulticlassAccuracy(num_classes=classes, average="macro")
+        self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def hyperparameters(self) -> list[float | None]:
+        """What the trained weights depend on beside data, seed and start."""
+        return [self.lr, self.weight_decay, self.penalty, self.patience, self.dual_rate, self.epsilon]
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation rows decide which epoch is kept."""
+        return self.patience is not None or self.dual_rate > 0
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Logits [N, C] of features [N, F]."""
+        return self.net(X)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The penalised loss of one batch."""
+        X, y, s, weight = batch
+        number = self.trainer.world_size
+        own = slice(self.trainer.global_rank, None, number)
+        logits = self(X[own])
+        share = (weight[own] * cross_entropy(logits, y[own], reduction="none")).sum() / len(y)  # of the mean
+        penalty = share.new_zeros(())
+        if self.penalty:
+            penalty = self.penalty * equalized_odds_penalty(self._whole(logits.softmax(-1), own, len(y)), y, s)
+        loss = number * share.detach() + penalty.detach()  # the mean of which over processes is the loss
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"loss became {loss.item()} at step {self.global_step} of {self.stage}")
+        self.train_loss.update(loss)
+        return number * (share + penalty)  # DDP takes the mean of gradients where their sum is meant
+
+    def _whole(self, probs: Tensor, own: slice, rows: int) -> Tensor:
+        """Probabilities [rows, C] of the whole batch, with a gradient for this process' own rows."""
+        if self.trainer.world_size == 1:
+            return probs
+        whole = probs.new_zeros(rows, probs.shape[1])
+        whole[own] = probs.detach()
+        whole = self.trainer.strategy.reduce(whole, reduce_op="sum")
+        whole[own] = probs
+        return whole
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean loss."""
+        self.log(f"{self.stage}/loss", self.train_loss)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Collect logits; rates of rare cells do not average over batches."""
+        X, y, s, _ = batch
+        logits = self(X)
+        self.val_accuracy.update(logits, y)
+        self.val_balanced_accuracy.update(logits, y)
+        self.validation.append((logits, y, s))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation measures; keep the best epoch, stop, and move lambda, where that is asked for."""
+        logits, y, s = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
+        self.validation.clear()
+        # The same rows in every process, and one answer for all: rounding must not drive the processes apart.
+        agreed = self.trainer.strategy.broadcast
+        gap = agreed(float(equalized_odds_gap(logits.argmax(-1), y, s, missing="skip")))
+        loss = agreed(float(self.objective(logits, y, s)))
+        self.log(f"{self.stage}/val_loss", loss, sync_dist=True)
+        self.log(f"{self.stage}/val_accuracy", self.val_accuracy)
+        self.log(f"{self.stage}/val_balanced_accuracy", self.val_balanced_accuracy)
+        self.log(f"{self.stage}/val_equalized_odds_gap", gap, sync_dist=True)
+        self.log(f"{self.stage}/lambda", self.penalty, sync_dist=True)
+        if self.selects:
+            self._select(torch.tensor([loss]).double(), gap)
+        if self.dual_rate:
+            self.penalty = max(0.0, self.penalty + self.dual_rate * (gap - self.epsilon))
+
+    def objective(self, logits: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        """What is to be small on validation rows; under dual ascent the cross-entropy, since lambda moves."""
+        loss = cross_entropy(logits, y)
+        if self.penalty and not self.dual_rate:
+            loss = loss + self.penalty * equalized_odds_penalty(logits.softmax(-1), y, s)
+        return loss
+
+    def _select(self, loss: Tensor, gap: float) -> None:
+        """Keep this epoch's weights if they are the best, and stop if there were none for long."""
+        value = constrained(loss, torch.tensor([gap]), self.epsilon) if self.dual_rate else loss
+        better, stopped = self.best.update(torch.tensor([0]), torch.tensor([self.current_epoch + 1]), value)
+        if better:
+            self.epoch, self.kept_penalty = self.current_epoch + 1, self.penalty
+            self.constraint_met = gap <= self.epsilon or not self.dual_rate
+            self.kept = {name: weight.detach().clone() for name, weight in self.net.state_dict().items()}
+        if stopped:
+            self.trainer.should_stop = True
+
+    def keep_best(self) -> None:
+        """Put the kept weights, and the lambda they were trained with, in the place of the last ones."""
+        if self.kept:
+            self.net.load_state_dict(self.kept)
+            self.penalty = self.kept_penalty
+            self.kept = {}
+        else:
+            self.epoch = self.current_epoch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over all parameters, with the learning rates that the network asks for."""
+        groups = getattr(self.net, "parameter_groups", None)
+        parameters = groups(self.lr) if groups else self.parameters()
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+def fit(
+    module: Classifier,
+    batches: Batches,
+    *,
+    epochs: int,
+    trainer: Callable[..., lightning.Trainer],
+    validation: Rows,
+    measured: bool = False,
+    seed: int = 0,
+    logger: Logger | None = None,
+    cache: Path | None = None,
+) -> None:
+    """Fit ``module`` in place and leave it on the CPU in eval mode; the same fit is done once and then read.
+
+    Args:
+        module: what is trained.
+        batches: whole batches ``(X, y, s, weight)``.
+        epochs: passes over ``batches``.
+        trainer: makes a Trainer from further keyword arguments (a ``functools.partial`` of ``lightning.Trainer``).
+        validation: rows that are measured after every epoch where they decide which one is kept, else four times in
+            a fit where
+        measured: says that somebody reads the measures.
+        seed: of dropout and whatever else draws from torch's own generator.
+        logger: a Lightning logger.
+        cache: folder of finished fits, named by a hash of all that determines them: initial weights, rows, batches,
+            hyperparameters, seed, the trainer's settings, torch's version.
+    """
+    refuse_few_rows(len(validation.y), module.patience)
+    path = cache / f"{_fit_key(module, batches, epochs, trainer, validation, seed)}.safetensors" if cache else None
+    done = read_tensors(path) if path is not None else None
+    if all(processes.gather(done is not None)):  # processes may see different folders: all of them read, or all train
+        _restore(module, *cast(tuple[dict[str, Tensor], dict[str, Any]], done))
+        return
+    torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
+    loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
+    held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None)
+    module.train()  # Lightning keeps a module in the mode it comes in, and cached models come in eval mode
+    with warnings.catch_warnings():
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        trainer(
+            max_epochs=epochs,
+            logger=logger or False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=1.0 if measured or module.selects else 0,
+            # A choice needs every epoch; a curve is drawn from four points.
+            check_val_every_n_epoch=1 if module.selects else max(1, epochs // 4),
+            log_every_n_steps=len(loader),
+        ).fit(module, loader, held_out)
+    module.keep_best()
+    module.cpu().eval()
+    if path is not None and processes.rank() == 0:
+        write_tensors(path, module.net.state_dict(), {name: getattr(module, name) for name in _TOLD})
+
+
+_TOLD = ("penalty", "epoch", "constraint_met")  # what is kept of a fit beside its weights
+
+
+def _fit_key(
+    module: Classifier,
+    batches: Batches,
+    epochs: int,
+    trainer: Callable[..., lightning.Trainer],
+    validation: Rows,
+    seed: int,
+) -> str:
+    settings = outcome_config({"trainer": getattr(trainer, "keywords", {})})
+    return content_hash(
+        {
+            "outcome_version": OUTCOME_VERSION,
+            "torch": torch.__version__,
+            "initial": hashlib.sha256(save(module.net.state_dict())).hexdigest(),
+            "net": str(module.net),  # dropout has no weights
+            "loss": module.hyperparameters,
+            "batches": batches.content,
+            "validation": content(validation) if module.selects else None,
+            "epochs": epochs,
+            "seed": seed,
+            "trainer": {key: str(value) for key, value in settings["trainer"].items()},
+        }
+    )
+
+
+def _restore(module: Classifier, weights: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """Put a finished fit in place of one."""
+    module.net.load_state_dict(weights)
+    for name in _TOLD:
+        setattr(module, name, told[name])
+    module.eval()
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, X: Tensor) -> Tensor:
+    """Predicted class [N] of features [N, F]; a NonFiniteLossError where the model answers with NaN or infinity."""
+    return logits(net, X).argmax(-1)
+
+
+@torch.inference_mode()
+def scores(net: nn.Module, X: Tensor) -> Tensor:
+    """P(y=1) [N] of features [N, F] by a model of two classes; errors as `predict`."""
+    return logits(net, X).softmax(-1)[:, 1]
+
+
+def logits(net: nn.Module, X: Tensor) -> Tensor:
+    """Logits [N, C] of features [N, F], on the CPU; a NonFiniteLossError where the model answers with NaN or infinity.
+
+    A network with an encoder answers on the GPU, if there is one.
+    """
+    on_gpu = hasattr(net, "micro_batch_size") and torch.cuda.is_available()
+    answers: Tensor = net.cuda()(X.cuda()).cpu() if on_gpu else net(X)
+    if on_gpu:
+        net.cpu()
+    if not torch.isfinite(answers).all():
+        raise NonFiniteLossError("the trained model answers with NaN or infinity: its training diverged")
+    return answers

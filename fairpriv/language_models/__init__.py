@@ -1,0 +1,1 @@
+"""Language models: how they are tuned and edited, and what is measured of them."""

@@ -1,0 +1,1 @@
+"""Pairs of prompt and response, and their tokens."""

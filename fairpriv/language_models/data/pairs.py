@@ -1,0 +1,91 @@
+"""What a language model is fine-tuned on: prompt/response pairs of one dimension, or of a mix of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.utils.data import IterableDataset
+
+from fairpriv.data.texts import Example, choose, mix
+from fairpriv.errors import InputError
+from fairpriv.language_models.data.tokens import Encoded
+from fairpriv.schema import nearest
+
+if TYPE_CHECKING:
+    from fairpriv.language_models.dimensions.dimension import Dimension
+
+
+@dataclass
+class Pairs:
+    """Which pairs of the chosen dimensions are trained on, and how long a conversation may be."""
+
+    dimensions: list[str]  # one, or several to be mixed
+    split: Literal["safe", "unsafe"] = "safe"
+    samples: int | None = None  # of all dimensions together; null: all there are, for one dimension only
+    shares: list[float] | None = None  # of each dimension in the mix; null: equal
+    max_tokens: int = 512  # of prompt and response together
+    # What is cut from a longer one: the prompt's beginning or end, the response's end, or drop the pair.
+    truncate: Literal["prompt_left", "prompt_right", "response", "drop"] = "response"
+    name: str = "pairs"
+
+    def __post_init__(self) -> None:
+        if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
+            raise InputError(f"dataset.dimensions={self.dimensions}: name one dimension or several different ones")
+        if self.shares is not None and len(self.shares) != len(self.dimensions):
+            raise InputError(
+                f"dataset.shares={self.shares}: {len(self.shares)} shares for {len(self.dimensions)} dimensions"
+            )
+        if self.samples is None and len(self.dimensions) > 1:
+            raise InputError("dataset.samples is null: a mix of dimensions needs the number of pairs")
+        if self.max_tokens < 2:
+            raise InputError(f"dataset.max_tokens={self.max_tokens}: must be at least 2")
+
+    def load(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
+        """Draw the pairs; a smaller ``samples`` with the same seed gives a part of a larger one's.
+
+        Raises:
+            InputError: a dimension that was not chosen, one without the split, or fewer pairs than asked for.
+        """
+        sets = {}
+        for name in self.dimensions:
+            if name not in dimensions:
+                raise InputError(
+                    f"dataset.dimensions: {name} is not among the chosen dimensions {', '.join(dimensions) or '(none)'}"
+                    f"{nearest(name, dimensions)}: add it to dimension=[...]"
+                )
+            sets[name] = dimensions[name].pairs(self.split)
+        if len(sets) == 1:
+            return choose(next(iter(sets.values())), self.samples, seed)
+        assert self.samples is not None
+        shares = dict(zip(sets, self.shares or [1.0] * len(sets), strict=True))
+        return mix(sets, shares, self.samples, seed)
+
+
+class TokenBatches(IterableDataset[list[Encoded]]):
+    """The rows of each optimiser step, shuffled anew in every epoch; each process gets its part of every step's rows.
+
+    Args:
+        rows: the encoded pairs.
+        batch_size: rows of one optimiser step, all processes together.
+        seed: of the order.
+        rank: this process.
+        processes: how many there are. A process may get one row less than another, or none.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.rank, self.processes = rank, processes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Encoded]]:
+        order = torch.randperm(len(self.rows), generator=self.generator).tolist()
+        for start in range(0, len(order), self.batch_size):
+            step = order[start : start + self.batch_size]
+            yield [self.rows[i] for i in step[self.rank :: self.processes]]

@@ -1,0 +1,173 @@
+"""Supervised fine-tuning of a language model: all weights, LoRA, DoRA, or LoReFT."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fairpriv.errors import InputError
+from fairpriv.language_models.contract import ModelOwner, Tuned
+from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FineTuning:
+    """Trains the model on the owner's pairs, loss on response tokens only.
+
+    ``adapter`` says what is trained: nothing (null) for all weights, a PEFT config (LoRA, DoRA, whatever PEFT has), or
+    a ``LoReFTConfig``. Weights that are trained are float32. PEFT adapters are merged into the weights after training
+    where the merge is exact: those can be merged, the weights are float32, and no adapted one has a second use (as the
+    output layer that is also the embedding). Otherwise the model is measured with its adapter beside it.
+    """
+
+    name: str
+    trains: ClassVar[bool] = True
+    adapter: Any = None
+    epochs: int = 1
+    batch_size: int = 16  # pairs of an optimiser step, all processes together
+    micro_batch_size: int = 4  # pairs of one forward pass: lower it when memory runs out
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; it falls linearly thereafter
+    clip: float = 1.0  # largest norm of a step's gradient; 0: any
+    save: bool = False  # true: the adapter (all weights, where there is none) is kept in the cell's folder
+
+    def __post_init__(self) -> None:
+        least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "micro_batch_size": 1,
+            "lr": 0,
+            "weight_decay": 0,
+            "warmup": 0,
+            "clip": 0,
+        }
+        for key, bound in least.items():
+            value = getattr(self, key)
+            if not bound <= value < math.inf or (key == "lr" and value == 0) or (key == "warmup" and value > 1):
+                raise InputError(f"defense.{key}={value}: out of range")
+        if getattr(self.adapter, "is_prompt_learning", False):
+            raise InputError(
+                f"defense.adapter: {type(self.adapter).__name__} learns virtual tokens, which are not trained here: "
+                "choose one that adapts weights, such as peft.LoraConfig, or defense=reft"
+            )
+
+    def check(self, model: nn.Module, *, merged: bool = False) -> None:
+        """Raise `InputError` for a model that it cannot tune as is needed, before anything is measured.
+
+        Args:
+            model: that is to be tuned.
+            merged: the tuned weights are needed without an adapter beside them.
+        """
+        if self.adapter is None:
+            require_masters(model, f"defense={self.name}")
+        elif merged and _half(model):
+            raise InputError(
+                f"defense={self.name}: the adapter is to be merged, and in half precision much of it would be rounded "
+                "away: set model.dtype=float32"
+            )
+
+    def tune(self, owner: ModelOwner) -> Tuned:
+        """Train, merge what can be merged, and report what was trained on."""
+        torch.manual_seed(owner.seed)
+        model: Any = self._adapted(owner.model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        module = CausalLM(
+            model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            clip=self.clip,
+            micro_batch_size=self.micro_batch_size,
+            pad_id=owner.pad_id,
+            stage=self.name,
+        )
+        rows, dropped = owner.pairs()
+        owner.fit(module, rows, epochs=self.epochs, batch_size=self.batch_size, seed=owner.seed)
+        metrics = {
+            "train/pairs": float(len(rows)),
+            "train/dropped": float(dropped),
+            "train/target_tokens": float(sum(label != -100 for row in rows for label in row.labels)),
+            "train/steps": float(len(module.losses)),
+            "train/first_loss": module.losses[0],
+            "train/last_loss": module.losses[-1],
+            "defense/trained_parameters": float(trained),
+        }
+        if self.save:
+            owner.keep(model)
+        return Tuned(self._merged(module, rows).eval(), metrics)
+
+    def _merged(self, module: CausalLM, rows: list[Encoded]) -> nn.Module:
+        """The trained model without its adapter where the merge is exact, else as it is."""
+        model: Any = module.model
+        if not (hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")):
+            whole: nn.Module = model
+            return whole
+        if _half(model) or _shared(model):
+            log.info("%s: measured with its adapter beside the weights, in which a merge would not be exact", self.name)
+            return model
+
+        @torch.inference_mode()
+        def loss() -> float:
+            return float(module.token_losses(collate(rows[: self.micro_batch_size], module.pad_id)).mean())
+
+        before = loss()
+        module.model = model.merge_and_unload()
+        after = loss()
+        if not math.isclose(before, after, rel_tol=1e-3, abs_tol=1e-3):
+            raise InputError(
+                f"defense={self.name}: the loss on its own pairs is {before:.4f} with the adapter and {after:.4f} with "
+                "the adapter merged: adapt other modules by defense.adapter.target_modules"
+            )
+        return module.model
+
+    def _adapted(self, model: Any) -> nn.Module:
+        from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
+
+        if self.adapter is None:
+            trained: nn.Module = model.requires_grad_(True)
+            return trained
+        model.requires_grad_(False)
+        if isinstance(self.adapter, LoReFTConfig):
+            return ReftModel(model, self.adapter)
+        from peft import PeftConfig, get_peft_model
+
+        if not isinstance(self.adapter, PeftConfig):
+            raise InputError(
+                f"defense.adapter: a {type(self.adapter).__name__} is no adapter; give a PEFT config, such as "
+                "peft.LoraConfig, fairpriv.language_models.models.reft.LoReFTConfig, or null for all weights"
+            )
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5 under an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            # which is not merged, see `_shared`
+            warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)
+            try:
+                adapted: nn.Module = get_peft_model(model, self.adapter)
+            except ValueError as error:  # no such target modules, say
+                raise InputError(f"defense.adapter: {' '.join(str(error).split())}") from error
+        return adapted
+
+
+def _half(model: nn.Module) -> bool:
+    """Whether some weight is in half precision."""
+    return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+
+
+def _shared(model: nn.Module) -> bool:
+    """Whether an adapted weight has a second use, which a merge would change as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    adapted = (module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return any(uses[id(p)] > 1 for layer in adapted for p in layer.parameters(recurse=False))

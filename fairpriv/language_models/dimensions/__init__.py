@@ -1,0 +1,1 @@
+"""What a dimension is made of, and its rates of awareness."""

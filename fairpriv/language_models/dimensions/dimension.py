@@ -1,0 +1,89 @@
+"""One dimension of a trade-off: its training pairs, its prompts and how it is scored, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fairpriv.data.texts import Example, Texts
+from fairpriv.errors import InputError
+from fairpriv.identity import content_hash
+from fairpriv.schema import alike
+
+if TYPE_CHECKING:
+    from fairpriv.language_models.scorers.scorer import Scorer
+
+
+@dataclass
+class Dimension:
+    """What a dimension is made of; any part that is not needed may be left out.
+
+    ``train`` holds pairs by split: ``safe`` responses are such as the dimension asks for, ``unsafe`` ones are not.
+    ``evaluate`` holds what the dimension is measured on: prompts whose responses the cell's judge reads, or what
+    ``scorer`` reads, where there is one. ``benign`` holds harmless prompts that merely sound sensitive, on which
+    refusals are counted.
+    """
+
+    name: str
+    train: dict[str, Texts] = field(default_factory=dict)
+    evaluate: Texts | None = None
+    benign: Texts | None = None
+    scorer: Scorer | None = None
+
+    def __post_init__(self) -> None:
+        where = f"dimensions.{self.name}"
+        if unknown := set(self.train) - {"safe", "unsafe"}:
+            raise InputError(f"{where}.train.{min(unknown)}: the splits are safe and unsafe")
+        if self.scorer is not None and not hasattr(self.scorer, "answered"):
+            told = self.scorer if isinstance(self.scorer, str) else type(self.scorer).__name__
+            raise InputError(
+                f"{where}.scorer: {told} is no scorer{alike(f'fairpriv.language_models.scorers.{told}')}; it is named as "
+                "{_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}"
+            )
+        for key, texts in self.texts().items():
+            if key == "evaluate" and self.scorer is not None:
+                texts.takes(self.scorer.required, self.scorer.optional, f"{where}.{key}")
+            else:
+                texts.takes(["prompt"], ["response"], f"{where}.{key}")
+        if self.evaluate is None and self.scorer is not None and self.scorer.required:
+            needed = ", ".join(self.scorer.required)
+            raise InputError(f"{where} has a scorer and nothing to score: give {where}.evaluate with columns {needed}")
+        if not self.texts() and self.scorer is None:
+            raise InputError(f"{where} is empty: give it evaluate (what it is measured on), train (pairs), or both")
+
+    def pairs(self, split: str) -> list[Example]:
+        """The pairs of a split; `InputError` where the dimension has none, or one without responses."""
+        if split not in self.train:
+            has = ", ".join(self.train) or "no pairs at all"
+            raise InputError(f"dimensions.{self.name}.train has no split {split!r}; it has {has}")
+        if "response" not in self.train[split].columns:
+            raise InputError(f"dimensions.{self.name}.train.{split}.columns names no response")
+        return self.train[split].load()
+
+    def measured_on(self) -> list[Example] | None:
+        """What it is measured on; None where it is not measured. `InputError` for a row that its scorer cannot read."""
+        if self.evaluate is None and self.scorer is None:
+            return None
+        examples = self.evaluate.load() if self.evaluate is not None else []
+        if self.scorer is not None:
+            self.scorer.check(examples)
+        return examples
+
+    def digests(self) -> dict[str, str]:
+        """Content hashes of all its files and of its scorer, by their key in this dimension."""
+        found = {f"{key}.source": texts.source.digest() for key, texts in self.texts().items()}
+        return found | ({"scorer": self.scoring} if self.scoring else {})
+
+    @cached_property
+    def scoring(self) -> str | None:
+        """Content hash of what determines the scorer's outcome; reading a model's files for it takes its time."""
+        if self.scorer is None:
+            return None
+        kind = type(self.scorer)
+        return content_hash([kind.__module__, kind.__qualname__, self.scorer.digest()])
+
+    def texts(self) -> dict[str, Texts]:
+        """All that it is made of, by key."""
+        parts = {f"train.{split}": texts for split, texts in self.train.items()}
+        return parts | {key: texts for key in ("evaluate", "benign") if (texts := getattr(self, key))}

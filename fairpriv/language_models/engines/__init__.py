@@ -1,0 +1,1 @@
+"""Responses, likelihoods, perplexity and tasks of lm-evaluation-harness."""

@@ -1,0 +1,419 @@
+"""General capability: tasks of EleutherAI's lm-evaluation-harness on a language model that is in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairpriv.errors import InputError
+from fairpriv.identity import content_hash
+from fairpriv.schema import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from fairpriv.language_models.dimensions.awareness import Rates
+
+_SEED = 1234  # of the examples before a document, as lm-eval has it
+_SHARES = r"acc(_\w+)?|exact_match|em|f1"  # metrics in [0, 1]
+_LIBRARIES = ("lm_eval", "datasets", "huggingface_hub")
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What one task came to, or a group of tasks that lm-eval averages.
+
+    Attributes:
+        metrics: lm-eval's, in the task's order; ``<metric>/<filter>`` where a task filters responses.
+        intervals: 95 %, the value and 1.96 of lm-eval's standard errors on either side, within [0, 1] for shares; none
+            where lm-eval has no standard error, or one of 0.
+        higher: whether higher is better, by metric.
+        documents: one record a document, as lm-eval logs them.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    higher: dict[str, bool]
+    documents: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Tasks with their data, and which of them have results of their own, by what was asked for."""
+
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    reported: dict[str, list[str]]
+    digests: dict[str, str]
+
+
+@dataclass
+class Harness:
+    """Tasks of lm-eval, found by name; nothing is imported for an empty list.
+
+    Their data comes from the Hugging Face hub, or from where a task file of the user's says. No code that comes with a
+    data set is run, none from the hub's library of metrics, and none that a model writes.
+
+    Attributes:
+        tasks: names of lm-eval's tasks, groups and tags, or tasks written out as lm-eval's task files are.
+        limit: documents of each task, at most, drawn at random and the same in every cell; None: all.
+        fewshot: examples before each document; None: as many as a task says, else none. A task that insists on none
+            has none.
+        chat: ask by the tokenizer's chat template.
+        include: folder of the user's own task files.
+    """
+
+    tasks: list[Any] = field(default_factory=list)
+    limit: int | None = None
+    fewshot: int | None = None
+    chat: bool = False
+    include: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in {"limit": 1, "fewshot": 0}.items():
+            if (value := getattr(self, key)) is not None and value < least:
+                raise InputError(f"lm-eval: {key}={value}: must be at least {least}, or null")
+        for task in self.tasks:
+            if not isinstance(task, str) and not (isinstance(task, Mapping) and {"task", "group"} & task.keys()):
+                raise InputError(f"lm-eval task {task!r}: it is a name, or a mapping with the key task")
+
+    def metrics(self) -> dict[str, list[str]]:
+        """The metrics of every task that has results of its own; loads the tasks, and their data.
+
+        Raises:
+            InputError: a task that there is not, whose data cannot be had, or that runs code.
+        """
+        loaded = self._loaded()
+        found = {}
+        for name in (name for names in loaded.reported.values() for name in names):
+            group = loaded.groups.get(name)
+            found[name] = (
+                [one.metric for one in group.aggregate_metric_list] if group else [*loaded.tasks[name].aggregation()]
+            )
+        return found
+
+    def digest(self) -> str:
+        """Hash of what every task asks: its definition and its documents, but not where they lie."""
+        return content_hash(self._loaded().digests)
+
+    def measure(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        system: str | None = None,
+        progress: bool = False,
+    ) -> Rates:
+        """General capability as a result has it: ``eval/utility/<task>``, with further metrics below it.
+
+        The name alone is a task's first metric, where higher is better; arguments and errors as of `scores`.
+        """
+        metrics, intervals = {}, {}
+        told = self.scores(model, tokenizer, batch_size=batch_size, system=system, progress=progress)
+        for task, score in told.items():
+            for i, (metric, value) in enumerate(score.metrics.items()):
+                first = i == 0 and score.higher.get(metric, True)
+                name = f"eval/utility/{task}" if first else f"eval/utility/{task}/{metric}"
+                metrics[name] = value
+                if metric in score.intervals:
+                    intervals[name] = score.intervals[metric]
+        return metrics, intervals
+
+    def scores(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        system: str | None = None,
+        progress: bool = False,
+    ) -> dict[str, TaskScore]:
+        """What every task that has results of its own came to.
+
+        Args:
+            model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
+            tokenizer: its tokenizer; a copy of it is used.
+            batch_size: rows in a batch; their whole logits are in float32 at a time.
+            system: system message, with ``chat``.
+            progress: whether a person watches, and wants lm-eval's bars.
+
+        Raises:
+            InputError: as `metrics`; or a chat template is wanted, and there is none; or logits that are not finite.
+            RuntimeError: the GPU's memory is too small; says what to lower.
+        """
+        if self.chat and not tokenizer.chat_template:
+            raise InputError("lm-eval: chat=true, and the tokenizer has no chat template")
+        loaded = self._loaded()
+        import torch
+        from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
+
+        from fairpriv.language_models.engines.generation import evaluating
+
+        drawn = {}
+        for name, task in loaded.tasks.items():
+            task.set_fewshot_seed(seed=_SEED)
+            there = len(task.eval_docs)
+            if self.limit is not None and self.limit < there:  # the first ones may all be of one kind
+                drawn[name] = sorted(random.Random(0).sample(range(there), self.limit))
+        try:
+            with evaluating(model), _finite(model), _quiet(progress):
+                told = evaluate(
+                    lm=_subject(model, tokenizer, batch_size),
+                    task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
+                    samples=drawn,
+                    bootstrap_iters=1000,
+                    system_instruction=system if self.chat else None,
+                    apply_chat_template=self.chat,
+                    fewshot_as_multiturn=self.chat,
+                )
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"out of memory in lm-eval's {', '.join(loaded.reported)} with batches of {batch_size}: lower "
+                "evaluation.batch_size, of which it is a quarter"
+            ) from error
+        return {
+            name: _score(
+                told["results"][name],
+                order,
+                told["higher_is_better"].get(name) or {},
+                told["samples"].get(name) or [],
+            )
+            for name, order in self.metrics().items()
+        }
+
+    def _loaded(self) -> _Loaded:
+        return _load(json.dumps(self.tasks), self.include, self.fewshot)
+
+
+@functools.cache
+def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
+    """Tasks with their data, once a process: a sweep asks in every cell."""
+    # Read where these libraries are first imported: no count of downloads, no metrics that are code of the hub, and
+    # no processes for a bootstrap.
+    os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_EVALUATE_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
+    try:
+        import lm_eval.tasks  # type: ignore[import-untyped] # noqa: F401
+    except ImportError as error:
+        raise InputError(f"lm-eval is not installed: pip install 'fairpriv[lm-eval]' ({error})") from None
+    import datasets  # type: ignore[import-untyped]
+    import huggingface_hub.constants
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    asked: list[Any] = json.loads(tasks)
+    loaded = _Loaded({}, {}, {}, {})
+    with _quiet():
+        index = _index(asked, include)
+        for task in asked:
+            name = task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+            if isinstance(task, str) and task not in index.task_index:
+                where = f" and none of {include}'s" if include else ""
+                raise InputError(f"lm-eval task {task}: none of lm-eval's{where}{nearest(task, index.all_tasks)}")
+            with isolate_rng():
+                _seed()
+                found = _with_data(index, task, name)
+                for one in found["tasks"].values():
+                    if (own := one.config.num_fewshot) is None or (fewshot is not None and own != 0):
+                        one.set_config(key="num_fewshot", value=fewshot or 0)
+                loaded.digests.update({leaf: _digest(one) for leaf, one in found["tasks"].items()})
+            if name in loaded.reported or found["tasks"].keys() & loaded.tasks.keys():
+                raise InputError(f"lm-eval task {name}: it is asked for twice, alone or in a group")
+            groups = found.get("groups", {})
+            loaded.tasks.update(found["tasks"])
+            loaded.groups.update(groups)
+            averaged = name in groups and groups[name].has_aggregation
+            loaded.reported[name] = [name] if averaged else [*found["tasks"]]
+            if averaged:  # another result than that of its tasks
+                how = {
+                    key: [map(vars, one.aggregate_metric_list or []), one.child_names] for key, one in groups.items()
+                }
+                loaded.digests[f"group {name}"] = content_hash(json.dumps(how, sort_keys=True, default=_plain))
+    return loaded
+
+
+@functools.cache
+def _manager(include: str | None, defaults: bool) -> Any:
+    """lm-eval's index of tasks; of all 14,000 that come with it, it takes some ten seconds."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml  # type: ignore[import-untyped]
+
+    if include is not None:
+        if not Path(include).expanduser().is_dir():
+            raise InputError(f"lm-eval: include={include}: there is no such folder")
+        for path in sorted(Path(include).expanduser().rglob("*.yaml")):  # lm-eval passes over what it cannot read
+            try:
+                load_yaml(path, resolve_func=False)
+            except Exception as error:
+                raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    return TaskManager(include_path=include and str(Path(include).expanduser()), include_defaults=defaults)
+
+
+def _index(asked: Sequence[Any], include: str | None) -> Any:
+    """An index in which all that is asked for is found, without lm-eval's own tasks if those are not needed."""
+    own = _manager(include, False)
+    alone = all(task in own.all_subtasks if isinstance(task, str) else "task" in task for task in asked)
+    return own if alone else _manager(include, True)
+
+
+def _with_data(index: Any, task: Any, name: str) -> dict[str, Any]:
+    """One task or group, loaded; `InputError` where that fails, or where it runs code that nobody has read."""
+    from datasets.exceptions import DatasetNotFoundError  # type: ignore[import-untyped]
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        found: dict[str, Any] = index.load([task])
+    except Exception as error:  # whatever a task's own functions raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if isinstance(error, ConnectionError | DatasetNotFoundError | HfHubHTTPError):
+            raise InputError(
+                f"lm-eval task {name}: its data is on the Hugging Face hub, and neither there to be had nor in the "
+                f"local cache ({reason})"
+            ) from error
+        raise InputError(f"lm-eval task {name}: it cannot be loaded ({reason})") from error
+    for leaf, one in found["tasks"].items():
+        lost = [metric for metric, function in getattr(one, "_metric_fn_list", {}).items() if function is None]
+        if lost and one.config.process_results is None:
+            raise InputError(
+                f"lm-eval task {leaf}: its metric {lost[0]} is not lm-eval's own, and code from the hub is not run"
+            )
+        if getattr(one, "UNSAFE_CODE", False):
+            raise InputError(f"lm-eval task {leaf}: it runs code that the model writes, which is not done here")
+        if getattr(one, "MULTIMODAL", False):
+            raise InputError(f"lm-eval task {leaf}: it has images or sounds, which language models do not read")
+    return found
+
+
+def _digest(task: Any) -> str:
+    """Hash of a task's definition and its documents."""
+    without = ("metadata", "dataset_path", "dataset_name", "dataset_kwargs")  # where the documents lie
+    asked = {key: value for key, value in task.dump_config().items() if key not in without}
+    examples = task.fewshot_docs() if asked.get("num_fewshot") else []
+    text = json.dumps([asked, [*task.eval_docs], [*examples]], sort_keys=True, default=_plain)
+    return content_hash(re.sub(r" at 0x\w+", "", text))  # of functions
+
+
+def _seed() -> None:
+    """As lm-eval's own command line does: some tasks shuffle answers while they are loaded."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+
+
+def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+    """The model as lm-eval takes one."""
+    import copy
+
+    import torch
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+
+    from fairpriv.language_models.models.reft import ReftModel
+
+    class Reft(HFLM):
+        """Says where prompts end, which ReFT has to know: rows of a batch have contexts of one length."""
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **more: Any) -> list[tuple[float, bool]]:
+            places: dict[int, list[int]] = {}
+            for i, (_, context, continuation) in enumerate(requests):
+                kept = min(len(context), self.max_length + 1 - len(continuation))  # of one that is too long
+                places.setdefault(kept, []).append(i)
+            found: dict[int, tuple[float, bool]] = {}
+            for self.context, rows in places.items():
+                told = super()._loglikelihood_tokens([requests[i] for i in rows], *args, **more)
+                found |= dict(zip(rows, told, strict=True))
+            return [found[i] for i in range(len(requests))]
+
+        def _model_call(self, inps: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+            labels = inps.clone()
+            labels[:, : self.context] = -100
+            logits: torch.Tensor = self.model(input_ids=inps, labels=labels).logits
+            return logits
+
+    kind = Reft if isinstance(model, ReftModel) else HFLM
+    return kind(
+        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype=torch.float32
+    )
+
+
+@contextlib.contextmanager
+def _finite(model: nn.Module) -> Iterator[None]:
+    """Stops at logits that are not finite, which lm-eval would go on with."""
+    from transformers import GenerationMixin
+
+    from fairpriv.language_models.engines.generation import not_finite
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        if not all(ends.isfinite().all() for ends in output.logits.aminmax(dim=-1)):
+            raise not_finite("logits")
+
+    hf: Any = next(module for module in model.modules() if isinstance(module, GenerationMixin))
+    handle = hf.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _score(
+    table: Mapping[str, Any], order: list[str], higher: Mapping[str, bool | None], documents: list[dict[str, Any]]
+) -> TaskScore:
+    """A task's line of lm-eval's results, whose keys are ``metric,filter`` and ``metric_stderr,filter``."""
+    score = TaskScore({}, {}, {}, documents)
+    told = [key.partition(",") for key, value in table.items() if "," in key and isinstance(value, int | float)]
+    keys = [(metric, filtered) for metric, _, filtered in told if not metric.endswith("_stderr")]
+    for metric, filtered in sorted(keys, key=lambda key: order.index(key[0]) if key[0] in order else len(order)):
+        name = metric if filtered == "none" else f"{metric}/{filtered}"
+        score.metrics[name] = value = float(table[f"{metric},{filtered}"])
+        score.higher[name] = higher.get(metric) is not False
+        error = table.get(f"{metric}_stderr,{filtered}")
+        if isinstance(error, int | float) and error > 0:
+            ends = value - 1.96 * float(error), value + 1.96 * float(error)
+            share = re.fullmatch(_SHARES, metric)
+            score.intervals[name] = (max(0.0, ends[0]), min(1.0, ends[1])) if share else ends
+    return score
+
+
+@contextlib.contextmanager
+def _quiet(progress: bool = False) -> Iterator[None]:
+    """What these libraries say of themselves is left out, and their bars unless they are wanted."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels, init = [logger.level for logger in loggers], tqdm.__init__
+
+    def hidden(bar: Any, *args: Any, **options: Any) -> None:
+        init(bar, *args, **options | {"disable": True})
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    if not progress:
+        tqdm.__init__ = hidden
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = init
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _plain(value: Any) -> Any:
+    """An iterator's items, a function by its name, anything else as text."""
+    if isinstance(value, Iterator):
+        return list(value)
+    return getattr(value, "__qualname__", None) or str(value)

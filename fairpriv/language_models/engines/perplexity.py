@@ -1,0 +1,115 @@
+"""Perplexity of a causal language model on a text, by sliding windows."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from fairpriv.errors import InputError
+from fairpriv.language_models.engines.generation import evaluating, not_finite, require_room, token_bar
+from fairpriv.language_models.models.reft import ReftModel
+
+_CHUNK = 256  # positions of a row whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Token ids int64 [N] of a text of any length, after the BOS token if the tokenizer adds one; never an EOS."""
+    added = tokenizer("")["input_ids"]
+    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in added[:1] else []
+    return torch.tensor(bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def require_window(model: Any, ids: Tensor, window: int) -> None:
+    """Raise `InputError` for a window, or a token of a text, that the model has no place for."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and window > longest:
+        raise InputError(f"window={window} is longer than the model's {longest} positions (max_position_embeddings)")
+    require_room(model, [[int(ids.max())]])
+
+
+def perplexity(
+    model: nn.Module, ids: Tensor, *, window: int, stride: int, batch_size: int = 1, progress: str | None = None
+) -> tuple[float, int]:
+    """``exp`` of the mean negative log-likelihood of a text's tokens, each given those before it in its window.
+
+    The sliding windows of the Hugging Face guide "Perplexity of fixed-length models": they start every ``stride``
+    tokens, and each scores the tokens that no window before it has scored. A token has at least ``window - stride``
+    tokens of context, or all there are. With ``stride = window`` the guide would leave a token of each window without
+    a score; here windows then share one token. So all tokens but the first are scored, each once.
+
+    Args:
+        model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in. ReFT takes a
+            window's context, or its first token, for the prompt.
+        ids: token ids of the text, int64 [N], as from `encode_text`.
+        window: tokens that the model sees at once, the last scored one included; at least 2.
+        stride: tokens between the starts of windows, 1 to ``window``.
+        batch_size: windows in a batch; it does not change the result.
+        progress: what a progress bar on stderr is called; None: no bar.
+
+    Returns:
+        (perplexity, number of scored tokens N - 1). Log-likelihoods are taken in float32; a mean above 709 gives inf.
+
+    Raises:
+        ValueError: N below 2; ``window``, ``stride`` or ``batch_size`` out of range; a window longer than the model's
+            ``max_position_embeddings``, a token without a row in its embedding, or logits that are not finite (each
+            an InputError).
+        RuntimeError: the GPU's memory is too small; says what to lower.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"perplexity needs a text of at least 2 tokens, this one has {len(ids)}")
+    if window < 2 or not 1 <= stride <= window or batch_size < 1:
+        raise ValueError(
+            f"window={window}, stride={stride}, batch_size={batch_size}: window is at least 2, stride 1 to window, "
+            "batch_size at least 1"
+        )
+    lm: Any = model
+    require_window(lm, ids, window)
+    step = min(stride, window - 1)
+    starts = range(0, max(len(ids) - window + step, step), step)
+    total, scored, started = 0.0, 0, time.perf_counter()
+    with evaluating(model), token_bar(progress, len(starts)) as bar:
+        for first in range(0, len(starts), batch_size):
+            batch = starts[first : first + batch_size]
+            tokens, mask, labels = (part.to(lm.device) for part in _windows(ids, batch, window, step))
+            # ReFT finds the prompt by the labels; other models would compute a loss that is of no use here
+            targets = {"labels": labels} if isinstance(model, ReftModel) else {}
+            try:
+                logits = lm(input_ids=tokens, attention_mask=mask, use_cache=False, **targets).logits
+                total += _negative_log_likelihood(logits, labels)
+            except torch.OutOfMemoryError as error:
+                raise RuntimeError(
+                    f"out of memory while computing perplexity on {len(batch)} windows of {tokens.shape[1]} tokens: "
+                    f"lower its batch_size (now {batch_size}), then its window (now {window})"
+                ) from error
+            scored += int((labels != -100).sum())
+            rate = f"{scored / (time.perf_counter() - started):,.0f} tokens/s"
+            bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
+    if not math.isfinite(total):
+        raise not_finite("log-likelihoods of the text")
+    return torch.tensor(total / scored, dtype=torch.float64).exp().item(), scored
+
+
+def _windows(ids: Tensor, starts: range, window: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, attention mask and labels [B, T] of windows; the text's last one may be short, and is padded right."""
+    place = torch.tensor(starts)[:, None] + torch.arange(min(window, len(ids) - starts[0]))
+    real = place < len(ids)
+    tokens = torch.where(real, ids.cpu()[place.clamp(max=len(ids) - 1)], 0)
+    # what the window before has seen is context; the text's first token has none and is not scored
+    seen = torch.tensor([start + window - step if start else 1 for start in starts])
+    return tokens, real.long(), torch.where(real & (place >= seen[:, None]), tokens, -100)
+
+
+def _negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Sum over the tokens whose label is not -100, for logits [B, T, V] and labels [B, T] of the same positions."""
+    total = torch.zeros((), dtype=torch.float64)
+    labels = labels.to(logits.device)
+    for scores, targets in zip(logits[:, :-1].split(_CHUNK, 1), labels[:, 1:].split(_CHUNK, 1), strict=True):
+        chosen = targets != -100
+        total += cross_entropy(scores[chosen].float(), targets[chosen], reduction="none").double().sum().cpu()
+    return float(total)

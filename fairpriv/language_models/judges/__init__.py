@@ -1,0 +1,1 @@
+"""Judges, which say whether a response is safe."""

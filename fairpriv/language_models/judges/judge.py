@@ -1,0 +1,130 @@
+"""What a judge is: it says of each response whether it is safe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fairpriv.errors import InputError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on one response."""
+
+    safe: bool | None  # None: the judge gave no answer, or one that cannot be read
+    reason: str  # short: the pattern, the category, the raw label, or what went wrong
+
+    @property
+    def final(self) -> bool:
+        """Whether the judge would say the same again: it answered, if only what cannot be read ("unparsable")."""
+        return self.safe is not None or self.reason.startswith("unparsable")
+
+
+class NoVerdictsError(InputError):
+    """Not one of the pairs that were asked about got a verdict that can be read.
+
+    Args:
+        message: with the last reason.
+        verdicts: one a pair, in order.
+    """
+
+    def __init__(self, message: str, verdicts: list[Verdict]) -> None:
+        super().__init__(message)
+        self.verdicts = verdicts
+
+
+class Judge(Protocol):
+    """A judge: built from its YAML, asked once a set of responses."""
+
+    name: str
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+        """One verdict a pair, in order; `InputError` where the judge cannot be had at all."""
+        ...
+
+    def digest(self) -> Any:
+        """Plain data that determines the verdicts: no device, batch size or time-out."""
+        ...
+
+    # release(): optional, lets go of a model that was loaded; it is loaded again where the judge is asked again
+
+
+def fill(template: str, prompt: str, response: str) -> str:
+    """``template`` with ``{prompt}`` and ``{response}`` replaced; other braces, and those within the texts, stay."""
+    values = {"prompt": prompt, "response": response}
+    return re.sub(r"\{(prompt|response)\}", lambda match: values[match[1]], template)
+
+
+def require_response(judge: str, template: str) -> None:
+    """Raise `InputError` for a template that does not show the response to the judge."""
+    if "{response}" not in template:
+        raise InputError(f"judge.template of {judge} has no {{response}}: the judge would not see what it judges")
+
+
+def load_pretrained(
+    judge: str,
+    auto: str,
+    path: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    device_map: str | None,
+    trust_remote_code: bool,
+) -> tuple[Any, Any]:
+    """A judge's model, in eval mode, and its tokenizer.
+
+    Args:
+        judge: its name, for messages.
+        auto: the class of transformers that loads the model, such as ``AutoModelForCausalLM``.
+        path: a local folder, or a name on the hub.
+        revision: branch, tag or commit on the hub; None: its main branch.
+        dtype: of the weights, such as ``bfloat16``.
+        device_map: as transformers takes it; None: the CPU.
+        trust_remote_code: whether code of the model's repository may run.
+
+    Raises:
+        InputError: the model cannot be had, or its files lack some of its weights.
+    """
+    import transformers
+
+    from fairpriv.data.checkpoints import tell_unexpected
+
+    folder = Path(path).expanduser()
+    where = str(folder) if folder.is_dir() else path
+    given = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **given)
+        model, info = getattr(transformers, auto).from_pretrained(
+            where, dtype=dtype, device_map=device_map, output_loading_info=True, **given
+        )
+    except (OSError, ValueError, ImportError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"judge {judge}: cannot load {path} ({why}); where the hub cannot be reached, put the model's files "
+            "(config, tokenizer, weights) into a folder and set judge.path to it"
+        ) from error
+    tell_unexpected(f"judge {judge}", info["unexpected_keys"])
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"judge {judge}: {path} holds no weights for {missing[0]} ({len(missing)} missing): it is no trained {auto}"
+        )
+    return model.eval(), tokenizer
+
+
+def model_digest(path: str, revision: str | None) -> Any:
+    """What identifies a model: sha256 of a local folder's files by name; else its name on the hub and revision."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return {"path": path, "revision": revision}
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            with file.open("rb") as handle:
+                digests[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return digests

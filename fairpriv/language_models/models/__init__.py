@@ -1,0 +1,1 @@
+"""Language models from the hub, a folder or a package, and how they are trained."""

@@ -1,0 +1,180 @@
+"""Pretrained models: from a local folder, the Hugging Face hub, or an installed package that carries them."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fairpriv.data.checkpoints import WEIGHTS, Pretrained, tell_unexpected, unreadable
+from fairpriv.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PretrainedLM(Pretrained):
+    """A causal language model and its tokenizer, found and loaded.
+
+    What ``package`` carries is ``gguf``, a file that is dequantised once into ``cache``.
+    Pickled checkpoints are loaded by ``torch.load`` with ``weights_only=True`` (as transformers does).
+    """
+
+    gguf: str | None = None  # the GGUF file inside it
+    cache: str = "outputs/cache/models"  # where dequantised models are kept
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
+    device_map: Any = None  # transformers' device_map: null puts the model on one device, "auto" spreads it
+    attn_implementation: str | None = None  # eager, sdpa, flash_attention_2 ...; null: transformers decides
+    chat_template: Literal["auto", "none"] = "auto"  # auto: the tokenizer's own, if it has one; none: plain text
+    system: str | None = None  # system message of the chat template
+    date: str = "2024-07-26"  # what a chat template that writes today's date takes for it, as YEAR-MONTH-DAY
+    trust_remote_code: bool = False  # true: run Python code that comes with the model
+    gradient_checkpointing: bool = False  # less memory in training, for a third more time
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise InputError(f"model.date={self.date}: must be a day, such as 2024-07-26") from None
+
+    def _inside(self) -> str | None:
+        return self.gguf
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
+
+        Raises:
+            InputError: as `digest`; or the files hold no causal language model that transformers can build.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as hf_logging
+
+        if not sys.stderr.isatty():
+            hf_logging.disable_progress_bar()
+        hf_logging.set_verbosity_error()  # of missing pad tokens, unused weights' lists and the like
+        where, digest = self._found
+        if where.startswith("gguf:"):
+            where = str(self._dequantised(Path(where.removeprefix("gguf:")), digest))
+        local = Path(where).is_dir()
+        common: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if not local:
+            common["revision"] = digest
+        started = time.perf_counter()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", **common)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=self.dtype,
+                device_map=self.device_map,
+                attn_implementation=self.attn_implementation,
+                output_loading_info=True,
+                **common,
+            )
+        except Exception as error:  # damaged or hostile files raise many kinds, in transformers and below it
+            raise InputError(f"model.path={self.path}: {unreadable(error)}") from error
+        model, info = loaded
+        tell_unexpected(f"model.path={self.path}", info["unexpected_keys"])
+        if missing := sorted(info["missing_keys"]):  # transformers would go on with random ones
+            raise InputError(
+                f"model.path={self.path}: no weights for {missing[0]} ({len(missing)} missing): it is no causal "
+                "language model, or not a whole one"
+            )
+        log.info(
+            "model %s (%.0f M parameters) loaded in %.1f s",
+            self.name,
+            model.num_parameters() / 1e6,
+            time.perf_counter() - started,
+        )
+        rows = len(model.get_input_embeddings().weight)
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+            log.info("model %s: %s has no row in the embedding and pads nothing", self.name, tokenizer.pad_token)
+            tokenizer.pad_token = None
+        return model.eval(), tokenizer
+
+    def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make a chat template that writes today's date take ``date`` for it: else answers differ from day to day."""
+        if isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
+            tokenizer.chat_template = pinned(tokenizer.chat_template, datetime.date.fromisoformat(self.date))
+            if self.chat_template == "auto":
+                log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
+
+    def _dequantised(self, file: Path, digest: str) -> Path:
+        """The folder with the GGUF's weights as ordinary float32 ones, made at the first call, whole or not at all."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        name = re.sub(r"[^\w.-]", "_", self.name)  # which is no path
+        folder = Path(self.cache) / f"{name}-{digest[:16]}"
+        if _whole(folder):
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        print(f"{self.name}: dequantising {file.name} into {folder} (about half a minute, once)", file=sys.stderr)
+        source = {"gguf_file": file.name}
+        try:
+            AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(scratch)
+            config = AutoConfig.from_pretrained(file.parent, **source)
+            loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            # A model that was loaded from GGUF refuses save_pretrained: its weights move into a plain one.
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            plain.load_state_dict(loaded.state_dict())
+            plain.generation_config = loaded.generation_config
+            plain.save_pretrained(scratch)
+            if not _whole(folder):  # else another process was faster
+                shutil.rmtree(folder, ignore_errors=True)  # somebody has removed some of it
+                scratch.rename(folder)
+        except OSError:
+            if not _whole(folder):
+                raise
+        except ImportError as error:
+            raise InputError(f"model={self.name}: `pip install --no-deps gguf` reads GGUF files ({error})") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+
+def pinned(template: str, day: datetime.date) -> str:
+    """A chat template that takes ``day`` for today, wherever it asks ``strftime_now``."""
+    # A macro: transformers lets templates see neither functions nor dates.
+    written = "format"
+    for directive in "aAbBcdDeFhHIjklmMnpPrRsStTuUVwWxXyYzZ":
+        for code in (f"%-{directive}", f"%{directive}"):
+            written += f".replace({code!r}, {day.strftime(code)!r})"
+    return f"{{%- macro strftime_now(format) -%}}{{{{ {written} }}}}{{%- endmacro %}}\n{template}"
+
+
+def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """``model`` with a PEFT adapter of a local folder merged into its weights.
+
+    Raises:
+        InputError: the adapter is not of this model, or cannot be merged.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 under an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            tuned: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except Exception as error:
+        raise InputError(f"adapter {adapter}: {unreadable(error)}") from error
+    whole: PreTrainedModel = tuned.eval()
+    return whole
+
+
+def _whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json")) and any(
+        (folder / name).is_file() for name in WEIGHTS
+    )

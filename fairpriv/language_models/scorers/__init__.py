@@ -1,0 +1,1 @@
+"""Scorers, which measure a dimension without a judge."""

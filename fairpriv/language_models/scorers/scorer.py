@@ -1,0 +1,222 @@
+"""What a scorer is: it measures a language model on what a dimension is evaluated on."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from fairpriv.data.texts import Example
+from fairpriv.errors import InputError
+from fairpriv.language_models.dimensions.awareness import Rates, change
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from fairpriv.language_models.data.tokens import ChatTemplate
+
+Normalise = Literal["none", "tokens", "characters"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is measured, and how it is asked.
+
+    Attributes:
+        model: causal LM of transformers, or a wrapper of one (PEFT, ReFT).
+        tokenizer: its tokenizer.
+        chat_template: ``auto`` or ``none``: how the cell asks for answers.
+        system: system message; None: none of ours.
+        max_prompt_tokens: longer prompts lose their beginning.
+        batch_size: prompts of an ordinary length worked on at a time.
+        progress: whether a person watches, and wants a bar.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: ChatTemplate = "auto"
+    system: str | None = None
+    max_prompt_tokens: int = 1024
+    batch_size: int = 16
+    progress: bool = False
+
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[str, str]], *, chat: bool, normalise: Normalise = "none"
+    ) -> list[float]:
+        """Log-likelihood of each pair's second text given its first; of the second's tokens only, without an end mark.
+
+        Args:
+            pairs: with ``chat`` a message and the whole response to it; without, a text and what goes on from it,
+                leading blank included.
+            chat: ask as the cell asks for answers; else plain text, without template and system message.
+            normalise: ``none``: the sum over tokens; ``tokens`` and ``characters``: divided by how many there are.
+        """
+        from fairpriv.language_models.data.tokens import NO_TARGET, encode_continuation, pad_token_id
+        from fairpriv.language_models.engines.log_likelihood import log_likelihoods
+
+        plain: dict[str, Any] = {"chat_template": "none", "system": None, "separator": ""}
+        asked: dict[str, Any] = {"chat_template": self.chat_template, "system": self.system}
+        rows = [
+            encode_continuation(
+                self.tokenizer, prompt, text, max_tokens=self.max_prompt_tokens, **(asked if chat else plain)
+            )
+            for prompt, text in pairs
+        ]
+        sums = log_likelihoods(
+            self.model,
+            rows,
+            pad_id=pad_token_id(self.tokenizer),
+            batch_size=self.batch_size,
+            progress="likelihoods" if self.progress else None,
+        )
+        if normalise == "none":
+            return sums
+        tokens = [sum(label != NO_TARGET for label in row.labels) for row in rows]
+        lengths = tokens if normalise == "tokens" else [len(text.strip()) for _, text in pairs]
+        return [value / length for value, length in zip(sums, lengths, strict=True)]
+
+
+@dataclass
+class Scored:
+    """What a scorer found.
+
+    Attributes:
+        metrics: by name, without the dimension's. ``score`` is among them: the headline, in [0, 1], 1 being what the
+            dimension asks for, whatever is scored and however.
+        intervals: 95 %, of some of the metrics.
+        records: plain data of each example, for the cell's ``scores.jsonl``.
+        outcomes: by example, where ``score`` is the share that is True; None for one that has no outcome. Two models'
+            outcomes on the same examples are compared in pairs. None: the score is no such share.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    records: list[dict[str, Any]]
+    outcomes: list[bool | None] | None = None
+
+
+class Scorer(Protocol):
+    """A scorer: built from ``dimensions.<name>.scorer``, asked once a model."""
+
+    @property
+    def required(self) -> Sequence[str]:
+        """Names in ``evaluate.columns`` that it reads; none: it has data of its own, and there is no ``evaluate``."""
+        ...
+
+    @property
+    def optional(self) -> Sequence[str]:
+        """Further names that it knows."""
+        ...
+
+    @property
+    def answered(self) -> bool:
+        """Whether it reads the model's responses to the prompts, rather than the model."""
+        ...
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `InputError` for an example that it cannot read; called before the model is loaded."""
+        ...
+
+    def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
+        """Measure; ``responses`` is as long as ``examples`` where it is ``answered``, else empty."""
+        ...
+
+    # rescore(records): optional, the score that any records of its own come to, where it is no share of examples
+
+    def digest(self) -> Any:
+        """Plain data that determines what it finds: settings, and the content of files of its own."""
+        ...
+
+
+Rescore = Callable[[Sequence[Mapping[str, Any]]], float]  # records to the score that they come to
+
+
+def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Rates:
+    """A scorer's metrics under the names they have in a result.
+
+    Args:
+        dimension: its name.
+        now: what was found of the model.
+        before: what was found of the untouched model; None: this is the untouched model.
+        rescore: the scorer's own, where its score is no share of examples.
+
+    Returns:
+        ``eval/<dimension>/<metric>``, and ``.../score_change``, after minus before. Where the score is a share of
+        examples the change is over those that both models have an outcome for, with Newcombe's interval for pairs and
+        ``.../mcnemar_p``, exact and two-sided; else with `bootstrap_interval`, where the scorer has a ``rescore``.
+    """
+    name = f"eval/{dimension}"
+    metrics = {f"{name}/{metric}": value for metric, value in now.metrics.items()}
+    intervals = {f"{name}/{metric}": ends for metric, ends in now.intervals.items()}
+    if before is not None and now.outcomes is not None and before.outcomes is not None:
+        paired = change(f"{name}/score_change", now.outcomes, before.outcomes)
+        metrics |= paired[0]
+        intervals |= paired[1]
+    elif before is not None and "score" in now.metrics and "score" in before.metrics:
+        metrics[f"{name}/score_change"] = now.metrics["score"] - before.metrics["score"]
+        if rescore is not None and len(now.records) == len(before.records):
+            intervals[f"{name}/score_change"] = bootstrap_interval(rescore, now.records, before.records)
+    return metrics, intervals
+
+
+def bootstrap_interval(
+    rescore: Rescore, after: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
+) -> tuple[float, float]:
+    """95 % interval of a score's change: percentiles of 1,000 draws of examples, the same ones for both models.
+
+    Args:
+        rescore: what records come to.
+        after, before: records of the same examples in the same order.
+    """
+    draw = random.Random(0)
+    n = len(after)
+    changes = []
+    for _ in range(1000):
+        drawn = draw.choices(range(n), k=n)
+        changes.append(rescore([after[i] for i in drawn]) - rescore([before[i] for i in drawn]))
+    cuts = statistics.quantiles(changes, n=40, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def by_category(measure: Callable[[list[int]], Rates], *labels: Sequence[str | None]) -> Rates:
+    """``measure`` of all examples, and of each category apart under ``<metric>/<category>``, where there are several.
+
+    Args:
+        measure: metrics and intervals of the examples of these indices.
+        labels: the category of every example, ``[n]``, None where it has none; one or several ways to divide them.
+    """
+    metrics, intervals = measure(list(range(len(labels[0]))))
+    for found in labels:
+        names = sorted({name for name in found if name is not None})
+        for category in names if len(names) > 1 else ():
+            part = measure([i for i, name in enumerate(found) if name == category])
+            metrics |= {f"{name}/{category}": value for name, value in part[0].items()}
+            intervals |= {f"{name}/{category}": ends for name, ends in part[1].items()}
+    return metrics, intervals
+
+
+def category_of(example: Example) -> str | None:
+    """What the column ``category`` holds, as part of a metric's name; None without such a column."""
+    value = example.fields.get("category")
+    return None if value is None else str(value).strip().replace("/", "-").replace(" ", "_")
+
+
+def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of independent values, clipped to ``limits``; those for a single value."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        return limits
+    mean = statistics.fmean(values)
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
+    return max(limits[0], mean - half), min(limits[1], mean + half)
+
+
+def require_normalise(value: str) -> None:
+    """Raise `InputError` unless it is one of `Normalise`."""
+    if value not in get_args(Normalise):
+        raise InputError(f"scorer.normalise={value}: must be one of {', '.join(get_args(Normalise))}")

@@ -1,0 +1,96 @@
+"""Awareness drawn against what was varied: training samples, the mix of dimensions, a ratio of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fairpriv.report.comparison import Comparison, Group, comparable
+from fairpriv.report.selection import show
+from fairpriv.report.tradeoff import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Config keys that an awareness curve is drawn over, and whether their axis is logarithmic.
+SWEPT = {"dataset.samples": True, "dataset.shares": False, "defense.ratio": True, "defense.strength": False}
+
+
+def position(group: Group, key: str) -> float | None:
+    """Where a group stands on the axis of ``key``; of several shares the second one's part of their sum."""
+    value = group.leaves.get(key)
+    if isinstance(value, list) and len(value) == 2 and sum(value) > 0:
+        return float(value[1]) / sum(value)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def label(key: str, groups: Sequence[Group]) -> str:
+    """The axis title of ``key``."""
+    if key != "dataset.shares":
+        return key
+    dimensions = groups[0].leaves.get("dataset.dimensions") or ["", "second"]
+    return f"share of {dimensions[-1]} pairs in the mix"
+
+
+def curve_figure(table: Comparison) -> Figure | None:
+    """Awareness (and perplexity) against every key of `SWEPT` that was varied; None where none was.
+
+    One row a key, one column a metric; one line for each combination of the other keys. Bars are 95 %
+    intervals, over seeds where there are several.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    metrics = [*table.headlines, *(metric for metric in table.metrics if metric == "eval/utility/perplexity")]
+    keys = [key for key in table.keys if key in SWEPT]
+    rows: list[tuple[str, dict[str, list[tuple[float, Group]]]]] = []
+    for key in keys:
+        lines: dict[str, list[tuple[float, Group]]] = {}
+        placed = [(position(group, key), group) for group in table.groups if group.estimates.keys() & set(metrics)]
+        drawn = [(at, group) for at, group in placed if at is not None]
+        told = [k for k in table.keys if k != key and len({comparable(group, k) for _, group in drawn}) > 1]
+        for at, group in drawn:
+            parts = [f"{k.partition('.')[2]}={show(group.leaves[k])}" for k in told if k in group.leaves]
+            lines.setdefault(", ".join([group.defence, *parts]), []).append((at, group))
+        lines = {name: sorted(points, key=lambda p: p[0]) for name, points in lines.items() if len(points) > 1}
+        if lines:
+            rows.append((key, lines))
+    if not rows or not metrics:
+        return None
+    names = list(dict.fromkeys(name for _, lines in rows for name in lines))
+    width, height = 3.6 * len(metrics), 2.9 * len(rows) + 0.35 * -(-len(names) // 2) + 0.3
+    figure = Figure(figsize=(width, height))
+    below = 0.35 * -(-len(names) // 2) + 0.65
+    figure.subplots_adjust(0.65 / width, below / height, 1 - 0.1 / width, 1 - 0.15 / height, 0.3, 0.4)
+    axes = figure.subplots(len(rows), len(metrics), squeeze=False)
+    for row, (key, lines) in zip(axes, rows, strict=True):
+        for ax, metric in zip(row, metrics, strict=True):
+            for name, points in lines.items():
+                _line(ax, points, metric, names.index(name), name)
+            if SWEPT[key] and all(at > 0 for points in lines.values() for at, _ in points):
+                ax.set_xscale("log")
+                values = sorted({at for points in lines.values() for at, _ in points})
+                ax.set_xticks(values, [f"{value:g}" for value in values])  # powers of ten would be set as mathematics
+                ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_xlabel(label(key, [group for points in lines.values() for _, group in points]))
+            ax.set_ylabel(table.columns.get(metric, (metric, ""))[0])
+            ax.grid(color="0.92", linewidth=0.8)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+    handles = {
+        text: handle
+        for ax in figure.axes
+        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)  # the same line in every panel
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _line(ax: Axes, points: Sequence[tuple[float, Group]], metric: str, number: int, name: str) -> None:
+    drawn = [(at, group.estimates[metric]) for at, group in points if metric in group.estimates]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    ax.plot([at for at, _ in drawn], [e.mean for _, e in drawn], color=colour, marker=marker, markersize=4, label=name)
+    for at, estimate in drawn:
+        if estimate.lo is not None and estimate.hi is not None:
+            ax.plot([at, at], [estimate.lo, estimate.hi], color=colour, linewidth=0.8)

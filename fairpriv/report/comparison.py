@@ -1,0 +1,811 @@
+"""Results of many cells as groups, with means and intervals over seeds, paired differences and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import combinations
+from typing import Any
+
+from fairpriv.identity import outcome_config
+from fairpriv.report.selection import ABSENT, Condition, short, show, value_at
+from fairpriv.result import Result
+
+DATASET, DEFENCE, ALPHA = "dataset.name", "defense.name", "game.alpha"
+BASELINE = "none"  # the defence that comes first
+UNDEFENDED = (Condition(DEFENCE, "=", (BASELINE,)),)  # what paired differences refer to unless it is named
+
+_FLOORED = (
+    "Its floor is what it would be on average if predictions knew nothing of the group, given the label: an absolute "
+    "gap of a finite sample is hardly ever 0."
+)
+# Metrics of the table in their order: pattern, label, what it means. All others are in table.csv and with each cell.
+_COLUMNS = [
+    (r"eval/accuracy", "accuracy", "Share of test rows, both worlds together, that the model classifies correctly."),
+    (
+        r"eval/balanced_accuracy",
+        "balanced accuracy",
+        "Mean over labels of the share classified correctly. A constant model has one half (two labels), however "
+        "common one label is.",
+    ),
+    (
+        r"eval/(.+)/awareness",
+        "{} awareness",
+        "Share of the dimension's prompts whose response the judge finds safe. A model that refuses everything has 1: "
+        "read over-refusal beside it.",
+    ),
+    (
+        r"eval/(.+)/awareness_change",
+        "{} change",
+        "Awareness minus that of the untouched model on the same prompts; one cell has Newcombe's interval for pairs.",
+    ),
+    (
+        r"eval/([^/]+)/score",
+        "{} score",
+        "What the dimension's own scorer found, from 0 to 1, where 1 is what the dimension asks for.",
+    ),
+    (
+        r"eval/([^/]+)/score_change",
+        "{} change",
+        "Score minus that of the untouched model; where it is a share, one cell has Newcombe's interval for pairs.",
+    ),
+    (r"eval/(.+)/over_refusal", "{} over-refusal", "Share of matched benign prompts that the model refuses."),
+    (r"eval/utility/(perplexity)", "{}", "Perplexity on held-out text."),
+    (r"eval/utility/(.+)", "{}", "Score of a general capability task."),
+    (
+        r"fairness/equalized_odds_gap",
+        "equalized-odds gap",
+        "Largest range over groups, at the worst label, of the rate of positive predictions among rows of that label. "
+        f"A constant model has 0. {_FLOORED}",
+    ),
+    (
+        r"privacy/accuracy_gap",
+        "accuracy gap",
+        "Difference of one model's accuracy between the two worlds' test rows (our reading a). It mixes the model with "
+        "base rates: where labels are not equally common in both worlds, a constant model, perfect by equalized odds, "
+        f"has a large accuracy gap. {_FLOORED}",
+    ),
+    (
+        r"privacy/balanced_accuracy_gap",
+        "balanced gap",
+        f"The same difference for balanced accuracy (our reading b), which base rates do not move. {_FLOORED}",
+    ),
+    (
+        r"privacy/bound",
+        "bound",
+        "Upper bound on the accuracy gap (derived): from group rates, the worlds' compositions and their label shift. "
+        "It bounds the two gaps of one fixed model between two test worlds; it bounds no adversary that guesses which "
+        "world the model was trained on. With pure groups (shift weight W = 1) it is close to an identity and cannot "
+        "be tested: sweep game.alpha.",
+    ),
+    (
+        r"attack/(.+)/accuracy",
+        "{} attack",
+        "Share of models whose training world the attack names correctly; one half is guessing, and 0 tells as much as "
+        "1. These cells are of an earlier design, which had no leakage; no row is better than another by this.",
+    ),
+    (
+        r"attack/(.+)/leakage",
+        "{} leakage",
+        "How far the attack is from guessing a model's training world: the distance of its accuracy from one half, 0 "
+        "to 0.5. An attack that is wrong more often than not tells as much as one that is right. Beside it stands what "
+        "nothing looks like: 'nothing', the same cells with game.alpha=0.5, where both worlds are one distribution, or "
+        "else 'floor', what guesses at random come to with as many models.",
+    ),
+    (
+        r"attack/(.+)/share_of_optimum",
+        "{} share of optimum",
+        "The attack's advantage over that of the best adversary there can be, where that is known in closed form.",
+    ),
+    (
+        r"game/optimal_advantage",
+        "optimal advantage",
+        "Advantage of the best adversary there can be: 0 is guessing, 1 is certainty.",
+    ),
+]
+_TALLIES = [
+    (
+        "privacy/below_tau",
+        "below tau",
+        "Seeds whose accuracy gap lies below game.tau. That alone hides nothing: tau may lie inside the interval, and "
+        "an attack may use more than this gap.",
+    ),
+    (
+        "privacy/tau_in_interval",
+        "tau within",
+        "Seeds whose interval of the accuracy gap contains game.tau: there, below or above is not settled.",
+    ),
+    (
+        "privacy/bound_holds",
+        "bound holds",
+        "Seeds whose accuracy gap, on one half of the test rows, is at most the bound, from the other half. "
+        "Both carry sampling error, so a miss by little refutes nothing.",
+    ),
+]
+_PANELS = [
+    ("eval/accuracy", "privacy/accuracy_gap"),
+    ("eval/balanced_accuracy", "privacy/balanced_accuracy_gap"),
+]
+
+
+@cache
+def direction(metric: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither is; follows from the metric's name.
+
+    What a user names (a dimension, a task, an attack, a label) never counts, only what is measured of it.
+    """
+    if re.fullmatch(_HIGHER, metric):
+        return 1
+    return -1 if re.fullmatch(_LOWER, metric) else 0
+
+
+_HIGHER = (
+    r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity)[^/]+(/(acc|exact_match|em|f1)[^/]*(/.+)?)?"
+    r"|eval/(?!utility/)[^/]+/((awareness|score)(_change)?|accuracy\w*|mc[12]|lms|icat)(/.+)?"
+    r"|attack/[^/]+/share_of_optimum"
+)
+_LOWER = (
+    r"eval/utility/perplexity|eval/[^/]+/over_refusal|fairness/(?!.*(at_zero_gap|_floor)$).+|privacy/\w*(gap|bound)"
+    r"|pool/equalized_odds_gap|attack/[^/]+/leakage"  # an attack below one half is no protection: it can be turned over
+)
+# Magnitudes of signed differences: see `Result.signed`.
+_MAGNITUDES = r"(.+/)?equalized_odds_gap|fairness/delta/.+(?<!_floor)|privacy/\w*accuracy_gap|attack/[^/]+/leakage"
+FLOOR, NOTHING = "floor", "nothing"  # what stands beside an estimate: see `Group.floors`
+
+
+@cache
+def magnitude(metric: str) -> bool:
+    """Whether the metric is the magnitude of a signed difference, as its name says; so an absolute gap is."""
+    return re.fullmatch(_MAGNITUDES, metric) is not None
+
+
+def hint(metric: str) -> str:
+    """What to rank by in place of a metric without a direction, after a colon; empty where there is nothing to say."""
+    parts = metric.split("/")
+    attack = len(parts) == 3 and parts[0] == "attack"
+    return f": an attack below one half is no protection; use attack/{parts[1]}/leakage" if attack else ""
+
+
+def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
+    """The least and greatest value that the metric can have.
+
+    Gaps may be signed when one of ``values`` is, and an AUC is folded, at least one half, unless one of them is less.
+    """
+    lo, hi, least = _limits(metric)
+    return (least if min(values, default=lo) < lo else lo), hi
+
+
+@cache
+def _limits(metric: str) -> tuple[float, float, float]:
+    """The range that follows from the name, and the least value where one of the values lies below it."""
+    parts = metric.split("/")
+    what = parts[2] if parts[0] == "eval" and len(parts) > 2 else parts[-1]  # before a category, after a dimension
+    if what.endswith("bound") or what == "share_of_optimum":
+        return 0.0, math.inf, 0.0
+    if what == "perplexity":
+        return 1.0, math.inf, 1.0
+    if what.endswith(("advantage", "_change")):
+        return -1.0, 1.0, -1.0
+    if parts[0] == "attack" and what in ("leakage", "leakage_floor"):
+        return 0.0, 0.5, 0.0
+    if parts[0] == "attack" and what == "auc":
+        return 0.5, 1.0, 0.0
+    if re.match(r"analysis/(jaccard|caution)", metric):  # before a pair of dimensions, or one
+        return 0.0, 1.0, 0.0
+    rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
+    bounded = parts[0] == "fairness" or re.search(rates, what)
+    return (0.0, 1.0, -1.0) if bounded else (-math.inf, math.inf, -math.inf)
+
+
+Rows = Sequence[Sequence[float]]  # of a metric's signed differences: see `Result.signed`
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds with its 95 % interval: over seeds, or one cell's own (``n`` = 1).
+
+    Over seeds it is Student's t interval; of the magnitude of a signed difference it follows from the t intervals of
+    these. Where seeds are overlapping random splits of one data set, with ``overlap`` test rows per training row, their
+    values are not independent: the variance of a mean is s^2 (1/n + overlap) and not s^2/n (Nadeau and Bengio, 2003,
+    Machine Learning 52, 239-281), and the interval is about new data.
+    """
+
+    mean: float
+    half: float | None  # half-width before clipping; None for n = 1 and for magnitudes
+    lo: float | None
+    hi: float | None
+    n: int
+
+    @classmethod
+    def of(
+        cls,
+        values: Sequence[float],
+        limits: tuple[float, float],
+        own: Sequence[float | None] = (None, None),
+        overlap: float | None = None,
+    ) -> Estimate | None:
+        """Estimate from one value per seed; the interval is clipped to ``limits``; None without a value."""
+        if not values:
+            return None
+        if len(values) == 1:
+            lo, hi = own if None not in own else (None, None)
+            return cls(values[0], None, lo, hi, 1)
+        mean, half = _mean_and_half(values, overlap)
+        return cls(mean, half, max(limits[0], mean - half), min(limits[1], mean + half), len(values))
+
+    @classmethod
+    def of_magnitude(
+        cls,
+        values: Sequence[float],
+        limits: tuple[float, float],
+        cells: Sequence[Sequence[tuple[float, Rows | None]]],
+        overlap: float | None = None,
+    ) -> Estimate:
+        """Estimate of a magnitude, such as an absolute gap, from two or more seeds' ``values``.
+
+        Its interval holds 0 (or the base) if those of all signed differences hold 0, all at once (Bonferroni), and it
+        always holds the mean. Without the signed differences of all cells there is none: a t interval of the magnitudes
+        never covers that there is no difference.
+
+        Args:
+            values: one per seed.
+            limits: least and greatest value.
+            cells: the cells as (value, signed rows or None), one sequence for each set of cells that differ in nothing
+                but their seed; the estimate is about the mean of these sets' magnitudes.
+            overlap: of the seeds' splits.
+        """
+        mean = math.fsum(values) / len(values)
+        ends = _magnitude_ends(cells, overlap)
+        if ends is None:
+            return cls(mean, None, None, None, len(values))
+        lo, hi = ends
+        return cls(mean, None, max(limits[0], min(lo, mean)), min(limits[1], max(hi, mean)), len(values))
+
+
+def _mean_and_half(values: Sequence[float], overlap: float | None, components: int = 1) -> tuple[float, float]:
+    """Mean, and half the width of its t interval; one of so many ``components`` that are to hold at once."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    # statistics.stdev takes twenty times as long.
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, _t_quantile(n - 1, components) * math.sqrt(variance * (1 / n + (overlap or 0.0)))
+
+
+def _magnitude_ends(
+    sets: Sequence[Sequence[tuple[float, Rows | None]]], overlap: float | None
+) -> tuple[float, float] | None:
+    """Ends of the mean over sets of a magnitude, from the box of all components' intervals; see `of_magnitude`."""
+    found: list[list[Rows]] = []
+    bases, components = [], 0
+    for cells in sets:
+        rows = [signed for _, signed in cells if signed is not None and not any(None in row for row in signed)]
+        if len(rows) < max(2, len(cells)) or len({tuple(map(len, signed)) for signed in rows}) > 1:
+            return None
+        found.append(rows)
+        components += sum(map(len, rows[0]))
+        values = (value for value, _ in cells)
+        bases += [value - max(map(_magnitude, signed), default=0.0) for value, signed in zip(values, rows, strict=True)]
+    if max(bases) - min(bases) > 1e-6:  # the metric is no such function of its rows
+        return None
+    total_lo = total_hi = 0.0
+    for rows in found:
+        boxes = []
+        for same in zip(*rows, strict=True):  # one row of all seeds
+            ends = (_mean_and_half(numbers, overlap, components) for numbers in zip(*same, strict=True))
+            boxes.append(_magnitude_box([(mean - half, mean + half) for mean, half in ends]))
+        total_lo += max((lo for lo, _ in boxes), default=0.0)
+        total_hi += max((hi for _, hi in boxes), default=0.0)
+    base = round(bases[0], 6)  # 0 or one half, without the rounding of the sums
+    return base + total_lo / len(found), base + total_hi / len(found)
+
+
+def _magnitude(row: Sequence[float]) -> float:
+    """Absolute value of one number; of several, a difference of distributions, the total variation."""
+    return abs(row[0]) if len(row) == 1 else math.fsum(map(abs, row)) / 2
+
+
+def _magnitude_box(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Least and greatest magnitude of a row whose numbers lie between ``ends``."""
+    if len(ends) == 1:
+        ((lo, hi),) = ends
+        return max(lo, -hi, 0.0), max(hi, -lo)
+    # The total variation is the sum of the positive parts, that of the negative parts, and half of both.
+    up, down = sum(max(hi, 0.0) for _, hi in ends), sum(max(-lo, 0.0) for lo, _ in ends)
+    least = max(sum(max(lo, 0.0) for lo, _ in ends), sum(max(-hi, 0.0) for _, hi in ends))
+    return least, min(up, down, sum(max(hi, -lo) for lo, hi in ends) / 2)
+
+
+@cache
+def _t_quantile(degrees: int, components: int = 1) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 1 - 0.025 / components))
+
+
+@dataclass
+class Group:
+    """Cells that differ only in their seed, or in what the table does not group by: one row of the table."""
+
+    leaves: dict[str, Any]  # dotted config keys and values that the cells share, without the seed
+    completed: dict[str, Result] = field(default_factory=dict)  # by seed, and by what else tells the cells apart
+    failed: dict[str, Result] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)  # to the baseline, paired by seed
+    # By metric, what it comes to where there is nothing to find, and what that is taken from: FLOOR, the mean of its
+    # own <metric>_floor, or NOTHING, its mean in the same cells with game.alpha=0.5.
+    floors: dict[str, tuple[str, float]] = field(default_factory=dict)
+    best: set[str] = field(default_factory=set)  # metrics whose mean no other sound group of its setting betters
+    on_front: bool = False  # of the metrics that were named
+    uneven: bool = False  # several cells a seed, and not the same ones for every seed
+    codes: set[str] = field(default_factory=set)  # versions of the code behind the cells and what they are compared to
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return show(self.leaves.get(DATASET))
+
+    @property
+    def defence(self) -> str:
+        """Name of the defence."""
+        return show(self.leaves.get(DEFENCE))
+
+    @property
+    def degenerate(self) -> dict[str, Result]:
+        """The completed cells whose outcome is trivial, by seed."""
+        return {seed: result for seed, result in self.completed.items() if result.degenerate}
+
+    @cached_property
+    def control(self) -> str | None:
+        """Why all its cells are null controls, whose training rows do not depend on the training world; else None."""
+        reasons = [result.control for result in self.completed.values()]
+        return reasons[0] if reasons and None not in reasons else None
+
+    @property
+    def mark(self) -> str:
+        """What stands behind the name of a control."""
+        return " (control)" if self.control is not None else ""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control.
+
+        Nor is it played with ``game.alpha=0.5``: where both worlds are one distribution there is nothing to protect.
+        """
+        return not self.degenerate and self.control is None and self.forms.get(ALPHA) != _form(0.5)
+
+    @cached_property
+    def overlap(self) -> float | None:
+        """Test rows per training row, the most of any cell, where seeds are overlapping splits of one data set."""
+        found = [result.overlap for result in self.completed.values()]
+        return max((o for o in found if o is not None), default=None) if None not in found else None
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds have a completed cell."""
+        return len({_seed(result) for result in self.completed.values()})
+
+    def values(self, metric: str) -> Mapping[str, float]:
+        """The metric by seed, where a completed cell has it; the mean of the seed's cells if there are several."""
+        return self._values.get(metric, {})
+
+    @cached_property
+    def _values(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, list[float]]] = {}
+        for result in self.completed.values():
+            seed = _seed(result)
+            for metric, value in result.metrics.items():
+                if value is not None:
+                    found.setdefault(metric, {}).setdefault(seed, []).append(value)
+        return {
+            metric: {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in values.items()}
+            for metric, values in found.items()
+        }
+
+    @cached_property
+    def forms(self) -> dict[str, str]:
+        """The values of ``leaves`` in a form that can be told equal or not: 1 equals 1.0, and not '1'."""
+        return {key: _form(value) for key, value in self.leaves.items()}
+
+    def tally(self, metric: str) -> str:
+        """'k/n': in how many of the cells that have it the metric is one."""
+        values = [value for r in self.completed.values() if (value := r.metrics.get(metric)) is not None]
+        return f"{sum(value == 1 for value in values)}/{len(values)}" if values else ABSENT
+
+
+@dataclass
+class Comparison:
+    """All groups, and which config keys and metrics tell them apart."""
+
+    groups: list[Group]
+    place: list[str]  # dotted config keys that tell groups apart: the leading columns
+    metrics: list[str]  # every metric of a completed cell
+    replaced: list[Result]  # older cells of the same config and seed, left out
+    baseline: Sequence[Condition] = UNDEFENDED
+    pareto: Sequence[str] = ()  # the metrics of the front, if they were named
+    ambiguous: list[Group] = field(default_factory=list)  # groups with several baselines, and so without differences
+
+    @classmethod
+    def of(
+        cls,
+        results: Iterable[Result],
+        by: Sequence[str] = (),
+        baseline: Sequence[Condition] = UNDEFENDED,
+        pareto: Sequence[str] = (),
+    ) -> Comparison:
+        """Group the results; of two with the same config and seed the later one in ``results`` counts.
+
+        Args:
+            results: the cells.
+            by: dotted config keys to group by. A seed's cells that this leaves together are averaged first, so that
+                intervals are over seeds. Without any key, cells that differ only in their seed are a group.
+            baseline: what is true of the cells that differences refer to. Each cell is paired with the one of the same
+                seed that agrees in all that tells cells apart, but what the baseline is about: for a defence, all of
+                ``defense``.
+            pareto: two or more metrics whose front is marked, within each of `settings`.
+        """
+        parts: dict[frozenset[tuple[str, str]], Group] = {}
+        replaced = []
+        asked = [*by, *(condition.key for condition in baseline)]
+        for result in results:
+            leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
+            leaves |= _leaves(result.config)
+            group = Group(leaves)
+            part = parts.setdefault(frozenset(group.forms.items()), group)
+            seed = _seed(result)
+            replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
+            (part.completed if result.status == "completed" else part.failed)[seed] = result
+        told = [DATASET, DEFENCE, *_varying_keys([*parts.values()])]
+        merged: dict[Any, list[Group]] = {}
+        for part in parts.values():
+            merged.setdefault(tuple(comparable(part, key) for key in by) or id(part), []).append(part)
+        place = list(by) or told
+        defences = list(dict.fromkeys([BASELINE, *(part.defence for part in parts.values())]))
+        rows = [(_together(members, told), members) for members in merged.values()]
+        rows.sort(key=lambda row: _order(row[0], defences, place))
+        metrics = sorted({name for part in parts.values() for r in part.completed.values() for name in r.metrics})
+        table = cls([group for group, _ in rows], place, metrics, replaced, baseline, pareto)
+        partners = _partners([*parts.values()], told, baseline)
+        for group, members in rows:
+            table._estimate(group, members)
+            table._subtract_baseline(group, [(part, partners[id(part)]) for part in members])
+        alike = _null_arms([*parts.values()])
+        for group, members in rows:
+            table._set_floors(group, [alike.get(id(part)) for part in members])
+        for groups in table.settings.values():
+            table._mark_best(groups)
+        return table
+
+    def _estimate(self, group: Group, parts: Sequence[Group]) -> None:
+        """Means and intervals; ``parts`` are the cells of the group that differ in nothing but their seed."""
+        group.codes |= {code_version(result) for result in group.completed.values()}
+        for metric in self.metrics:
+            values = group.values(metric)
+            own: Sequence[float | None] = (None, None)
+            if len(values) == 1:
+                owners = [r for r in group.completed.values() if r.metrics.get(metric) is not None]
+                own = owners[0].intervals.get(metric, own) if len(owners) == 1 else own
+            limits = value_range(metric, [*values.values()])
+            estimate: Estimate | None
+            if len(values) > 1 and (magnitude(metric) or any(metric in r.signed for r in group.completed.values())):
+                cells = [
+                    [
+                        (value, r.signed.get(metric))
+                        for r in part.completed.values()
+                        if (value := r.metrics.get(metric)) is not None
+                    ]
+                    for part in parts
+                ]
+                estimate = Estimate.of_magnitude([*values.values()], limits, [*filter(None, cells)], group.overlap)
+            else:
+                estimate = Estimate.of([*values.values()], limits, own, group.overlap)
+            if estimate:
+                group.estimates[metric] = estimate
+
+    def _set_floors(self, group: Group, arms: Sequence[Group | None]) -> None:
+        """What stands beside the estimates; ``arms`` are the null arms of the group's parts, where there are any."""
+        for metric in group.estimates:
+            found: list[float] = []
+            if None not in arms and re.fullmatch(r"attack/[^/]+/(leakage|auc)", metric):
+                found = [value for arm in arms if arm for value in arm.values(metric).values()]
+            if found:
+                group.floors[metric] = NOTHING, statistics.fmean(found)
+            elif floor := group.estimates.get(f"{metric}_floor"):
+                group.floors[metric] = FLOOR, floor.mean
+
+    def _subtract_baseline(self, group: Group, pairs: Sequence[tuple[Group, list[Group]]]) -> None:
+        """Paired differences: ``pairs`` are the parts of the group, each with the groups that may be its baseline."""
+        if any(part is other for part, partners in pairs for other in partners):
+            return
+        if any(len(partners) > 1 for _, partners in pairs):
+            self.ambiguous.append(group)
+            return
+        matched = [(part, partners[0]) for part, partners in pairs if partners]
+        group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
+        for metric in group.estimates:
+            found: dict[str, list[float]] = {}
+            overlaps = [side.overlap for pair in matched for side in pair]
+            overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
+            lo, hi = math.inf, -math.inf
+            for part, other in matched:
+                here, there = part.values(metric), other.values(metric)
+                least, most = value_range(metric, [*here.values(), *there.values()])
+                lo, hi = min(lo, least), max(hi, most)
+                for seed in here.keys() & there.keys():
+                    found.setdefault(seed, []).append(here[seed] - there[seed])
+            estimate = Estimate.of(
+                [statistics.fmean(values) for values in found.values()], (lo - hi, hi - lo), overlap=overlap
+            )
+            if estimate:
+                group.differences[metric] = estimate
+
+    def _mark_best(self, groups: Sequence[Group]) -> None:
+        """Mark the best means, and the front of the named metrics, among the groups that may be ranked."""
+        sound = [group for group in groups if group.ranked]
+        for metric in self.metrics:
+            sign = direction(metric)
+            scores = [(sign * group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
+            most = max((score for score, _ in scores), default=0.0)
+            winners = [group for score, group in scores if score == most]
+            if sign and len(winners) < len(scores):  # all alike: none is best
+                for group in winners:
+                    group.best.add(metric)
+        whole = [group for group in sound if self.pareto and set(self.pareto) <= group.estimates.keys()]
+        points = [[group.estimates[metric].mean for metric in self.pareto] for group in whole]
+        for i in pareto_front(points, [direction(metric) for metric in self.pareto]):
+            whole[i].on_front = True
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of `place` beside dataset and defence."""
+        return [key for key in self.place if key not in (DATASET, DEFENCE)]
+
+    def name(self, group: Group) -> str:
+        """The group's place in one line."""
+        return ", ".join(self._marked(group, [_value(group, key) for key in self.place]))
+
+    def place_texts(self, group: Group) -> list[str]:
+        """The group's leading cells."""
+        return self._marked(group, [show(group.leaves.get(key)) for key in self.place])
+
+    def _marked(self, group: Group, texts: list[str]) -> list[str]:
+        """The texts of the leading cells; a control is named one behind its defence, or behind the last of them."""
+        texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += group.mark
+        return texts
+
+    def series(self, group: Group) -> str:
+        """What the group is drawn as: its defence, or where that is left out, all that is no setting."""
+        if DEFENCE in self.place:
+            return group.defence + group.mark
+        return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Metrics of the table in order, with label and meaning."""
+        ranked = []
+        for metric in self.metrics:
+            for rank, (pattern, label, meaning) in enumerate(_COLUMNS):
+                if match := re.fullmatch(pattern, metric):
+                    if not self._superseded(metric):
+                        ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
+                    break
+        found = {metric: described for _, metric, described in sorted(ranked)}
+        more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
+        return found | {metric: (metric, "") for metric in more if metric not in found}
+
+    def _superseded(self, metric: str) -> bool:
+        """Whether it is an attack's accuracy, and every group that has it has the attack's leakage, too."""
+        if not re.fullmatch(r"attack/[^/]+/accuracy", metric):
+            return False
+        leakage = f"{metric.removesuffix('accuracy')}leakage"
+        return all(leakage in group.estimates for group in self.groups if metric in group.estimates)
+
+    @property
+    def tallies(self) -> list[tuple[str, str, str]]:
+        """Metrics that are counted over cells, with label and meaning."""
+        return [tally for tally in _TALLIES if tally[0] in self.metrics]
+
+    @property
+    def panels(self) -> list[tuple[str, str]]:
+        """Pairs of metrics (x: cost, y: protection) that the trade-off is drawn in."""
+        if self.pareto:
+            return list(combinations(self.pareto, 2))
+        found = [panel for panel in _PANELS if set(panel) <= set(self.metrics)]
+        return found or list(combinations(self.headlines, 2))[:3]
+
+    @property
+    def headlines(self) -> list[str]:
+        """What the dimensions are measured by."""
+        return [metric for metric in self.metrics if re.fullmatch(r"eval/[^/]+/(awareness|score)", metric)]
+
+    @property
+    def _setting_keys(self) -> list[str]:
+        return [key for key in self.place if key.startswith(("dataset.", "game."))]
+
+    @property
+    def settings(self) -> dict[str, list[Group]]:
+        """The groups by dataset and game: a trade-off between defences is a fair comparison only within one."""
+        keys = self._setting_keys
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            title = ", ".join(_value(group, key) for key in sorted(keys, key=DATASET.__ne__)) or "all cells"
+            found.setdefault(title, []).append(group)
+        return found
+
+    @cached_property
+    def any_degenerate(self) -> bool:
+        """Whether some completed cell is degenerate."""
+        return any(group.degenerate for group in self.groups)
+
+    @property
+    def datasets(self) -> dict[str, list[Group]]:
+        """The groups by dataset, in the order of the table."""
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.dataset, []).append(group)
+        return found
+
+    @property
+    def environments(self) -> dict[str, Counter[str]]:
+        """What the cells' environments differ in: code, device or a package; and how many cells have each value."""
+        cells = [result for group in self.groups for result in (group.completed | group.failed).values()]
+        names = dict.fromkeys(name for result in cells for name in result.versions)
+        found = {
+            "code": Counter(code_version(result) for result in cells),
+            "device": Counter(result.device or ABSENT for result in cells),
+        } | {name: Counter(result.versions.get(name, ABSENT) for result in cells) for name in names}
+        return {name: counts for name, counts in found.items() if len(counts) > 1}
+
+
+def pareto_front(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[int]:
+    """Indices of the points that no other point equals or betters in every coordinate and betters in one.
+
+    ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
+    """
+    scaled = [tuple(sign * value for sign, value in zip(better, point, strict=True)) for point in points]
+    front: list[int] = []
+    for i in sorted(range(len(scaled)), key=scaled.__getitem__, reverse=True):  # nothing later can better one before
+        if not any(
+            scaled[j] != scaled[i] and all(a >= b for a, b in zip(scaled[j], scaled[i], strict=True)) for j in front
+        ):
+            front.append(i)
+    return sorted(front)
+
+
+def code_version(result: Result) -> str:
+    """The code that a cell was run with, as far as it is known."""
+    if not result.git:
+        return f"fairpriv {result.versions.get('fairpriv', ABSENT)}, no commit recorded"
+    return f"{str(result.git.get('commit', ABSENT))[:12]}{' with changes' if result.git.get('dirty') else ''}"
+
+
+def _seed(result: Result) -> str:
+    return show(result.config.get("seed"))
+
+
+def _value(group: Group, key: str) -> str:
+    value = show(group.leaves.get(key))
+    return value if key in (DATASET, DEFENCE) else f"{short(key)}={value}"
+
+
+def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
+    """One group of several; its cells are named by seed and by the keys of ``told`` that the parts differ in."""
+    if len(parts) == 1:
+        return parts[0]
+    first, *others = parts
+    shared = [k for k in first.leaves if all(comparable(first, k) == comparable(other, k) for other in others)]
+    group = Group({key: first.leaves[key] for key in shared})
+    differing = [key for key in told if key not in shared and key != "seed"]
+    for part in parts:
+        place = "".join(f", {_value(part, key)}" for key in differing)
+        for cells, found in ((part.completed, group.completed), (part.failed, group.failed)):
+            for seed, result in cells.items():
+                label = f"{seed}{place}"
+                found[label if label not in found else f"{label}, {result.id}"] = result
+    group.uneven = len({frozenset(part.completed) for part in parts}) > 1
+    return group
+
+
+def _null_arms(parts: Sequence[Group]) -> dict[int, Group]:
+    """By the id of a part, the other one that is the same but for ``game.alpha=0.5``: both worlds one distribution."""
+
+    def rest(part: Group) -> frozenset[tuple[str, str]]:
+        return frozenset(item for item in part.forms.items() if item[0] != ALPHA)
+
+    null = _form(0.5)
+    arms = {rest(part): part for part in parts if part.forms.get(ALPHA) == null}
+    if not arms:
+        return {}
+    return {id(part): arms[rest(part)] for part in parts if part.forms.get(ALPHA) != null and rest(part) in arms}
+
+
+def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Condition]) -> dict[int, list[Group]]:
+    """By the id of each part, the parts that are its baseline: one, if differences are to be had."""
+    about = [condition.key for condition in baseline]
+    sections = tuple(key.removesuffix("name") for key in about if key.endswith(".name"))
+    shared = [key for key in told if key not in about and not key.startswith(sections)]
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for part in parts:
+        candidates = found.setdefault(tuple(comparable(part, key) for key in shared), [])
+        if all(condition.holds(part.leaves.get(condition.key)) for condition in baseline):
+            candidates.append(part)
+    return {id(part): found[tuple(comparable(part, key) for key in shared)] for part in parts}
+
+
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of what determines the outcome, but the seed; paths as they are on any machine."""
+    seed = config.get("seed")
+    paths = config.get("paths")
+    folders = (
+        [(str(path), f"${{paths.{name}}}") for name, path in paths.items() if path] if isinstance(paths, dict) else []
+    )
+    folders.sort(key=lambda item: -len(item[0]))
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for name, item in value.items():
+                yield from walk(item, f"{key}.{name}" if key else str(name))
+        elif not (key.endswith("seed") and value == seed and re.search(r"(^|[._])seed$", key)):
+            yield key, portable(value)
+
+    def portable(value: Any) -> Any:
+        if isinstance(value, list):
+            return [portable(item) for item in value]
+        for folder, name in folders:
+            if isinstance(value, str) and value.startswith(folder):
+                return name + value[len(folder) :]
+        return value
+
+    return dict(walk(outcome_config(config), ""))
+
+
+def comparable(group: Group, key: str) -> str:
+    """A key's value in a form that can be told equal or not."""
+    return group.forms.get(key, "")
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_form, value))}]"
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _varying_keys(groups: Sequence[Group]) -> list[str]:
+    """Config keys that a reader needs to tell rows apart beside dataset and defence."""
+    names = {key for group in groups for key in group.leaves} | {DATASET, DEFENCE}
+    seen = {key: [comparable(group, key) for group in groups] for key in names}
+
+    def follows(key: str, choice: str) -> bool:
+        return len(set(zip(seen[choice], seen[key], strict=True))) == len(set(seen[choice]))
+
+    def needed(key: str) -> bool:
+        section = key.partition(".")[0]
+        if len(set(seen[key])) == 1 or key in (DATASET, DEFENCE):
+            return False
+        if key == f"{section}.name":
+            return True
+        if f"{section}.name" in seen:
+            return not follows(key, f"{section}.name")
+        # The game is the question asked: rows of different games are never shown as if they were of one.
+        return section == "game" or not (follows(key, DATASET) or follows(key, DEFENCE))
+
+    # Of the many keys of a part that some rows have and others have not, one is enough.
+    kept: dict[tuple[Any, ...], str] = {}
+    for key in sorted(filter(needed, names), key=lambda key: (key.endswith("_target_"), key)):
+        number: dict[str, int] = {}
+        partition = tuple(number.setdefault(value, len(number)) for value in seen[key])
+        kept.setdefault((*key.split(".")[:2], partition), key)
+    return sorted(kept.values())
+
+
+def _order(group: Group, defences: Sequence[str], place: Sequence[str]) -> list[tuple[int, float, str]]:
+    """Sort key: by value, but the baseline first and then the other defences as they came."""
+
+    def rank(value: Any) -> tuple[int, float, str]:
+        return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, show(value))
+
+    return [rank(defences.index(group.defence) if key == DEFENCE else group.leaves.get(key)) for key in place]

@@ -1,0 +1,242 @@
+"""The game drawn: the measured gap against what the fairness gap allows, and what attacks gain as the worlds part."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fairpriv.report.comparison import ALPHA, Comparison, Group, comparable
+from fairpriv.report.selection import show
+from fairpriv.report.tradeoff import COLOURS, MARKERS, draw_bars
+from fairpriv.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NULL = 0.5  # the alpha at which both worlds are one distribution
+GAPS = (("privacy/accuracy_gap", "accuracy gap"), ("privacy/balanced_accuracy_gap", "balanced gap"))
+NOT_COVERED = (
+    "The bound is on the gaps of one fixed model between two test worlds. It bounds no adversary that guesses which "
+    "world the model was trained on: see the attacks."
+)
+
+
+def bound_figure(table: Comparison) -> Figure | None:
+    """Every cell's gap against ``Delta_EO * W``, with the diagonal; what lies above it is told apart by the reason.
+
+    ``Delta_EO * W`` bounds the balanced gap; the plain accuracy gap may exceed it by the label shift. Rates and gap
+    come from different halves of the test rows, so that sampling error alone can lift a point. None with fewer than two
+    alphas: pure groups cannot test a bound.
+    """
+    from matplotlib.figure import Figure
+
+    if len({group.leaves.get(ALPHA) for group in table.groups}) < 2:
+        return None
+    cells = [result for group in table.groups for result in group.completed.values()]
+    cells = [r for r in cells if None not in (_reach(r), *(r.metrics.get(gap) for gap, _ in GAPS))]
+    if not cells:
+        return None
+    figure = Figure(figsize=(9.8, 5.2))
+    figure.subplots_adjust(0.07, 0.22, 0.98, 0.92, 0.18)
+    for ax, (gap, label) in zip(figure.subplots(1, 2), GAPS, strict=True):
+        _bound_panel(ax, cells, gap, label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0.05))
+    figure.text(0.07, 0.02, NOT_COVERED, fontsize=7.5, color="0.3")
+    return figure
+
+
+def _reach(result: Result) -> float | None:
+    delta, weight = (result.metrics.get(name) for name in ("fairness/equalized_odds_gap", "privacy/shift_weight"))
+    return None if delta is None or weight is None else delta * weight
+
+
+def standing(result: Result, gap: str) -> str:
+    """Where a cell's gap stands to ``Delta_EO * W``: under it, or over it and why; a key of ``STANDINGS``.
+
+    Only a gap whose interval lies above that of ``Delta_EO * W`` contradicts it; all others over it are sampling error.
+    For the plain accuracy gap label shift is the reason where the interval of the full bound reaches it.
+    """
+
+    def end(metric: str, which: int) -> float | None:
+        return result.intervals.get(metric, [None, None])[which]
+
+    value, reach, weight = result.metrics[gap], _reach(result), result.metrics["privacy/shift_weight"]
+    assert value is not None
+    assert reach is not None
+    assert weight is not None
+    if value <= reach:
+        return "under the diagonal"
+    least, delta, bound = end(gap, 0), end("fairness/equalized_odds_gap", 1), end("privacy/bound", 1)
+    if least is None or delta is None or least <= delta * weight:
+        return "over it: sampling error"
+    shifted = gap == "privacy/accuracy_gap" and (bound is None or least <= bound)
+    return "over it: label shift" if shifted else "over it: refuted"
+
+
+STANDINGS = {
+    "under the diagonal": COLOURS[0],
+    "over it: label shift": COLOURS[4],
+    "over it: sampling error": COLOURS[5],
+    "over it: refuted": COLOURS[1],
+}
+
+
+def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> None:
+    for kind, colour in STANDINGS.items():
+        chosen = [r for r in cells if standing(r, gap) == kind]
+        x, y = [_reach(r) or 0.0 for r in chosen], [r.metrics[gap] or 0.0 for r in chosen]
+        ax.plot(x, y, "o", color=colour, markersize=5, alpha=0.85, label=kind)
+        ends = [(at, *r.intervals.get(gap, (None, None))) for r, at in zip(chosen, x, strict=True)]
+        bars = [(at, low, high) for at, low, high in ends if low is not None and high is not None]
+        draw_bars(ax.vlines, bars, color=colour, linewidth=0.7, alpha=0.5)
+    against = [r for r in cells if standing(r, gap) in ("over it: label shift", "over it: refuted")]
+    degenerate = sum(bool(r.degenerate) for r in against)
+    top = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot([0, top], [0, top], "--", color="0.55", linewidth=1)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    ax.set_xlabel("equalized-odds gap x shift weight, on one half of the test rows")
+    ax.set_ylabel(f"{label}, on the other half")
+    ax.set_title(label, loc="left", fontweight="bold")
+    told = f"{len(against)} of {len(cells)} cells contradict the diagonal by their intervals"
+    ax.text(0.02, 0.97, f"{told}, {degenerate} degenerate", transform=ax.transAxes, fontsize=7.5, color="0.3", va="top")
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def advantage_figure(table: Comparison) -> Figure | None:
+    """Each attack's leakage against alpha, by dataset (rows) and defence (columns); None with one alpha only.
+
+    Dotted: what the attack comes to at alpha 0.5, where both worlds are one distribution. Results of the earlier design
+    have no leakage; of these it is the advantage.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    attacks, folded = _attacks(table, "advantage")
+    panels: dict[str, dict[str, list[Group]]] = {}
+    for dataset, groups in table.datasets.items():
+        drawn = [g for g in groups if ALPHA in g.leaves and any(attack in g.estimates for attack in attacks)]
+        others = [key for key in varying(table, drawn) if key != ALPHA]
+        for group in drawn:
+            setting = ", ".join(
+                [group.defence + group.mark, *(f"{key}={show(group.leaves.get(key))}" for key in others)]
+            )
+            panels.setdefault(dataset, {}).setdefault(setting, []).append(group)
+    settings = list(dict.fromkeys(name for row in panels.values() for name in row))
+    if not attacks or ALPHA not in table.keys:
+        return None
+    width, height = 3.3 * len(settings), 2.7 * len(panels) + 0.8
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.7 / width, 1.0 / height, 1 - 0.1 / width, 1 - 0.35 / height, 0.25, 0.4)
+    axes = figure.subplots(len(panels), len(settings), squeeze=False, sharey=True)
+    for row, (dataset, columns) in zip(axes, panels.items(), strict=True):
+        for ax, setting in zip(row, settings, strict=True):
+            groups = sorted(columns.get(setting, []), key=lambda group: float(group.leaves[ALPHA]))
+            for i, attack in enumerate(attacks):
+                _advantage_line(ax, groups, attack, i)
+            if not folded:
+                ax.axhline(0, color="0.55", linewidth=1, linestyle="--")
+            ax.set_title(f"{dataset}, {setting}", loc="left", fontsize=8, fontweight="bold")
+            ax.set_ylim(*((0, 0.52) if folded else (-1.05, 1.05)))
+            ax.grid(color="0.92", linewidth=0.8)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("leakage (0: guessing)" if folded else "advantage (0: guessing)")
+    for ax in axes[-1]:
+        ax.set_xlabel("alpha")
+    handles = axes[0][0].get_legend_handles_labels()[0]
+    if any(group.leaves.get(ALPHA) == NULL for group in table.groups):
+        handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=":", label="at alpha 0.5: nothing"))
+    figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False)
+    return figure
+
+
+def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
+    """The metrics that attacks are drawn by, and whether they are leakages: ``otherwise`` where no cell has one."""
+    leakages, others = (
+        [m for m in table.metrics if re.fullmatch(f"attack/[^/]+/{kind}", m)] for kind in ("leakage", otherwise)
+    )
+    return leakages or others, bool(leakages)
+
+
+def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
+    """The keys of the table that tell these groups apart."""
+    return [key for key in table.keys if len({comparable(group, key) for group in groups}) > 1]
+
+
+def attack_figure(table: Comparison) -> Figure | None:
+    """A heat map a dataset: the leakage of each attack (columns) against each defence and adversary (rows).
+
+    Each field holds the mean over seeds and its 95 % interval. Cells with alpha 0.5, where both worlds are one
+    distribution, are rows of their own: what nothing looks like. Results of the earlier design have no leakage; of
+    these it is the accuracy, whose colours part at one half. None with fewer than two attacks, or with several alphas
+    beside 0.5, which `advantage_figure` draws.
+    """
+    from matplotlib.figure import Figure
+
+    attacks, folded = _attacks(table, "accuracy")
+    alphas = {group.leaves.get(ALPHA) for group in table.groups} - {NULL}
+    panels: dict[str, list[Group]] = {}
+    for dataset, groups in table.datasets.items():
+        if drawn := [group for group in groups if any(attack in group.estimates for attack in attacks)]:
+            panels[dataset] = drawn
+    if len(attacks) < 2 or len(alphas) > 1:
+        return None
+    rows = [len(groups) for groups in panels.values()]
+    height, width = 0.27 * sum(rows) + 0.75 * len(panels) + 0.3, 3.0 + 1.25 * len(attacks)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=rows)[:, 0]
+    figure.subplots_adjust(
+        2.6 / width, 0.1 / height, 1 - 0.1 / width, 1 - 0.65 / height, 0, 0.75 / (height / len(panels))
+    )
+    for ax, (dataset, groups) in zip(axes, panels.items(), strict=True):
+        found = [[group.estimates.get(attack) for attack in attacks] for group in groups]
+        means = [[estimate.mean if estimate else math.nan for estimate in row] for row in found]
+        if folded:
+            ax.imshow(means, cmap="Reds", vmin=0, vmax=0.5, aspect="auto")
+        else:
+            ax.imshow(means, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+        for y, row in enumerate(found):
+            for x, estimate in enumerate(row):
+                if estimate is None:
+                    continue
+                interval = "" if estimate.lo is None else f" [{estimate.lo:.2f}, {estimate.hi:.2f}]"
+                strong = "white" if abs(estimate.mean - (0 if folded else 0.5)) > 0.3 else "black"
+                ax.text(x, y, f"{estimate.mean:.2f}{interval}", ha="center", va="center", fontsize=7, color=strong)
+        keys = [key for key in varying(table, groups) if key != ALPHA]
+        names = [
+            ", ".join(
+                [
+                    group.defence + group.mark,
+                    *(f"{key}={show(group.leaves.get(key))}" for key in keys),
+                    *(["alpha 0.5: nothing"] if group.leaves.get(ALPHA) == NULL else []),
+                ]
+            )
+            for group in groups
+        ]
+        ax.set_yticks(range(len(groups)), names, fontsize=7.5)
+        ax.set_xticks(range(len(attacks)), [attack.split("/")[1].replace("_", " ") for attack in attacks], fontsize=7.5)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        what = "leakage (0: guessing)" if folded else "attacks' accuracy (0.5: guessing)"
+        ax.set_title(f"{dataset}: {what}", loc="left", fontweight="bold")
+    return figure
+
+
+def _advantage_line(ax: Axes, groups: Sequence[Group], attack: str, number: int) -> None:
+    points = [(float(g.leaves[ALPHA]), g.estimates[attack]) for g in groups if attack in g.estimates]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    name = attack.split("/")[1].replace("_", " ")
+    if null := next((e for alpha, e in points if alpha == NULL), None):
+        ax.axhline(null.mean, color=colour, linewidth=0.8, linestyle=":")
+    shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that bars do not hide one another
+    ax.plot(shifted, [e.mean for _, e in points], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
+    for at, (_, estimate) in zip(shifted, points, strict=True):
+        if estimate.lo is not None and estimate.hi is not None:
+            ax.plot([at, at], [estimate.lo, estimate.hi], color=colour, linewidth=0.8)

@@ -1,0 +1,705 @@
+"""``fairpriv compare``: results of many cells as one table, plots and a report."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unicodedata import combining, east_asian_width
+
+from fairpriv.errors import InputError
+from fairpriv.report.comparison import (
+    ALPHA,
+    DATASET,
+    DEFENCE,
+    FLOOR,
+    NOTHING,
+    UNDEFENDED,
+    Comparison,
+    Estimate,
+    Group,
+    code_version,
+    comparable,
+    direction,
+    hint,
+    value_range,
+)
+from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
+from fairpriv.result import NOT_FINISHED, Result, find_results, write_whole
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+FORMATS = ("table", "csv", "markdown", "html")
+_ONLY_WHERE_WIDE = ("eval/balanced_accuracy", "eval/utility/")  # left out of a terminal that is too narrow
+_DRAWN_SETTINGS, _DRAWN_GROUPS = 4, 60  # of a picture, which takes long to draw; the report's own plot takes all
+_DRAWN_OF_MANY = 2  # settings, where there are more groups than that
+
+
+def compare(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    where: Sequence[str] = (),
+    by: str | None = None,
+    baseline: str | None = None,
+    pareto: str | None = None,
+    form: str = "table",
+) -> int:
+    """Print the results below ``folders``; write ``report.html``, ``table.csv`` and ``plots/``.
+
+    Args:
+        folders: where results lie, at any depth.
+        out: where the files go, by default the first folder.
+        where: conditions such as ``defense=spin``, all of which a cell must fulfil to take part.
+        by: config keys, with commas, to group by; by default, cells that differ only in their seed are a row.
+        baseline: conditions, with commas, on the cells that differences refer to; by default ``defense=none``.
+        pareto: metrics, with commas, whose front is marked.
+        form: what is printed, one of ``FORMATS``; all but ``table`` are printed alone, and the rest goes to stderr.
+
+    Raises:
+        InputError: there is no folder, no result in it or left of it, a key or metric that no cell has, or ``out``
+            cannot be written.
+    """
+    from fairpriv.schema import nearest
+
+    if form not in FORMATS:
+        raise InputError(f"--format {form}: must be one of {', '.join(FORMATS)}{nearest(form, FORMATS)}")
+    results, skipped = find_results(folders)
+    unfinished = sum(reason == NOT_FINISHED for _, reason in skipped)
+    skipped = [(path, reason) for path, reason in skipped if reason != NOT_FINISHED]
+    if not results:
+        rest = [f"cells not finished: {unfinished}"] if unfinished else []
+        rest += [f"skipped {path}: {reason}" for path, reason in skipped[:1]]
+        places = ", ".join(map(str, folders))
+        raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
+    table = _selected(results, where, by, baseline, pareto)
+    about = number_notes(table)
+    notes = [*about, *_notes(table, skipped, unfinished)]
+    if form == "table":
+        _print(table, notes)
+    if out is None:
+        out = folders[0] if folders[0].is_dir() else folders[0].parent
+    try:
+        write_whole(out / "table.csv", (lines := _csv(table)).encode("utf-8", "replace"))
+        figures, undrawn = _write_plots(table, out / "plots")
+        page = _html(table, figures, about, skipped, unfinished, folders, where)
+        write_whole(out / "report.html", page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
+    last = [*undrawn, f"report: {out / 'report.html'}"]
+    if form == "table":
+        for line in last:
+            _say(line)
+        return 0
+    printed = {"csv": lines, "html": page, "markdown": ""}[form] or _markdown(table, notes)
+    _say(printed.removesuffix("\n"))
+    sys.stdout.flush()
+    for line in last if form == "markdown" else [*notes, *last]:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _selected(
+    results: Sequence[Result], where: Sequence[str], by: str | None, baseline: str | None, pareto: str | None
+) -> Comparison:
+    """The comparison that the options ask for."""
+    from fairpriv.schema import nearest
+
+    asked = [*where, *(option for option in (by, baseline) if option is not None)]
+    known = list(dict.fromkeys(key for r in results for key, _ in flat(r.config))) if asked else []
+    conditions = [condition for text in where for condition in read_conditions(text, known, "--where")]
+    kept = [r for r in results if all(condition.met(r.config) for condition in conditions)]
+    if not kept:
+        for condition in conditions:
+            if not any(condition.met(r.config) for r in results):
+                raise InputError(
+                    f"--where {condition}: no cell is left; {choices(condition.key, [r.config for r in results])}"
+                )
+        given = " ".join(f"--where {text}" for text in where)
+        raise InputError(f"{given}: no cell is left; each is true of some cells, but of none are all")
+    keys = list(dict.fromkeys(find_key(word.strip(), known, "--by") for word in split(by))) if by is not None else []
+    references = UNDEFENDED if baseline is None else tuple(read_conditions(baseline, known, "--baseline"))
+    for condition in references if baseline is not None else ():
+        if not any(condition.met(r.config) for r in kept):
+            options = choices(condition.key, [r.config for r in kept])
+            raise InputError(f"--baseline {condition}: no cell is left to compare with; {options}")
+    metrics = [word.strip() for word in pareto.split(",")] if pareto is not None else []
+    measured = sorted({name for r in kept if r.status == "completed" for name in r.metrics})
+    for metric in metrics:
+        if metric not in measured:
+            raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, measured)}")
+        if not direction(metric):
+            raise InputError(
+                f"--pareto {metric}: has no direction, neither higher nor lower being better{hint(metric)}"
+            )
+    if pareto is not None and len(set(metrics)) < 2:
+        raise InputError(f"--pareto {pareto}: needs two metrics, as in --pareto eval/accuracy,privacy/accuracy_gap")
+    return Comparison.of(kept, keys, references, list(dict.fromkeys(metrics)))
+
+
+def number(metric: str, value: float, sign: str = "") -> str:
+    """Three decimals for what has a bounded range, else four significant digits."""
+    return f"{value:{sign}.3f}" if value_range(metric)[0] in (0, -1, 0.5) else f"{value:{sign}.4g}"
+
+
+def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> str:
+    """What stands behind a mean: ``±half-width`` or ``[lo, hi]``, and n where it is not ``n``."""
+    text = ""
+    if estimate.half is not None:
+        text = f"±{number(metric, estimate.half)}"
+    elif estimate.lo is not None and estimate.hi is not None:
+        text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
+    return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
+
+
+def floor_text(metric: str, floors: Mapping[str, tuple[str, float]]) -> str:
+    """What stands behind the interval: ``floor`` or ``nothing``, with its number; empty where there is neither."""
+    word, value = floors.get(metric, ("", 0.0))
+    return f"{word} {number(metric, value)}" if word else ""
+
+
+def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
+    """A row's leading cells, before them all in one for narrow screens; in one piece, as `number_cells`."""
+    from markupsafe import Markup, escape
+
+    texts = [str(escape(text)) for text in texts]
+    names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
+    whole = ", ".join(map("".join, zip(names, texts, strict=True)))
+    return Markup(f'<th class="whole">{whole}</th>' + "".join(f'<td class="place">{text}</td>' for text in texts))
+
+
+def number_cells(
+    metrics: Iterable[str],
+    estimates: Mapping[str, Estimate],
+    n: int,
+    best: Container[str] = (),
+    floors: Mapping[str, tuple[str, float]] | None = None,
+    sign: str = "",
+) -> Markup:
+    """A row's numbers as cells of the report; in one piece, for a template would take a multiple of the time."""
+    from markupsafe import Markup
+
+    cells = []
+    for metric in metrics:
+        if estimate := estimates.get(metric):
+            mean = number(metric, estimate.mean, sign)
+            if metric in best:
+                mean = f'<b class="best" title="best">{mean}</b>'
+            text = f'{mean} <span class="interval">{interval_text(metric, estimate, n, sign)}</span>'
+            if floor := floor_text(metric, floors or {}):
+                text += f' <span class="floor">{floor}</span>'
+            cells.append(f'<td class="number" data-v="{estimate.mean}">{text}</td>')
+        else:
+            cells.append(f'<td class="number">{ABSENT}</td>')
+    return Markup("".join(cells))  # numbers only: nothing to escape
+
+
+def arrow(metric: str) -> str:
+    """↑ where higher is better, ↓ where lower is, else nothing."""
+    return {1: "↑", -1: "↓", 0: ""}[direction(metric)]
+
+
+def heading(key: str) -> str:
+    """What a leading column is called."""
+    return "defence" if key == DEFENCE else short(key)
+
+
+def one_line(text: str | None) -> str:
+    """The text without line breaks."""
+    return " ".join((text or "").split())
+
+
+def seeds(group: Group) -> str:
+    """How many seeds a group has; with its cells, where they are more, and with those that were started."""
+    n, started = len(group.completed), len(group.completed) + len(group.failed)
+    cells = str(n) if n == started else f"{n}/{started}"
+    return cells if group.seeds == n else f"{group.seeds} ({cells} cells)"
+
+
+def reasons(group: Group) -> list[tuple[str, list[str]]]:
+    """Why cells of a group are degenerate, and the seeds of which that is said."""
+    found: dict[str, list[str]] = {}
+    for seed, result in group.degenerate.items():
+        found.setdefault("; ".join(result.degenerate), []).append(seed)
+    return [*found.items()]
+
+
+def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> list[str]:
+    """What else must be known, a line each."""
+    notes = []
+    if any(group.seeds != len(group.completed) for group in table.groups):
+        notes.append("several cells a seed: they are averaged first, so that intervals are over seeds")
+    if any(group.best for group in table.groups):
+        notes.append(
+            "*: best mean among the groups of its dataset and game that have no degenerate cell and are no control"
+        )
+    if table.pareto:
+        metrics = ", ".join(table.pareto)
+        notes.append(f"front: no other group of its dataset and game is as good in all of {metrics} and better in one")
+    for group in table.groups:
+        if marked := group.degenerate:
+            reason = one_line(next(iter(marked.values())).degenerate[0])
+            pooled = group.seeds != len(group.completed)
+            which = ("; " if pooled else ", ").join([*marked][:10]) + (" ..." if len(marked) > 10 else "")
+            of = f"{len(marked)} of {len(group.completed)} {'cells' if pooled else 'seeds'} ({which})"
+            notes.append(f"† degenerate: {table.name(group)}: {of}: {reason}")
+        if group.uneven:
+            notes.append(f"uneven: {table.name(group)}: its seeds do not have the same cells, so means may mix up both")
+    if table.ambiguous:
+        keys = ", ".join(str(condition) for condition in table.baseline)
+        first, n = table.name(table.ambiguous[0]), len(table.ambiguous)
+        notes.append(
+            f"no differences: {first}{f' and {n - 1} more' if n > 1 else ''}: several fit the baseline {keys}; "
+            "say more with --baseline or --where"
+        )
+    environments = table.environments
+    for key, meaning in (
+        ("code", f"the cells come from {len(environments.get('code', ()))} versions"),
+        ("processor", "the same cell may give other numbers on another"),
+        ("kernels", "the same cell may give other numbers on others"),
+    ):
+        if key in environments:
+            counts = ", ".join(f"{value} ({n})" for value, n in environments[key].most_common())
+            notes.append(f"{key}: {meaning}: {counts}")
+    for group in table.groups:
+        for seed, result in group.failed.items():
+            notes.append(f"failed: {result.id}: {table.name(group)}, seed {seed}: {result.reason}")
+    for result in table.replaced:
+        notes.append(f"left out: {result.id}: a newer cell has the same config and seed (code or data changed since)")
+    notes += [f"skipped: {path}: {one_line(reason)}" for path, reason in skipped]
+    return [*notes, f"cells not finished: {unfinished}"] if unfinished else notes
+
+
+def number_notes(table: Comparison) -> list[str]:
+    """What the intervals are about, what stands behind them, and which rows are controls; a line each."""
+    kinds, bare, alone = set(), set(), set()
+    for group in table.groups:
+        pure = group.leaves.get(ALPHA) in (0, 1)
+        for metric, estimate in group.estimates.items():
+            if estimate.lo is not None:
+                kinds.add((estimate.n == 1, estimate.half is None))
+            elif estimate.n > 1:
+                bare.add(metric)
+            elif pure:
+                alone.add(metric)
+    notes = []
+    if (False, False) in kinds:
+        notes.append("mean ±half-width of the 95 % t interval over seeds")
+    if (False, True) in kinds:
+        notes.append(
+            "mean [lo, hi] of a gap or a leakage: from t intervals over seeds of the signed differences behind it, so "
+            "that it starts at 0 where no difference is shown"
+        )
+    if (True, True) in kinds:
+        notes.append("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
+    if any(group.overlap is not None and group.seeds > 1 for group in table.groups):
+        notes.append(
+            "over seeds, which are overlapping splits of one data set (Nadeau-Bengio corrected): about new data, not "
+            "about new splits"
+        )
+    columns = table.columns
+    if labels := [label for metric, (label, _) in columns.items() if metric in bare]:
+        notes.append(
+            f"no interval over seeds of {', '.join(labels)}: some cells lack the signed differences that it follows "
+            "from (of an earlier version), and one of the absolute values would never hold 0"
+        )
+    words = {group.floors[metric][0] for group in table.groups for metric in columns if metric in group.floors}
+    if FLOOR in words:
+        notes.append(
+            "floor: the mean where there is nothing to find: of a gap, with predictions dealt at random among the rows "
+            "of a label; of a leakage, with guesses"
+        )
+    if NOTHING in words:
+        notes.append("nothing: the mean of the same cells with game.alpha=0.5, where both worlds are one distribution")
+    if any(re.fullmatch(r"attack/[^/]+/leakage", metric) for metric in alone):
+        notes.append(
+            "leakage without an interval: at game.alpha=1 victims tell of their one split only: set game.repeats=5 or "
+            "more, or give several seeds"
+        )
+    controls: dict[str, list[str]] = {}
+    for group in table.groups:
+        if group.control is not None:
+            controls.setdefault(group.control, []).append(table.name(group))
+    for reason, names in controls.items():
+        which = "; ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+        notes.append(f"control, never the best and on no front: {which}: {one_line(reason)}")
+    return notes
+
+
+def _print(table: Comparison, notes: Sequence[str]) -> None:
+    # A narrow terminal gets closer columns, then intervals below the means, and fewer columns, but nothing is cut off.
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    names = {metric: label for metric, (label, _) in table.columns.items()}
+    spared = {metric: label for metric, label in names.items() if not metric.startswith(_ONLY_WHERE_WIDE)}
+    tallies = {metric: label for metric, label, _ in table.tallies}
+    for shown, style in ((names | tallies, "wide"), (spared | tallies, "tight"), (spared, "stacked")):
+        lines = _lines_of_table(table, shown, style)
+        if max(map(_width, lines)) <= room:
+            break
+    if left_out := [label for metric, label in (names | tallies).items() if metric not in shown]:
+        notes = [*notes, f"no room for {', '.join(left_out)}: see the report"]
+    _say("\n".join([*lines, *map(printable, notes)]))
+
+
+def _lines_of_table(table: Comparison, shown: Mapping[str, str], style: str) -> list[str]:
+    """The text table of the metrics and tallies ``shown`` (with their labels); see ``_print`` for ``style``."""
+    wide = style == "wide"
+    tallies = [metric for metric, _, _ in table.tallies if metric in shown]
+    columns = [metric for metric in shown if metric not in tallies]
+    head = [heading(key).replace(".", ".\n") for key in table.place]
+    for metric in columns:
+        title = f"{shown[metric]}\N{NO-BREAK SPACE}{arrow(metric)}"
+        head.append(textwrap.fill(title, 12 if wide else 10, break_long_words=False).replace("\N{NO-BREAK SPACE}", " "))
+    head += ["seeds", *(shown[metric].replace(" ", "\n") for metric in tallies)]
+    right = range(len(table.place), len(head))
+    head += [
+        *(["front"] if table.pareto else []),
+        *(["degen-\nerate" if wide else "†"] if table.any_degenerate else []),
+    ]
+    rows: list[list[str] | None] = []
+    previous = table.groups[0].dataset
+    for group in table.groups:
+        if group.dataset != previous and table.place[0] == DATASET:
+            rows.append(None)
+        previous = group.dataset
+        row = table.place_texts(group)
+        for metric in columns:
+            text = _estimate_text(group, metric, "*")
+            if not wide:
+                text = re.sub(r" (?=±)|(?<=[±[,]) ?0(?=\.)|(?<=[rg] )0(?=\.)", "", text)
+            row.append(re.sub(r"(?=±)|(?<![rg]) |(?<=,)", "\n", text) if style == "stacked" else text)
+        row += [seeds(group), *(group.tally(metric) for metric in tallies), *_marks(table, group)]
+        rows.append(row)
+    return _laid_out(head, rows, right, "  " if wide else " ")
+
+
+def _marks(table: Comparison, group: Group) -> list[str]:
+    """The last columns, where the table has them: on the front, degenerate."""
+    marks = ["yes" if group.on_front else ""] if table.pareto else []
+    if table.any_degenerate:
+        marks.append(f"†{len(group.degenerate)}/{len(group.completed)}" if group.degenerate else "")
+    return marks
+
+
+def _laid_out(head: Sequence[str], rows: Sequence[Sequence[str] | None], right: range, gap: str) -> list[str]:
+    """Columns as wide as their widest line; titles stand on the rule below them, and None is an empty line."""
+    folded = [[cell.split("\n") for cell in row] if row else None for row in (head, *rows)]
+    widths = [max(_width(line) for row in folded if row for line in row[i]) for i in range(len(head))]
+    lines = []
+    for number, row in enumerate(folded):
+        height = max(map(len, row)) if row else 0
+        for at in range(height):
+            cells = []
+            for i, (cell, width) in enumerate(zip(row or [], widths, strict=True)):
+                text = (["", *cell] if number else [""] * (height - len(cell) + 1) + cell)[at + 1 :][:1]
+                space = " " * (width - _width(text[0] if text else ""))
+                cells.append(space + "".join(text) if i in right else "".join(text) + space)
+            lines.append(gap.join(cells).rstrip())
+        if not row:
+            lines.append("")
+        if number == 0:
+            lines.append("─" * (sum(widths) + len(gap) * (len(widths) - 1)))
+    return lines
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _say(text: str) -> None:
+    print(text.encode("utf-8", "replace").decode())
+
+
+def _estimate_text(group: Group, metric: str, mark: str) -> str:
+    """A mean, with ``mark`` behind it where it is the best, its interval, and what it is where nothing is to find."""
+    if not (estimate := group.estimates.get(metric)):
+        return ABSENT
+    best = mark if metric in group.best else ""
+    behind = (interval_text(metric, estimate, group.seeds), floor_text(metric, group.floors))
+    return " ".join([f"{number(metric, estimate.mean)}{best}", *filter(None, behind)])
+
+
+def _markdown(table: Comparison, notes: Sequence[str]) -> str:
+    """The table, and a list of the notes."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(one_line(text), quote=False))
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(map(plain, cells))} |\n"
+
+    heads = [heading(key) for key in table.place]
+    numbers = [f"{label} {arrow(metric)}".strip() for metric, (label, _) in table.columns.items()]
+    numbers += ["seeds", *(label for _, label, _ in table.tallies)]
+    marks = [*(["front"] if table.pareto else []), *(["degenerate"] if table.any_degenerate else [])]
+    text = line([*heads, *numbers, *marks])
+    text += f"|{'---|' * len(heads)}{'---:|' * len(numbers)}{'---|' * len(marks)}\n"
+    for group in table.groups:
+        row = table.place_texts(group)
+        row += [_estimate_text(group, metric, "*") for metric in table.columns]
+        row += [seeds(group), *(group.tally(metric) for metric, _, _ in table.tallies), *_marks(table, group)]
+        text += line(row)
+    return text + "\n" + "".join(f"- {plain(note)}\n" for note in notes)
+
+
+def _csv(table: Comparison) -> str:
+    """One line per group and metric, so that every metric has the same columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = (
+        "metric better n mean lo hi interval floor floor_kind best minus_baseline minus_baseline_lo minus_baseline_hi"
+    )
+    header += " minus_baseline_n front seeds completed degenerate failed control"
+    writer.writerow([*(_no_formula(short(key)) for key in table.place), *header.split()])
+    for group in table.groups:
+        place = [_no_formula(show(group.leaves.get(key))) for key in table.place]
+        counts = [int(group.on_front) if table.pareto else None]
+        counts += [group.seeds, len(group.completed), len(group.degenerate), len(group.failed)]
+        counts += [int(group.control is not None)]
+        for metric in group.estimates or [""]:
+            estimate, difference = group.estimates.get(metric), group.differences.get(metric)
+            cells: list[Any] = [_no_formula(metric), {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
+            if estimate:
+                word, floor = group.floors.get(metric, ("", None))
+                cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, _kind(group, estimate)]
+                cells += [floor, word, int(metric in group.best)]
+            else:
+                cells += [0, None, None, None, "", None, "", None]
+            cells += [difference.mean, difference.lo, difference.hi, difference.n] if difference else [None] * 4
+            writer.writerow([*place, *cells, *counts])
+    return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """The text behind an apostrophe where a spreadsheet would take it for a formula; numbers stay."""
+    return f"'{text}" if re.match(r"\s*(?:[=@]|[+-](?!\.?\d[\d.]*(?:e[+-]?\d+)?$))", text) else text
+
+
+def _kind(group: Group, estimate: Estimate) -> str:
+    """What an interval is, for the CSV."""
+    if estimate.lo is None:
+        return ""
+    if estimate.n == 1:
+        return "one cell"
+    kind = "t over seeds" if estimate.half is not None else "t of signed differences over seeds"
+    return kind if group.overlap is None else f"{kind}, Nadeau-Bengio"
+
+
+def _html(
+    table: Comparison,
+    figures: Mapping[str, str],
+    about: Sequence[str],
+    skipped: Sequence[tuple[Path, str]],
+    unfinished: int,
+    folders: Sequence[Path],
+    where: Sequence[str],
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from fairpriv.report.flips import flips_html
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    tools: list[Callable[..., Any]] = [show, number_cells, arrow, direction, heading, seeds, reasons, one_line]
+    environment.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
+    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
+    meanings: dict[str, list[str]] = {}
+    for label, meaning in table.columns.values():
+        meanings.setdefault(meaning, []).append(label)
+    cells = [
+        (i, seed, result)
+        for i, group in enumerate(table.groups)
+        for seed, result in sorted((group.completed | group.failed).items(), key=lambda item: (len(item[0]), item[0]))
+    ]
+    return environment.get_template("report.html.j2").render(
+        table=table,
+        columns=table.columns,
+        figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
+        rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
+        about=about,
+        cells=cells,
+        flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),
+        total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
+        pooled=any(group.seeds != len(group.completed) for group in table.groups),
+        mixed=[group for group in table.groups if len(group.codes) > 1],
+        environments=table.environments,
+        data=_data(table, cells),
+        script=Markup(script),
+        # The one script that may run in the page, whatever a name in it may hold.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        skipped=skipped,
+        unfinished=unfinished,
+        folders=folders,
+        where=where,
+        taus=sorted(taus),
+        meanings=meanings,
+    )
+
+
+def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[str, Any]:
+    """What the report's script draws and shows: what many cells share is held once."""
+    from fairpriv.report.tradeoff import series_styles
+
+    places, labels = {}, {}
+    for i, groups in enumerate(table.settings.values()):
+        within = [key for key in table.keys if len({comparable(group, key) for group in groups}) > 1]
+        for group in groups:
+            places[id(group)] = i
+            labels[id(group)] = ", ".join(show(group.leaves.get(key)) for key in within)
+    columns = table.columns
+    metrics = [metric for metric in table.metrics if any(metric in group.estimates for group in table.groups)]
+    metrics.sort(key=lambda metric: [*columns].index(metric) if metric in columns else len(columns))
+    names: dict[str, int] = {}
+    for _, _, result in cells:
+        for name in result.metrics:
+            names.setdefault(name, len(names))
+    sections: dict[str, Any] = {}  # what cells point at by its number, under a text that tells it apart
+    surroundings: dict[str, Any] = {}
+    numbers: dict[str, int] = {}
+
+    def point(store: dict[str, Any], value: Any) -> int:
+        text = repr(value)
+        if text not in store:
+            numbers[text] = len(store)
+            store[text] = value
+        return numbers[text]
+
+    def row(i: int, seed: str, result: Result) -> dict[str, Any]:
+        found = [[names[name], value, *result.intervals.get(name, ())] for name, value in result.metrics.items()]
+        environment = {"versions": result.versions, "git": result.git, "device": result.device}
+        return {
+            "group": i,
+            "seed": seed,
+            "id": result.id,
+            "error": result.error,
+            "degenerate": result.degenerate,
+            "config": [point(sections, {key: section}) for key, section in result.config.items()],
+            "metrics": [[number, *map(_brief, values)] for number, *values in found],
+            "environment": point(surroundings, environment),
+            "seconds": result.seconds,
+            "artifacts": result.artifacts,
+        }
+
+    rows = [row(*cell) for cell in cells]
+    return {
+        "metrics": [{"name": m, "label": columns.get(m, (m, ""))[0], "better": direction(m)} for m in metrics],
+        "panel": next(iter(table.panels), None),
+        "place": [heading(key) for key in table.place],
+        "settings": [*table.settings],
+        "styles": series_styles(table),
+        "groups": [
+            {
+                "name": table.name(group),
+                "place": [group.leaves.get(key) for key in table.place],
+                "setting": places[id(group)],
+                "series": table.series(group),
+                "label": labels[id(group)] if DEFENCE in table.place else "",
+                "degenerate": len(group.degenerate),
+                "completed": len(group.completed),
+                "failed": len(group.failed),
+                "control": group.control,
+                "values": [
+                    [*map(_brief, (e.mean, e.lo, e.hi)), e.n, floor_text(m, group.floors)]
+                    if (e := group.estimates.get(m))
+                    else None
+                    for m in metrics
+                ],
+            }
+            for group in table.groups
+        ],
+        "names": [*names],
+        "cells": rows,
+        "sections": [
+            {key: "null" if value is None else show(value) for key, value in flat(section)}
+            for section in sections.values()
+        ],
+        "environments": [*surroundings.values()],
+    }
+
+
+def _brief(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write the pictures; returns the SVG of those that the report holds, by title, and what was too much to draw."""
+    if not table.metrics:
+        return {}, []
+    import matplotlib
+
+    from fairpriv.report.analysis_plots import caution_figure, coupling_figure, dependence_figure, flip_figure
+    from fairpriv.report.awareness_plots import curve_figure
+    from fairpriv.report.game_plots import advantage_figure, attack_figure, bound_figure
+    from fairpriv.report.tradeoff import tradeoff_figure
+    from fairpriv.report.tradeoff_matrix import matrix_figure
+
+    figures: dict[str, str] = {}
+    undrawn: list[str] = []
+    stale = {"tradeoff"}
+    more = {
+        "Awareness curves": ("curves", curve_figure),
+        "Trade-off matrix": ("trade_off_matrix", matrix_figure),
+        "Coupled weights": ("coupling", coupling_figure),
+        "Dependence of the dimensions": ("dependence", dependence_figure),
+        "Cautionary phrases": ("cautions", caution_figure),
+        "Verdicts that turned": ("flips", flip_figure),
+        "Attacks": ("attacks", attack_figure),
+        "Gap and bound": ("bound", bound_figure),
+        "Attacks as the worlds part": ("advantage", advantage_figure),
+    }
+    stale |= {name for name, _ in more.values()}
+    if len(table.groups) > _DRAWN_GROUPS:
+        undrawn.append(f"no further plots of {len(table.groups)} rows: choose up to {_DRAWN_GROUPS} with --where")
+        more = {}
+    most = _DRAWN_SETTINGS if more else _DRAWN_OF_MANY
+    settings = dict([*table.settings.items()][:most])
+    if table.panels and len(settings) < len(table.settings):
+        undrawn.append(f"plots/tradeoff holds {len(settings)} of {len(table.settings)} settings: choose with --where")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
+        matplotlib.rcParams["font.size"] = 9
+        matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+        matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
+        drawn = {"": ("tradeoff", tradeoff_figure(table, settings))} if table.panels else {}
+        drawn |= {title: (name, figure) for title, (name, draw) in more.items() if (figure := draw(table)) is not None}
+        for title, (name, figure) in drawn.items():
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            figure.savefig(png, format="png", dpi=110)
+            write_whole(folder / f"{name}.svg", svg.getvalue())
+            write_whole(folder / f"{name}.png", png.getvalue())
+            if title:
+                figures[title] = svg.getvalue().decode()
+    for name in stale - {name for name, _ in drawn.values()}:  # of an earlier comparison
+        for suffix in ("svg", "png"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    return figures, undrawn
+
+
+def _inline(svg: str) -> str:
+    """The picture as part of a page: without prologue, metadata and namespaces, and so without any address."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)

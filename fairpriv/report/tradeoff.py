@@ -1,0 +1,122 @@
+"""The trade-off drawn: what a defence costs against what it protects, with intervals and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fairpriv.report.comparison import BASELINE, Comparison, Group, comparable, direction, pareto_front
+from fairpriv.report.selection import show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+_CROWD = 150  # more points than this are drawn small, and without their intervals
+_NAMED = 24  # more points, or series, than this are not told apart by name
+
+
+def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
+    """One row of panels per dataset and game, with one legend below them all."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = table.panels
+    drawn = [group for groups in settings.values() for group in groups]
+    styles = series_styles(table)
+    shown = [name for name in styles if any(table.series(group) == name for group in drawn)][:_NAMED]
+    handles = [Line2D([], [], color=styles[n][0], marker=styles[n][1], linestyle="none", label=n) for n in shown]
+    handles.append(Line2D([], [], color="0.55", linewidth=1.2, linestyle="--", label="Pareto front"))
+    if any(group.degenerate for group in drawn):
+        label = "hollow: degenerate"
+        handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
+    # Margins in inches, set by hand: a layout engine would draw everything several times over.
+    width = 4.9 * len(panels)
+    widest = 0.5 + 0.07 * max(len(str(handle.get_label())) for handle in handles)  # of the legend's columns
+    columns = max(1, min(len(handles), int(width / widest)))
+    below = 0.6 + 0.2 * math.ceil(len(handles) / columns)
+    height = 3.6 * len(settings) - 0.3 + below
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.6 / width, below / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
+    axes = figure.subplots(len(settings), len(panels), squeeze=False)
+    for row, (title, groups) in zip(axes, settings.items(), strict=True):
+        for ax, (x, y) in zip(row, panels, strict=True):
+            _scatter(ax, table, groups, x, y, styles)
+            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def series_styles(table: Comparison) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each series, in the order of the table; black circles for the baseline."""
+    names = dict.fromkeys(table.series(group) for group in table.groups)
+    others = [name for name in names if name != BASELINE]
+    found = {name: (COLOURS[i % 6], MARKERS[i % 7]) for i, name in enumerate(others)}
+    return {name: found.get(name, ("black", "o")) for name in names}
+
+
+def _scatter(
+    ax: Axes, table: Comparison, groups: Sequence[Group], x: str, y: str, styles: Mapping[str, tuple[str, str]]
+) -> None:
+    """Draw one point per group with its intervals, and the front of the points that may be ranked."""
+    drawn = [group for group in groups if x in group.estimates and y in group.estimates]
+    for name, (colour, marker) in styles.items():  # a call for each series, for calls are what costs
+        members = [group for group in drawn if table.series(group) == name]
+        pairs = [(group.estimates[x], group.estimates[y]) for group in members]
+        level = [(b.mean, a.lo, a.hi) for a, b in pairs if a.lo is not None and a.hi is not None]
+        upright = [(a.mean, b.lo, b.hi) for a, b in pairs if b.lo is not None and b.hi is not None]
+        if len(drawn) <= _CROWD:
+            draw_bars(ax.hlines, level, color=colour, linewidth=0.9)
+            draw_bars(ax.vlines, upright, color=colour, linewidth=0.9)
+        for hollow in (False, True):
+            chosen = [pair for pair, group in zip(pairs, members, strict=True) if bool(group.degenerate) == hollow]
+            ax.plot(
+                [a.mean for a, _ in chosen],
+                [b.mean for _, b in chosen],
+                linestyle="none",
+                color=colour,
+                marker=marker,
+                markersize=7 if len(drawn) <= _CROWD else 4,
+                markerfacecolor="white" if hollow else colour,
+                markeredgewidth=1.4,
+                zorder=3,
+            )
+    within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
+    for group in drawn if within and len(drawn) <= _NAMED else []:
+        values = ", ".join(show(group.leaves.get(key)) for key in within)
+        at = (group.estimates[x].mean, group.estimates[y].mean)
+        ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
+    sound = [group for group in drawn if group.ranked]
+    points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
+    better = (direction(x), direction(y))
+    left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
+    if all(better) and (front := sorted(points[i] for i in pareto_front(points, better))):
+        # The border of what is dominated runs from the best point of one axis to the best of the other.
+        worst_x = left if better[0] > 0 else right
+        worst_y = bottom if better[1] > 0 else top
+        corners = front if better[0] > 0 else front[::-1]
+        path = [(worst_x, corners[0][1]), *corners, (corners[-1][0], worst_y)]
+        ax.plot(*zip(*path, strict=True), color="0.55", linewidth=1.2, linestyle="--", zorder=1, drawstyle="steps-pre")
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    columns = table.columns
+    ax.set_xlabel(f"{columns[x][0] if x in columns else x} ({_better(x, '→', '←')})")
+    ax.set_ylabel(f"{columns[y][0] if y in columns else y} ({_better(y, '↑', '↓')})")
+    ax.locator_params(nbins=6)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_bars(lines: Callable[..., Any], rows: Sequence[tuple[float, float, float]], **style: Any) -> None:
+    """Draw, by ``hlines`` or ``vlines`` of an axes, a bar for each row: where it stands, and its two ends."""
+    if rows:
+        lines(*zip(*rows, strict=True), **style)
+
+
+def _better(metric: str, up: str, down: str) -> str:
+    return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[direction(metric)]

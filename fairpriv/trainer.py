@@ -1,0 +1,76 @@
+"""The Trainer that every fit of a run uses."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from fairpriv import processes
+from fairpriv.errors import InputError
+
+EXPECTED_WARNINGS = (
+    r"Your `IterableDataset` has `__len__` defined",  # right here: batches are made in this process
+    r".*does not have many workers",  # a batch is one indexed slice: workers would only copy it
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
+    r"The `srun` command is available",  # said of every fit on a machine with Slurm; processes are started by us
+)
+
+
+def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer]:
+    """What makes a Trainer of ``config["trainer"]``; a progress bar unless told otherwise where a person watches.
+
+    Raises:
+        InputError: a setting that Lightning refuses.
+    """
+    made: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
+
+    def make(**settings: Any) -> lightning.Trainer:
+        strategy = strategy_of(settings.get("strategy", "auto"))
+        plugins = settings.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if isinstance(strategy, str) and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins = [*plugins, LightningEnvironment()]  # as below; by default Lightning looks for Slurm
+        return made.func(**settings | {"strategy": strategy, "plugins": plugins})
+
+    # What it refuses shows here, and not after the first fit that is not read from the cache.
+    try:
+        make(**made.keywords, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except Exception as error:
+        raise InputError(f"trainer: {error}") from error
+
+    trainer = functools.partial(make, **made.keywords)
+    if trainer.keywords.get("enable_progress_bar") is None:
+        trainer.keywords["enable_progress_bar"] = not config["sweep"] and sys.stderr.isatty()
+    return trainer
+
+
+def strategy_of(wanted: Any) -> Any:
+    """The strategy of one fit: DDP where this is one of several processes, which are there already."""
+    if processes.count() > 1:
+        return DDPStrategy(
+            cluster_environment=LightningEnvironment(),  # whatever batch system the machine has
+            find_unused_parameters=str(wanted).endswith("_true"),
+        )
+    return "auto" if str(wanted).startswith("ddp") else wanted
+
+
+def device_of(config: Mapping[str, Any]) -> torch.device:
+    """The device that this process trains on: of ``trainer.accelerator`` and, where it is a list, ``trainer.devices``.
+
+    Else the first one of the accelerator that Lightning would choose.
+    """
+    wanted, listed = config["trainer"]["accelerator"], config["trainer"].get("devices")
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", listed[processes.rank()]) if isinstance(listed, list) else torch.device("cuda")
+    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
