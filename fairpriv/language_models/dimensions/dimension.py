@@ -38,8 +38,8 @@ class Dimension:
         if self.scorer is not None and not hasattr(self.scorer, "answered"):
             told = self.scorer if isinstance(self.scorer, str) else type(self.scorer).__name__
             raise InputError(
-                f"{where}.scorer: {told} is no scorer{alike(f'fairpriv.language_models.scorers.{told}')}; it is named as "
-                "{_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}"
+                f"{where}.scorer: {told} is no scorer{alike(f'fairpriv.language_models.scorers.{told}')}; it is named "
+                "as {_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}"
             )
         for key, texts in self.texts().items():
             if key == "evaluate" and self.scorer is not None:
