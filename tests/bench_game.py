@@ -14,7 +14,7 @@ from fairpriv.classifiers.data.game import GameDataModule
 from fairpriv.classifiers.experiment import attack
 from fairpriv.cli import CONF
 from fairpriv.configs import build, compose, plain
-from fairpriv.schema import GameConfig
+from fairpriv.settings import GameSettings
 
 ARMS = ("none", "fine_tune", "rehearsal", "fair_finetune", "reweighting", "dp_sgd")
 GAME = ["dataset=adult", "defense.penalty=0.3", "attack=[loss_test,threshold_test,kl]"]
@@ -30,7 +30,7 @@ def seconds(arm: str) -> float:
     """Wall-clock time of dealing and playing one game, nothing being cached."""
     with tempfile.TemporaryDirectory() as root:
         config = config_of(arm, root)
-        data = GameDataModule(build(config, "dataset"), GameConfig(**config["game"]), seed=0)
+        data = GameDataModule(build(config, "dataset"), GameSettings(**config["game"]), seed=0)
         data.setup()
         attacks = [build(config["attack"], name) for name in config["attack"]]
         start = time.perf_counter()

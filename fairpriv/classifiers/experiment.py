@@ -29,7 +29,7 @@ from fairpriv.identity import content_hash
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
 from fairpriv.run import Stage
-from fairpriv.schema import GameConfig, TrainingConfig
+from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.trainer import trainer_of
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class DistributionInference:
         """Run the cell and write what it came to into ``result``; victims' scores go to a file of ``folder``."""
         config = self.config
         with stage("data"):
-            data = GameDataModule(self.dataset, GameConfig(**config["game"]), config["seed"], self.reader)
+            data = GameDataModule(self.dataset, GameSettings(**config["game"]), config["seed"], self.reader)
             data.setup()
             tell(data)
             if config["attack"]:
@@ -174,7 +174,7 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
 
     def base() -> nn.Module:
         """The model trained on G_b; the second time it comes from the cache."""
-        training = TrainingConfig(**config["training"])
+        training = TrainingSettings(**config["training"])
         module = Classifier(
             fresh(),
             classes=len(data.label_names),

@@ -40,7 +40,8 @@ from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject, sco
 from fairpriv.report.flips import FLIPS, Flip, write_flips
 from fairpriv.result import Result, write_rows, write_whole
 from fairpriv.run import Stage
-from fairpriv.schema import EvaluationConfig, nearest
+from fairpriv.schema import nearest
+from fairpriv.settings import EvaluationSettings
 from fairpriv.store import read_json, write_json
 from fairpriv.trainer import device_of, trainer_of
 
@@ -78,7 +79,7 @@ class TugOfWar:
                 "trains it on one: leave it null"
             )
         self.judge: Judge | None = build(config, "judge") if config["judge"] else None
-        self.settings = EvaluationConfig(**{k: v for k, v in config["evaluation"].items() if k != "text"})
+        self.settings = EvaluationSettings(**{k: v for k, v in config["evaluation"].items() if k != "text"})
         self.text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
         if self.text:
             self.text.takes(["prompt"], ["response"], "evaluation.text")

@@ -12,7 +12,7 @@ from fairpriv.classifiers.data.game import GameDataModule, interleave, twins
 from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
-from fairpriv.schema import GameConfig
+from fairpriv.settings import GameSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 PARTS = ("train", "validation", "rates", "gap")
@@ -33,7 +33,7 @@ def game(tmp_path, counts=None, seed=0, groups=("a", "b", "c"), **changes):
     write_people(tmp_path / "people.csv", counts or COUNTS)
     source = Files(["people.csv"], folder=str(tmp_path))
     dataset = TabularDataset("people", source, "label", "group", positive=[1], groups={"group": list(groups)})
-    module = GameDataModule(dataset, GameConfig(**changes), seed)
+    module = GameDataModule(dataset, GameSettings(**changes), seed)
     module.setup()
     return module
 
@@ -241,7 +241,7 @@ def test_bundled_datasets_can_be_played_as_configured(name, sensitive, sizes):
     config.dataset = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"sensitive": sensitive})
     dataset = instantiate(config.dataset, _convert_="all")
     for seed, alpha in ((0, 1.0), (1, 0.7), (2, 0.5)):
-        module = GameDataModule(dataset, GameConfig(alpha=alpha), seed)
+        module = GameDataModule(dataset, GameSettings(alpha=alpha), seed)
         module.prepare_data()
         module.setup()
         assert sizes is None or tuple(len(module.part(part, 0).y) for part in PARTS) == pytest.approx(
@@ -261,7 +261,7 @@ def twin_game(tmp_path, seed=0, sets=300, copies=4, **changes):
     write_twins(tmp_path / "people.csv", sets, copies)
     source = Files(["people.csv"], folder=str(tmp_path))
     dataset = TabularDataset("people", source, "label", "group", positive=[1], groups={"group": ["a", "b"]})
-    module = GameDataModule(dataset, GameConfig(**changes), seed)
+    module = GameDataModule(dataset, GameSettings(**changes), seed)
     module.setup()
     return module
 

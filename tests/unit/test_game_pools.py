@@ -30,12 +30,12 @@ from fairpriv.classifiers.nets.classifier import fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.errors import InputError
 from fairpriv.result import Result
-from fairpriv.schema import GameConfig
+from fairpriv.settings import GameSettings
 from fairpriv.undefended import Undefended
 
 TRAINING = {"epochs": 30, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
 FIT = functools.partial(fit_pool, hidden=[4])
-GAME = GameConfig(shadows=6, victims=4, model_rows=40)
+GAME = GameSettings(shadows=6, victims=4, model_rows=40)
 
 
 def people(tmp_path, seed=0) -> GameDataModule:
@@ -341,7 +341,7 @@ def test_a_game_of_attacks_on_weights_alone_is_refused_before_anything_is_traine
         behind_thresholds(WHITE_BOX)
 
 
-ALIKE = GameConfig(alpha=0.5, shadows=16, victims=16, model_rows=60, model_validation_rows=20, min_cell=0)
+ALIKE = GameSettings(alpha=0.5, shadows=16, victims=16, model_rows=60, model_validation_rows=20, min_cell=0)
 # The meta-classifier is played with few steps, to be fast; its p value is as good as any.
 ALL = [
     LossTest(),

@@ -33,7 +33,7 @@ from torch import Tensor
 from fairpriv.classifiers.data.attributes import Attributed
 from fairpriv.classifiers.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
-from fairpriv.schema import GameConfig
+from fairpriv.settings import GameSettings
 
 if TYPE_CHECKING:
     from fairpriv.classifiers.nets.encoder import Encoding, Reader
@@ -94,7 +94,7 @@ class GameDataModule(LightningDataModule):
     table: Table
     encoder: Encoder | Encoding
 
-    def __init__(self, dataset: Dataset, game: GameConfig, seed: int, reader: Reader | None = None) -> None:
+    def __init__(self, dataset: Dataset, game: GameSettings, seed: int, reader: Reader | None = None) -> None:
         super().__init__()
         self.dataset = dataset
         self.game = game

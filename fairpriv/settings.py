@@ -1,0 +1,111 @@
+"""Settings of a cell that are no part of their own: the game, the training of base models, what is asked.
+
+They are typed once, where a config is checked, and passed on as objects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fairpriv.errors import InputError
+
+
+@dataclass
+class GameSettings:
+    """The distribution-inference game: which two distributions, which of them the model is trained on, and the split.
+
+    With property group A (``property``, else the first listed group of the sensitive attribute), world 0 holds a share
+    ``alpha`` of A and world 1 a share ``1 - alpha``; the other groups fill the rest in their natural proportions.
+    ``alpha`` 1 gives pure groups, 0.5 twice the same distribution (the null arm: what nothing looks like). Both worlds
+    always have equally many rows.
+    """
+
+    world: int = 0  # the bit b: the model is trained on G_b and fine-tuned on G_(1-b)
+    alpha: float = 1.0
+    property: str | None = None  # a group name; null: the first group of the sensitive attribute
+    rows: int | None = None  # training rows per world; null: as many as there are
+    adversary_share: float = 0.5  # of all rows; kept from the victim altogether
+    test_share: float = 0.4  # of the victim's rows; halved: rates and bound on one half, gaps on the other
+    validation_share: float = 0.1  # of the victim's rows; lambda is chosen and driven here
+    min_cell: int = 5  # rows that every (label, group) cell must have in every part that is measured
+    tau: float = 0.1  # an accuracy gap below it counts as hidden
+    # What follows is read where there are attacks.
+    shadows: int = 128  # the adversary's own models per world
+    victims: int = 64  # models per world whose world is to be guessed
+    # Training rows per world of each of these models, victims and shadows alike; null: 0.4 of what the scarcer group of
+    # the smaller half holds, 2,000 at most.
+    model_rows: int | None = None
+    model_validation_rows: int | None = None  # likewise, to stop training and to choose by; null: a fifth, at least 20
+    query_share: float = 0.25  # of the adversary's half: the rows it asks about; its shadows train on the rest
+    adaptive: bool = False  # the adversary knows the defence: shadows pass through it as victims do
+    repeats: int = 1  # repeated splits, each with pools of its own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"game.alpha={self.alpha}: it is a share, from 0 to 1")
+        if self.world not in (0, 1):
+            raise InputError(f"game.world={self.world}: it is 0 or 1")
+        if not 0 <= self.adversary_share < 1:
+            raise InputError(
+                f"game.adversary_share={self.adversary_share}: it is a share of all rows, from 0 to below 1"
+            )
+        if not (self.test_share > 0 and self.validation_share > 0 and self.test_share + self.validation_share < 1):
+            raise InputError(
+                f"game.test_share={self.test_share}, game.validation_share={self.validation_share}: both must be above "
+                "0 and their sum below 1, since the victim trains on the rest"
+            )
+        if not 0 < self.query_share < 1:
+            raise InputError(
+                f"game.query_share={self.query_share}: it is a share of the adversary's half, above 0 below 1"
+            )
+        for key in ("rows", "model_rows", "model_validation_rows"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise InputError(f"game.{key}={getattr(self, key)}: it is at least 1, or null for what the data allow")
+        for key in ("min_cell", "tau", "shadows", "victims", "repeats"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"game.{key}={getattr(self, key)}: it is 0 or more")
+
+
+@dataclass
+class TrainingSettings:
+    """How the base model of a seed and world is trained."""
+
+    epochs: int = 40  # at most
+    patience: int | None = 5  # epochs without a smaller loss on validation rows after which it stops; null: never
+    batch_size: int = 128
+    lr: float = 0.003
+    weight_decay: float = 0.0001
+
+    def __post_init__(self) -> None:
+        for key, least in {"epochs": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}.items():
+            if not least <= getattr(self, key) < math.inf:
+                raise InputError(f"training.{key}={getattr(self, key)}: must be a number of at least {least}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"training.patience={self.patience}: must be at least 1, or null to train to the end")
+
+
+@dataclass
+class EvaluationSettings:
+    """What a language model is asked, and how it answers."""
+
+    prompts: int | None = None  # of each dimension that are measured, at most; null: all
+    benign: int | None = None  # of each dimension, at most, to count refusals; null: all
+    seed: int = 0  # which of them: the same in every cell, whatever its own seed
+    max_new_tokens: int = 64  # of a response, which is greedy
+    max_prompt_tokens: int = 1024  # longer prompts lose their beginning
+    batch_size: int = 16  # prompts answered at a time
+    text: Any = None  # what perplexity is measured on; null: nothing
+    text_tokens: int | None = 4096  # of the text, from its beginning; null: all
+    window: int = 512  # tokens that the model sees at a time
+    stride: int = 256  # by which the window moves
+
+    def __post_init__(self) -> None:
+        least = {"prompts": 1, "benign": 0, "max_new_tokens": 1, "max_prompt_tokens": 2, "batch_size": 1, "stride": 1}
+        for key, bound in (least | {"text_tokens": 2, "window": 2}).items():
+            value = getattr(self, key)
+            if value is not None and value < bound:
+                raise InputError(f"evaluation.{key}={value}: must be at least {bound}")
+        if self.stride > self.window:
+            raise InputError(f"evaluation.stride={self.stride}: must be at most evaluation.window={self.window}")
