@@ -307,6 +307,15 @@ def test_an_edit_of_another_dtype_or_of_a_tuned_model_is_exported(cell, fairpriv
         )
 
 
+def test_an_adapter_is_not_merged_in_half_precision(fairpriv, tiny_lm, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    SpinEdit({name: torch.tensor([0])}, {name: torch.zeros(1, dtype=torch.bfloat16)}).save(tmp_path / "half")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    said = refusal(fairpriv("edit", "apply", "half", "--model", tiny_lm, "--adapter", "adapter", "--out", "new"))
+    assert "adapter adapter: it is to be merged into weights of torch.bfloat16" in said
+
+
 def test_a_model_of_the_user_s_configs_is_edited_by_its_name(fairpriv, edit, tiny_lm, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "small.yaml").write_text(f"# Small\ndefaults: [hf]\nname: small\npath: {tiny_lm}\n")

@@ -157,12 +157,19 @@ def pinned(template: str, day: datetime.date) -> str:
 
 
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """``model`` with a PEFT adapter of a local folder merged into its weights.
+    """Merge a PEFT adapter of a local folder into the weights of ``model``, and return it.
 
     Raises:
-        InputError: the adapter is not of this model, or cannot be merged.
+        InputError: the weights are in half precision, which would round much of the adapter away; or the adapter is
+            not of this model, or cannot be merged.
     """
     from peft import PeftModel
+
+    if model.dtype.itemsize < 4:
+        raise InputError(
+            f"adapter {adapter}: it is to be merged into weights of {model.dtype}, which would round much of it away: "
+            "merge it into float32 weights, and make the edit of those (model.dtype=float32)"
+        )
 
     try:
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 under an old name
