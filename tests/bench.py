@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 
 

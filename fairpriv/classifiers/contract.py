@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fairpriv.classifiers.attacks.attack import Models
 from fairpriv.classifiers.data.batches import subsample
-from fairpriv.classifiers.data.game import Deal, GameDataModule, Rows
+from fairpriv.classifiers.data.game import Deal, GameDataModule
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 
@@ -31,7 +32,7 @@ def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Victim:
+class ClassifierOwner:
     """The model owner's side of one cell: data, models and the means to train.
 
     Attributes:
@@ -179,7 +180,7 @@ class Defense(Protocol):
 
     name: str
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Train or tune; raise InputError where the game makes it undefined."""
         ...
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from fairpriv.classifiers.attacks.attack import Attack
 from fairpriv.classifiers.attacks.game import deal
 from fairpriv.classifiers.attacks.play import Played, play
-from fairpriv.classifiers.contract import Defended, Defense, Victim
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense
 from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.game import Dataset, GameDataModule, Part, Rows
+from fairpriv.classifiers.data.game import Dataset, GameDataModule, Part
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.measures import Measures, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
 from fairpriv.classifiers.nets.encoder import reader_of
@@ -115,15 +116,15 @@ class DistributionInference:
             tell(data)
             if config["attack"]:
                 data.model_rows()  # which raises where there are too few, before anything is trained
-        victim = make_victim(config, data, logger)
+        owner = owner_of(config, data, logger)
         with stage("base"):
-            victim.base()
+            owner.base()
         with stage("defend"):
-            defended = self.defense.defend(victim)
+            defended = self.defense.defend(owner)
         with stage("evaluate"):
             measures = evaluate(defended, data, config["game"]["tau"])
-        result.metrics |= data.counts | measures.metrics | victim.told | defended.metrics
-        result.metrics["eval/train_accuracy"] = accuracy(defended, defended.rows or victim.own_rows)
+        result.metrics |= data.counts | measures.metrics | owner.told | defended.metrics
+        result.metrics["eval/train_accuracy"] = accuracy(defended, defended.rows or owner.own_rows)
         result.intervals = {name: list(ends) for name, ends in measures.intervals.items()}
         result.degenerate = measures.degenerate
         result.signed = measures.signed
@@ -153,7 +154,7 @@ def _say(level: int, line: str) -> None:
     log.log(level, "%s", line)
 
 
-def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger | None) -> Victim:
+def owner_of(config: Mapping[str, Any], data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
     """The model owner's side of the cell: how it makes a model, trains it, and gets its base model."""
     seed, world = config["seed"], config["game"]["world"]
     trainer = trainer_of(config)
@@ -188,7 +189,7 @@ def make_victim(config: Mapping[str, Any], data: GameDataModule, logger: Logger 
         told["base/epoch"] = float(module.epoch)
         return module.net
 
-    return Victim(data, world, seed, base, fresh, fit_once, told)
+    return ClassifierOwner(data, world, seed, base, fresh, fit_once, told)
 
 
 def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches, cells, subsample
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches, subsample
+from fairpriv.classifiers.data.rows import Rows, cells
 
 
 def rows(counts: dict[tuple[int, int], int], seed: int = 0) -> Rows:

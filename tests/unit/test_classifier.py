@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap

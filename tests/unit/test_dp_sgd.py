@@ -14,9 +14,10 @@ from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import PoolOwner, Victim
+from fairpriv.classifiers.contract import ClassifierOwner, PoolOwner
 from fairpriv.classifiers.data.batches import PoissonBatches
-from fairpriv.classifiers.data.game import Deal, Rows
+from fairpriv.classifiers.data.game import Deal
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.dp_sgd import DPSGD, PrivateClassifier, epsilon_spent, noise_multiplier
 from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.classifier import MLP, fit
@@ -271,7 +272,7 @@ def seen_by(defense: DPSGD, world: int = 0) -> tuple[dict[str, float], Rows]:
         fits.append(batches.rows)
         fit(module, batches, trainer=TRAINER, **how)
 
-    defended = defense.defend(Victim(TwoWorlds(), world, seed=0, base=net, fresh=net, fit=watched))
+    defended = defense.defend(ClassifierOwner(TwoWorlds(), world, seed=0, base=net, fresh=net, fit=watched))
     return defended.metrics, fits[0]
 
 
@@ -300,7 +301,7 @@ def test_tuning_starts_from_the_base_model():
         base, fresh = net(1), net(2)
         still = DPSGD(start=start, **QUICK | {"lr": 1e-9, "patience": None})
         tuned = still.defend(
-            Victim(TwoWorlds(), 0, 0, lambda: net(1), lambda: net(2), functools.partial(fit, trainer=TRAINER))
+            ClassifierOwner(TwoWorlds(), 0, 0, lambda: net(1), lambda: net(2), functools.partial(fit, trainer=TRAINER))
         )
         X = table(30).X
         with torch.no_grad():

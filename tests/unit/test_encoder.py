@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.dp_sgd import DPSGD
 from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
 from fairpriv.classifiers.experiment import DistributionInference

@@ -7,8 +7,8 @@ import lightning
 import pytest
 import torch
 
-from fairpriv.classifiers.contract import Victim
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.contract import ClassifierOwner
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning, choose
 from fairpriv.classifiers.nets.classifier import MLP, fit, predict
 from fairpriv.errors import InputError
@@ -35,7 +35,7 @@ class PureGroups:
         return world_rows(world, self.n, seed=world + 10 * (name == "validation"))
 
 
-def victim(data=None, world=0, fits=None) -> Victim:
+def victim(data=None, world=0, fits=None) -> ClassifierOwner:
     def fresh():
         torch.manual_seed(0)
         return MLP(2, 2, hidden=[8])
@@ -47,7 +47,7 @@ def victim(data=None, world=0, fits=None) -> Victim:
             fits.append((module, batches, how["epochs"], [p.clone() for p in module.parameters()]))
         fit(module, batches, trainer=trainer, **how)
 
-    return Victim(data or PureGroups(), world, seed=0, base=fresh, fresh=fresh, fit=watched_fit)
+    return ClassifierOwner(data or PureGroups(), world, seed=0, base=fresh, fresh=fresh, fit=watched_fit)
 
 
 SHORT = {"epochs": 8, "steps_per_epoch": 5, "lr": 0.03, "batch_size": 1000}

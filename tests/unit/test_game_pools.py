@@ -21,8 +21,9 @@ from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
 from fairpriv.classifiers.attacks.per_point_threshold import PerPointThreshold
 from fairpriv.classifiers.attacks.play import Played, Split, play, welch_interval
 from fairpriv.classifiers.attacks.threshold import ThresholdTest
-from fairpriv.classifiers.contract import Victim
-from fairpriv.classifiers.data.game import GameDataModule, Rows
+from fairpriv.classifiers.contract import ClassifierOwner
+from fairpriv.classifiers.data.game import GameDataModule
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
 from fairpriv.classifiers.experiment import DistributionInference, record
@@ -235,7 +236,7 @@ def test_victims_that_are_mostly_constant_make_the_outcome_degenerate():
     ]
 
 
-def as_victim(owner, member) -> Victim:
+def as_victim(owner, member) -> ClassifierOwner:
     """One member of a pool as the owner of a single model, with the same rows."""
     deal, world = owner.deals[member], member // owner.count
     parts = {
@@ -246,7 +247,7 @@ def as_victim(owner, member) -> Victim:
     seen = SimpleNamespace(part=lambda *name: parts[name], label_names=("0", "1"))
     base = functools.partial(owner.base().member, member)
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
-    return Victim(seen, 0, 0, base, base, functools.partial(fit, trainer=trainer))
+    return ClassifierOwner(seen, 0, 0, base, base, functools.partial(fit, trainer=trainer))
 
 
 # Rehearsal of all rows and batches of all rows leave nothing to chance, so that one model and a pool see the same.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 from fairpriv.classifiers.nets.pool import Dual, Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed

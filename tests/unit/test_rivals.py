@@ -18,9 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.kl import KL
 from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
-from fairpriv.classifiers.contract import PoolOwner, Victim
+from fairpriv.classifiers.contract import ClassifierOwner, PoolOwner
 from fairpriv.classifiers.data.batches import StratifiedBatches
-from fairpriv.classifiers.data.game import Deal, Rows
+from fairpriv.classifiers.data.game import Deal
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.adversarial_debiasing import AdversarialDebiasing, Score
 from fairpriv.classifiers.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
@@ -71,8 +72,8 @@ def fresh() -> MLP:
     return MLP(2, 2, hidden=[8])
 
 
-def victim(data=None) -> Victim:
-    return Victim(
+def victim(data=None) -> ClassifierOwner:
+    return ClassifierOwner(
         data or PureGroups(),
         world=0,
         seed=0,

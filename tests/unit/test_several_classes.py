@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 from fairpriv.classifiers.nets.pool import Dual, Private, equalized_odds_penalties, fit_pool, member_seed
 from fairpriv.errors import InputError

@@ -5,31 +5,15 @@ Tables fit into memory, so a batch is one indexed slice of whole tensors: no col
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows, cells, content
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # X [B, F], y [B], s [B], weight [B] with mean 1
-
-
-def cells(rows: Rows) -> list[Tensor]:
-    """Indices into ``rows`` of every (label, group) cell that has rows."""
-    code = rows.y * (int(rows.s.max()) + 1) + rows.s
-    return [torch.nonzero(code == c).flatten() for c in code.unique()]
-
-
-def content(rows: Rows, *settings: object) -> str:
-    """A hash of the rows' values and of what else determines the batches drawn from them."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for values in (rows.X, rows.y, rows.s):
-        digest.update(repr((values.dtype, tuple(values.shape))).encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class ShuffledBatches(IterableDataset[Batch]):

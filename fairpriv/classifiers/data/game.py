@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairpriv.classifiers.data.attributes import Attributed
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
 from fairpriv.settings import GameSettings
@@ -48,24 +49,6 @@ _SAMPLED = 0.4  # or this share of what the scarcer side holds: models that shar
 _VALIDATION = 0.2  # validation rows of a pool's model per training row, where game.model_validation_rows does not say
 _LEAST_VALIDATION = 20
 _FEW = 100  # rows of a part's world, below which a warning says so
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Encoded rows of one part and world, in random order."""
-
-    X: Tensor  # float32 [N, F]; or int32 [N, T] tokens, -1 after the end; or uint8 [N, 3, S, S] pixels
-    y: Tensor  # int64 [N], code of the label
-    s: Tensor  # int64 [N], code of the sensitive group
-    index: Tensor  # int64 [N], row numbers in the table
-
-    def take(self, index: Tensor) -> Rows:
-        """The rows at these places."""
-        return Rows(self.X[index], self.y[index], self.s[index], self.index[index])
-
-    def __add__(self, other: Rows) -> Rows:
-        """These rows and then those."""
-        return Rows(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from fairlearn.adversarial import AdversarialFairnessClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.pool import Pool, member_seed
 from fairpriv.classifiers.nets.stopping import BestEpoch, refuse_few_rows
 from fairpriv.errors import InputError, NonFiniteLossError
@@ -78,12 +78,12 @@ class AdversarialDebiasing:
         """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
         return self.start == "scratch" and self.rehearsal == 1
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Tune one model."""
-        victim.two_classes(self.name)
-        net = victim.base() if self.start == "base" else victim.fresh()
-        rows = victim.tuning_rows(self.rehearsal)
-        epoch = self._tune(net, rows, victim.validation, victim.seed)
+        owner.two_classes(self.name)
+        net = owner.base() if self.start == "base" else owner.fresh()
+        rows = owner.tuning_rows(self.rehearsal)
+        epoch = self._tune(net, rows, owner.validation, owner.seed)
         return Defended(net, {"defense/epoch": float(epoch)}, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:

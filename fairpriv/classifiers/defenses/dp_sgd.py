@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import Defended, PoolOwner, Victim
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.classifiers.nets.pool import Pool, Private, mask_seed, noise_seed
 from fairpriv.errors import InputError, NonFiniteLossError
@@ -85,25 +85,25 @@ class DPSGD:
         """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
         return self.start == "scratch" and self.rows == "tuning" and self.rehearsal == 1
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Train one model by Opacus; report the budget spent, and the noise multiplier that it took."""
         own = self.rows == "own"
-        rows = victim.own_rows if own else victim.tuning_rows(self.rehearsal)
+        rows = owner.own_rows if own else owner.tuning_rows(self.rehearsal)
         self._check_delta(rows)
         module = PrivateClassifier(
-            victim.base() if self.start == "base" else victim.fresh(),
-            classes=len(victim.data.label_names),
+            owner.base() if self.start == "base" else owner.fresh(),
+            classes=len(owner.data.label_names),
             lr=self.lr,
             weight_decay=self.weight_decay,
             patience=self.patience,
             stage=self.name,
             private=self.private,
             expected=len(rows.y) / self.steps_per_epoch,
-            seed=noise_seed(victim.seed),
+            seed=noise_seed(owner.seed),
         )
-        batches = PoissonBatches(rows, self.steps_per_epoch, mask_seed(victim.seed))
-        held_out = victim.data.part("validation", victim.world) if own else victim.validation
-        victim.fit(module, batches, epochs=self.epochs, validation=held_out)
+        batches = PoissonBatches(rows, self.steps_per_epoch, mask_seed(owner.seed))
+        held_out = owner.data.part("validation", owner.world) if own else owner.validation
+        owner.fit(module, batches, epochs=self.epochs, validation=held_out)
         spent = epsilon_spent(self.accountant, self.private.noise, self.delta, *self._sampling)
         metrics = {
             "defense/epsilon": spent,

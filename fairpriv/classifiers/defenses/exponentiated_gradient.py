@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, draw, refuse_one_group
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, draw, refuse_one_group
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.nets.classifier import predict
 from fairpriv.classifiers.nets.pool import Pool
@@ -73,19 +73,19 @@ class ExponentiatedGradient:
         """Whether its arm is one: a null control."""
         return self.estimator.control
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Reduce for one model; also report how many networks it draws from, and the duality gap reached."""
-        victim.two_classes(self.name)
-        rows = victim.tuning_rows(self.estimator.rehearsal)
-        epochs = max(1, self.estimator.tune(victim, rows).epoch)
+        owner.two_classes(self.name)
+        rows = owner.tuning_rows(self.estimator.rehearsal)
+        epochs = max(1, self.estimator.tune(owner, rows).epoch)
 
         def train(y: Tensor, weights: Tensor) -> tuple[nn.Module, Tensor]:
-            net = self.estimator.tune_for(victim, Rows(rows.X, y, rows.s, rows.index), weights, epochs).net
+            net = self.estimator.tune_for(owner, Rows(rows.X, y, rows.s, rows.index), weights, epochs).net
             return net, predict(net, rows.X)
 
         with _fairlearns_warnings():
             mixture, fitted = self._reduce(rows, train)
-        generator = torch.Generator().manual_seed(victim.seed)
+        generator = torch.Generator().manual_seed(owner.seed)
 
         def answer(asked: Rows) -> Tensor:
             ones = [

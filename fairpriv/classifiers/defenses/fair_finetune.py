@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import StratifiedBatches
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
 from fairpriv.classifiers.nets.pool import Dual, Pool
 from fairpriv.errors import InputError
@@ -86,13 +86,13 @@ class FairFineTuning:
         """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
         return self.start == "scratch" and self.rehearsal == 1
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
-        rows = self._two_groups(victim.tuning_rows(self.rehearsal))
+        rows = self._two_groups(owner.tuning_rows(self.rehearsal))
         if self.penalty == "validation":
-            module, metrics = self._choose(victim, rows)
+            module, metrics = self._choose(owner, rows)
         else:
-            module = self.tune(victim, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
+            module = self.tune(owner, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
             metrics = {"defense/lambda": module.penalty}
         metrics["defense/epoch"] = float(module.epoch)
         if self.penalty == "dual":
@@ -104,7 +104,7 @@ class FairFineTuning:
                     self.epsilon,
                 )
         if self.penalty != 0:
-            metrics |= self._bias(module.net, rows, victim.seed)
+            metrics |= self._bias(module.net, rows, owner.seed)
         return Defended(module.net, metrics, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
@@ -136,13 +136,13 @@ class FairFineTuning:
         """Weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
         return None
 
-    def tune(self, victim: Victim, rows: Rows, penalty: float = 0.0) -> Classifier:
+    def tune(self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0) -> Classifier:
         """Train one model on ``rows``, with their `weights`."""
-        return self.tune_for(victim, rows, self.weights(rows), self.epochs, penalty=penalty, patience=self.patience)
+        return self.tune_for(owner, rows, self.weights(rows), self.epochs, penalty=penalty, patience=self.patience)
 
     def tune_for(
         self,
-        victim: Victim,
+        owner: ClassifierOwner,
         rows: Rows,
         weights: Tensor | None,
         epochs: int,
@@ -152,8 +152,8 @@ class FairFineTuning:
     ) -> Classifier:
         """Train one model on weighted ``rows`` for so many epochs, or until ``patience`` ends."""
         module = Classifier(
-            victim.base() if self.start == "base" else victim.fresh(),
-            classes=len(victim.data.label_names),
+            owner.base() if self.start == "base" else owner.fresh(),
+            classes=len(owner.data.label_names),
             lr=self.lr,
             weight_decay=self.weight_decay,
             penalty=penalty,
@@ -162,8 +162,8 @@ class FairFineTuning:
             epsilon=self.epsilon,
             stage=f"{self.name}/lambda={penalty:g}" if self.penalty == "validation" else self.name,  # a curve for each
         )
-        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, victim.seed, weights)
-        victim.fit(module, batches, epochs=epochs, validation=victim.validation)
+        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, owner.seed, weights)
+        owner.fit(module, batches, epochs=epochs, validation=owner.validation)
         return module
 
     def tune_pool(
@@ -189,9 +189,9 @@ class FairFineTuning:
             refuse_one_group(rows, "defense.rehearsal", self.rehearsal, "the equalized-odds penalty")
         return rows
 
-    def _choose(self, victim: Victim, rows: Rows) -> tuple[Classifier, dict[str, float]]:
-        held_out = victim.validation
-        modules = {penalty: self.tune(victim, rows, penalty) for penalty in sorted({0.0, *self.grid})}
+    def _choose(self, owner: ClassifierOwner, rows: Rows) -> tuple[Classifier, dict[str, float]]:
+        held_out = owner.validation
+        modules = {penalty: self.tune(owner, rows, penalty) for penalty in sorted({0.0, *self.grid})}
         preds = {penalty: predict(module.net, held_out.X) for penalty, module in modules.items()}
         chosen, table = choose(preds, held_out, self.tolerance)
         metrics = {"defense/lambda": chosen}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 
 

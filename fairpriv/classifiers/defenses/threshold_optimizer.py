@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from fairpriv.classifiers.contract import Defended, PoolOwner, Victim, draw, refuse_one_group
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, draw, refuse_one_group
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import scores
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
@@ -61,13 +61,13 @@ class ThresholdOptimizer:
         """Whether its estimator is a null control, and its thresholds are fitted to all rows of both worlds."""
         return bool(getattr(self.estimator, "control", False)) and self.rehearsal == 1
 
-    def defend(self, victim: Victim) -> Defended:
+    def defend(self, owner: ClassifierOwner) -> Defended:
         """Fit the thresholds of one model."""
-        victim.two_classes(self.name)
-        before = self.estimator.defend(victim)
-        rows = victim.tuning_rows(self.rehearsal)
+        owner.two_classes(self.name)
+        before = self.estimator.defend(owner)
+        rows = owner.tuning_rows(self.rehearsal)
         rules = self._rules(scores(before.net, rows.X), rows)
-        generator = torch.Generator().manual_seed(victim.seed)
+        generator = torch.Generator().manual_seed(owner.seed)
 
         def predict(asked: Rows) -> Tensor:
             return draw(chances(rules, scores(before.net, asked.X), asked.s), generator)

@@ -20,8 +20,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fairpriv import processes
-from fairpriv.classifiers.data.batches import Batch, Batches, ShuffledBatches, content
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.batches import Batch, Batches, ShuffledBatches
+from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty

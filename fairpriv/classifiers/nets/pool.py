@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, IterableDataset
 
-from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches, content
-from fairpriv.classifiers.data.game import Rows
+from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches
+from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.classifier import MLP
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import InputError
