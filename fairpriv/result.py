@@ -18,7 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured, Metric, read_metric
 from fairpriv.secrets import masked, without_secrets
 
 SCHEMA_VERSION = 1
@@ -42,6 +44,7 @@ class Result:
     status: str  # completed | failed
     config: dict[str, Any]  # resolved, secrets removed
     metrics: dict[str, float | None]
+    described: dict[str, Metric] = field(default_factory=dict)  # what each of the metrics means
     degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
     error: str | None = None
     intervals: dict[str, list[float | None]] = field(default_factory=dict)  # [lo, hi], 95 %
@@ -62,10 +65,29 @@ class Result:
         stage = [list(self.seconds)[-1]] if self.seconds else []
         return ": ".join([*stage, " ".join((self.error or "").split())])
 
+    def metric(self, name: str) -> Metric:
+        """What one of the metrics means, as the file says, or as an earlier version meant it that said nothing."""
+        return self.described.get(name) or earlier(name, self.metrics.get(name), self.metrics)
+
+    def add(self, measured: Measured) -> None:
+        """Add what a part of the cell has measured.
+
+        Raises:
+            ValueError: the result has one of the metrics already.
+        """
+        if doubles := sorted(self.metrics.keys() & measured.metrics.keys()):
+            raise ValueError(f"{', '.join(doubles)}: measured twice")
+        self.metrics |= measured.metrics
+        self.intervals |= {name: list(ends) for name, ends in measured.intervals.items()}
+        self.signed |= measured.signed
+        self.degenerate += measured.degenerate
+        self.described |= measured.described
+
     def write(self, path: Path) -> None:
         """Write the file whole or not at all, without secrets; what stood there before survives a failure."""
         document = {"schema_version": self.schema_version, **asdict(self)}
         document |= {"config": without_secrets(self.config), "error": masked(self.error) if self.error else self.error}
+        document["described"] = {name: metric.plain() for name, metric in self.described.items()}
         del document["folder"]
         write_whole(path, (json.dumps(_finite(document), indent=1, allow_nan=False) + "\n").encode())
 
@@ -126,7 +148,26 @@ def _result(document: Any, folder: Path) -> Result:
             raise _NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
     if re.fullmatch(r"cells/[0-9a-f]{16}", "/".join(folder.parts[-2:])) and folder.name != document["id"]:
         raise _NotOursError(f"it is of cell {document['id'][:40]}: it has come here from another folder")
-    return Result(**{f.name: document[f.name] for f in fields(Result) if f.name in document} | {"folder": folder})
+    known = {f.name: document[f.name] for f in fields(Result) if f.name in document}
+    metrics, told = document["metrics"], document.get("described", {})
+    described = {name: _metric(name, told[name]) for name in metrics if name in told}
+    return Result(**known | {"described": described, "folder": folder})
+
+
+def _metric(name: str, told: Any) -> Metric:
+    """What a result says of a metric; the same object for every cell that says the same."""
+    try:
+        return _shared_metric(name, tuple(told.items()))
+    except (AttributeError, TypeError):  # no mapping, or one that holds lists
+        raise _NotOursError(f"described: what it says of {name[:60]} is no description of a metric") from None
+
+
+@functools.cache
+def _shared_metric(name: str, told: tuple[tuple[str, Any], ...]) -> Metric:
+    metric = read_metric(name, dict(told))
+    if metric is None:
+        raise TypeError
+    return metric
 
 
 def _number(value: Any) -> bool:
@@ -156,6 +197,7 @@ _SHAPES = {
     "status": ("completed or failed", lambda v: v in ("completed", "failed")),
     "config": ("a mapping", _dict),
     "metrics": ("a mapping of names to numbers", lambda v: _dict(v) and all(map(_number, v.values()))),
+    "described": ("a mapping", _dict),
     "degenerate": ("a list of sentences", lambda v: isinstance(v, list) and all(map(_text, v))),
     "error": ("a string or null", lambda v: v is None or _text(v)),
     "intervals": ("a mapping of names to [lo, hi]", lambda v: _dict(v) and all(map(_interval, v.values()))),

@@ -20,13 +20,14 @@ from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.game import Dataset, GameDataModule, Part
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.measures import Measures, Sample, measure
+from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
 from fairpriv.classifiers.nets.encoder import reader_of
 from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.configs import build
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.metrics import Measured
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
 from fairpriv.run import Stage
@@ -122,12 +123,9 @@ class DistributionInference:
         with stage("defend"):
             defended = self.defense.defend(owner)
         with stage("evaluate"):
-            measures = evaluate(defended, data, config["game"]["tau"])
-        result.metrics |= data.counts | measures.metrics | owner.told | defended.metrics
-        result.metrics["eval/train_accuracy"] = accuracy(defended, defended.rows or owner.own_rows)
-        result.intervals = {name: list(ends) for name, ends in measures.intervals.items()}
-        result.degenerate = measures.degenerate
-        result.signed = measures.signed
+            measured = evaluate(defended, data, config["game"]["tau"])
+        result.add(data.measured | measured | Measured(owner.told | defended.metrics))
+        result.add(TRAIN_ACCURACY.of(accuracy(defended, defended.rows or owner.own_rows)))
         result.overlap = data.overlap
         if getattr(self.defense, "control", False):
             result.control = "its training rows do not depend on the training world"
@@ -192,7 +190,7 @@ def owner_of(config: Mapping[str, Any], data: GameDataModule, logger: Logger | N
     return ClassifierOwner(data, world, seed, base, fresh, fit_once, told)
 
 
-def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measures:
+def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
     """Every measure of one model on the two test worlds: rates and bound on half of the test rows, gaps on the rest."""
 
     def sample(part: Part, world: int) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fairpriv import functional
 from fairpriv.functional.fairness import shares
+from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,115 @@ class Sample:
     groups: Tensor
 
 
-@dataclass(frozen=True)
-class Measures:
-    """What was measured of a model.
+_FLOORED = (
+    "Its floor is what it would be on average if predictions knew nothing of the group, given the label: an absolute "
+    "gap of a finite sample is hardly ever 0."
+)
+_accuracy = functools.partial(Metric, unit=SHARE, better="greater", low=0.0, high=1.0)
+_gap = functools.partial(Metric, unit=SHARE, better="less", low=0.0, high=1.0, magnitude=True)
+_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
+_answer = functools.partial(Metric, unit=YES_OR_NO, low=0.0, high=1.0)
 
-    Attributes:
-        metrics: flat, by name.
-        intervals: the 95 % intervals of those that have one.
-        signed: of the gaps, the rows of signed differences that they are the largest magnitude of; as in
-            :class:`~fairpriv.result.Result`.
-        degenerate: the reasons why the outcome is trivial, if it is.
-    """
-
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    signed: dict[str, list[list[float]]]
-    degenerate: list[str]
+ACCURACY = _accuracy(
+    "eval/accuracy",
+    "accuracy",
+    "Share of test rows, both worlds together, that the model classifies correctly.",
+    column=10,
+)
+BALANCED_ACCURACY = _accuracy(
+    "eval/balanced_accuracy",
+    "balanced accuracy",
+    "Mean over labels of the share classified correctly. A constant model has one half (two labels), however common "
+    "one label is.",
+    column=11,
+    spared=True,
+)
+WORLD_ACCURACY = _accuracy(
+    "eval/accuracy_world{world}", "accuracy in world {world}", "Accuracy on the gap half of world {world}'s test rows."
+)
+MAJORITY_SHARE = _share(
+    "eval/majority_share_world{world}",
+    "majority share in world {world}",
+    "Share of the predictions on world {world}'s test rows that are of the most frequent class.",
+)
+EQUALIZED_ODDS_GAP = _gap(
+    "fairness/equalized_odds_gap",
+    "equalized-odds gap",
+    "Largest range over groups, at the worst label, of the rate of positive predictions among rows of that label. A "
+    f"constant model has 0. {_FLOORED}",
+    column=40,
+)
+LABEL_GAP = _gap(
+    "fairness/delta/{label}", "gap at {label}", "Range over groups of the rate of predictions at label {label}."
+)
+ACCURACY_GAP = _gap(
+    "privacy/accuracy_gap",
+    "accuracy gap",
+    "Difference of one model's accuracy between the two worlds' test rows (our reading a). It mixes the model with "
+    "base rates: where labels are not equally common in both worlds, a constant model, perfect by equalized odds, has "
+    f"a large accuracy gap. {_FLOORED}",
+    column=50,
+    against=ACCURACY.name,
+)
+BALANCED_ACCURACY_GAP = _gap(
+    "privacy/balanced_accuracy_gap",
+    "balanced gap",
+    f"The same difference for balanced accuracy (our reading b), which base rates do not move. {_FLOORED}",
+    column=51,
+    against=BALANCED_ACCURACY.name,
+)
+SHIFT_WEIGHT = _share(
+    "privacy/shift_weight",
+    "shift weight",
+    "W: how far the worlds' groups differ, the largest total variation over labels.",
+)
+LABEL_SHIFT = _share("privacy/label_shift", "label shift", "What unequal base rates alone add to the accuracy gap.")
+BOUND = Metric(
+    "privacy/bound",
+    "bound",
+    "Upper bound on the accuracy gap (derived): from group rates, the worlds' compositions and their label shift. It "
+    "bounds the two gaps of one fixed model between two test worlds; it bounds no adversary that guesses which world "
+    "the model was trained on. With pure groups (shift weight W = 1) it is close to an identity and cannot be tested: "
+    "sweep game.alpha.",
+    SHARE,
+    "less",
+    low=0.0,
+    column=52,
+)
+BALANCED_BOUND = Metric(
+    "privacy/balanced_bound", "balanced bound", "The same bound on the balanced gap.", SHARE, "less", low=0.0
+)
+BELOW_TAU = _answer(
+    "privacy/below_tau",
+    "below tau",
+    "Seeds whose accuracy gap lies below game.tau. That alone hides nothing: tau may lie inside the interval, and an "
+    "attack may use more than this gap.",
+    column=70,
+)
+TAU_IN_INTERVAL = _answer(
+    "privacy/tau_in_interval",
+    "tau within",
+    "Seeds whose interval of the accuracy gap contains game.tau: there, below or above is not settled.",
+    column=71,
+)
+BOUND_HOLDS = _answer(
+    "privacy/bound_holds",
+    "bound holds",
+    "Seeds whose accuracy gap, on one half of the test rows, is at most the bound, from the other half. Both carry "
+    "sampling error, so a miss by little refutes nothing.",
+    column=72,
+)
+BALANCED_BOUND_HOLDS = _answer(
+    "privacy/balanced_bound_holds", "balanced bound holds", "Whether the balanced gap is at most its bound."
+)
+BOUND_REFUTED = _answer(
+    "privacy/bound_refuted",
+    "bound refuted",
+    "Whether the accuracy gap exceeds the bound by more than the sampling error of both explains.",
+)
+TRAIN_ACCURACY = _share(
+    "eval/train_accuracy", "training accuracy", "Accuracy on the rows that the model was trained or tuned on last."
+)
 
 
 def measure(
@@ -46,7 +141,7 @@ def measure(
     label_names: Sequence[str],
     group_names: Sequence[str],
     tau: float,
-) -> Measures:
+) -> Measured:
     """Measure one model.
 
     Rates and the bound come from one split and the gaps from another: on the same rows, "the bound holds" would be an
@@ -75,33 +170,22 @@ def measure(
         split: [_count(sample, label_names, group_names, split, world) for world, sample in enumerate(samples)]
         for split, samples in (("rates", rates), ("gap", gap))
     }
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    signed: dict[str, list[list[float]]] = {}
-
     worlds = [counts["rates"][world] + counts["gap"][world] for world in (0, 1)]
     hits, rows = _recalled(worlds[0] + worlds[1])
-    metrics["eval/accuracy"] = sum(hits) / sum(rows)
-    intervals["eval/accuracy"] = functional.wilson_interval(sum(hits), sum(rows))
-    metrics["eval/balanced_accuracy"] = _mean_rate(hits, rows)
-    intervals["eval/balanced_accuracy"] = functional.mean_rate_interval(hits, rows)
+    balanced, (lo, hi) = _mean_rate(hits, rows), functional.mean_rate_interval(hits, rows)
+    measured = _accuracy_of(ACCURACY, hits, rows) | BALANCED_ACCURACY.of(balanced, (lo, hi))
 
     (hits0, rows0), (hits1, rows1) = (_recalled(count) for count in counts["gap"])
-    accuracy = sum(hits0) / sum(rows0), sum(hits1) / sum(rows1)
-    metrics["eval/accuracy_world0"], metrics["eval/accuracy_world1"] = accuracy
-    intervals["eval/accuracy_world0"] = functional.wilson_interval(sum(hits0), sum(rows0))
-    intervals["eval/accuracy_world1"] = functional.wilson_interval(sum(hits1), sum(rows1))
-    difference, balanced = accuracy[1] - accuracy[0], _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
-    signed["privacy/accuracy_gap"], signed["privacy/balanced_accuracy_gap"] = [[difference]], [[balanced]]
-    metrics["privacy/accuracy_gap"], metrics["privacy/balanced_accuracy_gap"] = abs(difference), abs(balanced)
-    intervals["privacy/accuracy_gap"] = functional.mean_rate_gap_interval(
-        [sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)]
-    )
-    intervals["privacy/balanced_accuracy_gap"] = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
+    measured |= _accuracy_of(WORLD_ACCURACY.named(world="0"), hits0, rows0)
+    measured |= _accuracy_of(WORLD_ACCURACY.named(world="1"), hits1, rows1)
     dealt = functional.permuted_counts(torch.stack([count.sum(1) for count in counts["gap"]], 1))  # among the worlds
     right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
-    for name, rate in (("accuracy", right.sum(-1) / of.sum(-1)), ("balanced_accuracy", (right / of).mean(-1))):
-        metrics[f"privacy/{name}_gap_floor"] = float((rate[:, 1] - rate[:, 0]).abs().mean())
+    difference = sum(hits1) / sum(rows1) - sum(hits0) / sum(rows0)
+    gap_ends = functional.mean_rate_gap_interval([sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)])
+    measured |= _gap_of(ACCURACY_GAP, difference, gap_ends, right.sum(-1) / of.sum(-1))
+    balanced_difference = _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
+    ends = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
+    measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced_difference, ends, (right / of).mean(-1))
 
     pooled = counts["rates"][0] + counts["rates"][1]
     absent = (pooled.sum(-1) == 0).nonzero().tolist()
@@ -109,64 +193,72 @@ def measure(
         label, group = label_names[absent[0][0]], group_names[absent[0][1]]
         raise ValueError(f"no rows with label {label!r} and group {group!r} in the rates split, so no rates of them")
     cell_rates = shares(pooled)
-    deltas = functional.label_gaps(cell_rates)
-    delta_lo, delta_hi = functional.delta_intervals(pooled)
-    metrics["fairness/equalized_odds_gap"] = float(deltas.amax())
-    intervals["fairness/equalized_odds_gap"] = float(delta_lo.amax()), float(delta_hi.amax())
-    first, second = torch.triu_indices(len(group_names), len(group_names), 1)
-    pairs = cell_rates[:, first] - cell_rates[:, second]
-    rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one says it all
-    signed["fairness/equalized_odds_gap"] = [row for rows in rows_of for row in rows]
-    floors = functional.label_gaps(shares(functional.permuted_counts(pooled)))
-    metrics["fairness/equalized_odds_gap_floor"] = float(floors.amax(1).mean())
-    for label, name in enumerate(label_names):
-        metrics[f"fairness/delta/{name}"] = float(deltas[label])
-        metrics[f"fairness/delta/{name}_floor"] = float(floors[:, label].mean())
-        intervals[f"fairness/delta/{name}"] = float(delta_lo[label]), float(delta_hi[label])
-        signed[f"fairness/delta/{name}"] = rows_of[label]
+    measured |= _equalized_odds(pooled, cell_rates, label_names)
 
     (composition0, prior0), (composition1, prior1) = (_make_up(count) for count in counts["rates"])
-    metrics["privacy/shift_weight"] = float(
+    measured |= SHIFT_WEIGHT.of(
         functional.shift_weight(rates[0].target, rates[0].groups, rates[1].target, rates[1].groups)
     )
-    metrics["privacy/label_shift"] = float(functional.label_shift(cell_rates, composition0, prior0, prior1))
-    bound = functional.accuracy_gap_bound(cell_rates, composition0, composition1, prior0, prior1)
-    metrics["privacy/bound"] = float(bound)
-    intervals["privacy/bound"] = functional.accuracy_gap_bound_interval(
-        pooled, composition0, composition1, prior0, prior1
-    )
-    bound = functional.balanced_accuracy_gap_bound(cell_rates, composition0, composition1)
-    metrics["privacy/balanced_bound"] = float(bound)
-    intervals["privacy/balanced_bound"] = functional.balanced_accuracy_gap_bound_interval(
-        pooled, composition0, composition1
-    )
+    measured |= LABEL_SHIFT.of(functional.label_shift(cell_rates, composition0, prior0, prior1))
+    bound = float(functional.accuracy_gap_bound(cell_rates, composition0, composition1, prior0, prior1))
+    bound_ends = functional.accuracy_gap_bound_interval(pooled, composition0, composition1, prior0, prior1)
+    balanced_bound = float(functional.balanced_accuracy_gap_bound(cell_rates, composition0, composition1))
+    ends = functional.balanced_accuracy_gap_bound_interval(pooled, composition0, composition1)
+    measured |= BOUND.of(bound, bound_ends) | BALANCED_BOUND.of(balanced_bound, ends)
 
     rounding = 1e-9
-    for kind in ("", "balanced_"):
-        holds = metrics[f"privacy/{kind}accuracy_gap"] <= metrics[f"privacy/{kind}bound"] + rounding
-        metrics[f"privacy/{kind}bound_holds"] = float(holds)
-    gap_lo, gap_hi = intervals["privacy/accuracy_gap"]
+    measured |= BOUND_HOLDS.of(abs(difference) <= bound + rounding)
+    measured |= BALANCED_BOUND_HOLDS.of(abs(balanced_difference) <= balanced_bound + rounding)
     # 1 only where sampling error of rates and gap does not explain it
-    metrics["privacy/bound_refuted"] = float(gap_lo > intervals["privacy/bound"][1] + rounding)
-    metrics["privacy/below_tau"] = float(metrics["privacy/accuracy_gap"] < tau)
-    metrics["privacy/tau_in_interval"] = float(gap_lo <= tau <= gap_hi)
+    measured |= BOUND_REFUTED.of(gap_ends[0] > bound_ends[1] + rounding)
+    measured |= BELOW_TAU.of(abs(difference) < tau) | TAU_IN_INTERVAL.of(gap_ends[0] <= tau <= gap_ends[1])
 
     degenerate = []
     for world, count in enumerate(worlds):
         predicted = count.sum((0, 1)).tolist()
         top = max(predicted)
-        metrics[f"eval/majority_share_world{world}"] = top / sum(predicted)
+        measured |= MAJORITY_SHARE.named(world=str(world)).of(top / sum(predicted))
         if 100 * (sum(predicted) - top) < sum(predicted):
             name = label_names[predicted.index(top)]
             degenerate.append(f"world {world}: {top / sum(predicted):.2%} of the predictions are {name!r}, above 99 %")
-    lo, hi = intervals["eval/balanced_accuracy"]
     chance = 1 / len(label_names)
     if lo <= chance <= hi:
-        value = metrics["eval/balanced_accuracy"]
         degenerate.append(
-            f"balanced accuracy {value:.3f} [{lo:.3f}, {hi:.3f}] cannot be told from chance, {chance:.3f}"
+            f"balanced accuracy {balanced:.3f} [{lo:.3f}, {hi:.3f}] cannot be told from chance, {chance:.3f}"
         )
-    return Measures(metrics, intervals, signed, degenerate)
+    return measured | Measured(degenerate=degenerate)
+
+
+def _accuracy_of(metric: Metric, hits: Sequence[int], rows: Sequence[int]) -> Measured:
+    return metric.of(sum(hits) / sum(rows), functional.wilson_interval(sum(hits), sum(rows)))
+
+
+def _gap_of(metric: Metric, difference: float, interval: tuple[float, float], dealt: Tensor) -> Measured:
+    """Measure an absolute difference between the worlds; ``dealt`` are both rates in random draws, ``[draws, 2]``."""
+    floor = float((dealt[:, 1] - dealt[:, 0]).abs().mean())
+    return metric.of(abs(difference), interval, signed=[[difference]], floor=floor)
+
+
+def _equalized_odds(pooled: Tensor, cell_rates: Tensor, label_names: Sequence[str]) -> Measured:
+    """Measure the range over groups of each label's rates, and the largest of them all."""
+    deltas = functional.label_gaps(cell_rates)
+    lo, hi = functional.delta_intervals(pooled)
+    groups = cell_rates.shape[1]
+    first, second = torch.triu_indices(groups, groups, 1)
+    pairs = cell_rates[:, first] - cell_rates[:, second]
+    rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one says it all
+    floors = functional.label_gaps(shares(functional.permuted_counts(pooled)))
+    measured = EQUALIZED_ODDS_GAP.of(
+        deltas.amax(),
+        (lo.amax(), hi.amax()),
+        signed=[row for rows in rows_of for row in rows],
+        floor=floors.amax(1).mean(),
+    )
+    for label, name in enumerate(label_names):
+        measured |= LABEL_GAP.named(label=name).of(
+            deltas[label], (lo[label], hi[label]), signed=rows_of[label], floor=floors[:, label].mean()
+        )
+    return measured
 
 
 def _count(sample: Sample, label_names: Sequence[str], group_names: Sequence[str], split: str, world: int) -> Tensor:

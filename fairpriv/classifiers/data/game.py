@@ -34,6 +34,7 @@ from fairpriv.classifiers.data.attributes import Attributed
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured, Metric
 from fairpriv.settings import GameSettings
 
 if TYPE_CHECKING:
@@ -238,6 +239,11 @@ class GameDataModule(LightningDataModule):
         own, rest = self._sides("train")
         counts[f"data/decided_by/{self._scarcer()}"] = min(own, rest)
         return {name: float(count) for name, count in counts.items()}
+
+    @property
+    def measured(self) -> Measured:
+        """The `counts` as a result has them."""
+        return Measured(self.counts, described={name: Metric(name, unit="rows", low=0.0) for name in self.counts})
 
     @property
     def told(self) -> list[str]:
