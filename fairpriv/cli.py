@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import gc
 import hashlib
@@ -9,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,8 +22,6 @@ from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from hydra.plugins.sweeper import Sweeper
     from omegaconf import DictConfig
 
@@ -31,31 +30,19 @@ if TYPE_CHECKING:
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
-HELP = f"""\
-fairpriv {__version__}: measure, attack and mend the trade-offs between fairness, privacy and other dimensions.
+HELP = """\
+fairpriv {version}: measure, attack and mend the trade-offs between fairness, privacy and other dimensions.
 
   fairpriv experiment=NAME [key=value ...]   run one cell, or a study's whole grid
   fairpriv -m key=a,b,c ...                  run a grid; issued again, it skips the cells that are finished
-  fairpriv compare DIR... [options]          table, report.html, table.csv and plots of the results below DIR
-  fairpriv status DIR...                     what is done, running, failed and left of the sweeps in DIR
-  fairpriv log DIR... [logger=NAME]          log the finished cells below DIR, whatever logger they were run with
-  fairpriv wandb-view GROUP                  a W&B workspace and report of a sweep [--project NAME] [--entity NAME]
-  fairpriv edit show|apply|revert FILE       a SPIN edit: what it holds; put it on a saved model, or take it off
-  fairpriv ls [GROUP]                        the datasets, models, defences, experiments ... that exist
-  fairpriv validate [--deep]                 compose and check every config; --deep also opens data, tries five samples
+{commands}
+fairpriv COMMAND --help explains a command.
 
 Start with
   fairpriv experiment=quickstart             four datasets x six defences x three seeds
   fairpriv experiment=quickstart_llm         a small language model: none, LoRA, SPIN
   fairpriv dataset=compas defense=fair_finetune defense.penalty=2 seed=1
   fairpriv -m dataset=adult defense=none,fair_finetune seed=0,1 && fairpriv compare outputs
-
-Options of compare
-  --where KEY=VALUE[,VALUE]   cells that fulfil this only (also != < <= > >=; may be given again: all must hold)
-  --by KEY,KEY                group by these config keys, and average over all others
-  --baseline KEY=VALUE,...    what differences refer to (defense=none)
-  --pareto METRIC,METRIC      mark the front of these metrics
-  --format table|csv|markdown|html   what is printed; --out DIR: where the files go (the first DIR)
 
 Useful keys (fairpriv --cfg job prints them all)
   dataset=  model=  defense=  game=  logger=offline|wandb|none  seed=0  game.alpha=1.0  game.world=0
@@ -101,107 +88,186 @@ def leave_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Command(argparse.ArgumentParser):
+    """One sub-command: its arguments in any order, its help, and what it does. A mistake is an `InputError`."""
+
+    def __init__(self, usage: str, description: str, act: Callable[[argparse.Namespace], int]) -> None:
+        super().__init__(f"fairpriv {usage.split()[0]}", f"fairpriv {usage}", description, allow_abbrev=False)
+        self.act = act
+
+    def option(self, name: str, **more: Any) -> None:
+        """Add an option that is given once at most."""
+        self.add_argument(name, action=_Once, **more)
+
+    def error(self, message: str) -> NoReturn:
+        """Say on one line what is wrong, and how the command is written."""
+        verb, _, usage = str(self.usage).removeprefix("fairpriv ").partition(" ")
+        raise InputError(f"{verb}: {message}; the command is {verb} {usage}".rstrip())
+
+    def run(self, words: Sequence[str], folders: Sequence[Path]) -> int:
+        """Read the words and act on them; returns the exit status."""
+        given, unknown = self.parse_known_intermixed_args(words, argparse.Namespace(folders=folders))
+        if unknown:
+            known = re.findall(r"--[\w-]+", self.format_help())
+            self.error(f"unexpected {unknown[0]}{nearest(unknown[0].partition('=')[0], known)}")
+        return self.act(given)
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "is given twice")
+        setattr(namespace, self.dest, values)
+
+
+def commands() -> dict[str, Command]:
+    """Every sub-command by its name, in the order of the help."""
+    compare = Command(
+        "compare DIR... [options]", "table, report.html, table.csv and plots of the results below DIR", compare_results
+    )
+    compare.add_argument("places", nargs="+", metavar="DIR", help="a folder of results, or a sweep's (outputs, say)")
+    compare.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE[,VALUE]",
+        help="only cells that fulfil this (also != < <= > >=); may be given again: all must hold",
+    )
+    compare.option("--by", metavar="KEY,KEY", help="group by these config keys, and average over all others")
+    compare.option("--baseline", metavar="KEY=VALUE,...", help="what differences refer to (defense=none)")
+    compare.option("--pareto", metavar="METRIC,METRIC", help="mark the front of these metrics")
+    compare.option("--format", metavar="FORMAT", help="what is printed: table (the default), csv, markdown or html")
+    compare.option("--out", type=Path, metavar="DIR", help="where the files go (the first DIR)")
+
+    status = Command("status DIR...", "what is done, running, failed and left of the sweeps in DIR", status_of_sweeps)
+    status.add_argument("places", nargs="+", type=Path, metavar="DIR", help="paths.root (outputs, say), or a sweep's")
+
+    log = Command("log DIR... [logger=NAME]", "log finished cells, whatever logger they were run with", log_cells)
+    log.add_argument(
+        "words",
+        nargs="+",
+        metavar="DIR",
+        help="a folder of results; or logger=NAME, logger.KEY=VALUE",
+    )
+
+    view = Command("wandb-view GROUP [options]", "a W&B workspace and report of a sweep", wandb_workspace)
+    view.add_argument("group", metavar="GROUP", help="the sweep's name, as in outputs/sweeps")
+    view.option("--project", metavar="NAME", help="of W&B (fairpriv)")
+    view.option("--entity", metavar="NAME", help="whose project it is (W&B's default for your key)")
+
+    edit = Command(
+        "edit show|apply|revert FILE",
+        "a SPIN edit: what it holds; put it on a saved model, or take it off",
+        edit_model,
+    )
+    edit.add_argument("verb", metavar="show|apply|revert", help="apply and revert need --model and --out")
+    edit.add_argument("file", type=Path, metavar="FILE", help="an edit.safetensors of a cell")
+    edit.option("--model", metavar="MODEL", help="the model's folder, its name on the hub, or a config (ls model)")
+    edit.option("--adapter", type=Path, metavar="DIR", help="of PEFT, merged into the model first")
+    edit.option("--out", type=Path, metavar="DIR", help="a new folder, for the model with or without the edit")
+
+    ls = Command("ls [GROUP...]", "the datasets, models, defences, experiments ... that exist", list_groups)
+    ls.add_argument("groups", nargs="*", metavar="GROUP", help="such as dataset, defense, experiment")
+    show = Command("show GROUP=NAME...", "a config with its comments, and those that it begins with", show_config)
+    show.add_argument("options", nargs="+", metavar="GROUP=NAME", help="such as dataset=adult")
+    validate = Command(
+        "validate [--deep]", "compose and check every config; --deep also opens data, tries five samples", validate_all
+    )
+    validate.add_argument("--deep", action="store_true", help="try what your own configs (without: all) name")
+    for one in (ls, show, validate, log, edit):
+        one.add_argument("--config-dir", metavar="DIR", help="your own configs, beside those of fairpriv")
+    return {one.prog.partition(" ")[2]: one for one in (compare, status, log, view, edit, ls, show, validate)}
+
+
 def dispatch(args: list[str]) -> int:
     """Carry out one command line; returns the exit status."""
-    if "--help" in args or "-h" in args or args[:1] == ["help"]:
-        print(HELP, end="")
+    words, folders = config_dir(args)
+    known = commands()
+    asked = known.get(next((word for word in words if word not in ("help", "--help", "-h")), ""))
+    if {"--help", "-h"} & set(words) or words[:1] == ["help"]:
+        lines = [f"  {one.usage:<41}  {one.description}" for one in known.values()]
+        print(asked.format_help() if asked else HELP.format(version=__version__, commands="\n".join(lines)), end="")
         return 0
-    if args[:1] == ["--version"]:
+    if words[:1] == ["--version"]:
         print(f"fairpriv {__version__}")
         return 0
-    words, folders = config_dir(args)
-    verb = words.pop(0) if words else ""
-    if verb == "ls":
-        from fairpriv.configs import list_configs
-
-        return list_configs([CONF, *folders], words)
-    if verb == "validate":
-        from fairpriv.validation import validate
-
-        if set(words) - {"--deep"}:
-            raise InputError(f"validate {' '.join(words)}: takes --deep and --config-dir DIR only")
-        return validate(CONF, folders, deep="--deep" in words)
-    if verb == "compare":
-        return compare_results(words)
-    if verb == "status":
-        from fairpriv.sweep.status import status
-
-        if not words or any(word.startswith("-") for word in words):
-            raise InputError(f"status {' '.join(words)}: takes folders: paths.root (outputs, say) or those of sweeps")
-        return status([Path(word) for word in words])
-    if verb == "log":
-        return log_cells(words, folders)
-    if verb == "edit":
-        return edit(words, folders)
-    if verb == "wandb-view":
-        return view(words)
-    if re.fullmatch(r"[a-z][a-z_-]*", verb):
-        known = [
-            "compare",
-            "edit",
-            "log",
-            "ls",
-            "status",
-            "validate",
-            "wandb-view",
-            *(f"experiment={file.stem}" for file in CONF.glob("experiment/*.yaml")),
-        ]
-        raise InputError(f"unknown command {verb!r}{nearest(verb, known)}; see fairpriv --help")
+    if asked:
+        return asked.run(words[1:], folders)
+    if words and re.fullmatch(r"[a-z][a-z_-]*", words[0]):
+        near = nearest(words[0], [*known, *(f"experiment={file.stem}" for file in CONF.glob("experiment/*.yaml"))])
+        raise InputError(f"unknown command {words[0]!r}{near}; see fairpriv --help")
     refuse_torchrun(args)
     return hydra_run(args, folders)
 
 
-def compare_results(words: list[str]) -> int:
-    """``compare DIR...`` with its options."""
+def list_groups(given: argparse.Namespace) -> int:
+    """Carry out ``ls``."""
+    from fairpriv.configs import list_configs
+
+    return list_configs([CONF, *given.folders], given.groups)
+
+
+def show_config(given: argparse.Namespace) -> int:
+    """Carry out ``show``."""
+    from fairpriv.configs import show_configs
+
+    return show_configs([CONF, *given.folders], given.options)
+
+
+def validate_all(given: argparse.Namespace) -> int:
+    """Carry out ``validate``."""
+    from fairpriv.validation import validate
+
+    return validate(CONF, given.folders, deep=given.deep)
+
+
+def status_of_sweeps(given: argparse.Namespace) -> int:
+    """Carry out ``status``."""
+    from fairpriv.sweep.status import status
+
+    return status(given.places)
+
+
+def compare_results(given: argparse.Namespace) -> int:
+    """Carry out ``compare``."""
     from fairpriv.report.page import compare
 
-    chosen: dict[str, str | None] = {}
-    for name in ("out", "by", "baseline", "pareto", "format"):
-        words, values = option(words, f"--{name}")
-        chosen[name] = values[0] if values else None
-    words, where = option(words, "--where", many=True)
-    if unknown := [word for word in words if word.startswith("-")]:
-        known = ["--where", "--by", "--baseline", "--pareto", "--format", "--out"]
-        raise InputError(f"compare {unknown[0]}: takes folders, {', '.join(known)}{nearest(unknown[0], known)}")
-    if not words:
-        raise InputError("compare: name the folders whose results are to be compared, for example outputs")
     gc.disable()  # what a thousand results hold is needed to the end; to look through it for garbage takes long
     try:
         return compare(
-            [Path(word) for word in words],
-            Path(chosen["out"]) if chosen["out"] else None,
-            where=where,
-            by=chosen["by"],
-            baseline=chosen["baseline"],
-            pareto=chosen["pareto"],
-            form=chosen["format"] or "table",
+            [Path(place) for place in given.places],
+            given.out,
+            where=given.where,
+            by=given.by,
+            baseline=given.baseline,
+            pareto=given.pareto,
+            form=given.format or "table",
         )
     finally:
         gc.enable()
 
 
-def edit(words: list[str], folders: Sequence[Path]) -> int:
-    """``edit show FILE``, and ``edit apply|revert FILE --model MODEL [--adapter DIR] --out DIR``."""
-    words, model = option(words, "--model")
-    words, adapter = option(words, "--adapter")
-    words, out = option(words, "--out")
+def edit_model(given: argparse.Namespace) -> int:
+    """Carry out ``edit``."""
+    verb, model, out, adapter = given.verb, given.model, given.out, given.adapter
     usage = "edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER [--adapter DIR] --out DIR"
-    named = bool(model or adapter or out)
-    if len(words) != 2 or words[0] not in ("apply", "revert", "show") or named == (words[0] == "show"):
-        raise InputError(f"edit {' '.join(words)}: the command is {usage}")
-    if words[0] != "show" and not (model and out):
-        raise InputError(f"edit {words[0]}: needs both --model and --out; the command is {usage}")
-    file = Path(words[1])
-    if not file.is_file():
-        raise InputError(f"{file}: there is no such file")
-    if out and Path(out[0]).exists() and (not Path(out[0]).is_dir() or any(Path(out[0]).iterdir())):
-        raise InputError(f"--out {out[0]}: is there already, and not empty: name a new folder")
-    if adapter and not Path(adapter[0], "adapter_config.json").is_file():
-        raise InputError(f"--adapter {adapter[0]}: holds no adapter_config.json of PEFT; defense.save=true keeps one")
+    if verb not in ("show", "apply", "revert"):
+        near = nearest(verb, ["show", "apply", "revert"])
+        raise InputError(f"edit {verb}: must be show, apply or revert{near}; the command is {usage}")
+    if verb == "show" and (model or adapter or out):
+        raise InputError(f"edit show: takes the file alone; the command is {usage}")
+    if verb != "show" and not (model and out):
+        raise InputError(f"edit {verb}: needs both --model and --out; the command is {usage}")
+    if not given.file.is_file():
+        raise InputError(f"{given.file}: there is no such file")
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: is there already, and not empty: name a new folder")
+    if adapter and not (adapter / "adapter_config.json").is_file():
+        raise InputError(f"--adapter {adapter}: holds no adapter_config.json of PEFT; defense.save=true keeps one")
     from fairpriv.editing import SpinEdit, export
 
-    found = SpinEdit.load(file)
-    if words[0] == "show":
+    found = SpinEdit.load(given.file)
+    if verb == "show":
         from rich.console import Console
 
         Console().print_json(data={"summary": found.summary(), "metadata": found.metadata})
@@ -209,82 +275,65 @@ def edit(words: list[str], folders: Sequence[Path]) -> int:
     import dataclasses
 
     from fairpriv.configs import build, compose, plain
-    from fairpriv.language_models.models.pretrained import PretrainedLM
+    from fairpriv.language_models.models.pretrained import PretrainedLM, merged
 
-    options = [f.stem for folder in (CONF, *folders) for f in folder.glob("model/*.yaml")]
-    if model[0] in options:
-        config = plain(compose(CONF, folders, [f"model={model[0]}"]))
+    if model in [file.stem for folder in (CONF, *given.folders) for file in folder.glob("model/*.yaml")]:
+        config = plain(compose(CONF, given.folders, [f"model={model}"]))
         if not str(config["model"]["_target_"]).endswith(".PretrainedLM"):
-            raise InputError(f"--model {model[0]}: is no language model")
+            raise InputError(f"--model {model}: is no language model")
         if config["model"]["path"] == "???":
-            raise InputError(f"--model {model[0]}: its path has no value; give the model's folder or name on the hub")
+            raise InputError(f"--model {model}: its path has no value; give the model's folder or name on the hub")
         language_model: PretrainedLM = build(config, "model")
     else:
-        language_model = PretrainedLM(name="model", path=model[0])
+        language_model = PretrainedLM(name="model", path=model)
     for values in found.originals.values():  # an edit fits the dtype that it was made in
         dtype: Any = str(values.dtype).removeprefix("torch.")
         language_model = dataclasses.replace(language_model, dtype=dtype)
     loaded, tokenizer = language_model.load()
     if adapter:
-        from fairpriv.language_models.models.pretrained import merged
-
-        loaded = merged(loaded, Path(adapter[0]))
-    getattr(found, words[0])(loaded)
-    export(loaded, tokenizer, Path(out[0]))
-    print(f"{found.summary()['suppressed']} weights {'edited' if words[0] == 'apply' else 'put back'}: {out[0]}")
+        loaded = merged(loaded, adapter)
+    getattr(found, verb)(loaded)
+    export(loaded, tokenizer, out)
+    print(f"{found.summary()['suppressed']} weights {'edited' if verb == 'apply' else 'put back'}: {out}")
     return 0
 
 
-def view(words: list[str]) -> int:
-    """``wandb-view GROUP [--project NAME] [--entity NAME]``."""
-    words, project = option(words, "--project")
-    words, entity = option(words, "--entity")
-    if len(words) != 1 or words[0].startswith("-"):
-        raise InputError(
-            f"wandb-view {' '.join(words)}: the command is wandb-view GROUP [--project NAME] [--entity NAME]; "
-            "GROUP is a sweep's name, as in outputs/sweeps"
-        )
+def wandb_workspace(given: argparse.Namespace) -> int:
+    """Carry out ``wandb-view``."""
     from fairpriv.report.wandb_view import wandb_view
 
-    return wandb_view(words[0], project[0] if project else "fairpriv", entity[0] if entity else None)
+    return wandb_view(given.group, given.project or "fairpriv", given.entity)
 
 
-def log_cells(words: list[str], folders: Sequence[Path]) -> int:
-    """``log DIR... [logger=NAME] [logger.KEY=VALUE]``."""
+def log_cells(given: argparse.Namespace) -> int:
+    """Carry out ``log``."""
     from fairpriv.configs import CONFIG_ERRORS, explain
 
-    overrides = [word for word in words if re.match(r"[+~]*logger[.=]", word)]
-    places = [Path(word) for word in words if word not in overrides]
-    if not places or any(str(place).startswith("-") for place in places):
-        raise InputError(f"log {' '.join(words)}: the command is log DIR... [logger=NAME] [logger.KEY=VALUE]")
+    overrides = [word for word in given.words if re.match(r"[+~]*logger[.=]", word)]
+    places = [Path(word) for word in given.words if word not in overrides]
+    if not places:
+        raise InputError("log: name a folder of results; the command is log DIR... [logger=NAME]")
     from fairpriv.report.loggers import log_results
 
     try:
-        return log_results(CONF, folders, places, overrides)
+        return log_results(CONF, given.folders, places, overrides)
     except CONFIG_ERRORS as error:
-        raise InputError(explain(error, CONF, folders, overrides)) from None
-
-
-def option(args: Sequence[str], *names: str, many: bool = False) -> tuple[list[str], list[str]]:
-    """Split ``--name VALUE`` and ``--name=VALUE`` from the other words; there is at most one value unless ``many``."""
-    words: list[str] = []
-    values: list[str] = []
-    rest = list(args)
-    while rest:
-        name, equals, value = (word := rest.pop(0)).partition("=")
-        if name not in names:
-            words.append(word)
-        elif (values and not many) or not (equals or rest):
-            raise InputError(f"{name} needs one value")
-        else:
-            values.append(value if equals else rest.pop(0))
-    return words, values
+        raise InputError(explain(error, CONF, given.folders, overrides)) from None
 
 
 def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Split ``--config-dir DIR`` from the other words; the folder must exist and hide behind none of our names."""
-    words, values = option(args, "--config-dir", "-cd")
-    folders = [Path(value) for value in values]
+    words: list[str] = []
+    folders: list[Path] = []
+    rest = list(args)
+    while rest:
+        name, equals, value = (word := rest.pop(0)).partition("=")
+        if name not in ("--config-dir", "-cd"):
+            words.append(word)
+        elif folders or not (equals or rest):
+            raise InputError(f"{name} needs one value")
+        else:
+            folders = [Path(value if equals else rest.pop(0))]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder")
@@ -294,7 +343,7 @@ def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     return words, folders
 
 
-def hydra_options(args: Sequence[str]) -> Namespace:
+def hydra_options(args: Sequence[str]) -> argparse.Namespace:
     """Read the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
     from hydra._internal.utils import get_args_parser
 

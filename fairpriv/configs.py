@@ -59,6 +59,37 @@ def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
     return 0
 
 
+def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
+    """Print the files of options, each given as ``group=name``, and those that they begin with; returns 0.
+
+    Raises:
+        InputError: there is no such option; names the nearest one.
+    """
+    from omegaconf import OmegaConf
+
+    known = groups(folders)
+    for option in options:
+        group, _, name = option.partition("=")
+        if group not in known:
+            raise InputError(
+                f"show {option}: there is no group {group}{nearest(group, known)}; there are {', '.join(known)}"
+            )
+        if name not in known[group]:
+            raise InputError(
+                f"show {option}: there is no such {group}{nearest(name, known[group])}; "
+                f"there are {', '.join(known[group])}"
+            )
+        names = [name]
+        for one in names:  # which grows by the files that these begin with
+            file = known[group][one]
+            text = file.read_text(encoding="utf-8")
+            print(f"# {file}\n{text}")
+            read: Any = OmegaConf.to_container(OmegaConf.create(text))
+            parents = read.get("defaults", []) if isinstance(read, dict) else []
+            names += [parent for parent in parents if isinstance(parent, str) and parent in known[group]]
+    return 0
+
+
 def register_schema() -> None:
     """Make the root's dataclass known to Hydra, under the name that config.yaml's defaults list gives it."""
     from hydra.core.config_store import ConfigStore

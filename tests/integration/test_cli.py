@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.cli import sweep_override
+from fairpriv.cli import CONF, sweep_override
 
 RESULT = {
     "schema_version": 1,
@@ -77,14 +78,17 @@ def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, wo
         (["compair"], ["unknown command 'compair'", "did you mean 'compare'?"]),
         (["quickstart"], ["unknown command 'quickstart'", "did you mean 'experiment=quickstart'?"]),
         (["ls", "defence"], ["no such group", "did you mean 'defense'?", "dataset"]),
-        (["validate", "all"], ["validate all", "--deep"]),
-        (["compare"], ["name the folders"]),
+        (["show"], ["show: ", "GROUP=NAME"]),
+        (["show", "dataset=adlut"], ["show dataset=adlut", "did you mean 'adult'?", "german"]),
+        (["show", "datset=adult"], ["no group datset", "did you mean 'dataset'?"]),
+        (["validate", "all"], ["validate: unexpected all", "--deep"]),
+        (["compare"], ["compare: ", "DIR"]),
         (["compare", "nowhere"], ["no folder 'nowhere'"]),
         (["compare", "."], ["no result", "run an experiment first"]),
-        (["compare", ".", "--out"], ["--out needs one value"]),
-        (["compare", ".", "--foo"], ["compare --foo"]),
-        (["status"], ["takes folders"]),
-        (["status", ".", "--foo"], ["status . --foo"]),
+        (["compare", ".", "--out"], ["compare: argument --out: expected one argument"]),
+        (["compare", ".", "--foo"], ["compare: unexpected --foo"]),
+        (["status"], ["status: ", "the command is status DIR"]),
+        (["status", ".", "--foo"], ["status: unexpected --foo"]),
         (["status", "."], ["status .: holds no cells"]),
         (["--config-dir", "nowhere", "seed=1"], ["--config-dir nowhere", "no such folder"]),
         (["--config-dir"], ["--config-dir needs one value"]),
@@ -172,6 +176,24 @@ def test_help_and_version(fairpriv):
         assert (ended.status, ended.err) == (0, "")
         assert "fairpriv compare DIR" in ended.out
     assert fairpriv("--version").out.startswith("fairpriv 0.")
+
+
+def test_every_command_of_the_help_has_help_of_its_own(fairpriv):
+    verbs = re.findall(r"^  fairpriv ([a-z]+(?:-[a-z]+)?) .*  ", fairpriv("--help").out, re.MULTILINE)
+    assert {"compare", "edit", "log", "ls", "show", "status", "validate", "wandb-view"} <= set(verbs)
+    for verb in ("compare", "edit", "log", "ls", "show", "status", "validate", "wandb-view"):
+        ended = fairpriv(verb, "--help")
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.startswith(f"usage: fairpriv {verb}")
+        assert fairpriv("help", verb).out == ended.out
+    assert "--pareto" in fairpriv("compare", "outputs", "-h").out
+
+
+def test_show_prints_a_config_with_its_comments_and_those_it_begins_with(fairpriv, mine):
+    ended = fairpriv("show", "defense=long", "dataset=adult", "--config-dir", mine)
+    assert ended.status == 0
+    files = [mine / "defense" / "long.yaml", CONF / "defense" / "fine_tune.yaml", CONF / "dataset" / "adult.yaml"]
+    assert ended.out == "".join(f"# {file}\n{file.read_text()}\n" for file in files)
 
 
 def test_a_config_of_our_name_in_the_users_folder_is_refused_since_ours_goes_first(fairpriv, tmp_path):
@@ -293,6 +315,8 @@ def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):
     [
         ["--help"],
         ["ls"],
+        ["show", "dataset=adult"],
+        ["compare", "--help"],
         ["validate"],
         ["compare", "."],
         ["status", "."],
@@ -314,7 +338,7 @@ except SystemExit as end:
 print(sorted({HEAVY!r} & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[-2:] == ["2" if "=" in words[-1] else "0", "[]"]
+    assert ended.stdout.splitlines()[-2:] == ["2" if "=" in words[0] else "0", "[]"]
 
 
 @pytest.mark.parametrize(

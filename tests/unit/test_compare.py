@@ -727,9 +727,9 @@ def test_command_line_takes_the_options_in_any_place(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--wher", "a=b"], "compare --wher: takes folders, --where, "),
-        (["--where"], "--where needs one value"),
-        (["--by", "a", "--by", "b"], "--by needs one value"),
+        (["--wher", "a=b"], "compare: unexpected --wher .did you mean '--where'"),
+        (["--where"], "argument --where: expected one argument"),
+        (["--by", "a", "--by", "b"], "argument --by: is given twice"),
     ],
 )
 def test_command_line_says_which_options_there_are(tmp_path, words, text):
