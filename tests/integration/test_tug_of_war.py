@@ -19,7 +19,7 @@ from fairpriv.data.texts import Example
 from fairpriv.language_models import experiment as tug_of_war
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.tokens import encode_all, encode_prompt
-from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.engines.generation import respond
 from fairpriv.language_models.judges import refusal
 from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
@@ -606,7 +606,7 @@ def test_the_packaged_model_answers_and_learns(smollm2):
     from peft import LoraConfig
 
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
-    tuned = FineTuning("lora", adapter=lora, epochs=2, lr=1e-3, warmup=0.0).tune(owner)
+    tuned = SupervisedTuning("lora", adapter=lora, epochs=2, lr=1e-3, warmup=0.0).tune(owner)
     assert tuned.metrics["train/last_loss"] < tuned.metrics["train/first_loss"] - 0.01
 
 

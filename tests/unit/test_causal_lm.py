@@ -14,7 +14,7 @@ from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import Encoded, collate
-from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 
@@ -380,7 +380,7 @@ def test_virtual_tokens_are_refused():
 
     for kind in (PromptTuningConfig, PrefixTuningConfig):
         with pytest.raises(InputError, match=rf"{kind.__name__} learns virtual tokens"):
-            FineTuning("prompt", adapter=kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
+            SupervisedTuning("prompt", adapter=kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
 
 
 @pytest.mark.parametrize("name", ["full", *ADAPTERS])

@@ -31,7 +31,7 @@ from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, 
 from fairpriv.classifiers.nets.pool import Pool, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
-from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 
 SHORT = {"epochs": 3, "patience": None, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
 ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)
@@ -255,7 +255,9 @@ def test_a_group_with_one_label_is_refused():
 
 
 @pytest.mark.parametrize(
-    "estimator", [ThresholdOptimizer(), FineTuning("lora", None, 1, 1, 1, 1e-4)], ids=["randomised", "language model"]
+    "estimator",
+    [ThresholdOptimizer(), SupervisedTuning("lora", None, 1, 1, 1, 1e-4)],
+    ids=["randomised", "language model"],
 )
 def test_thresholds_need_the_scores_of_one_network(estimator):
     with pytest.raises(InputError, match=rf"defense\.estimator={estimator.name} leaves no single classifier"):

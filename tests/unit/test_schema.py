@@ -122,7 +122,7 @@ def test_a_value_out_of_range_is_named(key, value):
 
 TEXTS = {"_target_": "fairpriv.language_models.data.pairs.Pairs", "name": "pairs"}
 LANGUAGE_MODEL = {"_target_": "fairpriv.language_models.models.pretrained.PretrainedLM", "name": "small", "path": "x"}
-TUNING = {"_target_": "fairpriv.language_models.defenses.supervised_tuning.FineTuning", "name": "full"}
+TUNING = {"_target_": "fairpriv.language_models.defenses.supervised_tuning.SupervisedTuning", "name": "full"}
 PENALTY = {"_target_": "fairpriv.classifiers.defenses.reweighting.Reweighting", "name": "reweighting"}
 TEXT_CELL = CONFIG | {"model": LANGUAGE_MODEL, "dataset": TEXTS, "defense": TUNING, "dimensions": {"privacy": {}}}
 

@@ -21,7 +21,7 @@ from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.defenses import spin as module
 from fairpriv.language_models.defenses.spin import Spin
 from fairpriv.language_models.defenses.spin_callback import SpinCallback
-from fairpriv.language_models.defenses.supervised_tuning import FineTuning
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.store import read_tensors
@@ -431,7 +431,9 @@ def test_dimensions_that_share_their_data_are_warned_of(model, caplog):
 def test_after_lora_the_merged_weights_are_scored(model, pristine, tmp_path):
     from peft import LoraConfig
 
-    lora = FineTuning("lora", adapter=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"), lr=0.01)
+    lora = SupervisedTuning(
+        "lora", adapter=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"), lr=0.01
+    )
     more = {"pairs": lambda: (pairs(8), 0), "fit": functools.partial(fit_causal_lm, trainer=TRAINER)}
     merged = lora.tune(owner(copy.deepcopy(pristine), tmp_path, **more)).model
     want = spin().edit(merged, ROWS)[0]

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class FineTuning:
+class SupervisedTuning:
     """Trains the model on the owner's pairs, loss on response tokens only.
 
     ``adapter`` says what is trained: nothing (null) for all weights, a PEFT config (LoRA, DoRA, whatever PEFT has), or
