@@ -1,21 +1,42 @@
-"""The identity of a cell: a hash of what determines its outcome, and of nothing else."""
+"""The identity of a cell: a hash of what determines its outcome, and of nothing else.
+
+A class counts by the ``kind`` that it declares, so that code may move; one that declares none, such as a foreign
+library's, by its import path. It also declares which of its fields change no outcome::
+
+    @dataclass
+    class Spin:
+        kind: ClassVar[str] = "spin"
+        memory_budget: int | None = field(default=None, metadata={"outcome": False})
+
+A class that is no dataclass lists them: ``not_outcome: ClassVar[tuple[str, ...]] = ("cache",)``.
+"""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from fairpriv.schema import Config, class_definition
 
 # Raised by one whenever a change of the code changes the results of an unchanged config: old cells are then run again.
 OUTCOME_VERSION = 2
 
-_NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads"})
+# Where a cell runs, what it tells meanwhile, which sweep asks for it; the task, which the dataset implies.
+_NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads", "task"})
 _LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
-_NOT_OUTCOME_WITHIN = {
-    # Where and how visibly a fit runs. A batch size in the config is the global one, so devices change no outcome.
-    "trainer": {
+_NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
+    f.name: {inner.name for inner in dataclasses.fields(section) if inner.metadata.get("outcome") is False}
+    for f in dataclasses.fields(Config)
+    if isinstance(section := f.default_factory, type) and dataclasses.is_dataclass(section)
+} | {
+    "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
         "accelerator",
         "strategy",
         "devices",
@@ -31,59 +52,104 @@ _NOT_OUTCOME_WITHIN = {
         "barebones",
         "default_root_dir",
     },
-    # Where the model is; path is replaced by what it is.
-    "model": {"revision", "package", "inside", "gguf", "cache", "device_map"},
-    # How much is worked on at a time, which changes rounding only.
-    "evaluation": {"batch_size"},
-    # Where task files are; tasks are replaced by what they ask.
-    "utility": {"include"},
-    "defense": {"micro_batch_size", "memory_budget"},
 }
 
 
 def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved plain ``config`` without what cannot change the outcome.
+    """Take out of a resolved plain config what cannot change the outcome, and name classes by their kind.
 
-    That is logging, folders, devices, display, and the keys that only the other kind of model reads: a cell with
-    ``dimensions`` is a language model's.
+    Left out are logging, folders, devices, display, fields that their class declares so, and the sections that only
+    the other kind of model reads: a cell with ``dimensions`` is a language model's.
     """
-    unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if config.get("dimensions") else _LANGUAGE_MODELS_ONLY)
-    kept = {key: value for key, value in config.items() if key not in unread}
+    language_model = config["task"] == "language_model" if config.get("task") else bool(config.get("dimensions"))
+    unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if language_model else _LANGUAGE_MODELS_ONLY)
+    kept = {key: _counted(value) for key, value in config.items() if key not in unread}
     if kept.get("analysis") is None:  # cells without one are the same cells as before there were any
         kept.pop("analysis", None)
     if not (kept.get("utility") or {}).get("tasks"):
         kept.pop("utility", None)
-    for group, without in _NOT_OUTCOME_WITHIN.items():
-        if isinstance(kept.get(group), Mapping):
-            kept[group] = {key: value for key, value in kept[group].items() if key not in without}
+    for name, without in _NOT_OUTCOME_WITHIN.items():
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {key: value for key, value in kept[name].items() if key not in without}
     return kept
 
 
-def cell_id(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
-    """16 hexadecimal digits that are equal exactly for cells with the same outcome.
+def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """Collect, as plain data, all that determines a cell's outcome; the cell's id is its `content_hash`.
 
     Args:
         config: the resolved plain config.
         digests: dotted config keys of inputs (``dataset.source``) and the hash of their content or their revision,
-            which stands in the identity instead of where the input lies.
+            which stands here instead of where the input lies.
 
     Raises:
         KeyError: a key of ``digests`` is not in the outcome's part of the config.
     """
-    outcome = outcome_config(config)
+    kept = outcome_config(config)
     for key, digest in digests.items():
-        outcome = _replaced(outcome, key.split("."), {"content": digest}, key)
-    return content_hash({"outcome_version": OUTCOME_VERSION, "config": outcome})
+        kept = _replaced(kept, key.split("."), {"content": digest}, key)
+    return {"outcome_version": OUTCOME_VERSION, "config": kept}
+
+
+@cache
+def declared(target: str) -> tuple[str, frozenset[str]]:
+    """Read what the class at an import path says of identity; from its source, nothing is imported.
+
+    Returns:
+        The ``kind`` that it declares itself, else the path: a subclass does something else and inherits none. And the
+        fields, its bases' included, that change no outcome.
+    """
+    definition = class_definition(target)
+    if definition is None:
+        return target, frozenset()
+    (module, node), kind = definition, target
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != node.name]
+    without = {name for base in bases for name in declared(f"{module}.{base}")[1]}
+    for line in node.body:
+        match line:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                of_the_class = True
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
+                of_the_class = "ClassVar" in ast.unparse(annotation)
+            case _:
+                continue
+        with contextlib.suppress(ValueError):  # no literal
+            if of_the_class and name == "kind":
+                kind = str(ast.literal_eval(value))
+            elif of_the_class and name == "not_outcome":
+                without.update(ast.literal_eval(value))
+            elif isinstance(value, ast.Call):
+                said = [ast.literal_eval(word.value) for word in value.keywords if word.arg == "metadata"]
+                without |= {name for metadata in said if metadata.get("outcome") is False}
+    return kind, frozenset(without)
+
+
+def kind_of(built: type) -> str:
+    """Return what a class counts as in a hash: its own ``kind``, else its import path."""
+    return declared(f"{built.__module__}.{built.__qualname__}")[0]
 
 
 def content_hash(obj: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of plain data (mappings, lists, strings, numbers, booleans, None).
+    """Hash plain data (mappings, lists, strings, numbers, booleans, None): 16 hexadecimal digits of its SHA-256.
 
     The order of keys does not matter, and an integer equals the same number written as a float; every other
     difference changes the hash. Anything but plain data is a TypeError.
     """
     text = json.dumps(_canonical(obj), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _counted(node: Any) -> Any:
+    """A part of a config with kinds for targets, and without the fields that do not count."""
+    if isinstance(node, list):
+        return [_counted(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {key: _counted(value) for key, value in node.items()}
+    kind, without = declared(str(node["_target_"]))
+    counted = {key: _counted(value) for key, value in node.items() if key != "_target_" and key not in without}
+    return {"_kind_": kind} | counted
 
 
 def _canonical(obj: Any) -> Any:

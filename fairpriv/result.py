@@ -45,6 +45,7 @@ class Result:
     config: dict[str, Any]  # resolved, secrets removed
     metrics: dict[str, float | None]
     described: dict[str, Metric] = field(default_factory=dict)  # what each of the metrics means
+    outcome: dict[str, Any] = field(default_factory=dict)  # what the id is the hash of; older files have none
     degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
     error: str | None = None
     intervals: dict[str, list[float | None]] = field(default_factory=dict)  # [lo, hi], 95 %
@@ -86,8 +87,9 @@ class Result:
     def write(self, path: Path) -> None:
         """Write the file whole or not at all, without secrets; what stood there before survives a failure."""
         document = {"schema_version": self.schema_version, **asdict(self)}
-        document |= {"config": without_secrets(self.config), "error": masked(self.error) if self.error else self.error}
         document["described"] = {name: metric.plain() for name, metric in self.described.items()}
+        document |= {"config": without_secrets(self.config), "outcome": without_secrets(self.outcome)}
+        document |= {"error": masked(self.error) if self.error else self.error}
         del document["folder"]
         write_whole(path, (json.dumps(_finite(document), indent=1, allow_nan=False) + "\n").encode())
 
@@ -196,6 +198,7 @@ _SHAPES = {
     "id": ("a string", _text),
     "status": ("completed or failed", lambda v: v in ("completed", "failed")),
     "config": ("a mapping", _dict),
+    "outcome": ("a mapping", _dict),
     "metrics": ("a mapping of names to numbers", lambda v: _dict(v) and all(map(_number, v.values()))),
     "described": ("a mapping", _dict),
     "degenerate": ("a list of sentences", lambda v: isinstance(v, list) and all(map(_text, v))),
@@ -296,7 +299,7 @@ def _require_computable(result: Result) -> None:
     for name, value in (*result.metrics.items(), *ends, *rows, ("overlap", result.overlap), *result.seconds.items()):
         if value is not None and abs(value) > _LARGEST_NUMBER:
             raise _NotOursError(f"{name} is {value:.3g}: too large to compute with")
-    level: list[Any] = [result.config, result.git]
+    level: list[Any] = [result.config, result.outcome, result.git]
     for _ in range(100):
         level = [v for node in level for v in (node.values() if isinstance(node, dict) else node or ())]
         if any(isinstance(value, int) and not _number(int(value)) for value in level):

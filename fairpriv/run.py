@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from fairpriv.configs import build, plain
 from fairpriv.errors import InputError
-from fairpriv.identity import cell_id
+from fairpriv.identity import content_hash, outcome
 from fairpriv.processes import rank
 from fairpriv.report.comparison import code_version
 from fairpriv.report.loggers import cell_loggers, summarise
@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> Result:
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     result = Result(
-        id=cell_id(config, {}),
+        id="",
         status="failed",
         degenerate=[],
         error=None,
@@ -83,9 +83,10 @@ def run(cfg: DictConfig) -> Result:
         git=git_state(Path(__file__).parent),
         device=device_name(),
     )
+    _identify(result, config, {})  # for a failure before the inputs are read
     cell = cell_of(config, build(config, "dataset"), build(config, "defense"))
     with contextlib.ExitStack() as alone, recorded(config, result):  # till the result is written
-        result.id = cell_id(config, cell.digests())
+        _identify(result, config, cell.digests())
         folder = cell_path(config, result.id).parent
         done = finished(config, result.id)
         enlist(config, result.id, finished=done is not None)
@@ -102,6 +103,11 @@ def run(cfg: DictConfig) -> Result:
         else:
             measure(config, cell, result)
     return result
+
+
+def _identify(result: Result, config: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    result.outcome = outcome(config, digests)
+    result.id = content_hash(result.outcome)
 
 
 def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:

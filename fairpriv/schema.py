@@ -234,6 +234,16 @@ def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
     return _signature(module, name, method)
 
 
+def class_definition(target: str) -> tuple[str, ast.ClassDef] | None:
+    """The module that defines the class at an import path, and its source; None where there is no such class."""
+    module, _, name = target.rpartition(".")
+    node = _definitions(module)[0].get(name) if module else None
+    if isinstance(node, ast.ImportFrom):  # a re-export: follow it
+        origin = next(a.name for a in node.names if (a.asname or a.name) == name)
+        return class_definition(f"{_origin(module, node)}.{origin}")
+    return (module, node) if isinstance(node, ast.ClassDef) else None
+
+
 def alike(target: str) -> str:
     """As `nearest`, among the classes and functions beside a target; in all of a package of ours, if it is unknown."""
     module = target

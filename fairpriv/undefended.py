@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 class Undefended:
     """The model as it is: a classifier trained on G_b and nothing else, a language model as it was pretrained."""
 
+    kind: ClassVar[str] = "none"
+
     name: str = "none"
     trains: ClassVar[bool] = False  # on a language model's pairs
 

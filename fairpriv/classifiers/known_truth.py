@@ -152,6 +152,8 @@ class KnownGaussian(World):
         asked: query rows of each world.
     """
 
+    kind: ClassVar[str] = "known_gaussian"
+
     name: str
     strength: float = 1.0
     features: int = 8
@@ -200,6 +202,8 @@ class KnownBernoulli(World):
         rows: labels that a model has seen of each cell, at least 1.
         asked: query rows of each cell and world.
     """
+
+    kind: ClassVar[str] = "known_bernoulli"
 
     name: str
     strength: float = 1.0
@@ -264,6 +268,8 @@ class KnownOffset(World):
         spread: standard deviation of the bias, above 0.
         asked: query rows of each world.
     """
+
+    kind: ClassVar[str] = "known_offset"
 
     name: str
     strength: float = 1.0

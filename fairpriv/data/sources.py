@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fairpriv.errors import InputError
 
@@ -44,6 +44,8 @@ class Files:
     The package only carries files: it need not be importable, and another installed version than ``package`` names is
     used as well, since `digest` shows what was read.
     """
+
+    kind: ClassVar[str] = "files"
 
     files: list[str]  # names in order, relative to ``folder``; or absolute
     folder: str | None = None  # local folder that is looked into first; null: none, unless the names are absolute
@@ -124,6 +126,8 @@ class Files:
 class Folder:
     """All files of a local folder whose names fit one of the patterns; their names are part of their content."""
 
+    kind: ClassVar[str] = "folder"
+
     folder: str
     patterns: list[str] = field(default_factory=lambda: ["*"])  # as in a shell, one level deep
 
@@ -151,6 +155,8 @@ class Folktables:
     it comes. They lie in the folder itself, or below it as folktables puts them, ``2018/1-Year``. Downloading needs the
     extra ``acs``; reading a local file does not.
     """
+
+    kind: ClassVar[str] = "folktables"
 
     states: list[str]  # postal codes
     year: int = 2018
@@ -222,6 +228,8 @@ class Folktables:
 class Bundled:
     """Files that were written for this project and lie beside its code."""
 
+    kind: ClassVar[str] = "bundled"
+
     files: list[str]  # names in order
 
     def locate(self) -> list[Path]:
@@ -241,6 +249,8 @@ class Bundled:
 @dataclass
 class Hub:
     """Files of a Hugging Face dataset repository: looked for in a local folder, then in the hub's cache and the hub."""
+
+    kind: ClassVar[str] = "hub"
 
     repo: str  # as 'PKU-Alignment/BeaverTails'
     files: list[str]  # paths in the repository, in order; below ``folder`` they are the same, or their last parts

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
@@ -59,6 +59,8 @@ class Texts:
     spelling (1, 1.0 and "1" are the same, so are true and "True"; a list is its items, joined by commas), parts
     without regard to case. A row whose value is null or absent is left out.
     """
+
+    kind: ClassVar[str] = "texts"
 
     source: Source
     columns: dict[str, str | list[str]]  # name: the column of the files that holds it

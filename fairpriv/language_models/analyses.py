@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,8 @@ class Dependence:
     the same prompt, and prompts of several dimensions differ in topic. So p values near 0 are to be expected; compare
     before with after, and that with a control of the same size (``defense.score=random``), not with zero.
     """
+
+    kind: ClassVar[str] = "dependence"
 
     name: str = "hsic"
     prompts: int | None = 64  # of each dimension, drawn by evaluation.seed; null: all

@@ -23,7 +23,7 @@ from fairpriv import processes
 from fairpriv.configs import build
 from fairpriv.data.texts import Example, Texts, choose
 from fairpriv.errors import InputError
-from fairpriv.identity import OUTCOME_VERSION, content_hash
+from fairpriv.identity import OUTCOME_VERSION, content_hash, kind_of
 from fairpriv.language_models.analyses import LEAST, Dependence, cautions, coupling, flips
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs
@@ -107,7 +107,7 @@ class TugOfWar:
     @functools.cached_property
     def judging(self) -> list[Any]:
         """What determines the judge's verdicts; reading a model's files for it takes its time, so it is done once."""
-        return [self.config["judge"]["_target_"], self.judge.digest() if self.judge else None]
+        return [kind_of(type(self.judge)), self.judge.digest() if self.judge else None]
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Run the cell and write what it came to into ``result``; responses go to a file of ``folder``."""

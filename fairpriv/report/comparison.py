@@ -451,9 +451,10 @@ class Comparison:
         parts: dict[frozenset[tuple[str, str]], Group] = {}
         replaced = []
         asked = [*by, *(condition.key for condition in baseline)]
+        inputs: dict[tuple[str, str], Any] = {}
         for result in results:
             leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
-            leaves |= _leaves(result.config)
+            leaves |= _leaves(result, inputs)
             group = Group(leaves)
             part = parts.setdefault(frozenset(group.forms.items()), group)
             seed = _seed(result)
@@ -736,8 +737,13 @@ def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Co
     return {id(part): found[tuple(comparable(part, key) for key in shared)] for part in parts}
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of what determines the outcome, but the seed; paths as they are on any machine."""
+def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any]:
+    """Dotted keys and values of what determines the outcome, but the seed; paths as they are on any machine.
+
+    An input that was hashed by its content is shown as the config had it that first named this content, by key and
+    content in ``inputs``: where equal files lie tells no cells apart.
+    """
+    config = result.config
     seed = config.get("seed")
     paths = config.get("paths")
     folders = (
@@ -746,6 +752,9 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     folders.sort(key=lambda item: -len(item[0]))
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and set(value) == {"content"} and isinstance(value["content"], str):
+            yield f"{key}.content", value["content"]
+            value = inputs.setdefault((key, value["content"]), value_at(config, key))
         if isinstance(value, dict) and value:
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))
@@ -760,7 +769,8 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
                 return name + value[len(folder) :]
         return value
 
-    return dict(walk(outcome_config(config), ""))
+    hashed = result.outcome.get("config")
+    return dict(walk(hashed if isinstance(hashed, dict) else outcome_config(config), ""))
 
 
 def comparable(group: Group, key: str) -> str:
@@ -793,9 +803,10 @@ def _varying_keys(groups: Sequence[Group]) -> list[str]:
         # The game is the question asked: rows of different games are never shown as if they were of one.
         return section == "game" or not (follows(key, DATASET) or follows(key, DEFENCE))
 
+    last = ("_target_", "_kind_", ".content")  # what says least to a reader
     # Of the many keys of a part that some rows have and others have not, one is enough.
     kept: dict[tuple[Any, ...], str] = {}
-    for key in sorted(filter(needed, names), key=lambda key: (key.endswith("_target_"), key)):
+    for key in sorted(filter(needed, names), key=lambda key: (key.endswith(last), key)):
         number: dict[str, int] = {}
         partition = tuple(number.setdefault(value, len(number)) for value in seen[key])
         kept.setdefault((*key.split(".")[:2], partition), key)

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from fairpriv.identity import content_hash
 from fairpriv.report.comparison import Comparison, Estimate, direction, pareto_front, value_range
 from fairpriv.report.page import compare
 from fairpriv.report.selection import Condition
-from fairpriv.result import Result
+from fairpriv.result import Result, find_results
 
 
 @pytest.fixture
@@ -42,6 +44,36 @@ def cell(dataset="adult", defence="none", seed=0, metrics=None, game=None, confi
     } | (config or {})
     fields = {"id": content_hash(config), "status": "completed", "config": config} | fields
     return Result(metrics={"eval/accuracy": 0.8, "privacy/accuracy_gap": 0.1} if metrics is None else metrics, **fields)
+
+
+STUDIES = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("study", sorted({path.parents[1].name for path in STUDIES.glob("*/results/*.json")}))
+def test_results_of_before_kinds_stay_readable(study):
+    results, skipped = find_results([STUDIES / study / "results"])
+    assert skipped == []
+    assert not any(result.outcome for result in results)
+    table = Comparison.of(results)
+    assert sum(len(group.completed) for group in table.groups) == len(results)
+    assert table.columns
+
+
+def hashed(folder, content, seed=0, **fields):
+    """A cell that has kept what was hashed: its data by content."""
+    made = cell(seed=seed, config={"dataset": {"name": "adult", "source": {"folder": folder}}}, **fields)
+    kept = {"seed": seed, "dataset": {"name": "adult", "source": {"content": content}}, "defense": {"name": "none"}}
+    return replace(made, outcome={"outcome_version": 2, "config": kept})
+
+
+def test_cells_are_grouped_by_what_was_hashed():
+    elsewhere = [hashed("/here/adult", "01ab"), hashed("/there/adult", "01ab", seed=1, game={"alpha": 0.7})]
+    (group,) = Comparison.of(elsewhere).groups
+    assert [*group.completed] == ["0", "1"]
+    assert group.leaves["dataset.source.folder"] == "/here/adult"  # where it was seen first
+    table = Comparison.of([*elsewhere, hashed("/here/adult", "02cd", seed=2)])
+    assert [[*group.completed] for group in table.groups] == [["0", "1"], ["2"]]
+    assert table.place == ["dataset.name", "defense.name", "dataset.source.content"]
 
 
 def written(tmp_path, *cells):

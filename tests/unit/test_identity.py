@@ -1,10 +1,17 @@
+import dataclasses
 import hashlib
 import json
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from hydra.utils import get_object
 
 from fairpriv import identity
-from fairpriv.identity import cell_id, content_hash, outcome_config
+from fairpriv.identity import content_hash, declared, outcome, outcome_config
+
+CONF = Path(__file__).parents[2] / "conf"
 
 CONFIG = {
     "seed": 0,
@@ -22,8 +29,12 @@ CONFIG = {
 DIGESTS = {"dataset.source": "0123"}
 
 
-def changed(key, value):
-    config = json.loads(json.dumps(CONFIG))
+def cell_id(config, digests):
+    return content_hash(outcome(config, digests))
+
+
+def changed(key, value, config=CONFIG):
+    config = json.loads(json.dumps(config))
     *sections, last = key.split(".")
     node = config
     for section in sections:
@@ -127,3 +138,155 @@ def test_keys_of_different_type_stay_apart():
 def test_only_plain_data_is_hashed():
     with pytest.raises(TypeError):
         content_hash({"a": object()})
+
+
+def targets(node, place):
+    """Every target of a config with its place, in which names of dimensions and splits do not count."""
+    if isinstance(node, list):
+        return [found for item in node for found in targets(item, place)]
+    if not isinstance(node, dict):
+        return []
+    here = [(place, node["_target_"])] if "_target_" in node else []
+    return here + [found for key, value in node.items() for found in targets(value, key)]
+
+
+def shipped():
+    """Place and target of all that stands in a shipped config."""
+    found = set()
+    for file in CONF.glob("*/*.yaml"):
+        if file.parent.name not in ("hydra", "logger"):
+            found |= set(targets(yaml.safe_load(file.read_text()), file.parent.name))
+    return sorted(found)
+
+
+def test_two_targets_of_a_place_never_share_a_kind():
+    named = {}
+    for place, target in shipped():
+        named.setdefault((place, declared(target)[0]), set()).add(target)
+    assert [names for names in named.values() if len(names) > 1] == []
+    assert len(named) > 40
+
+
+def test_classes_of_ours_have_a_kind_and_others_their_path():
+    for _, target in shipped():
+        kind = declared(target)[0]
+        assert (kind != target) == target.startswith("fairpriv."), target
+        assert kind == target or "." not in kind
+
+
+@pytest.mark.parametrize("target", sorted({target for _, target in shipped() if target.startswith("fairpriv.")}))
+def test_what_is_read_from_the_source_is_what_the_class_declares(target):
+    found = get_object(target)
+    kind, without = declared(target)
+    assert kind == vars(found)["kind"]
+    fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
+    marked = {field.name for field in fields if field.metadata.get("outcome") is False}
+    assert without == marked | set(getattr(found, "not_outcome", ()))
+
+
+TUNED = CONFIG | {
+    "dimensions": {"privacy": {"_target_": "fairpriv.language_models.dimensions.dimension.Dimension"}},
+    "evaluation": {"batch_size": 16, "seed": 0},
+    "model": {"_target_": "fairpriv.language_models.models.pretrained.PretrainedLM", "path": "gpt2", "cache": "/here"},
+    "defense": {
+        "_target_": "fairpriv.language_models.defenses.spin.Spin",
+        "ratio": 0.01,
+        "memory_budget": None,
+        "after": {
+            "_target_": "fairpriv.language_models.defenses.supervised_tuning.FineTuning",
+            "micro_batch_size": 4,
+            "adapter": {"_target_": "peft.LoraConfig", "r": 8},
+        },
+    },
+}
+
+
+def test_nothing_that_is_hashed_names_a_module_of_ours():
+    text = json.dumps(outcome(TUNED, {}))
+    assert "_target_" not in text
+    assert "fairpriv" not in text
+    assert outcome(TUNED, {})["config"]["defense"]["after"] == {
+        "_kind_": "supervised_tuning",
+        "adapter": {"_kind_": "peft.LoraConfig", "r": 8},
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("defense.memory_budget", 10**9),
+        ("defense.after.micro_batch_size", 1),
+        ("evaluation.batch_size", 4),
+        ("model.cache", "/there"),
+        ("game.alpha", 0.5),
+    ],
+)
+def test_what_a_class_declares_not_to_count_leaves_the_id(key, value):
+    assert cell_id(changed(key, value, TUNED), {}) == cell_id(TUNED, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("defense.ratio", 0.02),
+        ("defense.after.adapter.r", 4),
+        ("defense.after.adapter._target_", "peft.LoHaConfig"),
+        ("model.path", "gpt3"),
+        ("evaluation.seed", 1),
+    ],
+)
+def test_nested_values_and_foreign_targets_count(key, value):
+    assert cell_id(changed(key, value, TUNED), {}) != cell_id(TUNED, {})
+
+
+def test_the_kind_of_experiment_says_which_sections_count():
+    classifier = changed("game.alpha", 0.5, TUNED | {"task": "classifier"})
+    assert cell_id(classifier, {}) != cell_id(TUNED | {"task": "classifier"}, {})
+    model = changed("game.alpha", 0.5, TUNED | {"task": "language_model"})
+    assert cell_id(model, {}) == cell_id(TUNED | {"task": "language_model"}, {})
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """Writes modules of a package of a user's."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = f"house_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+
+    def write(**modules):
+        for name, text in modules.items():
+            (tmp_path / package / f"{name}.py").write_text(text)
+        return package
+
+    yield write
+    sys.modules.pop(package, None)
+
+
+PART = "from dataclasses import dataclass, field\nfrom typing import ClassVar\n\n"
+PART += "@dataclass\nclass Part:\n    kind: ClassVar[str] = 'part'\n    a: int = 1\n"
+PART += "    b: int = field(default=1, metadata={'outcome': False})\n"
+
+
+def test_a_class_that_moves_keeps_its_id(house):
+    package = house(cellar=PART, attic=PART.replace("Part", "Piece"), door="from .attic import Piece\n")
+
+    def moved(target, **values):
+        return cell_id({"defense": {"_target_": f"{package}.{target}", "a": 1, "b": 1} | values}, {})
+
+    assert moved("cellar.Part") == moved("attic.Piece") == moved("door.Piece") == moved("attic.Piece", b=2)
+    assert moved("cellar.Part", a=2) != moved("cellar.Part")
+
+
+def test_a_subclass_inherits_no_kind_but_what_does_not_count(house):
+    text = "from .cellar import Part\n\nclass Other(Part):\n    pass\n\nclass Named(Part):\n    kind = 'named'\n"
+    package = house(cellar=PART, attic=text)
+    assert declared(f"{package}.attic.Other") == (f"{package}.attic.Other", {"b"})
+    assert declared(f"{package}.attic.Named") == ("named", {"b"})
+
+
+def test_a_field_called_kind_and_what_is_no_class_name_none(house):
+    text = "from dataclasses import dataclass\n\n@dataclass\nclass Part:\n    kind: str = 'x'\n\ndef make(): ...\n"
+    package = house(cellar=text)
+    for name in ("cellar.Part", "cellar.make", "cellar.missing", "nowhere.Part"):
+        assert declared(f"{package}.{name}") == (f"{package}.{name}", frozenset())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class BlackBoxMetaClassifier:
         clip: probabilities are clipped to [clip, 1 - clip] before the logit, inside (0, 1/2); with several classes the
             logits are log probabilities, of at least ``clip``, less their mean over the classes of a row.
     """
+
+    kind: ClassVar[str] = "black_box_meta_classifier"
 
     name: str = "black_box_meta_classifier"
     penalties: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0])

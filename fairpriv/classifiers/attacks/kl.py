@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
 from fairpriv.errors import InputError
@@ -20,6 +21,8 @@ class KL:
     Attributes:
         clip: probabilities are clipped to [clip, 1 - clip], inside (0, 1/2).
     """
+
+    kind: ClassVar[str] = "kl"
 
     name: str = "kl"
     clip: float = 1e-4

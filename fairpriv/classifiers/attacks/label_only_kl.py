@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
 from fairpriv.errors import InputError
@@ -20,6 +21,8 @@ class LabelOnlyKL:
         smoothing: inside (0, 1/2).
         clip: the shadows' probabilities are clipped to [clip, 1 - clip], inside (0, ``smoothing``].
     """
+
+    kind: ClassVar[str] = "label_only_kl"
 
     name: str = "label_only_kl"
     smoothing: float = 0.01

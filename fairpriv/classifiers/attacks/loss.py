@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
 from fairpriv.functional.attacks import loss_test_scores
@@ -15,6 +16,8 @@ class LossTest:
     A tie says world 0. It knows nothing of how hard the two worlds are: a model that is better on world 1 whatever it
     was trained on is always taken for one of world 1.
     """
+
+    kind: ClassVar[str] = "loss_test"
 
     name: str = "loss_test"
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ class MetaClassifier:
         batch_size: shadows a step.
         lr, weight_decay: of AdamW.
     """
+
+    kind: ClassVar[str] = "meta_classifier"
 
     name: str = "meta_classifier"
     width: int = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
 from fairpriv.classifiers.attacks.threshold import check_selection, selected_scores
@@ -22,6 +23,8 @@ class PerPointThreshold:
         fractions: candidate shares of one world's query rows, each in (0, 1].
         folds: of the cross-validation, 2 or more.
     """
+
+    kind: ClassVar[str] = "per_point_threshold"
 
     name: str = "per_point_threshold"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])

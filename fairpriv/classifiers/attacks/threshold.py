@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class ThresholdTest:
         fractions: candidate shares of one world's query rows, each in (0, 1].
         folds: of the cross-validation, 2 or more.
     """
+
+    kind: ClassVar[str] = "threshold_test"
 
     name: str = "threshold_test"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])

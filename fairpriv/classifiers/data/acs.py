@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pandas as pd
 
@@ -17,6 +18,8 @@ class ACSIncome(TabularDataset):
     Files with the target as 0 and 1, or False and True, hold ACSIncome's rows: ``positive_above`` and the filter on the
     target have been applied, and so have filters on columns that are not there.
     """
+
+    kind: ClassVar[str] = "acs_income"
 
     def _table(self, frame: pd.DataFrame, files: str) -> Table:
         values = {text(value) for value in frame[self.target].dropna().unique()} if self.target in frame else {""}

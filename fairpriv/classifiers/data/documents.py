@@ -20,6 +20,8 @@ from fairpriv.errors import InputError
 class Documents(Attributed):
     """Description of a labelled text dataset, and its reader; formats and ``where`` are those of `Texts`."""
 
+    kind: ClassVar[str] = "documents"
+
     modality: ClassVar[str] = "text"
 
     text: str  # column of the text

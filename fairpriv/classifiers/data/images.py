@@ -32,6 +32,8 @@ class Images(Attributed):
     names them; the game keeps the others in one part.
     """
 
+    kind: ClassVar[str] = "images"
+
     modality: ClassVar[str] = "image"
 
     pattern: str  # regular expression of whole file names; its named groups are the attributes

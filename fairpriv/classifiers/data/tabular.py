@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -208,6 +208,8 @@ class TabularDataset(Description):
     A column is numeric where all its cells are numbers. One that is numeric but for a few cells, and listed neither as
     ``numeric`` nor as ``categorical``, is an error that shows those cells.
     """
+
+    kind: ClassVar[str] = "table"
 
     name: str
     source: Source

@@ -45,6 +45,8 @@ class AdversarialDebiasing:
         batch_size, lr, weight_decay: of the network's AdamW, on shuffled batches.
     """
 
+    kind: ClassVar[str] = "adversarial_debiasing"
+
     name: str = "adversarial_debiasing"
     start: Literal["base", "scratch"] = "base"
     rehearsal: float = 0.5

@@ -49,6 +49,8 @@ class DPSGD:
         lr, weight_decay: of AdamW, which sees noised gradients only.
     """
 
+    kind: ClassVar[str] = "dp_sgd"
+
     name: str = "dp_sgd"
     start: Literal["base", "scratch"] = "base"
     rows: Literal["tuning", "own"] = "tuning"

@@ -47,6 +47,8 @@ class ExponentiatedGradient:
         max_iter: iterations, of about three fits each.
     """
 
+    kind: ClassVar[str] = "exponentiated_gradient"
+
     name: str = "exponentiated_gradient"
     estimator: FairFineTuning = field(default_factory=lambda: FairFineTuning(name="rehearsal", penalty=0.0))
     constraints: Literal["equalized_odds", "demographic_parity"] = "equalized_odds"

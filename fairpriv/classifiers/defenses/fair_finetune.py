@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class FairFineTuning:
             the best epoch is kept, see `Classifier`; None: all epochs are trained. Under dual ascent all are.
         steps_per_epoch, batch_size, lr, weight_decay: the same for every arm.
     """
+
+    kind: ClassVar[str] = "fair_finetune"
 
     name: str = "fair_finetune"
     start: Literal["base", "scratch"] = "base"

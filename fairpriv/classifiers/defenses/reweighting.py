@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Reweighting(FairFineTuning):
     Otherwise the arm of fine-tuning that its config makes it; with the config that is shipped it differs from
     ``rehearsal`` in the weights alone.
     """
+
+    kind: ClassVar[str] = "reweighting"
 
     name: str = "reweighting"
     penalty: float = 0.0  # a number alone: weights and a lambda that is searched for would be two defences

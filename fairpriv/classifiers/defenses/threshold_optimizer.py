@@ -39,6 +39,8 @@ class ThresholdOptimizer:
         objective: what is maximised beside.
     """
 
+    kind: ClassVar[str] = "threshold_optimizer"
+
     name: str = "threshold_optimizer"
     estimator: Any = field(default_factory=Undefended)
     rehearsal: float = 0.5

@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning
 import torch
@@ -32,6 +32,8 @@ from fairpriv.trainer import EXPECTED_WARNINGS
 
 class MLP(nn.Sequential):
     """Multi-layer perceptron with ReLU: features [N, F] -> logits [N, C]."""
+
+    kind: ClassVar[str] = "mlp"
 
     def __init__(
         self, features: int, classes: int, *, name: str = "mlp", hidden: list[int] | None = None, dropout: float = 0.0

@@ -314,6 +314,8 @@ def without_pooler(model: Any) -> Any:
 class TextBody(nn.Module):
     """Token ids ``[N, T]``, -1 after the text's end -> features ``[N, D]``: the mean over the text's tokens."""
 
+    kind: ClassVar[str] = "text_body"
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -338,6 +340,8 @@ class ImageBody(nn.Module):
 
     In training an image is mirrored by chance, moved by up to an eighth and scaled by up to a tenth.
     """
+
+    kind: ClassVar[str] = "image_body"
 
     mean: Tensor
     deviation: Tensor
@@ -463,6 +467,9 @@ class TextClassifier(EncoderClassifier):
         cache: folder of a frozen encoder's features.
     """
 
+    kind: ClassVar[str] = "text_encoder"
+    not_outcome: ClassVar[tuple[str, ...]] = ("revision", "package", "inside", "cache")  # path counts by its digest
+
     modality: ClassVar[str] = "text"
 
     def __init__(
@@ -546,6 +553,9 @@ class ImageClassifier(EncoderClassifier):
         micro_batch_size: rows that pass through the encoder together.
         cache: folder of a frozen encoder's features.
     """
+
+    kind: ClassVar[str] = "image_encoder"
+    not_outcome: ClassVar[tuple[str, ...]] = ("revision", "cache")  # path counts by its digest
 
     modality: ClassVar[str] = "image"
 

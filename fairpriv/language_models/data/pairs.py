@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch.utils.data import IterableDataset
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass
 class Pairs:
     """Which pairs of the chosen dimensions are trained on, and how long a conversation may be."""
+
+    kind: ClassVar[str] = "pairs"
 
     dimensions: list[str]  # one, or several to be mixed
     split: Literal["safe", "unsafe"] = "safe"

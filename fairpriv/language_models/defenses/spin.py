@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 import transformers
@@ -45,6 +45,8 @@ class Spin:
     - ``first_dimension``: as many, the first dimension's most important ones, coupled or not.
     """
 
+    kind: ClassVar[str] = "spin"
+
     name: str
     dimensions: list[str]
     exclude: list[str] = field(default_factory=lambda: ["general"])
@@ -57,7 +59,8 @@ class Spin:
     samples: int | None = 128  # pairs of each dimension; null: all
     split: Literal["safe", "unsafe"] = "safe"
     batch_size: int = 4  # pairs of one forward and backward pass
-    memory_budget: int | None = None  # bytes for the scores; null: one number for each scored weight
+    # bytes for the scores; null: one number for each scored weight
+    memory_budget: int | None = field(default=None, metadata={"outcome": False})
     after: Any = None  # a defence that is applied first
 
     def __post_init__(self) -> None:

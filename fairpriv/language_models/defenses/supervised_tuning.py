@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,12 +30,15 @@ class SupervisedTuning:
     output layer that is also the embedding). Otherwise the model is measured with its adapter beside it.
     """
 
+    kind: ClassVar[str] = "supervised_tuning"
+
     name: str
     trains: ClassVar[bool] = True
     adapter: Any = None
     epochs: int = 1
     batch_size: int = 16  # pairs of an optimiser step, all processes together
-    micro_batch_size: int = 4  # pairs of one forward pass: lower it when memory runs out
+    # pairs of one forward pass: lower it when memory runs out
+    micro_batch_size: int = field(default=4, metadata={"outcome": False})
     lr: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it falls linearly thereafter

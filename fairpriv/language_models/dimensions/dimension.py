@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
-from fairpriv.identity import content_hash
+from fairpriv.identity import content_hash, kind_of
 from fairpriv.schema import alike
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Dimension:
     ``scorer`` reads, where there is one. ``benign`` holds harmless prompts that merely sound sensitive, on which
     refusals are counted.
     """
+
+    kind: ClassVar[str] = "dimension"
 
     name: str
     train: dict[str, Texts] = field(default_factory=dict)
@@ -80,8 +82,7 @@ class Dimension:
         """Content hash of what determines the scorer's outcome; reading a model's files for it takes its time."""
         if self.scorer is None:
             return None
-        kind = type(self.scorer)
-        return content_hash([kind.__module__, kind.__qualname__, self.scorer.digest()])
+        return content_hash([kind_of(type(self.scorer)), self.scorer.digest()])
 
     def texts(self) -> dict[str, Texts]:
         """All that it is made of, by key."""

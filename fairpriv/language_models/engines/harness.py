@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
@@ -74,11 +74,13 @@ class Harness:
         include: folder of the user's own task files.
     """
 
+    kind: ClassVar[str] = "harness"
+
     tasks: list[Any] = field(default_factory=list)
     limit: int | None = None
     fewshot: int | None = None
     chat: bool = False
-    include: str | None = None
+    include: str | None = field(default=None, metadata={"outcome": False})  # tasks count by what they ask
 
     def __post_init__(self) -> None:
         for key, least in {"limit": 1, "fewshot": 0}.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from time import sleep, time
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -76,6 +76,8 @@ class Endpoint:
         concurrency: requests under way at once.
         max_tokens: of the answer; more for a model that thinks first.
     """
+
+    kind: ClassVar[str] = "endpoint"
 
     base_url: str
     model: str

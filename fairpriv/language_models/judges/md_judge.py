@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.language_models.judges.judge import Verdict, fill, load_pretrained, model_digest
@@ -84,6 +84,8 @@ class MDJudge:
         max_new_tokens: of the answer; a verdict with its category takes about six.
         trust_remote_code: whether code of the model's repository may run.
     """
+
+    kind: ClassVar[str] = "md_judge"
 
     path: str
     name: str = "md_judge"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.language_models.judges.judge import Verdict
 
@@ -234,6 +234,8 @@ def caution_families(text: str) -> set[str]:
 @dataclass
 class Refusal:
     """Safe is a response that refuses or holds cautionary language; an empty one is not safe. Prompts are not read."""
+
+    kind: ClassVar[str] = "refusal"
 
     name: str = "refusal"
 

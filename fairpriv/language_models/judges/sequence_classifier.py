@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.language_models.judges.judge import Verdict, fill, load_pretrained, model_digest, require_response
@@ -30,6 +30,8 @@ class Classifier:
         batch_size: texts classified at once.
         trust_remote_code: whether code of the model's repository may run.
     """
+
+    kind: ClassVar[str] = "sequence_classifier"
 
     path: str
     safe_labels: list[str]

@@ -10,9 +10,9 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairpriv.data.checkpoints import WEIGHTS, Pretrained, tell_unexpected, unreadable
 from fairpriv.errors import InputError
@@ -31,10 +31,15 @@ class PretrainedLM(Pretrained):
     Pickled checkpoints are loaded by ``torch.load`` with ``weights_only=True`` (as transformers does).
     """
 
-    gguf: str | None = None  # the GGUF file inside it
-    cache: str = "outputs/cache/models"  # where dequantised models are kept
+    kind: ClassVar[str] = "causal_lm"
+
+    # the GGUF file inside it
+    gguf: str | None = field(default=None, metadata={"outcome": False})
+    # where dequantised models are kept
+    cache: str = field(default="outputs/cache/models", metadata={"outcome": False})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
-    device_map: Any = None  # transformers' device_map: null puts the model on one device, "auto" spreads it
+    # transformers' device_map: null puts the model on one device, "auto" spreads it
+    device_map: Any = field(default=None, metadata={"outcome": False})
     attn_implementation: str | None = None  # eager, sdpa, flash_attention_2 ...; null: transformers decides
     chat_template: Literal["auto", "none"] = "auto"  # auto: the tokenizer's own, if it has one; none: plain text
     system: str | None = None  # system message of the chat template

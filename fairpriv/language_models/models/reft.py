@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +43,8 @@ class LoReFTConfig:
     Raises:
         InputError: a value out of its range.
     """
+
+    kind: ClassVar[str] = "loreft"
 
     rank: int = 4
     layers: list[int] | str = "all"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
@@ -58,6 +58,8 @@ class BBQ:
         chat: ask as the cell asks for answers; false: plain text, the answer after a blank.
         normalise: none, or by the answer's tokens or characters.
     """
+
+    kind: ClassVar[str] = "bbq"
 
     targets: Texts
     template: str = "{context}\n\nQ: {question}\nA:"

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
 from fairpriv.functional.intervals import wilson_interval
@@ -25,6 +25,8 @@ class ClassifierScore:
     Attributes:
         classifier: which one, and which of its labels are safe.
     """
+
+    kind: ClassVar[str] = "classifier_score"
 
     classifier: Classifier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -27,6 +27,8 @@ class HarnessTask:
         metric: of the task's metrics; None: the first.
         limit, fewshot, chat, include: as of `Harness`.
     """
+
+    kind: ClassVar[str] = "harness_task"
 
     task: Any
     metric: str | None = None

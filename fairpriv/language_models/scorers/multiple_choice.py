@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -42,6 +42,8 @@ class MultipleChoice:
         normalise: none (as published), or by the answer's tokens or characters.
         separator: between answers in one field of a table.
     """
+
+    kind: ClassVar[str] = "multiple_choice"
 
     template: str = "{prompt}"
     chat: bool = True

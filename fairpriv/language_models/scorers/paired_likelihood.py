@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -35,6 +35,8 @@ class PairedLikelihood:
     Attributes:
         normalise: none, or by the sentence's tokens or characters.
     """
+
+    kind: ClassVar[str] = "paired_likelihood"
 
     normalise: Normalise = "none"
 

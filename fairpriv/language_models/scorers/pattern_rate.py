@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -32,6 +32,8 @@ class PatternRate:
             ``refusals``, the refusal judge's own.
         better: ``higher`` or ``lower``.
     """
+
+    kind: ClassVar[str] = "pattern_rate"
 
     patterns: list[str] | Literal["cautions", "refusals"]
     better: Literal["higher", "lower"]

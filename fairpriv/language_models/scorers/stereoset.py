@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -55,6 +55,8 @@ class StereoSet:
     Attributes:
         normalise: tokens (as released), none, or characters.
     """
+
+    kind: ClassVar[str] = "stereoset"
 
     normalise: Normalise = "tokens"
 
