@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from fairpriv.schema import Config, class_definition
+from fairpriv.schema import class_definition
+from fairpriv.settings import EvaluationSettings
 
 # Raised by one whenever a change of the code changes the results of an unchanged config: old cells are then run again.
 OUTCOME_VERSION = 2
@@ -32,10 +33,6 @@ _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads
 _LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
 _NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
-    f.name: {inner.name for inner in dataclasses.fields(section) if inner.metadata.get("outcome") is False}
-    for f in dataclasses.fields(Config)
-    if isinstance(section := f.default_factory, type) and dataclasses.is_dataclass(section)
-} | {
     "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
         "accelerator",
         "strategy",
@@ -52,6 +49,7 @@ _NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
         "barebones",
         "default_root_dir",
     },
+    "evaluation": {f.name for f in dataclasses.fields(EvaluationSettings) if f.metadata.get("outcome") is False},
 }
 
 

@@ -9,6 +9,7 @@ from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.cli import CONF
 from fairpriv.configs import compose
 from fairpriv.errors import InputError, NonFiniteLossError
+from fairpriv.identity import content_hash
 from fairpriv.result import Result, find_results
 from fairpriv.run import run
 
@@ -19,6 +20,7 @@ FIELDS = {
     "degenerate",
     "error",
     "config",
+    "outcome",
     "metrics",
     "intervals",
     "artifacts",
@@ -66,7 +68,8 @@ def test_result_json_holds_what_it_promises(cell, tmp_path):
     document = json.loads(path.read_text())
     assert set(document) == FIELDS
     assert (document["schema_version"], document["status"], document["error"]) == (1, "completed", None)
-    assert document["id"] == path.parent.name
+    assert document["id"] == path.parent.name == content_hash(document["outcome"])
+    assert "fairpriv" not in json.dumps(document["outcome"])
     assert set(document["metrics"]) >= METRICS | {"defense/lambda", "fairness/penalty_at_zero_gap"}
     assert all(isinstance(value, float) for value in document["metrics"].values())
     assert set(document["intervals"]) <= set(document["metrics"])

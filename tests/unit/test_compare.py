@@ -67,11 +67,11 @@ def hashed(folder, content, seed=0, **fields):
 
 
 def test_cells_are_grouped_by_what_was_hashed():
-    elsewhere = [hashed("/here/adult", "01ab"), hashed("/there/adult", "01ab", seed=1, game={"alpha": 0.7})]
+    elsewhere = [hashed("/one/adult", "01ab"), hashed("/two/adult", "01ab", seed=1, game={"alpha": 0.7})]
     (group,) = Comparison.of(elsewhere).groups
     assert [*group.completed] == ["0", "1"]
-    assert group.leaves["dataset.source.folder"] == "/here/adult"  # where it was seen first
-    table = Comparison.of([*elsewhere, hashed("/here/adult", "02cd", seed=2)])
+    assert group.leaves["dataset.source.folder"] == "/one/adult"  # where it was seen first
+    table = Comparison.of([*elsewhere, hashed("/one/adult", "02cd", seed=2)])
     assert [[*group.completed] for group in table.groups] == [["0", "1"], ["2"]]
     assert table.place == ["dataset.name", "defense.name", "dataset.source.content"]
 

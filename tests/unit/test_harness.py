@@ -242,7 +242,7 @@ def test_a_cell_without_tasks_is_the_same_cell_as_before_there_were_any():
     node = {"_target_": "fairpriv.language_models.engines.harness.Harness", "tasks": [], "limit": 4, "include": None}
     assert outcome_config(config) == outcome_config({**config, "utility": node})
     asked = outcome_config({**config, "utility": {**node, "tasks": ["boolq"], "include": "mine"}})
-    assert asked["utility"] == {"_target_": node["_target_"], "tasks": ["boolq"], "limit": 4}
+    assert asked["utility"] == {"_kind_": "harness", "tasks": ["boolq"], "limit": 4}
     assert "utility" not in outcome_config({"dimensions": {}, "utility": {**node, "tasks": ["boolq"]}})
 
 
