@@ -193,7 +193,7 @@ TUNED = CONFIG | {
         "ratio": 0.01,
         "memory_budget": None,
         "after": {
-            "_target_": "fairpriv.language_models.defenses.supervised_tuning.FineTuning",
+            "_target_": "fairpriv.language_models.defenses.supervised_tuning.SupervisedTuning",
             "micro_batch_size": 4,
             "adapter": {"_target_": "peft.LoraConfig", "r": 8},
         },

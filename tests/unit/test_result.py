@@ -31,6 +31,7 @@ def document(tmp_path, **changes):
 
 def test_result_survives_writing_and_reading(tmp_path):
     cell = result(
+        outcome={"outcome_version": 2, "config": {"seed": 1}},
         degenerate=["constant"],
         intervals={"eval/accuracy": [0.7, 0.9]},
         signed={"privacy/accuracy_gap": [[-0.1]], "fairness/delta/no": [[0.1, -0.2, 0.1], [0.0, 0.0, 0.0]]},
@@ -48,7 +49,7 @@ def test_result_survives_writing_and_reading(tmp_path):
 
 def test_file_has_the_fields_of_the_contract(tmp_path):
     contract = (
-        "schema_version id status degenerate error config metrics described intervals signed control overlap artifacts "
+        "schema_version id status degenerate error config outcome metrics described intervals signed control overlap artifacts "
         "versions git device seconds"
     )
     assert set(document(tmp_path)) == set(contract.split())
