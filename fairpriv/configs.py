@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +16,8 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv.errors import InputError
 from fairpriv.schema import Config, nearest
+
+Part = TypeVar("Part")
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
 ENGINES = {  # launchers of other packages, by the extra that installs them
@@ -249,6 +251,17 @@ def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> A
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise InputError(f"{group}: {error.__cause__ or error}") from error
+
+
+def require(kind: type[Part], part: Any, where: str) -> Part:
+    """Return a part that was built; raise InputError where its class does not inherit from ``kind``.
+
+    What a part can do is declared by attributes of ``kind``, which has their defaults.
+    """
+    if not isinstance(part, kind):
+        own, base = type(part), f"{kind.__module__}.{kind.__qualname__}"
+        raise InputError(f"{where}: {own.__module__}.{own.__qualname__} is none: let it inherit from {base}")
+    return part
 
 
 def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fairpriv.classifiers.contract import Defense
+
 
 @dataclass
-class Undefended:
+class Undefended(Defense):
     """The model as it is: a classifier trained on G_b and nothing else, a language model as it was pretrained."""
 
     kind: ClassVar[str] = "none"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fairpriv.classifiers.attacks.attack import Models
 from fairpriv.classifiers.data.batches import subsample
 from fairpriv.classifiers.data.game import Deal, GameDataModule
 from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 
@@ -147,43 +148,36 @@ class Defended:
     rows: Rows | None = None
 
 
-class Members(Models, Protocol):
-    """The defended models of a pool: a `Pool`, or what answers like one.
+class Defense(ABC):
+    """Base class of a classifier's defences: built from its YAML, called once a cell, and once a pool to be attacked.
 
-    Those that are no single network say by ``randomized = True`` that ``predict_proba`` is the chance of the answer 1,
-    which is drawn anew each time, and by ``needs_groups = True`` that it takes the rows' groups ``[N]`` beside their
-    features.
-    """
-
-    @property
-    def diverged(self) -> list[int]:
-        """Members whose training broke off."""
-        ...
-
-    def __getitem__(self, index: Any, /) -> Members:
-        """Some members, as a pool of their own."""
-        ...
-
-
-def draw(chance: Tensor, generator: torch.Generator) -> Tensor:
-    """Answers, int64 ``[...]``: each is 1 with its ``chance``, else 0."""
-    return (torch.rand(chance.shape, generator=generator) < chance).long()
-
-
-class Defense(Protocol):
-    """A defence of a classifier: built from its YAML, called once a cell, and once a pool where attacks are played.
-
-    One that leaves something else than a network with the model's architecture says ``one_network = False``, one that
-    takes no tokens and no pixels ``features_only = True``. One whose training rows do not depend on the training world
-    says ``control = True``: no attack can tell its world, so that it is a null control and no defence.
+    Attributes:
+        name: in tables and reports.
+        one_network: whether it leaves a network of the model's architecture; else attacks on weights are left out.
+        features_only: whether it takes rows of features alone, and neither tokens nor pixels.
     """
 
     name: str
+    one_network: ClassVar[bool] = True
+    features_only: ClassVar[bool] = False
 
+    @property
+    def control(self) -> bool:
+        """Whether its training rows do not depend on the training world: a null control."""
+        return False
+
+    @abstractmethod
     def defend(self, owner: ClassifierOwner) -> Defended:
         """Train or tune; raise InputError where the game makes it undefined."""
-        ...
 
-    def defend_pool(self, owner: PoolOwner) -> Members:
+    @abstractmethod
+    def defend_pool(self, owner: PoolOwner) -> Models:
         """Defend many models at once, each with data of its own, as ``defend`` would defend each."""
-        ...
+
+    def refuse_inputs(self) -> None:
+        """Raise InputError where the defence cannot train on tokens or pixels; asked where a model reads such."""
+        if self.features_only:
+            raise InputError(
+                f"defense={self.name} takes rows of features: choose a table, or model.tune=head, which trains on "
+                "those of a frozen encoder"
+            )

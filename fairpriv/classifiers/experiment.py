@@ -24,7 +24,7 @@ from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
 from fairpriv.classifiers.nets.encoder import reader_of
 from fairpriv.classifiers.nets.pool import fit_pool
-from fairpriv.configs import build
+from fairpriv.configs import build, require
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.metrics import Measured
@@ -47,7 +47,7 @@ class DistributionInference:
     def __init__(self, config: Mapping[str, Any], dataset: Dataset, defense: Defense) -> None:
         self.config = config
         self.dataset = dataset
-        self.defense = defense
+        self.defense = require(Defense, defense, "defense")
         if config.get("analysis"):
             raise InputError(
                 f"analysis: looks at edits of language models, not at classifiers of dataset={dataset.name}"
@@ -60,13 +60,8 @@ class DistributionInference:
                 f"model={config['model']['name']} reads {reads}s and dataset={dataset.name} holds {holds}s: choose "
                 f"model={fitting}"
             )
-        parts: tuple[Any, ...] = (defense, getattr(defense, "estimator", None))  # a defence, and the one that it wraps
-        tabular = [part.name for part in parts if getattr(part, "features_only", False)]
-        if tabular and getattr(self.reader, "tune", "head") == "all":
-            raise InputError(
-                f"defense={tabular[0]} takes rows of features: choose a table, or model.tune=head, which trains on "
-                "those of a frozen encoder"
-            )
+        if getattr(self.reader, "tune", "head") == "all":
+            defense.refuse_inputs()
         if not config["attack"]:
             return
         model, game = config["model"], config["game"]
@@ -92,12 +87,11 @@ class DistributionInference:
     def _attacks(self) -> tuple[list[Attack], dict[str, str]]:
         """The attacks that this defence's models can be put to; the others, and why not."""
         config = self.config
-        attacks = [build(config["attack"], name) for name in config["attack"]]
-        closed = not getattr(self.defense, "one_network", True)
+        attacks = [require(Attack, build(config["attack"], name), f"attack={name}") for name in config["attack"]]
         omitted = {
             attack.name: f"reads the weights of one network, which {self.defense.name} does not leave"
             for attack in attacks
-            if closed and getattr(attack, "white_box", False)
+            if attack.white_box and not self.defense.one_network
         }
         return [attack for attack in attacks if attack.name not in omitted], omitted
 
@@ -127,7 +121,7 @@ class DistributionInference:
         result.add(data.measured | measured | Measured(owner.told | defended.metrics))
         result.add(TRAIN_ACCURACY.of(accuracy(defended, defended.rows or owner.own_rows)))
         result.overlap = data.overlap
-        if getattr(self.defense, "control", False):
+        if self.defense.control:
             result.control = "its training rows do not depend on the training world"
         if config["attack"]:
             with stage("attack"):  # whose pools several processes share

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier, Discriminant, logits, span
+from fairpriv.classifiers.nets.models import Models
 
 
 def normal(*shape, seed):
@@ -63,7 +64,7 @@ def test_logits_of_several_classes_are_centred_log_probabilities():
         assert found[3 * n : 3 * n + 3] == pytest.approx([value - sum(logs) / 3 for value in logs], rel=1e-5)
 
 
-class Outputs:
+class Outputs(Models):
     """Models that are nothing but their outputs."""
 
     def __init__(self, probs):

@@ -4,14 +4,13 @@ import functools
 import json
 import math
 from types import SimpleNamespace
-from typing import ClassVar
 
 import lightning
 import pytest
 import torch
 from scipy import stats
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult, Query, guess
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult, Query, guess
 from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
 from fairpriv.classifiers.attacks.game import deal, own_pool, refuse_overlap
 from fairpriv.classifiers.attacks.kl import KL
@@ -28,6 +27,7 @@ from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
 from fairpriv.classifiers.experiment import DistributionInference, record
 from fairpriv.classifiers.nets.classifier import fit
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.errors import InputError
 from fairpriv.result import Result
@@ -118,11 +118,10 @@ def test_shadows_pass_through_the_defence_only_where_the_adversary_is_adaptive(d
     assert seen == [8, 8, 12]
 
 
-class Coins:
+class Coins(Models):
     """Members that answer 1 with a chance of their own, whatever they are asked."""
 
     randomized = True
-    diverged: ClassVar[list[int]] = []
 
     def __init__(self, chances):
         self.chances = torch.as_tensor(chances)
@@ -186,11 +185,10 @@ def test_own_accuracy_is_that_on_the_rows_a_model_was_trained_on_first(data):
     assert set(split.told) == {"victims", "shadows"}
 
 
-class Guess:
+class Guess(Attack):
     """An attack that knows the truth of a given share of the victims."""
 
     name = "guess"
-    needs_shadows = False
 
     def run(self, game) -> AttackResult:
         return game.result(self.name, torch.linspace(-1, 1, len(game.truth)))
@@ -311,6 +309,14 @@ def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(model, ga
     DistributionInference(config | {"attack": {}}, dataset, defense)
     with pytest.raises(InputError, match=message):
         DistributionInference(config | {"attack": {"kl": {}}}, dataset, defense)
+
+
+def test_a_defence_that_does_not_inherit_is_told_what_to_inherit_from():
+    class Alone:
+        name = "alone"
+
+    with pytest.raises(InputError, match=r"defense: .*Alone is none: .*from fairpriv\.classifiers\.contract\.Defense"):
+        DistributionInference({}, SimpleNamespace(name="people"), Alone())
 
 
 WHITE_BOX = {"meta_classifier": {"_target_": "fairpriv.classifiers.attacks.meta_classifier.MetaClassifier"}}

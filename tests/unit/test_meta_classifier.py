@@ -8,12 +8,13 @@ import torch
 from fairpriv.classifiers.attacks import meta_classifier
 from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier, NeuronSets
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 
 SIZES = [5, 7, 6, 2]
 
 
-class Weights:
+class Weights(Models):
     """Models that are nothing but their weights."""
 
     def __init__(self, weights):

@@ -8,18 +8,17 @@ import pytest
 import torch
 from scipy import stats
 
-from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
 from fairpriv.classifiers.attacks.play import Split, play, play_attacks
 from fairpriv.classifiers.nets.pool import Pool
 
 TRUTH = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 
 
-class Scores:
+class Scores(Attack):
     """An attack whose scores are given, game by game."""
 
     name = "given"
-    needs_shadows = False
     calibrates = True
 
     def __init__(self, *scores):

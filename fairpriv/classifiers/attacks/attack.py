@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import ClassVar
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
 
 FOLDS = 5  # of the shadows, when the border of an attack is set
 EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
-
-
-class Models(Protocol):
-    """M classifiers; a :class:`fairpriv.classifiers.nets.pool.Pool` is one.
-
-    Models with ``needs_groups`` are asked ``predict_proba(X, groups)``: the sensitive group is part of their input.
-    White-box attacks also read ``weights``: ``(W [M, in, out], b [M, out])`` of every fully connected layer in order.
-    """
-
-    def __len__(self) -> int:
-        """M."""
-        ...
-
-    @property
-    def predict_proba(self) -> Callable[..., Tensor]:
-        """P(y=1) of every model, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
-        ...
-
-
-class Shadows(Models, Protocol):
-    """Models that an adversary has itself, and can leave some of out."""
-
-    def __getitem__(self, index: Any, /) -> Shadows:
-        """Those at these places."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +53,7 @@ class AttackGame:
     """
 
     victims: Models
-    shadows: tuple[Shadows, Shadows] | None
+    shadows: tuple[Models, Models] | None
     query: Query
     seed: int
     truth: Tensor
@@ -90,7 +67,7 @@ class AttackGame:
         """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; asked once for all attacks."""
         return _outputs(self.victims, self.query, "victim")
 
-    def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Shadows, Shadows]:
+    def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
         """The shadows of world 0 and of world 1.
 
         Raises:
@@ -135,52 +112,50 @@ class AttackGame:
         return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
 
 
-class _Joined:
+class _Joined(Models):
     """The models of several pools, one pool after the other."""
 
     def __init__(self, pools: Sequence[Models]) -> None:
         self.pools = pools
-        self.needs_groups = getattr(pools[0], "needs_groups", False)
+        layers = zip(*(pool.weights for pool in pools), strict=True)
+        self.weights = [(torch.cat([W for W, _ in layer]), torch.cat([b for _, b in layer])) for layer in layers]
 
     def __len__(self) -> int:
         return sum(map(len, self.pools))
 
-    @property
-    def weights(self) -> list[tuple[Tensor, ...]]:
-        layers = zip(*(getattr(pool, "weights") for pool in self.pools), strict=True)  # noqa: B009
-        return [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
-
     def predict_proba(self, X: Tensor, *groups: Tensor) -> Tensor:
         return torch.cat([pool.predict_proba(X, *groups) for pool in self.pools])
 
-
-def ask(models: Models, X: Tensor, groups: Tensor) -> Tensor:
-    """Every model's outputs, ``[M, N]`` or ``[M, N, C]``, told the rows' groups ``[N]`` where it needs them."""
-    return models.predict_proba(X, groups) if getattr(models, "needs_groups", False) else models.predict_proba(X)
+    def ask(self, X: Tensor, groups: Tensor) -> Tensor:
+        return torch.cat([pool.ask(X, groups) for pool in self.pools])
 
 
 def _outputs(models: Models, query: Query, who: str) -> Tensor:
-    probs = ask(models, query.X, query.s)
+    probs = models.ask(query.X, query.s)
     wrong = ~((probs >= 0) & (probs <= 1)).flatten(1).all(1)
     if wrong.any():
         raise ValueError(f"{who} number {int(wrong.nonzero()[0])} gives no probabilities: did its training diverge?")
     return probs
 
 
-class Attack(Protocol):
-    """An attack: built from its YAML, run once a game and once for every fold of the shadows.
+class Attack(ABC):
+    """Base class of attacks: built from its YAML, run once a game and once for every fold of the shadows.
 
-    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims. An
-    attack with ``white_box = True`` reads ``weights``; it is left out where a defence leaves no single network. One
-    with ``calibrates = True`` sets border and direction of its scores on shadows by itself; else :func:`guess` does.
+    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims.
+
+    Attributes:
+        name: in the attack's metrics.
+        white_box: whether it reads ``weights``; it is then left out where a defence leaves no single network.
+        calibrates: whether it sets border and direction of its scores on shadows by itself; else :func:`guess` does.
     """
 
     name: str
-    needs_shadows: bool
+    white_box: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = False
 
+    @abstractmethod
     def run(self, game: AttackGame) -> AttackResult:
         """Score every victim; raise InputError where the game lacks what the attack needs."""
-        ...
 
 
 def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
@@ -198,7 +173,7 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
         folds: parts of the shadows, each with about equally many of both worlds; at most as many as a world has.
     """
     result = attack.run(game)
-    if getattr(attack, "calibrates", False):
+    if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0
     if game.shadows is None or fewest < 3:

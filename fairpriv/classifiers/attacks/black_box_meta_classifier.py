@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
 
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass
-class BlackBoxMetaClassifier:
+class BlackBoxMetaClassifier(Attack):
     """Linear classifiers trained on the shadows' logits at the query rows say the victim's world.
 
     After Zhang, Tople and Ohrimenko (USENIX Security 2021) in idea, who train a meta-classifier on the outputs of
@@ -48,8 +48,7 @@ class BlackBoxMetaClassifier:
     folds: int = 5
     clip: float = 1e-6
 
-    needs_shadows = True
-    calibrates = True
+    calibrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.penalties + self.shrinkages:

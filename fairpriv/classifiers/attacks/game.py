@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import AttackGame, Query, ask
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.play import Split
-from fairpriv.classifiers.contract import Members, PoolOwner, draw
+from fairpriv.classifiers.contract import PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule, Side
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
-from fairpriv.functional.attacks import answers
 from fairpriv.identity import content_hash
 
 
@@ -52,7 +52,7 @@ def refuse_overlap(data: GameDataModule) -> None:
 
 def deal(
     data: GameDataModule,
-    defend: Callable[[PoolOwner], Members],
+    defend: Callable[[PoolOwner], Models],
     fit: Callable[..., Pool],
     training: Mapping[str, Any],
 ) -> Split:
@@ -73,14 +73,14 @@ def deal(
     owner = own_pool(data, "victim", game.victims, fit, training)
     victims = defend(owner)
     truth = torch.arange(2).repeat_interleave(game.victims)
-    told = {"victims": getattr(victims, "told", {})}
-    own: tuple[Members, Members] | None = None
+    told = {"victims": victims.told}
+    own: tuple[Models, Models] | None = None
     diverged = len(victims.diverged)
     asked = data.part("query", 0), data.part("query", 1)
     if game.shadows:
         adversary = own_pool(data, "adversary", game.shadows, fit, training)
         pool = defend(adversary) if game.adaptive else adversary.base()
-        told["shadows"] = getattr(pool, "told", {})
+        told["shadows"] = pool.told
         sound = [i for i in range(len(pool)) if i not in pool.diverged]
         own = pool[[i for i in sound if i < game.shadows]], pool[[i for i in sound if i >= game.shadows]]
         diverged += len(pool.diverged)
@@ -92,8 +92,8 @@ def deal(
     query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
     test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
     tested = test[0] + test[1] + test[2] + test[3]
-    probs = ask(victims, tested.X, tested.s)
-    preds = answers_of(victims, probs, generator)
+    probs = victims.ask(tested.X, tested.s)
+    preds = victims.answers(probs, generator)
     classes = probs.shape[2] if probs.dim() == 3 else 2
     largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
     return Split(
@@ -108,12 +108,7 @@ def deal(
     )
 
 
-def answers_of(models: Members, probs: Tensor, generator: torch.Generator) -> Tensor:
-    """Answers ``[M, N]`` of models that gave these outputs; those of randomised ones are drawn."""
-    return draw(probs, generator) if getattr(models, "randomized", False) else answers(probs)
-
-
-def own_accuracy(models: Members, owner: PoolOwner, generator: torch.Generator) -> Tensor:
+def own_accuracy(models: Models, owner: PoolOwner, generator: torch.Generator) -> Tensor:
     """Accuracy ``[M]`` of every model on its own training rows of the world that it was trained on first.
 
     What it has over the accuracy on test rows is how far it memorises.
@@ -121,6 +116,6 @@ def own_accuracy(models: Members, owner: PoolOwner, generator: torch.Generator) 
     accuracy = []
     for i, rows in enumerate(owner.samples(own=True)):
         model = models[[i]]
-        preds = answers_of(model, ask(model, rows.X, rows.s), generator)
+        preds = model.answers(model.ask(rows.X, rows.s), generator)
         accuracy.append((preds[0] == rows.y).double().mean())
     return torch.stack(accuracy)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import kl_scores
 
 
 @dataclass
-class KL:
+class KL(Attack):
     """Say the world whose shadows have the smaller mean KL(shadow || victim) on the query rows.
 
     After Suri et al. (SaTML 2023); all pairs of shadows are compared, one of each world. Ours: their released code
@@ -26,8 +26,6 @@ class KL:
 
     name: str = "kl"
     clip: float = 1e-4
-
-    needs_shadows = True
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < 0.5:

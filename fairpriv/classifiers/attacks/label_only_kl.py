@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import label_only_kl_scores
 
 
 @dataclass
-class LabelOnlyKL:
+class LabelOnlyKL(Attack):
     """The KL attack with the victim's hard labels in place of its probabilities (Suri et al., SaTML 2023).
 
     As in the released code, shadows keep their probabilities and a label c counts as P(y=1) = c, moved by ``smoothing``
@@ -27,8 +27,6 @@ class LabelOnlyKL:
     name: str = "label_only_kl"
     smoothing: float = 0.01
     clip: float = 1e-4
-
-    needs_shadows = True
 
     def __post_init__(self) -> None:
         if not 0 < self.smoothing < 0.5:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.functional.attacks import loss_test_scores
 
 
 @dataclass
-class LossTest:
+class LossTest(Attack):
     """Say world 1 if the victim is more accurate on world 1's query rows than on world 0's (Suri and Evans, PETS 2022).
 
     A tie says world 0. It knows nothing of how hard the two worlds are: a model that is better on world 1 whatever it
@@ -20,8 +20,6 @@ class LossTest:
     kind: ClassVar[str] = "loss_test"
 
     name: str = "loss_test"
-
-    needs_shadows = False
 
     def run(self, game: AttackGame) -> AttackResult:
         """Score: accuracy on world 1's rows minus accuracy on world 0's."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult, Models
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
 
@@ -58,7 +59,7 @@ class NeuronSets(nn.Module):
 
 
 @dataclass
-class MetaClassifier:
+class MetaClassifier(Attack):
     """White box: permutation-invariant networks trained on the shadows' weights say the victim's world.
 
     After Ganju et al. (CCS 2018), as in Suri and Evans (PETS 2022); the network is :class:`NeuronSets`. Weights are
@@ -89,9 +90,8 @@ class MetaClassifier:
     lr: float = 0.003
     weight_decay: float = 0.01
 
-    needs_shadows = True
-    white_box = True
-    calibrates = True
+    white_box: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -172,11 +172,10 @@ class MetaClassifier:
 
 def _layers(models: Models, attack: str) -> Layers:
     """The weights of a pool; raises InputError where they are not those of fully connected layers."""
-    weights = getattr(models, "weights", None)
-    if not weights:
+    if not models.weights:
         raise InputError(f"attack {attack} reads weights of fully connected layers: {type(models).__name__} has none")
     layers: Layers = []
-    for i, (W, b) in enumerate(weights):
+    for i, (W, b) in enumerate(models.weights):
         if W.ndim != 3 or b.shape != (len(models), W.shape[2]) or (layers and W.shape[1] != layers[-1].shape[1]):
             raise InputError(
                 f"attack {attack} reads fully connected layers alone, [M, in, out] with biases [M, out], in as wide as "

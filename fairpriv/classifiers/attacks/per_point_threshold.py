@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.classifiers.attacks.threshold import check_selection, selected_scores
 from fairpriv.functional.attacks import per_point_scores
 
 
 @dataclass
-class PerPointThreshold:
+class PerPointThreshold(Attack):
     """A threshold and direction on P(y=1) at every point, from shadows; the points vote (Suri et al., SaTML 2023).
 
     As in the released code the vote is unweighted, 1/2 is its border, points are ranked by the difference of the
@@ -29,8 +29,6 @@ class PerPointThreshold:
     name: str = "per_point_threshold"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])
     folds: int = 4
-
-    needs_shadows = True
 
     def __post_init__(self) -> None:
         check_selection(self.name, self.fractions, self.folds)

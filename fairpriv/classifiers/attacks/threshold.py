@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import AttackGame, AttackResult
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import threshold_test_scores
 
 
 @dataclass
-class ThresholdTest:
+class ThresholdTest(Attack):
     """A threshold on the victim's accuracy at the points where the worlds differ most (Suri and Evans, PETS 2022).
 
     Query points are ranked by how differently the two worlds' shadows label them, and the first ``fractions`` of the
@@ -34,8 +34,6 @@ class ThresholdTest:
     name: str = "threshold_test"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])
     folds: int = 4
-
-    needs_shadows = True
 
     def __post_init__(self) -> None:
         check_selection(self.name, self.fractions, self.folds)

@@ -11,7 +11,7 @@ from fairlearn.adversarial import AdversarialFairnessClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.pool import Pool, member_seed
@@ -21,7 +21,7 @@ from fairpriv.functional import equalized_odds_penalty
 
 
 @dataclass
-class AdversarialDebiasing:
+class AdversarialDebiasing(Defense):
     """Tuning of a network against an adversary that tells the group from its score (for equalized odds also the label).
 
     After Zhang, Lemoine and Mitchell (2018). Batches are ours, every step is fairlearn's own, the first one on all

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
@@ -23,7 +23,7 @@ from fairpriv.errors import InputError, NonFiniteLossError
 
 
 @dataclass
-class DPSGD:
+class DPSGD(Defense):
     """Training or tuning by DP-AdamW: Poisson batches, rows' gradients clipped one by one, Gaussian noise.
 
     One model is trained by Opacus; a pool by the same rule on stacked weights (`Private`). The noise is the least that

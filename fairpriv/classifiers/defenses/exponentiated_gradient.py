@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, draw, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.nets.classifier import predict
+from fairpriv.classifiers.nets.models import Models, draw
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 
@@ -29,7 +30,7 @@ Train = Callable[[Tensor, Tensor], tuple[Model, Tensor]]  # labels and weights [
 
 
 @dataclass
-class ExponentiatedGradient:
+class ExponentiatedGradient(Defense):
     """The reduction of fair classification to weighted fits, each of which is an arm of fine-tuning.
 
     fairlearn asks again and again for the best network under labels and weights that it chooses; here that is FFt's arm
@@ -61,7 +62,7 @@ class ExponentiatedGradient:
     def __post_init__(self) -> None:
         if type(self.estimator) is not FairFineTuning or self.estimator.penalty != 0:
             raise InputError(
-                f"defense.estimator={getattr(self.estimator, 'name', self.estimator)}: its fits are weighted ones, of "
+                f"defense.estimator={self.estimator.name}: its fits are weighted ones, of "
                 "an arm of fine-tuning with lambda 0: choose fine_tune, rehearsal or scratch"
             )
         if not (0 < self.difference_bound < 1 and self.eps > 0 and self.max_iter >= 1):
@@ -246,46 +247,41 @@ def together(
     return [result.result() for result in results]
 
 
-@dataclass(frozen=True, eq=False)
-class Mixtures:
+class Mixtures(Models):
     """M classifiers, each of which draws one of its networks for every answer.
 
-    Attributes:
+    Args:
         networks: of all members, K altogether.
-        weights: float32 ``[M, K]``: the chance that a member draws a network; rows sum to 1.
+        chances: float32 ``[M, K]``: the chance that a member draws a network; rows sum to 1.
     """
-
-    networks: Pool
-    weights: Tensor
 
     randomized: ClassVar[bool] = True
 
+    def __init__(self, networks: Pool, chances: Tensor) -> None:
+        self.networks, self.chances = networks, chances
+        broken = torch.zeros(len(networks))
+        broken[networks.diverged] = 1.0
+        self.diverged = (chances @ broken).nonzero().flatten().tolist()
+
     @classmethod
     def of(cls, mixtures: Sequence[Sequence[tuple[Pool | int, float]]]) -> Mixtures:
-        """From every member's networks, or constant answers, with their chances."""
+        """Make them of every member's networks, or constant answers, with their chances."""
         like = next(net for mixture in mixtures for net, _ in mixture if isinstance(net, Pool))
         networks = [constant(like, net) if isinstance(net, int) else net for mixture in mixtures for net, _ in mixture]
         chances = [torch.tensor([chance for _, chance in mixture]) for mixture in mixtures]
         return cls(Pool.join(networks), torch.block_diag(*chances))
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return len(self.chances)
 
     def __getitem__(self, index: Sequence[int]) -> Mixtures:
-        weights = self.weights[index]
-        drawn = weights.sum(0) > 0
-        return Mixtures(self.networks[drawn], weights[:, drawn])
+        chances = self.chances[index]
+        drawn = chances.sum(0) > 0
+        return Mixtures(self.networks[drawn], chances[:, drawn])
 
-    @property
-    def diverged(self) -> list[int]:
-        """Members one of whose networks broke off in training."""
-        broken = torch.zeros(len(self.networks))
-        broken[self.networks.diverged] = 1.0
-        return (self.weights @ broken).nonzero().flatten().tolist()
-
-    def predict_proba(self, X: Tensor) -> Tensor:
-        """Every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]``."""
-        return (self.weights @ (self.networks.predict_proba(X) > 0.5).float()).clamp(0, 1)
+    def predict_proba(self, X: Tensor, *groups: Tensor) -> Tensor:
+        """Return every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]``."""
+        return (self.chances @ (self.networks.predict_proba(X) > 0.5).float()).clamp(0, 1)
 
 
 def constant(like: Pool, answer: int) -> Pool:

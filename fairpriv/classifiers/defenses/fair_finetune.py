@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class FairFineTuning:
+class FairFineTuning(Defense):
     """``CE(G_(1-b) and rehearsed G_b) + lambda * sum_y range_g mean score(y, g)`` on stratified batches.
 
     Attributes:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import fairlearn.postprocessing
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner, draw, refuse_one_group
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import scores
+from fairpriv.classifiers.nets.models import Models, draw
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 from fairpriv.undefended import Undefended
@@ -24,7 +25,7 @@ Rules = Mapping[int, Mapping[str, Any]]  # by group: fairlearn's interpolation o
 
 
 @dataclass
-class ThresholdOptimizer:
+class ThresholdOptimizer(Defense):
     """Thresholds on a trained network's scores, fitted to the rows that FFt is tuned on.
 
     What answers is the network behind its thresholds. It needs the sensitive attribute of every row that it is asked
@@ -42,7 +43,7 @@ class ThresholdOptimizer:
     kind: ClassVar[str] = "threshold_optimizer"
 
     name: str = "threshold_optimizer"
-    estimator: Any = field(default_factory=Undefended)
+    estimator: Defense = field(default_factory=Undefended)
     rehearsal: float = 0.5
     constraints: Literal["equalized_odds", "demographic_parity"] = "equalized_odds"
     objective: Literal["accuracy_score", "balanced_accuracy_score"] = "accuracy_score"
@@ -52,7 +53,7 @@ class ThresholdOptimizer:
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal <= 1:
             raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
-        if not hasattr(self.estimator, "defend") or not getattr(self.estimator, "one_network", True):
+        if not (isinstance(self.estimator, Defense) and self.estimator.one_network):
             raise InputError(
                 f"defense.estimator={getattr(self.estimator, 'name', self.estimator)} leaves no single classifier, "
                 "whose scores could have thresholds: choose none, rehearsal, scratch or another that trains a network"
@@ -61,24 +62,29 @@ class ThresholdOptimizer:
     @property
     def control(self) -> bool:
         """Whether its estimator is a null control, and its thresholds are fitted to all rows of both worlds."""
-        return bool(getattr(self.estimator, "control", False)) and self.rehearsal == 1
+        return self.estimator.control and self.rehearsal == 1
+
+    def refuse_inputs(self) -> None:
+        """Refuse what its estimator refuses."""
+        self.estimator.refuse_inputs()
 
     def defend(self, owner: ClassifierOwner) -> Defended:
         """Fit the thresholds of one model."""
         owner.two_classes(self.name)
         before = self.estimator.defend(owner)
+        net = cast(nn.Module, before.net)
         rows = owner.tuning_rows(self.rehearsal)
-        rules = self._rules(scores(before.net, rows.X), rows)
+        rules = self._rules(scores(net, rows.X), rows)
         generator = torch.Generator().manual_seed(owner.seed)
 
         def predict(asked: Rows) -> Tensor:
-            return draw(chances(rules, scores(before.net, asked.X), asked.s), generator)
+            return draw(chances(rules, scores(net, asked.X), asked.s), generator)
 
         return Defended(None, before.metrics, predict, before.rows)
 
     def defend_pool(self, owner: PoolOwner) -> Thresholded:
         """Fit every member thresholds of its own."""
-        pool = self.estimator.defend_pool(owner)
+        pool = cast(Pool, self.estimator.defend_pool(owner))
         samples = enumerate(owner.tuning_samples(self.rehearsal))
         return Thresholded(pool, [self._rules(pool[[i]].predict_proba(rows.X)[0], rows) for i, rows in samples])
 
@@ -132,15 +138,15 @@ def chances(rules: Rules, scored: Tensor, groups: Tensor) -> Tensor:
     return torch.from_numpy(chance.clip(0, 1)).float()
 
 
-@dataclass(frozen=True, eq=False)
-class Thresholded:
+class Thresholded(Models):
     """M networks, each behind thresholds of its own."""
-
-    networks: Pool
-    rules: Sequence[Rules]
 
     needs_groups: ClassVar[bool] = True
     randomized: ClassVar[bool] = True
+
+    def __init__(self, networks: Pool, rules: Sequence[Rules]) -> None:
+        self.networks, self.rules = networks, rules
+        self.diverged, self.told = networks.diverged, networks.told
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -148,17 +154,7 @@ class Thresholded:
     def __getitem__(self, index: Sequence[int]) -> Thresholded:
         return Thresholded(self.networks[index], [self.rules[i] for i in index])
 
-    @property
-    def diverged(self) -> list[int]:
-        """Members whose network's training broke off."""
-        return self.networks.diverged
-
-    @property
-    def told(self) -> dict[str, list[float]]:
-        """What the networks' training has to say."""
-        return self.networks.told
-
-    def predict_proba(self, X: Tensor, groups: Tensor) -> Tensor:
-        """Every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]`` and groups ``[N]``."""
+    def predict_proba(self, X: Tensor, *groups: Tensor) -> Tensor:
+        """Return every member's chance of the answer 1, ``[M, N]``, at features ``[N, F]`` and groups ``[N]``."""
         scored = self.networks.predict_proba(X)
-        return torch.stack([chances(rules, s, groups) for rules, s in zip(self.rules, scored, strict=True)])
+        return torch.stack([chances(rules, s, *groups) for rules, s in zip(self.rules, scored, strict=True)])

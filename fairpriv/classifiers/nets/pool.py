@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.classifier import MLP
+from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps, label_gaps
@@ -48,7 +49,7 @@ _BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Pool(Models):
     """M classifiers of one architecture, on the CPU.
 
     ``pool[2:5]``, ``pool[[0, 7]]`` and ``pool[mask]`` are pools of these members, ``pool[3]`` a pool of one.
@@ -60,7 +61,7 @@ class Pool:
             ``lambda``, the penalty's weight in it; ``constraint_met``, 1 or 0, under dual ascent.
     """
 
-    weights: list[tuple[Tensor, Tensor]]
+    weights: list[tuple[Tensor, Tensor]] = field()  # the base has a default, and a pool has none
     diverged: list[int] = field(default_factory=list)
     told: dict[str, list[float]] = field(default_factory=dict)
 
@@ -124,7 +125,7 @@ class Pool:
         return net.eval()
 
     @torch.inference_mode()
-    def predict_proba(self, X: ArrayLike | Tensor) -> Tensor:
+    def predict_proba(self, X: ArrayLike | Tensor, *groups: Tensor) -> Tensor:
         """P(y=1) of every member on the same rows, float32 ``[M, N]`` in [0, 1], for features ``[N, F]``.
 
         With C > 2 classes, the probabilities of all of them: ``[M, N, C]``.

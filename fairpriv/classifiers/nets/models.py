@@ -1,0 +1,55 @@
+"""Classifiers that are asked together, whatever they are made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fairpriv.functional.attacks import answers
+
+
+class Models(ABC):
+    """M classifiers: victims, shadows, or what a defence made of a pool; a `Pool` is one.
+
+    Attributes:
+        needs_groups: whether ``predict_proba`` takes the rows' groups ``[N]`` beside their features.
+        randomized: whether an answer is drawn anew each time, ``predict_proba`` being the chance of the answer 1.
+        weights: per fully connected layer ``(W [M, in, out], b [M, out])``; empty where no single network answers.
+        diverged: members whose training broke off, in ascending order.
+        told: what their training reports of every member, ``[M]`` each.
+    """
+
+    needs_groups: ClassVar[bool] = False
+    randomized: ClassVar[bool] = False
+    weights: Sequence[tuple[Tensor, Tensor]] = ()
+    diverged: Sequence[int] = ()
+    told: Mapping[str, Sequence[float]] = {}
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """M."""
+
+    def __getitem__(self, index: Any, /) -> Models:
+        """Choose members, in this order; needed of victims and of shadows."""
+        raise TypeError(f"{type(self).__name__} cannot leave members out: it has no __getitem__")
+
+    @abstractmethod
+    def predict_proba(self, X: Any, *groups: Tensor) -> Tensor:
+        """P(y=1) of every member, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
+
+    def ask(self, X: Tensor, groups: Tensor) -> Tensor:
+        """Return ``predict_proba``, told the rows' groups ``[N]`` where it needs them."""
+        return self.predict_proba(X, groups) if self.needs_groups else self.predict_proba(X)
+
+    def answers(self, probs: Tensor, generator: torch.Generator) -> Tensor:
+        """Turn outputs of ``ask`` into answers, int64 ``[M, N]``; those of randomised members are drawn."""
+        return draw(probs, generator) if self.randomized else answers(probs)
+
+
+def draw(chance: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw answers, int64 ``[...]``: each is 1 with its ``chance``, else 0."""
+    return (torch.rand(chance.shape, generator=generator) < chance).long()
