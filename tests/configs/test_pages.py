@@ -1,0 +1,65 @@
+"""README and the pages that it leads to: short enough, and no command that does not compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fairpriv.cli import CONF
+from fairpriv.configs import compose, plain
+from fairpriv.errors import InputError
+from fairpriv.schema import check
+from fairpriv.sweep.grids import choices
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*/*.md")),
+    *sorted((ROOT / "experiments").rglob("README.md")),
+]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in a fence without a language, or in a console's."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fences = re.findall(r"^ *```(?:console|bash)?\n(.*?)^ *```$", text, re.M | re.S)
+    lines = [line.strip().removeprefix("$ ") for fence in fences for line in fence.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("fairpriv ")]
+    return [words[1:] for words in found]
+
+
+def test_readme_can_be_read_in_ten_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_there_are_commands_to_look_at():
+    assert sum(len(commands(page)) for page in PAGES) > 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_composes(page):
+    parser = OverridesParser.create()
+    for words in commands(page):
+        if re.fullmatch(r"[a-z-]+", words[0]):  # a sub-command: its own tests know its words
+            continue
+        if "--config-dir" in words or any(word.startswith("$") for word in words):  # what the reader has
+            continue
+        words = [word for word in words if not re.match(r"\+?hydra|-m$|--cfg$|job$", word)]
+        first = []  # cell of a grid
+        for override in parser.parse_overrides(words):
+            if not override.is_interval_sweep() and "interval" not in str(override.input_line):
+                first.append(f"{override.input_line.partition('=')[0]}={choices(override)[0]}")
+        try:
+            check(plain(compose(CONF, [], first)))
+        except InputError as error:
+            raise AssertionError(f"{page.name}: fairpriv {shlex.join(words)}: {error}") from None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_what_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
