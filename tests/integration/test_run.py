@@ -22,6 +22,7 @@ FIELDS = {
     "config",
     "outcome",
     "metrics",
+    "described",
     "intervals",
     "artifacts",
     "control",

@@ -49,8 +49,8 @@ def test_result_survives_writing_and_reading(tmp_path):
 
 def test_file_has_the_fields_of_the_contract(tmp_path):
     contract = (
-        "schema_version id status degenerate error config outcome metrics described intervals signed control overlap artifacts "
-        "versions git device seconds"
+        "schema_version id status degenerate error config outcome metrics described intervals signed control overlap "
+        "artifacts versions git device seconds"
     )
     assert set(document(tmp_path)) == set(contract.split())
 
