@@ -94,6 +94,8 @@ class TugOfWar:
     def digests(self) -> dict[str, str]:
         """Content of every input, by the config key that its place stands in."""
         found = {"model.path": self.model.digest()}
+        if self.model.half:  # rounding depends on the padding, and turns near ties
+            found["model.dtype"] = f"{self.model.dtype}, batches of {self.settings.batch_size}"
         for name, dimension in self.dimensions.items():
             found |= {f"dimensions.{name}.{key}": digest for key, digest in dimension.digests().items()}
         if self.text:
@@ -383,7 +385,7 @@ class TugOfWar:
         """The judge's verdicts on the sets that are judged, an empty list for the others.
 
         Each pair of a prompt and a response is asked about once, and its verdict read in every other cell; only where
-        the judge failed, for a time-out say, it is asked again.
+        the judge gave none for a reason that may pass, such as a time-out, it is asked again.
         """
         judge = self.judge
         found: list[list[Verdict]] = []
@@ -408,7 +410,7 @@ class TugOfWar:
                     told = error.verdicts
                 asked = dict(zip(new, told, strict=True))
                 known |= asked
-                if final := {pair: [one.safe, one.reason] for pair, one in asked.items() if one.final}:
+                if final := {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}:
                     write_json(folder / f"{content_hash(sorted(final))}.json", final)
             found.append([known[pair] for pair in pairs])
         return found
@@ -497,10 +499,12 @@ class TugOfWar:
         lines = []
         for which, told, judged, then in zip(sets, after, verdicts, before, strict=True):
             for i, response in enumerate(told):
-                line = {"dimension": which.dimension, "set": which.kind, "prompt": which.examples[i].prompt}
+                line: dict[str, Any] = {"dimension": which.dimension, "set": which.kind}
+                line["prompt"] = which.examples[i].prompt
                 line["response"] = response
                 if judged:
-                    line |= asdict(judged[i]) | {"judge": self.judge.name if self.judge else None}
+                    name = self.judge.name if self.judge else None
+                    line |= {"safe": judged[i].safe, "reason": judged[i].reason, "judge": name}
                 if self.tunes:
                     line["before"] = then[i]
                 lines.append(json.dumps(line, ensure_ascii=False))

@@ -298,7 +298,8 @@ def test_only_what_a_judge_failed_on_is_asked_again(cell, monkeypatch):
     def judge(self, prompts, responses):
         asked.append(len(prompts))
         return [
-            Verdict(None, "no answer within 60 s") if i == 1 else Verdict(True, "safe") for i in range(len(prompts))
+            Verdict(None, "no answer within 60 s", True) if i == 1 else Verdict(True, "safe")
+            for i in range(len(prompts))
         ]
 
     monkeypatch.setattr(refusal.Refusal, "judge", judge)
@@ -392,13 +393,13 @@ def test_a_date_in_a_template_is_the_config_s(cell, tiny_lm, tmp_path):
     assert [line["response"] for line in first[1]] != [line["response"] for line in second[1]]
 
 
-def test_a_batch_size_changes_no_answer_and_no_cell(cell, generations, tmp_path):
+def test_a_batch_size_changes_no_answer_and_no_cell_but_in_half_precision(cell, generations, tmp_path):
     first, lines = cell("defense=none", "evaluation.batch_size=1")
     again, told = cell("defense=none", "evaluation.batch_size=7", f"paths.root={tmp_path / 'other'}")
     assert (first.id, lines) == (again.id, told)
-    # in half precision it may turn near ties: there answers of another batch size are no basis for comparison
-    for size in (1, 7):
-        cell("defense=none", "model.dtype=bfloat16", f"evaluation.batch_size={size}", "retry=all")
+    # there it may turn near ties
+    half = {cell("defense=none", "model.dtype=bfloat16", f"evaluation.batch_size={size}")[0].id for size in (1, 7)}
+    assert len(half) == 2
     assert len(generations) == 4
 
 

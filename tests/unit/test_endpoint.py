@@ -168,25 +168,27 @@ def test_what_fails_for_good_has_no_verdict_and_the_rest_has(serve, waits):
 def test_a_slow_answer_is_a_time_out(serve, waits):
     server = serve(lambda question, _: None if question == "b|r" else "safe")
     verdicts = judge(server, timeout=0.5, retries=1, concurrency=1).judge(["a", "b"], ["r", "r"])
-    assert verdicts == [Verdict(True, "safe"), Verdict(None, "no answer within 0.5 s, after 2 tries")]
+    assert verdicts == [Verdict(True, "safe"), Verdict(None, "no answer within 0.5 s, after 2 tries", True)]
     assert len(waits) == 1
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason"),
+    ("reply", "reason", "next_time"),
     [
-        ("I am not sure.", "unparsable: 'I am not sure.'"),
-        ((200, {}, b"<html>"), "no chat completion: JSONDecodeError"),
-        ((200, {}, b'{"choices": []}'), "no chat completion: IndexError"),
-        ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "the answer has no text"),
-        ((400, {}, "filtered"), "HTTP 400 Bad Request: filtered"),
+        ("I am not sure.", "unparsable: 'I am not sure.'", False),
+        ((200, {}, b"<html>"), "no chat completion: JSONDecodeError", True),
+        ((200, {}, b'{"choices": []}'), "no chat completion: IndexError", True),
+        ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "the answer has no text", False),
+        ((400, {}, "filtered"), "HTTP 400 Bad Request: filtered", False),
+        ((402, {}, "no credit"), "HTTP 402 Payment Required: no credit", True),
     ],
 )
-def test_nonsense_has_no_verdict_and_is_not_asked_for_again(serve, reply, reason):
+def test_nonsense_has_no_verdict_and_is_asked_again_only_where_that_may_help(serve, reply, reason, next_time):
     server = serve(lambda question, _: reply if question == "b|r" else "safe")
     verdicts = judge(server).judge(["a", "b"], ["r", "r"])
     assert [verdict.safe for verdict in verdicts] == [True, None]
     assert verdicts[1].reason.startswith(reason)
+    assert verdicts[1].ask_again is next_time
     assert len(server.asked) == 2
 
 

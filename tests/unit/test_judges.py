@@ -284,18 +284,35 @@ def test_the_classifier_takes_a_pair_of_texts(bert):
     assert [verdict.safe for verdict in judge.judge(["why"] * 2, ["good", "bad"])] == [True, False]
 
 
-def test_a_decoder_without_pad_token_classifies_alike_in_every_batch(tmp_path):
-    tokenizer_of(WORDS, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
+@pytest.mark.parametrize("pad", ["none", "another than the config's", "without a row"])
+def test_a_decoder_classifies_alike_in_every_batch_whatever_its_pad_token(tmp_path, pad):
+    named = {"none": {}, "another than the config's": {"pad_token": "why"}, "without a row": {"pad_token": "[PAD]"}}[
+        pad
+    ]
+    tokenizer_of(WORDS, bos_token="<s>", eos_token="</s>", **named).save_pretrained(tmp_path)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
+    if pad:
+        config.pad_token_id = 0
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
-    texts = ["good", "bad why why", "why", "safe unsafe bad good"]
+    texts = ["good", "bad safe safe", "unsafe", "safe unsafe bad good"]
     alone, together = (
         Classifier(str(tmp_path), ["LABEL_0"], device_map=None, batch_size=n).judge([""] * 4, texts) for n in (1, 4)
     )
     assert alone == together
+
+
+def test_a_classifier_without_any_token_to_pad_with_is_asked_singly(tmp_path):
+    tokenizer_of(WORDS).save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no token to pad with .* set judge\.batch_size=1"):
+        Classifier(str(tmp_path), ["LABEL_0"], device_map=None).judge(["a"], ["b"])
+    assert len(Classifier(str(tmp_path), ["LABEL_0"], device_map=None, batch_size=1).judge(["a"], ["b"])) == 1
 
 
 def test_what_a_classifier_cannot_be_asked_is_said(bert, tmp_path):
@@ -320,13 +337,13 @@ def test_what_a_classifier_cannot_be_asked_is_said(bert, tmp_path):
         judge(tmp_path)
 
 
-def test_a_classifier_that_answers_nan_gives_no_verdict(bert, tmp_path):
+def test_a_classifier_that_answers_nan_is_an_error(bert, tmp_path):
     model = BertForSequenceClassification.from_pretrained(bert)
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     model.save_pretrained(tmp_path)
     PreTrainedTokenizerFast.from_pretrained(bert).save_pretrained(tmp_path)
-    (verdict,) = Classifier(str(tmp_path), ["neutral"], device_map=None, max_length=8).judge(["a"], ["b"])
-    assert verdict == Verdict(None, "its probabilities are not finite")
+    with pytest.raises(InputError, match=r"logits that are not finite: .* set judge\.dtype=float32"):
+        Classifier(str(tmp_path), ["neutral"], device_map=None, max_length=8).judge(["a"], ["b"])
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(monkeypatch, tmp_path):

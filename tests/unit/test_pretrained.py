@@ -251,6 +251,18 @@ def test_a_conversion_that_breaks_off_leaves_nothing_behind(packaged, monkeypatc
     assert len(packaged.made) == 6
 
 
+@pytest.mark.parametrize(("saved", "asked", "half"), [
+    ("float32", "auto", False),
+    ("bfloat16", "auto", True),
+    ("bfloat16", "float32", False),
+    ("float32", "float16", True),
+])  # fmt: skip
+def test_half_precision_is_known_before_the_weights_are_loaded(copy, saved, asked, half):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"dtype": saved}))
+    assert PretrainedLM("tiny", str(copy), dtype=asked).half is half
+
+
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_half_of_a_conversion_is_not_taken_for_the_whole(packaged, lost):
     packaged.model().load()

@@ -27,6 +27,7 @@ READ = 65_536  # bytes of an error's page
 
 _REFUSES_ALL = (401, 404, 405)  # what every further request would get as well
 _PASSING = (408, 409, 425, 429)
+_REFUSES_THIS = (400, 413, 422, 451)  # too long, say, or filtered: the same request would be refused again
 _ANSWER = re.compile(r"\W*(safe|unsafe)\b(?:\W*$|\s*[\n.,:;(–—-])", re.IGNORECASE)  # noqa: RUF001
 
 
@@ -50,9 +51,12 @@ def _answer(text: str) -> str:
 class _FailedError(Exception):
     """One request failed; the text says how."""
 
-    def __init__(self, reason: str, *, retry: bool, wait: float | None = None, reached: bool = True) -> None:
+    def __init__(
+        self, reason: str, *, retry: bool = False, wait: float | None = None, reached: bool = True, final: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.retry = retry
+        self.retry = retry  # within this call
+        self.final = final  # the server's word on this request, whenever it is sent
         self.wait = wait  # seconds that the server asked for
         self.reached = reached
 
@@ -63,7 +67,8 @@ class Endpoint:
 
     Answers 429, 5xx and the like, time-outs and broken connections are tried again after ``backoff``, 2 ``backoff``,
     4 ``backoff``, ... seconds (with up to a quarter more at random, so that requests spread), or after what the server
-    asks for in ``Retry-After``. What fails even so has no verdict.
+    asks for in ``Retry-After``. What fails even so has no verdict, and is asked again in the next cell. What the
+    server refuses (as 400) or answers without text has none either, which is kept.
 
     Attributes:
         base_url: of the server, such as ``http://localhost:8000/v1``.
@@ -171,7 +176,7 @@ class Endpoint:
                     ) from None
                 if tries:
                     reason += f", after {tries + 1} tries"
-                return Verdict(None, reason)
+                return Verdict(None, reason, ask_again=not error.final)
 
     def _ask(self, message: str, key: str | None) -> str:
         body = {
@@ -199,10 +204,11 @@ class Endpoint:
                 advice = "judge.api_key_env names the key" if error.code == 401 else "look at judge.base_url and model"
                 raise InputError(f"judge {self.name}: {url} answers {reason} ({advice})") from None
             retry = error.code >= 500 or error.code in _PASSING
-            raise _FailedError(reason, retry=retry, wait=_asked_wait(error.headers.get("Retry-After"))) from None
+            wait = _asked_wait(error.headers.get("Retry-After"))
+            raise _FailedError(reason, retry=retry, wait=wait, final=error.code in _REFUSES_THIS) from None
         except (LookupError, TypeError, ValueError, RecursionError) as error:  # of the reply's form
             reason = without(f"{type(error).__name__} {error}", key)
-            raise _FailedError(f"no chat completion: {reason}", retry=False) from None
+            raise _FailedError(f"no chat completion: {reason}") from None
         except TimeoutError:
             raise _FailedError(f"no answer within {self.timeout:g} s", retry=True, reached=False) from None
         except (OSError, HTTPException) as error:
@@ -212,7 +218,7 @@ class Endpoint:
             reason = without(str(cause), key) or type(cause).__name__
             raise _FailedError(reason, retry=True, reached=False) from None
         if not isinstance(content, str):
-            raise _FailedError("the answer has no text", retry=False)
+            raise _FailedError("the answer has no text", final=True)
         return content
 
 

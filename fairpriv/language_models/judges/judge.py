@@ -18,11 +18,7 @@ class Verdict:
 
     safe: bool | None  # None: the judge gave no answer, or one that cannot be read
     reason: str  # short: the pattern, the category, the raw label, or what went wrong
-
-    @property
-    def final(self) -> bool:
-        """Whether the judge would say the same again: it answered, if only what cannot be read ("unparsable")."""
-        return self.safe is not None or self.reason.startswith("unparsable")
+    ask_again: bool = False  # no verdict, for a reason that may pass, such as a time-out: it is not cached
 
 
 class NoVerdictsError(InputError):

@@ -60,7 +60,8 @@ class Classifier:
         """One verdict a pair; the reason is the likeliest label and its probability.
 
         Raises:
-            InputError: the model cannot be loaded, has no such label, or its labels do not exclude one another.
+            InputError: the model cannot be loaded, has no such label, its labels do not exclude one another, or it
+                computes what is not finite.
         """
         rows = self._probabilities(prompts, responses)
         if not rows:
@@ -75,6 +76,8 @@ class Classifier:
     def _probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
         """Probability of every label, one row a pair."""
         import torch
+
+        from fairpriv.language_models.engines.generation import not_finite
 
         pairs = list(zip(prompts, responses, strict=True))
         if not pairs:
@@ -96,6 +99,8 @@ class Classifier:
             )
             with torch.inference_mode():
                 logits = model(**encoded.to(model.device)).logits
+            if not logits.isfinite().all():
+                raise not_finite("logits", "judge.dtype")
             rows += logits.float().softmax(-1).tolist()
         return rows
 
@@ -111,8 +116,6 @@ class Classifier:
         }
 
     def _verdict(self, probs: list[float], safe: list[int], labels: dict[int, str]) -> Verdict:
-        if not all(p == p for p in probs):
-            return Verdict(None, "its probabilities are not finite")
         best = max(range(len(probs)), key=probs.__getitem__)
         is_safe = best in safe if self.threshold is None else sum(probs[i] for i in safe) >= self.threshold
         return Verdict(is_safe, f"{labels[best]} {probs[best]:.2f}")
@@ -144,12 +147,15 @@ class Classifier:
         if self.max_length > longest:
             raise InputError(f"judge.max_length={self.max_length}: {self.path} reads at most {longest} tokens")
         tokenizer.truncation_side = "left"
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None and self.batch_size > 1:
-                raise InputError(
-                    f"judge.path={self.path}: its tokenizer has no token to pad with: set judge.batch_size=1"
-                )
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:  # decoders find a row's last token by it
-            model.config.pad_token_id = tokenizer.pad_token_id
+        rows = len(model.get_input_embeddings().weight)
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        pad = next((token for token in ids if token is not None and token < rows), None)
+        if pad is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+            model.config.get_text_config().pad_token_id = pad  # by which decoders find a row's last token
+        elif self.batch_size > 1:
+            raise InputError(
+                f"judge.path={self.path}: its tokenizer has no token to pad with that the model has a row for: set "
+                "judge.batch_size=1"
+            )
         return model, tokenizer, [labels[label] for label in self.safe_labels]

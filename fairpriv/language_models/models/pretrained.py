@@ -56,6 +56,23 @@ class PretrainedLM(Pretrained):
     def _inside(self) -> str | None:
         return self.gguf
 
+    @property
+    def half(self) -> bool:
+        """Whether the weights are in half precision, which for ``dtype=auto`` the files' config says."""
+        if self.dtype != "auto":
+            return self.dtype != "float32"
+        from transformers import AutoConfig
+
+        where, digest = self._found
+        if where.startswith("gguf:"):  # dequantised into float32
+            return False
+        given = {} if Path(where).is_dir() else {"revision": digest}
+        try:
+            config = AutoConfig.from_pretrained(where, trust_remote_code=self.trust_remote_code, **given)
+        except Exception:  # which `load` explains
+            return False
+        return "float16" in str(config.dtype)  # torch.bfloat16, too
+
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
 
