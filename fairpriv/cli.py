@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairpriv import __version__
 from fairpriv.errors import InputError
+from fairpriv.plugins import plugin_folders, put_on_path, refuse_hidden
 from fairpriv.schema import check, nearest
 from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
@@ -191,6 +192,7 @@ def dispatch(args: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"fairpriv {__version__}")
         return 0
+    refuse_hidden(CONF, [*plugin_folders(), *folders])
     if asked:
         return asked.run(words[1:], folders)
     if words and re.fullmatch(r"[a-z][a-z_-]*", words[0]):
@@ -204,14 +206,14 @@ def list_groups(given: argparse.Namespace) -> int:
     """Carry out ``ls``."""
     from fairpriv.configs import list_configs
 
-    return list_configs([CONF, *given.folders], given.groups)
+    return list_configs([CONF, *plugin_folders(), *given.folders], given.groups)
 
 
 def show_config(given: argparse.Namespace) -> int:
     """Carry out ``show``."""
     from fairpriv.configs import show_configs
 
-    return show_configs([CONF, *given.folders], given.options)
+    return show_configs([CONF, *plugin_folders(), *given.folders], given.options)
 
 
 def validate_all(given: argparse.Namespace) -> int:
@@ -274,10 +276,10 @@ def edit_model(given: argparse.Namespace) -> int:
         return 0
     import dataclasses
 
-    from fairpriv.configs import build, compose, plain
+    from fairpriv.configs import build, compose, groups, plain
     from fairpriv.language_models.models.pretrained import PretrainedLM, merged
 
-    if model in [file.stem for folder in (CONF, *given.folders) for file in folder.glob("model/*.yaml")]:
+    if model in groups([CONF, *plugin_folders(), *given.folders])["model"]:
         config = plain(compose(CONF, given.folders, [f"model={model}"]))
         if not str(config["model"]["_target_"]).endswith(".PretrainedLM"):
             raise InputError(f"--model {model}: is no language model")
@@ -322,7 +324,7 @@ def log_cells(given: argparse.Namespace) -> int:
 
 
 def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Split ``--config-dir DIR`` from the other words; the folder must exist and hide behind none of our names."""
+    """Split ``--config-dir DIR`` from the other words, and let its Python files be imported."""
     words: list[str] = []
     folders: list[Path] = []
     rest = list(args)
@@ -337,9 +339,7 @@ def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder")
-        for file in sorted(folder.glob("*/*.yaml")):
-            if (CONF / file.relative_to(folder)).is_file():  # Hydra would silently take ours
-                raise InputError(f"{file}: fairpriv has a {file.parent.name} of that name, which goes first: rename it")
+        put_on_path(folder)
     return words, folders
 
 
@@ -378,6 +378,9 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     single = HydraConfig.get().mode is RunMode.RUN
     if single:
         cfg.sweep = None
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.provider == "command-line":  # --config-dir, of which a launcher's process knows no more than this
+            put_on_path(Path(source.path))
     log = logging.getLogger("fairpriv")
     if not HydraConfig.get().verbose:
         log.setLevel(logging.INFO if single else logging.WARNING)
@@ -460,7 +463,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
-        refuse_repeated_dimensions([CONF, *folders], overrides)
+        refuse_repeated_dimensions([CONF, *plugin_folders(), *folders], overrides)
         if options.multirun or is_grid(CONF, folders, overrides):
             overrides = left_to_cells(overrides)
         sys.argv = ["fairpriv", *flags, *overrides]

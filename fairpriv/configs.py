@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv.errors import InputError
+from fairpriv.plugins import plugin_folders
 from fairpriv.schema import Config, nearest
 
 Part = TypeVar("Part")
@@ -272,6 +273,7 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
     text = "\n".join(str(e) for e in _chain(error))
+    options = groups([conf, *plugin_folders(), *folders])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.search(r"In '([^']+)': ", text)
     where = f"{file[1]}: " if file and file[1] not in ("config", "hydra/config") else ""
@@ -281,12 +283,12 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
             extra, package = ENGINES[name]
             return f"{group}={name}: {package} is not installed: pip install 'fairpriv[{extra}]'"
         available = re.search(rf"Available options in '{group}':\n((?:\t.*\n?)+)", text)
-        known = available[1].split() if available else list(groups([conf, *folders]).get(group, {}))
+        known = available[1].split() if available else list(options.get(group, {}))
         return f"{where}{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{ambiguous[1]}: several values make a grid, which needs -m; a list is written key=[a,b]"
     if nothing := re.search(r"Could not override '([^']+)'.\s+No match in the defaults list", text):
-        return f"{where}there is no group {nothing[1]}{nearest(nothing[1], groups([conf]))}"
+        return f"{where}there is no group {nothing[1]}{nearest(nothing[1], options)}"
     key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if key and re.search(r"[Kk]ey '[^']*' (is )?not in ", text):
         if key[1] in ("experiment", "debug"):

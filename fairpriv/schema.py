@@ -1,7 +1,11 @@
 """What a config may say: dataclasses for the root, and the target's own signature for every ``_target_`` node.
 
-A model, dataset or defence is added without an edit here: its constructor is its schema. Signatures are read from the
-source text, so that checking a config imports none of torch, lightning or their kin.
+A target is any importable class: of fairpriv, of an installed package, or of a file in the ``--config-dir`` folder. Its
+constructor is its schema. Signatures are read from the source text, so that checking a config imports nothing.
+
+There is no list of allowed packages: who may write ``_target_`` into a config may write a Python file beside it, so a
+list would guard nothing. A config is a program, run by those who trust its author. Checked is the kind of a part:
+an attack has ``run``, a judge ``judge``. Nothing is ever built from results, edits or files of models.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import pkgutil
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +38,15 @@ FIT_SETS = {  # of lightning.Trainer
     "limit_val_batches",
     "log_every_n_steps",
 }
-TARGETS = ("fairpriv", "torch", "lightning", "transformers", "peft", "torchmetrics")
+PARTS = {  # what the parts of a group, or of a key of that name, can do: one of these
+    "model": ("forward", "load"),
+    "dataset": ("load", "models"),
+    "defense": ("defend", "tune"),
+    "attack": ("run",),
+    "judge": ("judge",),
+    "scorer": ("score",),
+    "source": ("locate",),
+}
 
 
 @dataclass
@@ -125,7 +139,7 @@ def _check_track(config: Mapping[str, Any]) -> None:
     dimensions, attacks = config.get("dimensions") or {}, config.get("attack") or {}
     language_model = str(model["_target_"]).endswith(".PretrainedLM")
     defends = parameters(f"{defense['_target_']}.defend") is not None
-    tunes = "owner" in (parameters(f"{defense['_target_']}.tune") or ({},))[0]
+    tunes = [*(parameters(f"{defense['_target_']}.tune") or ({},))[0]] == ["owner"]
     if str(dataset["_target_"]).endswith(".Pairs"):
         if defends and not tunes:
             raise InputError(
@@ -199,11 +213,15 @@ def _check_node(node: Any, where: str, missing_allowed: bool) -> None:
 
 def _check_target(node: Mapping[str, Any], where: str) -> None:
     target = str(node["_target_"])
-    if target.partition(".")[0] not in TARGETS:
-        raise InputError(f"{where}._target_={target}: targets must lie in {', '.join(TARGETS)}")
     found = parameters(target)
     if found is None:
-        raise InputError(f"{where}._target_={target}: there is no class or function of that name{alike(target)}")
+        raise InputError(f"{where}._target_={target}: {_unreadable(target)}")
+    keys = where.split(".")
+    part = keys[0] if keys[0] == "attack" else keys[-1]
+    methods = PARTS.get(part, ())
+    built = target if parameters(target.rpartition(".")[0]) is None else target.rpartition(".")[0]  # by a class method
+    if methods and all(parameters(f"{built}.{method}") is None for method in methods):
+        raise InputError(f"{where}._target_={target}: is no {part}, which is a class with {' or '.join(methods)}")
     hints, open_ended = found
     for key, value in node.items():
         if key in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):
@@ -216,12 +234,24 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}")
 
 
+def _unreadable(target: str) -> str:
+    """Say why a target's parameters cannot be read, and what would be right."""
+    top = target.partition(".")[0]
+    spec = _spec(top)
+    if spec is None:
+        modules = [module.name for module in pkgutil.iter_modules()]
+        return f"there is no module {top}, neither installed nor in the --config-dir folder{nearest(top, modules)}"
+    if _source(top) is None and spec.submodule_search_locations is None:
+        return f"{top} has no Python source to read parameters from: wrap it in a class of your own"
+    return f"there is no class or function of that name{alike(target)}"
+
+
 @cache
 def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
     """Parameters of a class, function or class method, read from source: ``({name: type}, takes further keywords)``.
 
-    None where the name does not exist, or comes from a package outside ``TARGETS``. Types that are not plain (a class
-    of torch, say) are ``Any``.
+    None where the name does not exist, or has no Python source. Types that are not plain (a class of torch, say) are
+    ``Any``.
     """
     module = target
     names: list[str] = []
@@ -244,8 +274,15 @@ def class_definition(target: str) -> tuple[str, ast.ClassDef] | None:
     return (module, node) if isinstance(node, ast.ClassDef) else None
 
 
+def forget_sources() -> None:
+    """Read modules anew, after a change of the path on which they lie."""
+    importlib.invalidate_caches()
+    parameters.cache_clear()
+    _definitions.cache_clear()
+
+
 def alike(target: str) -> str:
-    """As `nearest`, among the classes and functions beside a target; in all of a package of ours, if it is unknown."""
+    """Suggest as `nearest` among the classes and functions beside a target, or in all of a package of ours."""
     module = target
     while module and _source(module) is None:
         module = module.rpartition(".")[0]
@@ -259,11 +296,23 @@ def alike(target: str) -> str:
     return nearest(target, found)
 
 
+def _spec(top: str) -> ModuleSpec | None:
+    """Find a top-level module without importing it."""
+    try:
+        return importlib.util.find_spec(top) if top else None
+    except ValueError:  # such as __main__, which may have none
+        return None
+
+
 def _source(module: str) -> Path | None:
-    head, *rest = module.split(".")
-    spec = importlib.util.find_spec(head) if head else None  # a top-level name is found without being imported
-    folders = spec.submodule_search_locations if spec is not None else None
-    for path in (Path(folder).joinpath(*rest) for folder in folders or ()):
+    top, *rest = module.split(".")
+    spec = _spec(top)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is None:  # a single file, or built in
+        file = Path(spec.origin or "")
+        return file if not rest and file.suffix == ".py" and file.is_file() else None
+    for path in (Path(folder).joinpath(*rest) for folder in spec.submodule_search_locations):
         for candidate in (path / "__init__.py", path.with_suffix(".py")):
             if candidate.is_file():
                 return candidate
@@ -276,7 +325,10 @@ def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
     path = _source(module)
     found: dict[str, ast.stmt] = {}
     stars: list[str] = []
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body if path else []
+    try:
+        nodes = ast.parse(path.read_bytes()).body if path else []
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
     while nodes:
         node = nodes.pop(0)
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -297,7 +349,7 @@ def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
 def _may_hold(module: str, name: str) -> bool:
     """Whether it is worth parsing: packages such as transformers import ``*`` from thousands of files."""
     path = _source(module)
-    text = path.read_text(encoding="utf-8") if path else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path else ""
     return name in text or "import *" in text
 
 
@@ -311,7 +363,7 @@ def _origin(module: str, node: ast.ImportFrom) -> str:
 def _signature(
     module: str, name: str, method: str = "__init__", seen: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], bool] | None:
-    if module.partition(".")[0] not in TARGETS or module in seen:
+    if module in seen:
         return None
     definitions, stars = _definitions(module)
     node = definitions.get(name)
@@ -330,16 +382,17 @@ def _signature(
         if isinstance(item, ast.FunctionDef) and item.name == method:
             return _arguments(item.args, skip=1)
     inherited: dict[str, Any] = {}
-    open_ended = False
+    open_ended = found_above = False
     for parent in node.bases:
         if isinstance(parent, ast.Name) and _signature(module, parent.id) is not None:
-            up = _signature(module, parent.id, method) or ({}, False)
-            inherited |= up[0]
-            open_ended |= up[1]
+            if (up := _signature(module, parent.id, method)) is not None:
+                found_above = True
+                inherited |= up[0]
+                open_ended |= up[1]
         elif ast.unparse(parent).partition("[")[0] not in _WITHOUT_PARAMETERS:
             open_ended = True  # what cannot be read may take anything
     if method != "__init__":
-        return (inherited, open_ended) if inherited or open_ended else None
+        return (inherited, open_ended) if found_above or open_ended else None
     fields = {
         item.target.id: _hint(item.annotation)
         for item in node.body
@@ -373,12 +426,18 @@ def _hint(annotation: ast.expr | None) -> Any:
     if annotation is None:
         return Any
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
+        try:
+            annotation = ast.parse(annotation.value, mode="eval").body
+        except SyntaxError:  # a remark, and no type
+            return Any
     if any(isinstance(n, ast.Name) and n.id not in _PLAIN for n in ast.walk(annotation)):
         return Any
     if any(isinstance(n, ast.Call | ast.Attribute) for n in ast.walk(annotation)):
         return Any
-    return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN)
+    try:
+        return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN)
+    except Exception:  # such as int | "Foo"
+        return Any
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, plain
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.plugins import plugin_folders
 from fairpriv.schema import check, nearest
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
         folders: the user's own.
         deep: also try the user's own options, or all of them where there is no folder of theirs: see `Trial`.
     """
-    known = groups([conf, *folders])
+    known = groups([conf, *plugin_folders(), *folders])
     problems: Problems = []
     found = _composed(conf, folders, known, problems)
     for option, text in problems:

@@ -101,7 +101,7 @@ def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
-    job = {"config": config, "result": result, "port": store.port}
+    job = {"config": config, "result": result, "port": store.port, "path": sys.path}
     job["level"] = logging.getLogger("fairpriv").getEffectiveLevel()
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     ranks: list[subprocess.Popen[bytes]] = []
@@ -188,6 +188,7 @@ def _failure(ended: Sequence[int | None], outcomes: Sequence[Mapping[str, Any]],
 def main() -> int:
     """One rank: take the cell from standard input, measure it together with the others, leave what it came to."""
     job = pickle.load(sys.stdin.buffer)
+    sys.path[:] = job["path"]  # with the folders of the user's own classes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank, number = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     logging.basicConfig(format="%(message)s", level=logging.WARNING if rank == 0 else logging.ERROR)

@@ -1,5 +1,6 @@
 import logging
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import lightning
 import pytest
 
 from fairpriv.cli import main
+from fairpriv.schema import forget_sources
 from fairpriv.sweep.progress import SweepProgress
 
 
@@ -24,6 +26,8 @@ class Ended:
 def fairpriv(tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which folders of configs are added
+    modules = set(sys.modules)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("WANDB_MODE", "offline")  # which Lightning sets and leaves
     loggers = [logging.getLogger(name) for name in (None, "fairpriv", "lightning.pytorch")]
@@ -38,6 +42,10 @@ def fairpriv(tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
         return Ended(int(ended.value.code), out, err)
 
     yield call
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    forget_sources()
     for log, (level, handlers) in zip(loggers, before, strict=True):
         log.setLevel(level)
         log.handlers[:] = handlers

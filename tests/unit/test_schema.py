@@ -6,7 +6,7 @@ import pytest
 
 from fairpriv import schema
 from fairpriv.errors import InputError
-from fairpriv.schema import check, nearest, parameters
+from fairpriv.schema import check, forget_sources, nearest, parameters
 
 CONFIG = {
     "seed": 0,
@@ -175,9 +175,24 @@ def test_a_missing_value_is_named_unless_it_is_allowed():
     check(changed("dataset.target", "???"), missing_allowed=True)
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "hydra.utils.instantiate", "sklearn.svm.SVC"])
-def test_targets_lie_in_the_named_packages(target):
-    assert refusal("model._target_", target).startswith(f"model._target_={target}: targets must lie in fairpriv, torch")
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("os.system", "os has no Python source to read parameters from: wrap it in a class of your own"),
+        ("builtins.eval", "builtins has no Python source"),
+        ("hydra.utils.instantiate", "is no model, which is a class with forward or load"),
+        ("subprocess.getoutput", "is no model, which is a class with forward or load"),
+        ("fairpriv.classifiers.attacks.kl.KL", "is no model, which is a class with forward or load"),
+        (
+            "ligthning.Trainer",
+            "there is no module ligthning, neither installed nor in the --config-dir folder (did",
+        ),
+        ("a b.C", "there is no module a b"),
+        ("fairpriv.run.Path", "is no model, which is a class with forward or load"),
+    ],
+)
+def test_a_part_is_a_class_of_its_kind_with_a_source(target, why):
+    assert f"model._target_={target}: {why}" in refusal("model._target_", target)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,6 @@ def test_targets_lie_in_the_named_packages(target):
         "torch.nn.RelU",
         "torch.os.system",  # what torch itself imports is no target
         "fairpriv.run.instantiate",
-        "fairpriv.run.Path",
     ],
 )
 def test_a_target_that_is_not_there_is_refused(target):
@@ -233,23 +247,19 @@ def test_nearest(word, known, hint):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package ``lab`` that may be targeted; returns a function that writes one of its modules."""
+    """A package ``lab`` on the path; returns a function that writes one of its modules."""
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(schema, "TARGETS", (*schema.TARGETS, "lab"))
 
     def write(name: str, text: str) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("raise RuntimeError('imported')\n" + textwrap.dedent(text))
 
-    caches = (parameters, schema._definitions)
-    for cached in caches:
-        cached.cache_clear()
+    forget_sources()
     yield write
-    for cached in caches:
-        cached.cache_clear()
+    forget_sources()
 
 
 def test_parameters_of_functions_and_constructors(package):
@@ -313,6 +323,40 @@ def test_parameters_of_class_methods(package):
     )
     assert parameters("lab.things.Child.load") == ({"path": str}, True)
     assert parameters("lab.things.Child.save") is None
+
+
+def test_a_part_may_be_built_by_a_class_method_of_its_class(package):
+    package(
+        "things.py",
+        """
+        class Net(Unknown):
+            def __init__(self, a: int): ...
+            def forward(self, x): ...
+            @classmethod
+            def small(cls, b: str): ...
+            def other(self): ...
+        """,
+    )
+    node = {"_target_": "lab.things.Net.small", "name": "net", "b": "c"}
+    assert refusal("model", node) == "unknown key model.name"
+    assert parameters("lab.things.Net.small") == ({"b": str}, False)
+
+
+def test_a_module_that_is_one_file_is_read(package, tmp_path):
+    (tmp_path / "alone.py").write_text("class Here:\n    def __init__(self, a: int): ...\n")
+    assert parameters("alone.Here") == ({"a": int}, False)
+    assert parameters("alone.inner.Here") is None
+
+
+def test_annotations_that_are_no_types_take_anything(package):
+    package("things.py", "def make(a: 'a number', b: int | 'Foo', c: list[3]): ...")
+    assert parameters("lab.things.make") == ({"a": Any, "b": Any, "c": list[3]}, False)
+
+
+def test_a_file_that_is_no_python_is_named_with_its_line(package):
+    package("things.py", "class Here\n")
+    with pytest.raises(InputError, match=r"things\.py, line 2: expected ':'"):
+        parameters("lab.things.Here")
 
 
 def test_reexports_are_followed(package):

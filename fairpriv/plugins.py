@@ -1,0 +1,65 @@
+"""Where users' own configs and classes come from: a ``--config-dir`` folder, and installed packages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from fairpriv.errors import InputError
+from fairpriv.schema import forget_sources
+
+ENTRY_POINTS = "fairpriv.plugins"  # each names a package with a folder conf
+
+
+@cache
+def plugin_folders() -> tuple[Path, ...]:
+    """Find the ``conf`` folders of installed plug-ins; none of them is imported.
+
+    Raises:
+        InputError: a plug-in has no such folder.
+    """
+    folders = []
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.value):
+        top, *rest = entry.module.split(".")
+        spec = find_spec(top)
+        places = [Path(place, *rest, "conf") for place in (spec and spec.submodule_search_locations) or ()]
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            raise InputError(
+                f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS}: there is no package {entry.module} "
+                f"with a folder conf: mend or uninstall {entry.dist.name if entry.dist else 'it'}"
+            )
+        folders.append(found)
+    return tuple(dict.fromkeys(folders))
+
+
+def put_on_path(folder: Path) -> None:
+    """Let ``_target_`` name the classes of a folder's Python files. What is installed goes first.
+
+    Raises:
+        InputError: a file has the name of another module, which would be imported in its place.
+    """
+    place = str(folder.resolve())
+    if place in sys.path:
+        return
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+        name = file.parent.name if file.stem == "__init__" else file.stem
+        spec = find_spec(name)
+        if spec is not None and Path(spec.origin or "").resolve() != file.resolve():
+            raise InputError(f"{file}: Python has a module {name} ({spec.origin}), which goes first: rename it")
+    sys.path.append(place)  # the end: a folder model/ beside configs hides no package of that name
+    forget_sources()
+
+
+def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:
+    """Raise `InputError` for a config of ``folders`` that has the name of another one: Hydra would take the first."""
+    first: dict[Path, Path] = {}
+    for folder in (conf, *folders):
+        for file in sorted(folder.glob("*/*.yaml")):
+            if (other := first.setdefault(file.relative_to(folder), folder)) != folder:
+                owner = "fairpriv" if other == conf else other
+                raise InputError(f"{file}: {owner} has a {file.parent.name} of that name, which goes first: rename it")
