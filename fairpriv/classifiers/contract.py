@@ -16,6 +16,7 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured, Metric
 
 
 def tuning_rows(own: Rows, other: Rows, rehearsal: float, seed: int) -> Rows:
@@ -30,6 +31,15 @@ def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
             f"{key}={rehearsal} leaves one group in every batch, so {what} is undefined: set {key} above 0, or "
             "game.alpha inside (0, 1)"
         )
+
+
+EPOCH = Metric(
+    "defense/epoch",
+    "epoch of the defence",
+    "The epoch whose weights are kept, of those that were trained.",
+    "epochs",
+    low=0.0,
+)
 
 
 @dataclass(frozen=True)
@@ -133,17 +143,18 @@ class PoolOwner:
 
 @dataclass
 class Defended:
-    """A defended model, and what the defence has to report (metric name -> value).
+    """A defended model, and what the defence has to report.
 
     Attributes:
         net: features -> logits; None where there is ``predict``.
+        measured: what the defence has to report, see :class:`~fairpriv.metrics.Metric`.
         predict: predicted labels ``[N]`` of rows, by what is more than one network: post-processed or randomised.
             It may read the rows' groups.
         rows: what it was trained or tuned on last; None: the training rows of G_b.
     """
 
     net: nn.Module | None
-    metrics: dict[str, float] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
     predict: Callable[[Rows], Tensor] | None = None
     rows: Rows | None = None
 

@@ -27,7 +27,7 @@ from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.configs import build, require
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
-from fairpriv.metrics import Measured
+from fairpriv.metrics import Measured, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
 from fairpriv.run import Stage
@@ -35,6 +35,14 @@ from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.trainer import trainer_of
 
 log = logging.getLogger(__name__)
+
+BASE_EPOCH = Metric(
+    "base/epoch",
+    "epoch of the base model",
+    "The epoch whose weights are kept, of those that were trained.",
+    "epochs",
+    low=0.0,
+)
 
 
 class DistributionInference:
@@ -118,7 +126,9 @@ class DistributionInference:
             defended = self.defense.defend(owner)
         with stage("evaluate"):
             measured = evaluate(defended, data, config["game"]["tau"])
-        result.add(data.measured | measured | Measured(owner.told | defended.metrics))
+        result.add(
+            data.measured | measured | defended.measured | Measured(owner.told, described={BASE_EPOCH.name: BASE_EPOCH})
+        )
         result.add(TRAIN_ACCURACY.of(accuracy(defended, defended.rows or owner.own_rows)))
         result.overlap = data.overlap
         if self.defense.control:
@@ -178,7 +188,7 @@ def owner_of(config: Mapping[str, Any], data: GameDataModule, logger: Logger | N
         )
         batches = ShuffledBatches(data.part("train", world), training.batch_size, seed)
         fit_once(module, batches, epochs=training.epochs, validation=data.part("validation", world))
-        told["base/epoch"] = float(module.epoch)
+        told[BASE_EPOCH.name] = float(module.epoch)
         return module.net
 
     return ClassifierOwner(data, world, seed, base, fresh, fit_once, told)
@@ -237,10 +247,7 @@ def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, at
 
 def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:
     """Add what the attacks came to; every victim's scores go into a file of their own, with what was left out."""
-    result.metrics |= played.metrics
-    result.intervals |= {name: list(ends) for name, ends in played.intervals.items()}
-    result.degenerate += played.degenerate
-    result.signed |= played.signed
+    result.add(played.measured)
     path = folder / "attacks.json"
     write_whole(path, json.dumps({"splits": played.victims, "omitted": dict(omitted)}).encode())
     result.artifacts["attacks"] = path.name

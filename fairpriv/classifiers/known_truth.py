@@ -30,9 +30,30 @@ from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.configs import build
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.metrics import SHARE, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
 from fairpriv.run import Stage
+
+OPTIMAL_ADVANTAGE = Metric(
+    "game/optimal_advantage",
+    "optimal advantage",
+    "Advantage of the best adversary there can be: 0 is guessing, 1 is certainty.",
+    SHARE,
+    low=0.0,
+    high=1.0,
+    column=63,
+)
+SHARE_OF_OPTIMUM = Metric(
+    "attack/{attack}/share_of_optimum",
+    "{attack} share of optimum",
+    "The attack's advantage over that of the best adversary there can be, where that is known in closed form.",
+    SHARE,
+    "greater",
+    low=0.0,
+    column=62,
+    magnitude=True,
+)
 
 
 class KnownTruth:
@@ -77,17 +98,17 @@ class KnownTruth:
                 for seed in seeds
             ]
             played = play_attacks(games, attacks)
-        result.metrics |= played.metrics | {"game/optimal_advantage": optimum}
-        result.intervals |= {name: list(ends) for name, ends in played.intervals.items()}
-        result.signed |= played.signed
-        if optimum > 0:
-            for attack in attacks:
-                name = f"attack/{attack.name}/share_of_optimum"
-                leakage = f"attack/{attack.name}/leakage"
-                result.metrics[name] = 2 * played.metrics[leakage] / optimum
-                result.signed[name] = [[2 * played.signed[leakage][0][0] / optimum]]
-                if leakage in played.intervals:
-                    result.intervals[name] = [2 * end / optimum for end in played.intervals[leakage]]
+        result.add(played.measured | OPTIMAL_ADVANTAGE.of(optimum))
+        for attack in attacks if optimum > 0 else ():
+            leakage = f"attack/{attack.name}/leakage"
+            ends, ((signed,),) = played.measured.intervals.get(leakage), played.measured.signed[leakage]
+            result.add(
+                SHARE_OF_OPTIMUM.named(attack=attack.name).of(
+                    2 * played.measured.metrics[leakage] / optimum,
+                    ends and (2 * ends[0] / optimum, 2 * ends[1] / optimum),
+                    signed=[[2 * signed / optimum]],
+                )
+            )
         path = folder / "attacks.json"
         write_whole(path, json.dumps({"splits": played.victims, "omitted": {}}).encode())
         result.artifacts["attacks"] = path.name

@@ -492,13 +492,13 @@ def test_an_attack_that_is_right_28_of_a_hundred_leaks():
     assert found.accuracy == 0.28
     assert found.advantage == pytest.approx(-0.44)
     assert found.leakage == pytest.approx(0.22)
-    low, high = found.intervals["attack/kl/leakage"]
+    low, high = found.measured.intervals["attack/kl/leakage"]
     assert (low, high) == pytest.approx((0.5 - found.interval[1], 0.5 - found.interval[0]))
     assert 0 < low < 0.22 < high
 
 
 def test_leakage_of_a_covered_half_begins_at_0():
-    low, high = result(11, 9).intervals["attack/kl/leakage"]
+    low, high = result(11, 9).measured.intervals["attack/kl/leakage"]
     assert low == 0
     assert high == pytest.approx(result(11, 9).interval[1] - 0.5)
 
@@ -513,11 +513,13 @@ def test_the_floor_of_leakage_is_an_exact_expectation(n):
 def test_metrics_and_intervals_bear_the_attacks_name():
     found = result(15, 5, name="loss_test")
     keys = ["accuracy", "advantage", "leakage", "leakage_floor", "auc", "auc_inverted", "p_value"]
-    assert list(found.metrics) == [f"attack/loss_test/{key}" for key in keys]
-    assert found.metrics["attack/loss_test/accuracy"] == 0.75
-    assert found.metrics["attack/loss_test/advantage"] == 0.5
-    assert found.intervals["attack/loss_test/accuracy"] == found.interval
-    assert found.intervals["attack/loss_test/advantage"] == pytest.approx([2 * end - 1 for end in found.interval])
+    assert list(found.measured.metrics) == [f"attack/loss_test/{key}" for key in keys]
+    assert found.measured.metrics["attack/loss_test/accuracy"] == 0.75
+    assert found.measured.metrics["attack/loss_test/advantage"] == 0.5
+    assert found.measured.intervals["attack/loss_test/accuracy"] == found.interval
+    assert found.measured.intervals["attack/loss_test/advantage"] == pytest.approx(
+        [2 * end - 1 for end in found.interval]
+    )
 
 
 def test_advantage_is_tpr_minus_fpr_with_balanced_bits():

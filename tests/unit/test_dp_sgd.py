@@ -273,7 +273,7 @@ def seen_by(defense: DPSGD, world: int = 0) -> tuple[dict[str, float], Rows]:
         fit(module, batches, trainer=TRAINER, **how)
 
     defended = defense.defend(ClassifierOwner(TwoWorlds(), world, seed=0, base=net, fresh=net, fit=watched))
-    return defended.metrics, fits[0]
+    return defended.measured.metrics, fits[0]
 
 
 @pytest.mark.parametrize("world", [0, 1])

@@ -92,14 +92,14 @@ def test_a_penalty_without_rehearsal_is_refused_for_pure_groups(penalty):
 
 
 def test_without_a_penalty_pure_groups_need_no_rehearsal():
-    metrics = FairFineTuning(penalty=0.0, rehearsal=0.0, **SHORT).defend(victim()).metrics
+    metrics = FairFineTuning(penalty=0.0, rehearsal=0.0, **SHORT).defend(victim()).measured.metrics
     assert set(metrics) == {"defense/lambda", "defense/epoch"}
     assert metrics["defense/lambda"] == 0.0
 
 
 def test_lambda_is_the_smallest_validation_gap_among_those_that_keep_their_accuracy():
     defended = FairFineTuning(penalty="validation", grid=[0.3, 2.0, 50.0], tolerance=0.1, **SHORT).defend(victim())
-    metrics = defended.metrics
+    metrics = defended.measured.metrics
     table = {
         penalty: [
             metrics[f"validation/lambda_{penalty:g}/{name}"] for name in ("balanced_accuracy", "equalized_odds_gap")
@@ -115,7 +115,7 @@ def test_lambda_is_the_smallest_validation_gap_among_those_that_keep_their_accur
 
 
 def test_dual_ascent_reports_the_lambda_that_it_came_to():
-    metrics = FairFineTuning(penalty="dual", epsilon=0.02, dual_rate=1.0, **SHORT).defend(victim()).metrics
+    metrics = FairFineTuning(penalty="dual", epsilon=0.02, dual_rate=1.0, **SHORT).defend(victim()).measured.metrics
     assert metrics["defense/lambda"] > 0
 
 
@@ -125,7 +125,7 @@ def test_dual_ascent_meets_its_constraint_on_validation_rows_or_says_that_it_doe
     defended = FairFineTuning(penalty="dual", epsilon=epsilon, rehearsal=1.0, dual_rate=1.0, **how).defend(victim())
     held_out = PureGroups().part("validation", 0) + PureGroups().part("validation", 1)
     gap = float(equalized_odds_gap(predict(defended.net, held_out.X), held_out.y, held_out.s))
-    assert defended.metrics["defense/constraint_met"] == float(gap <= epsilon)
+    assert defended.measured.metrics["defense/constraint_met"] == float(gap <= epsilon)
     assert (gap <= epsilon) == (epsilon > 0)
     assert ("defense/constraint_met = 0" in caplog.text) == (gap > epsilon)
 
@@ -155,8 +155,8 @@ def test_an_arm_stops_where_its_own_objective_no_longer_falls_on_validation_rows
         return float((predict(net, rows.X) == rows.y).double().mean())
 
     stopped, whole = tuned(patience=2), tuned(patience=None)
-    assert stopped.metrics["defense/epoch"] < 5
-    assert whole.metrics["defense/epoch"] == 40
+    assert stopped.measured.metrics["defense/epoch"] < 5
+    assert whole.measured.metrics["defense/epoch"] == 40
     assert accuracy(whole.net, "train") > 0.95 > 0.85 > accuracy(stopped.net, "train")
 
 
@@ -187,7 +187,9 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
         torch.arange(300),
     )
     metrics = (
-        FairFineTuning(penalty=1e-9, rehearsal=1.0, **{**SHORT, "epochs": 1, "lr": 1e-12}).defend(victim(noise)).metrics
+        FairFineTuning(penalty=1e-9, rehearsal=1.0, **{**SHORT, "epochs": 1, "lr": 1e-12})
+        .defend(victim(noise))
+        .measured.metrics
     )
     assert 0 < metrics["fairness/penalty_at_zero_gap"] < 0.1
     rows = noise.part("train", 1) + noise.part("train", 0)

@@ -30,6 +30,7 @@ from fairpriv.classifiers.nets.classifier import fit
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured
 from fairpriv.result import Result
 from fairpriv.settings import GameSettings
 from fairpriv.undefended import Undefended
@@ -72,11 +73,11 @@ def data(tmp_path):
 
 def test_a_property_that_turns_the_label_round_is_found_by_attacks_and_hidden_by_training_on_both_worlds(data):
     attacks = [LossTest(), KL()]
-    bare = play([deal(data, Undefended().defend_pool, FIT, TRAINING)], attacks, pure=True).metrics
+    bare = play([deal(data, Undefended().defend_pool, FIT, TRAINING)], attacks, pure=True).measured.metrics
     assert bare["attack/loss_test/accuracy"] == bare["attack/kl/accuracy"] == 1.0
     assert bare["privacy/victim_accuracy_gap"] < 0.2  # on both worlds' rows together the victims are alike
     union = FairFineTuning(name="scratch", start="scratch", rehearsal=1.0, penalty=0.0, epochs=3, lr=0.03)
-    hidden = play([deal(data, union.defend_pool, FIT, TRAINING)], attacks, pure=True).metrics
+    hidden = play([deal(data, union.defend_pool, FIT, TRAINING)], attacks, pure=True).measured.metrics
     assert hidden["attack/loss_test/accuracy"] < 0.9
 
 
@@ -203,10 +204,10 @@ def split(accuracy, truth) -> Split:
 
 def test_victim_gap_is_the_difference_of_the_worlds_mean_accuracies():
     played = play([split([0.8, 0.82, 0.7, 0.72], [0, 0, 1, 1])], [Guess()], pure=False)
-    assert played.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.1)
-    low, high = played.intervals["privacy/victim_accuracy_gap"]
+    assert played.measured.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.1)
+    low, high = played.measured.intervals["privacy/victim_accuracy_gap"]
     assert 0 < low < 0.1 < high
-    assert played.metrics["pool/diverged"] == 1
+    assert played.measured.metrics["pool/diverged"] == 1
     assert played.victims[0]["truth"] == [0, 0, 1, 1]
     assert len(played.victims[0]["scores"]["guess"]) == 4
 
@@ -220,7 +221,7 @@ def test_welch_interval_is_scipys():
 
 def test_repeated_splits_report_mean_and_spread():
     splits = [split([0.8] * 4, [0, 0, 1, 1]), split([0.8] * 4, [0, 1, 0, 1])]
-    metrics = play(splits, [Guess()], pure=False).metrics
+    metrics = play(splits, [Guess()], pure=False).measured.metrics
     assert metrics["attack/guess/accuracy"] == pytest.approx(0.75)
     assert metrics["attack/guess/accuracy_std"] == pytest.approx(0.3535, abs=1e-3)
     assert metrics["pool/diverged"] == 2
@@ -229,7 +230,7 @@ def test_repeated_splits_report_mean_and_spread():
 def test_victims_that_are_mostly_constant_make_the_outcome_degenerate():
     one = split([0.8] * 4, [0, 0, 1, 1])
     one.constant = torch.tensor([True, True, True, False])
-    assert play([one], [Guess()], pure=False).degenerate == [
+    assert play([one], [Guess()], pure=False).measured.degenerate == [
         "75% of the victims are constant: over 99 % of their predictions are of one class"
     ]
 
@@ -272,7 +273,7 @@ def test_a_pool_is_defended_as_each_of_its_members_would_be(data, how):
         defended = defence.defend(as_victim(owner, member))
         assert torch.allclose(pool.member(member)(rows.X), defended.net(rows.X), atol=1e-3)
         for name, values in told.items():
-            values.append(defended.metrics.get(f"defense/{name}", 1.0))
+            values.append(defended.measured.metrics.get(f"defense/{name}", 1.0))
     for name, values in pool.told.items():
         assert values == pytest.approx(told[name], abs=1e-4), name
     if how["penalty"] == "dual":
@@ -336,7 +337,7 @@ def test_attacks_on_weights_are_left_out_where_a_defence_leaves_no_single_networ
     attacks, omitted = behind_thresholds(BLACK_BOX | WHITE_BOX)._attacks()
     assert [attack.name for attack in attacks] == ["kl"]
     result = Result("id", "completed", {}, {})
-    record(result, Played({"attack/kl/accuracy": 0.5}, {}, [], []), omitted, tmp_path)
+    record(result, Played(Measured({"attack/kl/accuracy": 0.5}), []), omitted, tmp_path)
     told = json.loads((tmp_path / result.artifacts["attacks"]).read_text())["omitted"]
     assert told == {"meta_classifier": "reads the weights of one network, which threshold_optimizer does not leave"}
 

@@ -47,10 +47,13 @@ RIGHT_1 = [0.5, 0.4, 0.3, -0.35, -0.8, -0.9, -0.1, -0.2]
 def test_one_split_has_a_p_value_and_intervals_over_its_victims():
     played = play_attacks([game()], [Scores(RIGHT_5)])
     (result,) = [Scores(RIGHT_5).run(game())]
-    assert played.metrics == result.metrics
-    assert played.intervals == result.intervals
+    assert played.measured.metrics == result.measured.metrics
+    assert played.measured.intervals == result.measured.intervals
     assert played.victims[0]["p_values"] == {"given": result.p_value}
-    assert played.signed == {"attack/given/leakage": [[0.125]], "attack/given/auc": [[result.signed_auc - 0.5]]}
+    assert played.measured.signed == {
+        "attack/given/leakage": [[0.125]],
+        "attack/given/auc": [[result.signed_auc - 0.5]],
+    }
 
 
 def test_one_split_of_pure_worlds_has_neither_and_says_what_to_set(caplog):
@@ -59,25 +62,25 @@ def test_one_split_of_pure_worlds_has_neither_and_says_what_to_set(caplog):
     assert [record.message for record in caplog.records] == [
         "the worlds are pure groups, so attacks on one split have no interval: set game.repeats=5 or more for one"
     ]
-    assert played.intervals == {}
+    assert played.measured.intervals == {}
     assert "p_values" not in played.victims[0]
-    assert "attack/given/p_value" not in played.metrics
-    assert played.metrics["attack/given/leakage"] == 0.125
+    assert "attack/given/p_value" not in played.measured.metrics
+    assert played.measured.metrics["attack/given/leakage"] == 0.125
 
 
 @pytest.mark.parametrize("pure", [False, True])
 def test_several_splits_have_intervals_over_splits_and_no_p_value_of_the_cell(pure, caplog):
     played = play_attacks([game()] * 3, [Scores(RIGHT_5, RIGHT_2, RIGHT_1)], pure=pure, ratio=0.5)
-    metrics, accuracy = played.metrics, torch.tensor([5, 2, 1]).double() / 8
+    metrics, accuracy = played.measured.metrics, torch.tensor([5, 2, 1]).double() / 8
     assert not caplog.records
     assert metrics["attack/given/accuracy"] == pytest.approx(1 / 3)
     assert metrics["attack/given/advantage"] == pytest.approx(-1 / 3)
     assert metrics["attack/given/leakage"] == pytest.approx(1 / 6)
     half = stats.t.ppf(0.975, 2) * float(accuracy.std()) * math.sqrt(1 / 3 + 0.5)
     assert 1 / 3 + half > 0.5
-    assert played.intervals["attack/given/accuracy"] == pytest.approx((0, min(1 / 3 + half, 1)))
-    assert played.intervals["attack/given/leakage"] == pytest.approx((0, 0.5))
-    assert played.signed["attack/given/leakage"] == [[pytest.approx(-1 / 6)]]
+    assert played.measured.intervals["attack/given/accuracy"] == pytest.approx((0, min(1 / 3 + half, 1)))
+    assert played.measured.intervals["attack/given/leakage"] == pytest.approx((0, 0.5))
+    assert played.measured.signed["attack/given/leakage"] == [[pytest.approx(-1 / 6)]]
     assert not any("p_value" in name for name in metrics)
     assert all(("p_values" in record) != pure for record in played.victims)
 
@@ -85,23 +88,23 @@ def test_several_splits_have_intervals_over_splits_and_no_p_value_of_the_cell(pu
 def test_splits_that_err_either_way_leak_no_more_than_their_mean():
     turned = [-score for score in RIGHT_1]
     played = play_attacks([game()] * 2, [Scores(RIGHT_1, turned)])
-    assert played.metrics["attack/given/leakage"] == 0  # and not the mean of the leakages, 3/8
-    assert played.metrics["attack/given/auc"] == pytest.approx(0.5)
-    assert played.intervals["attack/given/auc"][0] == 0.5
+    assert played.measured.metrics["attack/given/leakage"] == 0  # and not the mean of the leakages, 3/8
+    assert played.measured.metrics["attack/given/auc"] == pytest.approx(0.5)
+    assert played.measured.intervals["attack/given/auc"][0] == 0.5
 
 
 def test_an_auc_below_a_half_is_folded_over_splits_and_says_so():
     played = play_attacks([game()] * 2, [Scores(RIGHT_1, RIGHT_2)])
     signed = [Scores(scores).run(game()).signed_auc for scores in (RIGHT_1, RIGHT_2)]
-    assert played.metrics["attack/given/auc"] == pytest.approx(1 - sum(signed) / 2)
-    assert played.metrics["attack/given/auc_inverted"] == 1.0
-    assert played.signed["attack/given/auc"] == [[pytest.approx(sum(signed) / 2 - 0.5)]]
+    assert played.measured.metrics["attack/given/auc"] == pytest.approx(1 - sum(signed) / 2)
+    assert played.measured.metrics["attack/given/auc_inverted"] == 1.0
+    assert played.measured.signed["attack/given/auc"] == [[pytest.approx(sum(signed) / 2 - 0.5)]]
 
 
 def test_the_floor_over_splits_is_that_of_all_victims_together():
     played = play_attacks([game()] * 3, [Scores(RIGHT_5)])
     expected = sum(math.comb(24, k) * abs(k / 24 - 0.5) for k in range(25)) / 2**24
-    assert played.metrics["attack/given/leakage_floor"] == pytest.approx(expected)
+    assert played.measured.metrics["attack/given/leakage_floor"] == pytest.approx(expected)
 
 
 def test_an_attack_that_keeps_its_own_border_is_told_of(caplog):
@@ -120,23 +123,23 @@ def test_the_victim_gap_has_a_floor_by_dealing_the_worlds_anew():
     gaps = [values[ones].mean() - values[[i for i in range(8) if i not in ones]].mean() for ones in assignments]
     floor = sum(abs(gap) for gap in gaps) / len(gaps)
     error = float(torch.stack(gaps).abs().std()) / math.sqrt(1000)
-    assert played.metrics["privacy/victim_accuracy_gap_floor"] == pytest.approx(float(floor), abs=4 * error)
-    assert played.signed["privacy/victim_accuracy_gap"] == [[pytest.approx(float(gaps[-1]))]]
-    assert played.metrics["privacy/victim_accuracy_gap"] == pytest.approx(abs(float(gaps[-1])))
+    assert played.measured.metrics["privacy/victim_accuracy_gap_floor"] == pytest.approx(float(floor), abs=4 * error)
+    assert played.measured.signed["privacy/victim_accuracy_gap"] == [[pytest.approx(float(gaps[-1]))]]
+    assert played.measured.metrics["privacy/victim_accuracy_gap"] == pytest.approx(abs(float(gaps[-1])))
 
 
 def test_the_victim_gap_over_splits_is_signed_before_it_is_folded():
     up, down = [0.6] * 4 + [0.8] * 4, [0.8] * 4 + [0.7] * 4
     played = play([split(up, ratio=0.5), split(down, ratio=0.5)], [], pure=True)
-    assert played.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.05)
+    assert played.measured.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.05)
     half = stats.t.ppf(0.975, 1) * (0.3 / math.sqrt(2)) * math.sqrt(1 / 2 + 0.5)
-    assert played.intervals["privacy/victim_accuracy_gap"] == pytest.approx((0, 0.05 + half))
+    assert played.measured.intervals["privacy/victim_accuracy_gap"] == pytest.approx((0, 0.05 + half))
 
 
 def test_accuracy_on_training_rows_is_told_where_it_is_known():
     known = split([0.8] * 8, train_accuracy=torch.full((8,), 0.95))
-    assert play([known], [], pure=False).metrics["pool/train_accuracy"] == pytest.approx(0.95)
-    assert "pool/train_accuracy" not in play([split([0.8] * 8)], [], pure=False).metrics
+    assert play([known], [], pure=False).measured.metrics["pool/train_accuracy"] == pytest.approx(0.95)
+    assert "pool/train_accuracy" not in play([split([0.8] * 8)], [], pure=False).measured.metrics
 
 
 def test_what_is_told_of_training_stands_with_the_victims():

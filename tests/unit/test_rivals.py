@@ -313,7 +313,7 @@ def test_a_mixture_of_networks_is_fairer_than_the_arm_that_it_is_made_of():
     rows = victim().tuning_rows(0.5)
     plain = ARM.defend(victim()).net
     defended = ExponentiatedGradient(estimator=ARM, max_iter=4).defend(victim())
-    assert defended.metrics["defense/networks"] > 1
+    assert defended.measured.metrics["defense/networks"] > 1
     drawn = torch.stack([defended.predict(rows) for _ in range(50)]).double().mean(0)
     assert np.ptp(rates(drawn, rows), axis=1).max() < np.ptp(rates(predict(plain, rows.X), rows), axis=1).max() - 0.1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,9 +17,58 @@ from torch import Tensor
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
+from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 FOLDS = 5  # of the shadows, when the border of an attack is set
 EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
+
+
+_TURNED = "an attack below one half is no protection; use attack/{attack}/leakage."
+_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
+ACCURACY = _share(
+    "attack/{attack}/accuracy",
+    "{attack} attack",
+    f"Share of models whose training world the attack names correctly; one half is guessing: {_TURNED}",
+)
+ADVANTAGE = Metric(
+    "attack/{attack}/advantage", "{attack} advantage", f"2 x accuracy - 1: {_TURNED}", SHARE, low=-1.0, high=1.0
+)
+LEAKAGE = Metric(
+    "attack/{attack}/leakage",
+    "{attack} leakage",
+    "How far the attack is from guessing a model's training world: the distance of its accuracy from one half, 0 to "
+    "0.5. An attack that is wrong more often than not tells as much as one that is right. Beside it stands what "
+    "nothing looks like: 'nothing', the same cells with game.alpha=0.5, where both worlds are one distribution, or "
+    "else 'floor', what guesses at random come to with as many models.",
+    SHARE,
+    "less",
+    low=0.0,
+    high=0.5,
+    column=60,
+    magnitude=True,
+    null_arm=True,
+)
+AUC = Metric(
+    "attack/{attack}/auc",
+    "{attack} AUC",
+    "Area under the ROC curve of the attack's scores, folded to at least one half; use attack/{attack}/leakage.",
+    SHARE,
+    low=0.5,
+    high=1.0,
+    magnitude=True,
+    null_arm=True,
+)
+AUC_INVERTED = Metric(
+    "attack/{attack}/auc_inverted",
+    "{attack} AUC inverted",
+    "Whether smaller scores are more like world 1.",
+    YES_OR_NO,
+    low=0.0,
+    high=1.0,
+)
+P_VALUE = _share(
+    "attack/{attack}/p_value", "{attack} p value", "Mann and Whitney's two-sided test of the attack's scores."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,17 +328,48 @@ class AttackResult:
         return float(stats.mannwhitneyu(ones, zeros, method="exact" if exact else "asymptotic").pvalue)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """``attack/<name>/`` and ``accuracy``, ``advantage``, ``leakage``, ``leakage_floor``, ``auc``, ``auc_inverted``
-        and ``p_value``.
-        """
-        keys = ("accuracy", "advantage", "leakage", "leakage_floor", "auc", "auc_inverted", "p_value")
-        return {f"attack/{self.name}/{key}": getattr(self, key) for key in keys}
+    def measured(self) -> Measured:
+        """Accuracy, advantage, leakage, AUC and the p value, with 95 % intervals of the first three."""
+        found = measures_of(self.name, self.accuracy, self.signed_auc, len(self.truth), self.interval)
+        return found | P_VALUE.named(attack=self.name).of(self.p_value)
 
-    @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the accuracy, the advantage and the leakage, by metric name."""
-        return intervals_of_accuracy(self.name, self.interval)
+
+def measures_of(
+    attack: str,
+    accuracy: float,
+    auc: float,
+    victims: int,
+    interval: tuple[float, float] | None = None,
+    auc_interval: tuple[float, float] | None = None,
+) -> Measured:
+    """Measure an attack by its accuracy and its signed AUC, of one split or as means over several.
+
+    Args:
+        attack: its name.
+        accuracy: in [0, 1].
+        auc: in [0, 1]; below one half where smaller scores are more like world 1.
+        victims: how many were guessed, by which the floor of the leakage goes.
+        interval: of the accuracy; advantage and leakage follow it.
+        auc_interval: of the signed AUC.
+    """
+
+    def folding(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        return None if ends is None else folded((ends[0] - 0.5, ends[1] - 0.5))
+
+    folded_auc = folding(auc_interval)
+    of = {"accuracy": ACCURACY, "advantage": ADVANTAGE, "leakage": LEAKAGE, "auc": AUC, "inverted": AUC_INVERTED}
+    of = {key: metric.named(attack=attack) for key, metric in of.items()}
+    return (
+        of["accuracy"].of(accuracy, interval)
+        | of["advantage"].of(2 * accuracy - 1, interval and (2 * interval[0] - 1, 2 * interval[1] - 1))
+        | of["leakage"].of(
+            abs(accuracy - 0.5), folding(interval), signed=[[accuracy - 0.5]], floor=floor_of_leakage(victims)
+        )
+        | of["auc"].of(
+            max(auc, 1 - auc), folded_auc and (0.5 + folded_auc[0], min(0.5 + folded_auc[1], 1.0)), signed=[[auc - 0.5]]
+        )
+        | of["inverted"].of(auc < 0.5)
+    )
 
 
 def floor_of_leakage(victims: int) -> float:
@@ -304,16 +385,6 @@ def folded(interval: tuple[float, float]) -> tuple[float, float]:
     """The interval of a magnitude, of that of the signed difference behind it: from 0 where this covers 0."""
     low, high = interval
     return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
-
-
-def intervals_of_accuracy(attack: str, interval: tuple[float, float]) -> dict[str, tuple[float, float]]:
-    """The interval of an attack's accuracy, and those of advantage and leakage that follow, by metric name."""
-    low, high = interval
-    return {
-        f"attack/{attack}/accuracy": (low, high),
-        f"attack/{attack}/advantage": (2 * low - 1, 2 * high - 1),
-        f"attack/{attack}/leakage": folded((low - 0.5, high - 0.5)),
-    }
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,31 +17,57 @@ from fairpriv.classifiers.attacks.attack import (
     Attack,
     AttackGame,
     AttackResult,
-    floor_of_leakage,
     folded,
     guess,
-    intervals_of_accuracy,
+    measures_of,
     spread,
 )
+from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
 
-Signed = dict[str, list[list[float]]]  # metric -> rows of signed differences whose magnitude it is
+ACCURACY_STD = Metric("attack/{attack}/accuracy_std", "{attack} accuracy, standard deviation over splits", low=0.0)
+AUC_STD = Metric("attack/{attack}/auc_std", "{attack} AUC, standard deviation over splits", low=0.0)
+VICTIM_ACCURACY_GAP = Metric(
+    "privacy/victim_accuracy_gap",
+    "victims' accuracy gap",
+    "Difference in mean accuracy on the same rows between victims of world 0 and of world 1 (our reading c).",
+    SHARE,
+    "less",
+    low=0.0,
+    high=1.0,
+    magnitude=True,
+)
+_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
+POOL_ACCURACY = _share("pool/accuracy", "victims' accuracy", "Mean over victims, on all test rows.", better="greater")
+POOL_TRAIN_ACCURACY = _share(
+    "pool/train_accuracy", "victims' training accuracy", "Mean over victims, each on its own training rows."
+)
+POOL_GAP = _share(
+    "pool/equalized_odds_gap",
+    "victims' equalized-odds gap",
+    "Mean over victims, on all test rows.",
+    better="less",
+    magnitude=True,
+)
+POOL_CONSTANT = _share(
+    "pool/constant", "constant victims", "Share of victims over 99 % of whose predictions are of one class."
+)
+POOL_DIVERGED = Metric(
+    "pool/diverged", "diverged models", "Victims and shadows that are left out.", "models", "less", low=0.0
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Played:
-    """What the attacks of one cell came to.
+    """What the attacks of one cell have measured.
 
     ``victims`` holds, per repeated split, the truth, every attack's scores, victim by victim, and what is told of the
-    split alone. ``signed`` has the signed differences of those metrics that are magnitudes.
+    split alone.
     """
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    degenerate: list[str]
+    measured: Measured
     victims: list[dict[str, Any]]
-    signed: Signed = field(default_factory=dict)
 
 
 @dataclass
@@ -77,31 +104,24 @@ def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> P
     played = play_attacks([split.game for split in splits], attacks, pure=pure, ratio=ratio)
     for record, split in zip(played.victims, splits, strict=True):
         record["training"] = split.told
-    metrics = played.metrics
     gaps = [_gap(split.accuracy.double(), split.game.truth) for split in splits]
-    name = "privacy/victim_accuracy_gap"
-    difference = math.fsum(gaps) / len(gaps)
-    metrics[name] = abs(difference)
-    metrics[f"{name}_floor"] = _gap_floor(splits)
-    played.signed[name] = [[difference]]
+    difference, interval = math.fsum(gaps) / len(gaps), None
     if len(splits) > 1:
-        played.intervals[name] = folded(spread(gaps, ratio=ratio).interval)
+        interval = folded(spread(gaps, ratio=ratio).interval)
     elif not pure:
         accuracy, truth = splits[0].accuracy.double(), splits[0].game.truth
-        played.intervals[name] = folded(welch_interval(accuracy[truth == 0], accuracy[truth == 1]))
-    constant = float(torch.cat([split.constant for split in splits]).double().mean())
-    metrics["pool/accuracy"] = float(torch.cat([split.accuracy for split in splits]).double().mean())
-    trained = [split.train_accuracy for split in splits if split.train_accuracy is not None]
-    if trained:
-        metrics["pool/train_accuracy"] = float(torch.cat(trained).double().mean())
-    metrics["pool/equalized_odds_gap"] = float(torch.cat([split.gap for split in splits]).mean())
-    metrics["pool/constant"] = constant
-    metrics["pool/diverged"] = float(sum(split.diverged for split in splits))
+        interval = folded(welch_interval(accuracy[truth == 0], accuracy[truth == 1]))
+    gap = VICTIM_ACCURACY_GAP.of(abs(difference), interval, signed=[[difference]], floor=_gap_floor(splits))
+    measured = played.measured | gap | POOL_ACCURACY.of(_mean_of(split.accuracy.double() for split in splits))
+    if trained := [split.train_accuracy.double() for split in splits if split.train_accuracy is not None]:
+        measured |= POOL_TRAIN_ACCURACY.of(_mean_of(trained))
+    constant = _mean_of(split.constant.double() for split in splits)
+    measured |= POOL_GAP.of(_mean_of(split.gap for split in splits)) | POOL_CONSTANT.of(constant)
+    measured |= POOL_DIVERGED.of(sum(split.diverged for split in splits))
     if constant > 0.5:
-        played.degenerate.append(
-            f"{constant:.0%} of the victims are constant: over 99 % of their predictions are of one class"
-        )
-    return played
+        reason = f"{constant:.0%} of the victims are constant: over 99 % of their predictions are of one class"
+        measured |= Measured(degenerate=[reason])
+    return Played(measured, played.victims)
 
 
 def play_attacks(
@@ -122,7 +142,7 @@ def play_attacks(
         ratio: by which the intervals over games are widened, as :func:`spread` says.
     """
     told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
-    played = Played({}, {}, [], told)
+    measured = Measured()
     for attack in attacks:
         results = [guess(attack, game) for game in games]
         if not all(result.calibrated for result in results):
@@ -130,56 +150,35 @@ def play_attacks(
                 "attack %s is not calibrated: it keeps the border of its source; set game.shadows to 3 or more",
                 attack.name,
             )
-        for record, result in zip(played.victims, results, strict=True):
+        for record, result in zip(told, results, strict=True):
             record["scores"][attack.name] = result.scores.tolist()
             if not pure:
                 record.setdefault("p_values", {})[attack.name] = result.p_value
-        metrics, intervals = _outcome(results, pure=pure, ratio=ratio)
-        played.metrics |= metrics
-        played.intervals |= intervals
-        accuracy, auc = (_mean([getattr(result, key) for result in results]) for key in ("accuracy", "signed_auc"))
-        played.signed[f"attack/{attack.name}/leakage"] = [[accuracy - 0.5]]
-        played.signed[f"attack/{attack.name}/auc"] = [[auc - 0.5]]
+        measured |= _outcome(results, pure=pure, ratio=ratio)
     if pure and len(games) == 1 and attacks:
         log.warning(
             "the worlds are pure groups, so attacks on one split have no interval: set game.repeats=5 or more for one"
         )
-    return played
+    return Played(measured, told)
 
 
-def _outcome(
-    results: Sequence[AttackResult], *, pure: bool, ratio: float
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Metrics and intervals of one attack."""
+def _outcome(results: Sequence[AttackResult], *, pure: bool, ratio: float) -> Measured:
+    """Measure one attack."""
     first = results[0]
-    prefix = f"attack/{first.name}"
     if len(results) == 1:
-        metrics = first.metrics
-        if pure:
-            del metrics[f"{prefix}/p_value"]
-        return metrics, {} if pure else first.intervals
+        return measures_of(first.name, first.accuracy, first.signed_auc, len(first.truth)) if pure else first.measured
     accuracy, auc = (
         spread([getattr(result, key) for result in results], ratio=ratio) for key in ("accuracy", "signed_auc")
     )
-    metrics = {
-        "accuracy": accuracy.mean,
-        "accuracy_std": accuracy.std,
-        "advantage": 2 * accuracy.mean - 1,
-        "leakage": abs(accuracy.mean - 0.5),
-        "leakage_floor": floor_of_leakage(sum(len(result.truth) for result in results)),
-        "auc": 0.5 + abs(auc.mean - 0.5),
-        "auc_std": auc.std,
-        "auc_inverted": float(auc.mean < 0.5),
-    }
     low, high = accuracy.interval
-    intervals = intervals_of_accuracy(first.name, (max(low, 0.0), min(high, 1.0)))
-    low, high = folded((auc.interval[0] - 0.5, auc.interval[1] - 0.5))
-    intervals[f"{prefix}/auc"] = 0.5 + low, min(0.5 + high, 1.0)
-    return {f"{prefix}/{key}": value for key, value in metrics.items()}, intervals
+    victims = sum(len(result.truth) for result in results)
+    measured = measures_of(first.name, accuracy.mean, auc.mean, victims, (max(low, 0.0), min(high, 1.0)), auc.interval)
+    measured |= ACCURACY_STD.named(attack=first.name).of(accuracy.std)
+    return measured | AUC_STD.named(attack=first.name).of(auc.std)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _mean_of(parts: Iterable[Tensor]) -> float:
+    return float(torch.cat([*parts]).mean())
 
 
 def _gap(accuracy: Tensor, worlds: Tensor) -> float:

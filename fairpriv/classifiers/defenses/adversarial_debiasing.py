@@ -11,7 +11,7 @@ from fairlearn.adversarial import AdversarialFairnessClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.pool import Pool, member_seed
@@ -86,7 +86,7 @@ class AdversarialDebiasing(Defense):
         net = owner.base() if self.start == "base" else owner.fresh()
         rows = owner.tuning_rows(self.rehearsal)
         epoch = self._tune(net, rows, owner.validation, owner.seed)
-        return Defended(net, {"defense/epoch": float(epoch)}, rows=rows)
+        return Defended(net, EPOCH.of(epoch), rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Tune every member."""

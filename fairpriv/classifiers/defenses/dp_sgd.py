@@ -14,12 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.classifiers.nets.pool import Pool, Private, mask_seed, noise_seed
 from fairpriv.errors import InputError, NonFiniteLossError
+from fairpriv.metrics import Metric
+
+EPSILON = Metric(
+    "defense/epsilon", "epsilon", "Privacy budget that the training has spent, at delta.", better="less", low=0.0
+)
+DELTA = Metric("defense/delta", "delta", "Of (epsilon, delta)-differential privacy.", low=0.0, high=1.0)
+NOISE_MULTIPLIER = Metric(
+    "defense/noise_multiplier",
+    "noise multiplier",
+    "Standard deviation of the noise, in units of the clipping norm.",
+    low=0.0,
+)
 
 
 @dataclass
@@ -107,13 +119,8 @@ class DPSGD(Defense):
         held_out = owner.data.part("validation", owner.world) if own else owner.validation
         owner.fit(module, batches, epochs=self.epochs, validation=held_out)
         spent = epsilon_spent(self.accountant, self.private.noise, self.delta, *self._sampling)
-        metrics = {
-            "defense/epsilon": spent,
-            "defense/delta": self.delta,
-            "defense/noise_multiplier": self.private.noise,
-            "defense/epoch": float(module.epoch),
-        }
-        return Defended(module.net, metrics, rows=rows)
+        budget = EPSILON.of(spent) | DELTA.of(self.delta) | NOISE_MULTIPLIER.of(self.private.noise)
+        return Defended(module.net, budget | EPOCH.of(module.epoch), rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Train every member, each within the same budget."""

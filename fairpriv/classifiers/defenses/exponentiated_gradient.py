@@ -17,13 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.nets.classifier import predict
 from fairpriv.classifiers.nets.models import Models, draw
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
+from fairpriv.metrics import Metric
+
+NETWORKS = Metric("defense/networks", "networks", "How many networks the mixture draws from.", "networks", low=0.0)
+DUALITY_GAP = Metric("defense/duality_gap", "duality gap", "How far the mixture is from the saddle point.")
 
 Model = TypeVar("Model")
 Train = Callable[[Tensor, Tensor], tuple[Model, Tensor]]  # labels and weights [N] -> a model and its answers [N]
@@ -98,12 +102,8 @@ class ExponentiatedGradient(Defense):
             chance = torch.stack(ones, 1).double() @ torch.tensor([weight for _, weight in mixture]).double()
             return draw(chance, generator)
 
-        metrics = {
-            "defense/networks": float(len(mixture)),
-            "defense/duality_gap": float(fitted.best_gap_),
-            "defense/epoch": float(epochs),
-        }
-        return Defended(None, metrics, answer, rows)
+        measured = NETWORKS.of(len(mixture)) | DUALITY_GAP.of(fitted.best_gap_) | EPOCH.of(epochs)
+        return Defended(None, measured, answer, rows)
 
     def defend_pool(self, owner: PoolOwner) -> Mixtures:
         """Reduce for every member."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
@@ -23,8 +23,50 @@ from fairpriv.classifiers.nets.pool import Dual, Pool
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.functional.attacks import answers
+from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 log = logging.getLogger(__name__)
+
+LAMBDA = Metric("defense/lambda", "lambda", "Weight of the equalized-odds penalty.", low=0.0)
+CONSTRAINT_MET = Metric(
+    "defense/constraint_met",
+    "constraint met",
+    "Whether the epoch that is kept has an equalized-odds gap of at most defense.epsilon on the validation rows.",
+    YES_OR_NO,
+    low=0.0,
+    high=1.0,
+)
+VALIDATION_ACCURACY = Metric(
+    "validation/lambda_{penalty}/balanced_accuracy",
+    "balanced accuracy at lambda {penalty}",
+    "On the validation rows, by which lambda is chosen.",
+    SHARE,
+    low=0.0,
+    high=1.0,
+)
+VALIDATION_GAP = Metric(
+    "validation/lambda_{penalty}/equalized_odds_gap",
+    "equalized-odds gap at lambda {penalty}",
+    "On the validation rows, by which lambda is chosen.",
+    SHARE,
+    low=0.0,
+    high=1.0,
+    magnitude=True,
+)
+PENALTY = Metric(
+    "fairness/penalty",
+    "equalized-odds penalty",
+    "The penalty of the trained model in batches of training rows: the sum over labels of the range over groups of the "
+    "mean probability.",
+    better="less",
+    low=0.0,
+)
+PENALTY_AT_ZERO_GAP = Metric(
+    "fairness/penalty_at_zero_gap",
+    "penalty at zero gap",
+    "The same with groups permuted within labels: what small batches show where there is no gap.",
+    low=0.0,
+)
 
 
 @dataclass
@@ -92,13 +134,13 @@ class FairFineTuning(Defense):
         """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
         rows = self._two_groups(owner.tuning_rows(self.rehearsal))
         if self.penalty == "validation":
-            module, metrics = self._choose(owner, rows)
+            module, measured = self._choose(owner, rows)
         else:
             module = self.tune(owner, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
-            metrics = {"defense/lambda": module.penalty}
-        metrics["defense/epoch"] = float(module.epoch)
+            measured = LAMBDA.of(module.penalty)
+        measured |= EPOCH.of(module.epoch)
         if self.penalty == "dual":
-            metrics["defense/constraint_met"] = float(module.constraint_met)
+            measured |= CONSTRAINT_MET.of(module.constraint_met)
             if not module.constraint_met:
                 log.warning(
                     "defense.penalty=dual: no epoch has an equalized-odds gap of at most defense.epsilon=%g on the "
@@ -106,8 +148,8 @@ class FairFineTuning(Defense):
                     self.epsilon,
                 )
         if self.penalty != 0:
-            metrics |= self._bias(module.net, rows, owner.seed)
-        return Defended(module.net, metrics, rows=rows)
+            measured |= self._bias(module.net, rows, owner.seed)
+        return Defended(module.net, measured, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Train the arm for every member at once; a lambda that validation rows decide is each member's own."""
@@ -191,19 +233,21 @@ class FairFineTuning(Defense):
             refuse_one_group(rows, "defense.rehearsal", self.rehearsal, "the equalized-odds penalty")
         return rows
 
-    def _choose(self, owner: ClassifierOwner, rows: Rows) -> tuple[Classifier, dict[str, float]]:
+    def _choose(self, owner: ClassifierOwner, rows: Rows) -> tuple[Classifier, Measured]:
         held_out = owner.validation
         modules = {penalty: self.tune(owner, rows, penalty) for penalty in sorted({0.0, *self.grid})}
         preds = {penalty: predict(module.net, held_out.X) for penalty, module in modules.items()}
         chosen, table = choose(preds, held_out, self.tolerance)
-        metrics = {"defense/lambda": chosen}
+        measured = LAMBDA.of(chosen)
         for penalty, (accuracy, gap) in table.items():
-            metrics[f"validation/lambda_{penalty:g}/balanced_accuracy"] = accuracy
-            metrics[f"validation/lambda_{penalty:g}/equalized_odds_gap"] = gap
-        return modules[chosen], metrics
+            given = f"{penalty:g}"
+            measured |= VALIDATION_ACCURACY.named(penalty=given).of(accuracy) | VALIDATION_GAP.named(penalty=given).of(
+                gap
+            )
+        return modules[chosen], measured
 
     @torch.inference_mode()
-    def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> dict[str, float]:
+    def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> Measured:
         """The penalty of the trained model, and its mean when groups are permuted within labels: no gap, only noise."""
         batches = StratifiedBatches(rows, self.batch_size, draws, seed + 1)
         seen, at_zero = [], []
@@ -217,7 +261,7 @@ class FairFineTuning(Defense):
             at_zero.append(equalized_odds_penalty(probs, y, shuffled))
         penalty, zero = float(torch.stack(seen).mean()), float(torch.stack(at_zero).mean())
         log.info("penalty %.4f after training; batches of this size would show %.4f with no gap at all", penalty, zero)
-        return {"fairness/penalty": penalty, "fairness/penalty_at_zero_gap": zero}
+        return PENALTY.of(penalty) | PENALTY_AT_ZERO_GAP.of(zero)
 
 
 def choose(

@@ -80,7 +80,7 @@ class ThresholdOptimizer(Defense):
         def predict(asked: Rows) -> Tensor:
             return draw(chances(rules, scores(net, asked.X), asked.s), generator)
 
-        return Defended(None, before.metrics, predict, before.rows)
+        return Defended(None, before.measured, predict, before.rows)
 
     def defend_pool(self, owner: PoolOwner) -> Thresholded:
         """Fit every member thresholds of its own."""
