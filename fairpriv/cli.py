@@ -426,6 +426,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     if not any(args):
         raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra.plugins.sweeper import Sweeper
 
     from fairpriv.configs import (
@@ -459,6 +460,8 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
             )
     register_schema()
     Sweeper.validate_batch_is_legal = check_grid  # type: ignore[method-assign, assignment]
+    # It would compose everything once more to find the mode, which the words --run and --multirun say.
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     logging.raiseExceptions = False  # a line of --info that nobody reads is no error
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
@@ -466,6 +469,8 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         refuse_repeated_dimensions([CONF, *plugin_folders(), *folders], overrides)
         if options.multirun or is_grid(CONF, folders, overrides):
             overrides = left_to_cells(overrides)
+            if not (options.cfg or options.info or options.shell_completion):
+                flags = [*(flag for flag in flags if flag not in ("-r", "--run")), "--multirun"]
         sys.argv = ["fairpriv", *flags, *overrides]
         with shared_composition():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

@@ -174,7 +174,9 @@ def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bo
     """Whether the config itself asks for Hydra's multirun, as studies do."""
     from hydra.types import RunMode
 
-    choices = [word for word in overrides if word.startswith(("experiment=", "debug=", "hydra.mode="))]
+    if asked := [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]:
+        return asked[-1].endswith("=MULTIRUN")
+    choices = [word for word in overrides if word.startswith(("experiment=", "debug="))]
     try:
         return bool(choices) and compose(conf, folders, choices, hydra=True).hydra.mode is RunMode.MULTIRUN
     except CONFIG_ERRORS:  # to be explained when all overrides are composed

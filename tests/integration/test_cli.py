@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fairpriv.cli import CONF, sweep_override
 
@@ -156,6 +157,18 @@ def test_flags_and_overrides_go_in_any_order(fairpriv, small):
         assert "name: people" in fairpriv("--cfg", "job", *words).out
     assert "name: people" in fairpriv(*small, "-c", "job").out
     assert fairpriv(overrides[0], "-m", *overrides[1:], flag, folder, "seed=0").status == 0
+
+
+def test_a_config_is_composed_once(fairpriv, monkeypatch):
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *args, **how: composed.append(args) or compose(*args, **how)
+    )
+    for more in ([], ["experiment=quickstart", "hydra.mode=RUN"]):
+        composed.clear()
+        assert "game.alpha=2" in fairpriv("dataset=german", "game.alpha=2", *more).err
+        assert len(composed) == 1
 
 
 def test_what_hydra_answers_by_itself(fairpriv, mine, monkeypatch):
