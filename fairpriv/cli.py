@@ -336,11 +336,21 @@ def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
             raise InputError(f"{name} needs one value")
         else:
             folders = [Path(value if equals else rest.pop(0))]
-    for folder in folders:
+    return words, own_configs(folders)
+
+
+def own_configs(folders: Sequence[str | Path]) -> list[Path]:
+    """Let the Python files in folders of a user's own configs be imported; returns the folders.
+
+    Raises:
+        InputError: a folder does not exist.
+    """
+    found = [Path(folder) for folder in folders]
+    for folder in found:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder")
         put_on_path(folder)
-    return words, folders
+    return found
 
 
 def hydra_options(args: Sequence[str]) -> argparse.Namespace:

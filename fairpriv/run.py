@@ -7,16 +7,19 @@ import errno
 import functools
 import logging
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from fairpriv.api import Place, compose
 from fairpriv.configs import build, plain
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, outcome
@@ -47,14 +50,16 @@ class Cell(Protocol):
         ...
 
 
-def run(cfg: DictConfig) -> Result:
+def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -> Result:
     """Run one cell and write its ``result.json``; a cell that is finished is read, not run again.
 
     While it runs, ``lock`` in the cell's folder says which process runs it.
 
     Args:
-        cfg: the composed config (``fairpriv --cfg job`` prints one). ``cfg.retry`` says which finished cells are run
-            again: ``none``, ``failed`` (the default) or ``all``.
+        cfg: overrides as on the command line, such as ``["dataset=german", "seed=1"]``, or the config that
+            `fairpriv.compose` makes of them. ``retry`` says which finished cells are run again: ``none``, ``failed``
+            (the default) or ``all``.
+        config_dirs: folders of your own configs, for overrides.
 
     Returns:
         The result, also when the cell failed: ``status`` and ``error`` say so.
@@ -64,7 +69,7 @@ def run(cfg: DictConfig) -> Result:
             that the config names is wrong, which is recorded as a failed cell.
         HeldError: another live process runs this cell.
     """
-    config = plain(cfg)
+    config = plain(cfg if isinstance(cfg, DictConfig) else compose(cfg, config_dirs=config_dirs))
     check(config)
     prepare_root(Path(config["paths"]["root"]))
     processes = ddp.processes(config)
@@ -233,3 +238,13 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
+
+
+class _Callable(ModuleType):
+    """This module, which is also what ``fairpriv.run(...)`` calls: importing a module binds its name in the package."""
+
+    def __call__(self, cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -> Result:
+        return run(cfg, config_dirs=config_dirs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fairpriv.functional.arrays import Values, as_tensor
+
 
 class TopWeights(NamedTuple):
     """The highest scores of one weight matrix: all that need be kept of a score per weight."""
@@ -21,7 +23,7 @@ class TopWeights(NamedTuple):
     max_ratio: float  # the share of entries kept; ratios up to it can be answered
 
 
-Scores = Mapping[str, Tensor | TopWeights]  # by weight name
+Scores = Mapping[str, Values | TopWeights]  # by weight name
 
 
 def selected(numel: int, ratio: float) -> int:
@@ -42,10 +44,10 @@ def smallest_ratio(numel: int) -> float:
 
 
 def top_weights(scores: Scores, *, max_ratio: float) -> dict[str, TopWeights]:
-    """The top ``max_ratio`` of each matrix's entries; of equal scores those of lower index.
+    """Keep the top ``max_ratio`` of each matrix's entries; of equal scores those of lower index.
 
     Args:
-        scores: per weight name, any shape, no NaN; or top weights, of which the best are taken.
+        scores: per weight name, tensors or arrays of any shape, no NaN; or top weights, of which the best are taken.
         max_ratio: share of a matrix's entries, in [0, 1].
 
     Returns:
@@ -57,8 +59,9 @@ def top_weights(scores: Scores, *, max_ratio: float) -> dict[str, TopWeights]:
     Warns:
         UserWarning: the ratio selects nothing in some matrix; names the smallest that would.
     """
-    _warn_if_none({name: _numel(score) for name, score in scores.items()}, max_ratio, "max_ratio")
-    return {name: _top(name, score, max_ratio) for name, score in scores.items()}
+    given = _read(scores)
+    _warn_if_none({name: _numel(score) for name, score in given.items()}, max_ratio, "max_ratio")
+    return {name: _top(name, score, max_ratio) for name, score in given.items()}
 
 
 def coupled_weights(
@@ -70,7 +73,7 @@ def coupled_weights(
     exclude_ratio: float | None = None,
     rule: str = "intersection",
 ) -> dict[str, Tensor]:
-    """Per matrix, the entries among the top ``ratio`` of every dimension and of no excluded set.
+    """Find, per matrix, the entries among the top ``ratio`` of every dimension and of no excluded set.
 
     Source: Qian et al., ACL 2025 for ``intersection``; for ``released`` the code published with it, which computes
     another set: each dimension's top indices are sorted, each position is marked where its index is in no excluded
@@ -105,9 +108,10 @@ def coupled_weights(
         raise ValueError(f"dimensions {list(dimensions)} must be two or more, each once and none in {list(exclude)}")
     if missing := [name for name in (*dimensions, *exclude) if name not in scores]:
         raise ValueError(f"no scores of '{missing[0]}': there are {', '.join(scores)}; exclude=() leaves out nothing")
-    sizes = {name: _numel(score) for name, score in scores[dimensions[0]].items()}
+    given = {name: _read(scores[name]) for name in (*dimensions, *exclude)}
+    sizes = {name: _numel(score) for name, score in given[dimensions[0]].items()}
     for dimension in (*dimensions[1:], *exclude):
-        if {name: _numel(score) for name, score in scores[dimension].items()} != sizes:
+        if {name: _numel(score) for name, score in given[dimension].items()} != sizes:
             raise ValueError(f"scores of '{dimension}' and '{dimensions[0]}' are not of the same weights")
     _warn_if_none(sizes, ratio, "ratio")
     if exclude and exclude_ratio != ratio:
@@ -115,8 +119,8 @@ def coupled_weights(
 
     coupled = {}
     for name in sizes:
-        tops = [_top(name, scores[dimension][name], ratio).indices for dimension in dimensions]
-        excluded = [_top(name, scores[other][name], exclude_ratio).indices for other in exclude]
+        tops = [_top(name, given[dimension][name], ratio).indices for dimension in dimensions]
+        excluded = [_top(name, given[other][name], exclude_ratio).indices for other in exclude]
         allowed = [~torch.isin(top, torch.cat(excluded)) if excluded else torch.ones_like(top).bool() for top in tops]
         if rule == "released":
             coupled[name] = tops[0][reduce(torch.logical_and, allowed)]
@@ -124,6 +128,10 @@ def coupled_weights(
             kept = (top[free] for top, free in zip(tops, allowed, strict=True))
             coupled[name] = reduce(lambda left, right: left[torch.isin(left, right)], kept)
     return coupled
+
+
+def _read(scores: Scores) -> dict[str, Tensor | TopWeights]:
+    return {name: score if isinstance(score, TopWeights) else as_tensor(score, name) for name, score in scores.items()}
 
 
 def _numel(score: Tensor | TopWeights) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairpriv.functional.arrays import Values, as_tensor
+
 
 def permuted_counts(counts: Tensor, *, draws: int = 500, seed: int = 0) -> Tensor:
     """Deal the predictions of each label's rows at random to these rows: what counts look like with no true gap.
@@ -45,15 +47,15 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def group_counts(
-    preds: Tensor,
-    target: Tensor,
-    groups: Tensor,
+    preds: Values,
+    target: Values,
+    groups: Values,
     *,
     labels: int | None = None,
     group_count: int | None = None,
     classes: int | None = None,
 ) -> Tensor:
-    """Rows per label, group and predicted class.
+    """Count the rows per label, group and predicted class.
 
     Args:
         preds: predicted classes, integers ``[N]``, codes 0 to C - 1.
@@ -82,9 +84,9 @@ def group_counts(
 
 
 def group_rates(
-    preds: Tensor,
-    target: Tensor,
-    groups: Tensor,
+    preds: Values,
+    target: Values,
+    groups: Values,
     *,
     labels: int | None = None,
     group_count: int | None = None,
@@ -116,7 +118,7 @@ def label_gaps(rates: Tensor) -> Tensor:
     return _spread(torch.where(present[..., None], rates, 0.0), present)
 
 
-def equalized_odds_gap(preds: Tensor, target: Tensor, groups: Tensor, *, missing: str = "raise") -> Tensor:
+def equalized_odds_gap(preds: Values, target: Values, groups: Values, *, missing: str = "raise") -> Tensor:
     """Largest violation of equalized odds (Hardt, Price and Srebro, 2016), over labels and pairs of groups.
 
     For binary predictions, the max over labels y of the range over groups g of P(pred=1 | y, g): fairlearn's
@@ -163,7 +165,7 @@ def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor, *, classe
     return (highest - rates.masked_fill(absent, torch.inf).amin(2)).amax(1)
 
 
-def equalized_odds_penalty(probs: Tensor, target: Tensor, groups: Tensor) -> Tensor:
+def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Tensor:
     """Differentiable violation of equalized odds: the sum over labels of the range over groups of the mean score.
 
     The penalty of fair fine-tuning (FFt) as this project builds it. It is biased upward in small batches: with no true
@@ -183,6 +185,7 @@ def equalized_odds_penalty(probs: Tensor, target: Tensor, groups: Tensor) -> Ten
         ValueError: unequal lengths, integer ``probs``, or floating ``target`` or ``groups``.
     """
     target, groups = _codes(target=target, groups=groups)
+    probs = as_tensor(probs, "probs")
     if not probs.is_floating_point():
         raise ValueError(f"probs holds {probs.dtype}, not probabilities")
     if probs.dim() not in (1, 2) or len(probs) != len(target):
@@ -192,17 +195,17 @@ def equalized_odds_penalty(probs: Tensor, target: Tensor, groups: Tensor) -> Ten
         probs = torch.stack((1 - probs, probs), dim=1)
     if not len(target):
         return probs.sum()
-    labels, target = torch.unique(target, return_inverse=True)
-    names, groups = torch.unique(groups, return_inverse=True)
+    labels, y = torch.unique(target, return_inverse=True)
+    names, s = torch.unique(groups, return_inverse=True)
     cells = len(labels), len(names)
-    cell = target * len(names) + groups
+    cell = y * len(names) + s
     rows = torch.bincount(cell, minlength=cells[0] * cells[1])
     sums = probs.new_zeros(len(rows), probs.shape[1]).scatter_add(0, cell[:, None].expand_as(probs), probs)
     means = sums / rows.clamp(min=1)[:, None]
     return _spread(means.view(*cells, -1), rows.view(cells) > 0).sum()
 
 
-def shift_weight(target0: Tensor, groups0: Tensor, target1: Tensor, groups1: Tensor) -> Tensor:
+def shift_weight(target0: Values, groups0: Values, target1: Values, groups1: Values) -> Tensor:
     """W = max over labels y of TV(p_0(g | y), p_1(g | y)): how far two worlds differ in their make-up of groups.
 
     Args:
@@ -236,22 +239,38 @@ def shift_weight(target0: Tensor, groups0: Tensor, target1: Tensor, groups1: Ten
     return total_variation(*rows).amax()
 
 
-def observed_counts(preds: Tensor, target: Tensor, groups: Tensor, missing: str) -> Tensor:
+def observed_counts(preds: Values, target: Values, groups: Values, missing: str) -> Tensor:
     """Rows per label, group and class that occur at all, int64 ``[Y, S, C]``; see :func:`equalized_odds_gap`."""
     if missing not in ("raise", "skip"):
         raise ValueError(f"missing={missing!r} must be 'raise' or 'skip'")
     preds, target, groups = _codes(preds=preds, target=target, groups=groups)
     _require_rows(target)
-    classes, preds = torch.unique(preds, return_inverse=True)
-    labels, target = torch.unique(target, return_inverse=True)
-    names, groups = torch.unique(groups, return_inverse=True)
-    counts = _tally(preds, target, groups, (len(labels), len(names), len(classes)))
+    classes, c = torch.unique(preds, return_inverse=True)
+    labels, y = torch.unique(target, return_inverse=True)
+    names, s = torch.unique(groups, return_inverse=True)
+    counts = _tally(c, y, s, (len(labels), len(names), len(classes)))
+    return _without_absent(counts, labels.tolist(), names.tolist(), missing)
+
+
+def occurring(counts: Tensor, missing: str) -> Tensor:
+    """Drop the labels and groups without rows from counts as of :func:`group_counts`, and treat empty cells likewise.
+
+    Raises:
+        ValueError: no rows; or, with ``missing="raise"``, a cell without rows.
+    """
+    rows = counts.sum(-1)
+    labels, names = rows.sum(1).nonzero().squeeze(1), rows.sum(0).nonzero().squeeze(1)
+    _require_rows(labels)
+    return _without_absent(counts[labels][:, names], labels.tolist(), names.tolist(), missing)
+
+
+def _without_absent(counts: Tensor, labels: list[int], names: list[int], missing: str) -> Tensor:
     absent = (counts.sum(-1) == 0).nonzero().tolist()
     if absent:
         cells = ", ".join(f"(label {labels[y]}, group {names[s]})" for y, s in absent)
         if missing == "raise":
             raise ValueError(f"no rows in {cells}; missing='skip' leaves such cells out")
-        warnings.warn(f"left out of the equalized-odds gap, having no rows: {cells}", stacklevel=3)
+        warnings.warn(f"left out of the equalized-odds gap, having no rows: {cells}", stacklevel=4)
     return counts
 
 
@@ -273,7 +292,8 @@ def shares(counts: Tensor) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
-def _codes(**columns: Tensor) -> list[Tensor]:
+def _codes(**given: Values) -> list[Tensor]:
+    columns = {name: as_tensor(column, name) for name, column in given.items()}
     for name, column in columns.items():
         if column.is_floating_point() or column.is_complex():
             raise ValueError(f"{name} holds {column.dtype}, not integer codes")

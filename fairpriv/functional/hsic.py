@@ -8,15 +8,17 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from fairpriv.functional.arrays import Values, as_tensor
 
-def hsic(x: Tensor, y: Tensor, *, kernel: str = "rbf", bandwidth: float | str = "median") -> Tensor:
-    """The unbiased estimate of the HSIC between paired rows: zero in expectation where they are independent.
+
+def hsic(x: Values, y: Values, *, kernel: str = "rbf", bandwidth: float | str = "median") -> Tensor:
+    """Estimate the HSIC between paired rows without bias: zero in expectation where they are independent.
 
     Source: Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 4. It can be negative.
     Rows must be paired, row i of ``x`` with row i of ``y``: of rows that are not it says nothing.
 
     Args:
-        x: ``[n, d]``, n >= 4.
+        x: ``[n, d]``, n >= 4; a tensor, an array or a list of rows.
         y: ``[n, k]``.
         kernel: ``rbf``, ``exp(-|a - b|^2 / (2 bandwidth^2))``, or ``linear``, ``a . b``.
         bandwidth: of the rbf kernel, for both sides; ``median``: per side, the median distance between two rows (the
@@ -34,8 +36,8 @@ def hsic(x: Tensor, y: Tensor, *, kernel: str = "rbf", bandwidth: float | str = 
 
 
 def hsic_test(
-    x: Tensor,
-    y: Tensor,
+    x: Values,
+    y: Values,
     *,
     kernel: str = "rbf",
     bandwidth: float | str = "median",
@@ -67,8 +69,8 @@ def hsic_test(
 
 
 def hsic_change(
-    before: tuple[Tensor, Tensor],
-    after: tuple[Tensor, Tensor],
+    before: tuple[Values, Values],
+    after: tuple[Values, Values],
     *,
     kernel: str = "rbf",
     bandwidth: float | str = "median",
@@ -93,10 +95,10 @@ def hsic_change(
     Raises:
         ValueError: as :func:`hsic`; fewer than five rows, or unequally many before and after.
     """
-    n = len(before[0])
-    if n < 5 or len(after[0]) != n:
-        raise ValueError(f"{n} rows before and {len(after[0])} after: there must be as many, and five at least")
     kernels = [_kernels(*pair, kernel, bandwidth) for pair in (before, after)]
+    n, later = (len(k) for k, _ in kernels)
+    if n < 5 or later != n:
+        raise ValueError(f"{n} rows before and {later} after: there must be as many, and five at least")
     then, now = (_unbiased(*pair) for pair in kernels)
     without_then, without_now = (_leaving_one_out(*pair) for pair in kernels)
     error = math.sqrt((n - 1) ** 2 / n) * float((without_now - without_then).std())
@@ -105,8 +107,9 @@ def hsic_change(
     return change, (float(change) - half, float(change) + half)
 
 
-def _kernels(x: Tensor, y: Tensor, kernel: str, bandwidth: float | str) -> tuple[Tensor, Tensor]:
+def _kernels(x: Values, y: Values, kernel: str, bandwidth: float | str) -> tuple[Tensor, Tensor]:
     """Both kernel matrices ``[n, n]``, float64, with zeros on the diagonal."""
+    x, y = as_tensor(x, "x"), as_tensor(y, "y")
     for rows in (x, y):
         if rows.dim() != 2 or not rows.shape[1]:
             raise ValueError(f"rows are {list(rows.shape)}; they must be [n, d] with d at least 1")

@@ -15,6 +15,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from fairpriv.functional.arrays import Values, as_tensor
+
 _TARGETS = {
     "mlp": re.compile(r"mlp|ffn|feed_?forward|moe|^ff$|^fc\d*$", re.IGNORECASE),
     "self_attn": re.compile(r"attn|attention", re.IGNORECASE),
@@ -22,18 +24,20 @@ _TARGETS = {
 }
 _BLOCK = re.compile(r"(.*?\.)?\d+(?=\.|$)")  # the path up to the first number: the decoder block
 
+_KEYS = ("input_ids", "labels", "attention_mask")  # of a batch
+
 Matrices = dict[str, list[nn.Linear]]  # a weight's name, and the layers that use it
 
 
 def importance_scores(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Values]],
     *,
     target: str = "mlp",
     memory_budget: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> dict[str, Tensor]:
-    """``|W| * mean_i |dL_i/dW|`` of the linear layers' weights, L_i being sample i's mean loss over its target tokens.
+    """Score weights of linear layers, ``|W| * mean_i |dL_i/dW|``, L_i being sample i's mean loss over target tokens.
 
     Source: Qian et al., ACL 2025. It does not depend on batching, padding, ``memory_budget`` or checkpointing, beyond
     floating-point noise. The model is scored in eval mode and comes back as it was. Where ``torch.distributed`` is
@@ -42,7 +46,8 @@ def importance_scores(
     Args:
         model: a causal language model that returns ``.logits``; a DistributedDataParallel wrapper is taken off.
         batches: ``{"input_ids", "labels"[, "attention_mask"]}``, each ``[B, T]``; labels -100 where no loss, shifted
-            here. Every row is a sample of its own. Padding without an attention mask must be on the right.
+            here; tensors, arrays or lists. Every row is a sample of its own. Padding without an attention mask must be
+            on the right.
         target: ``mlp``, ``self_attn`` or ``all`` linear layers of the decoder blocks, told by the module's path.
         memory_budget: bytes for the accumulators (float32, one number a weight) and one matrix's gradient. Matrices
             are then scored in groups that fit, one pass over the batches each, and the scores kept in main memory.
@@ -66,7 +71,7 @@ def importance_scores(
 
 def iter_importance_scores(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Values]],
     *,
     target: str = "mlp",
     memory_budget: int | None = None,
@@ -152,7 +157,7 @@ def _groups(matrices: Matrices, budget: int | None) -> list[Matrices]:
 
 
 def _reduced(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], matrices: Matrices, checkpointing: bool
+    model: nn.Module, batches: Iterable[Mapping[str, Values]], matrices: Matrices, checkpointing: bool
 ) -> tuple[dict[str, Tensor], int]:
     """Per matrix the sum over samples of |gradient|, and the number of samples, over all processes."""
     several = distributed.is_available() and distributed.is_initialized()
@@ -181,7 +186,7 @@ def _reduced(
 
 
 def _summed(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], matrices: Matrices, checkpointing: bool
+    model: nn.Module, batches: Iterable[Mapping[str, Values]], matrices: Matrices, checkpointing: bool
 ) -> tuple[dict[str, Tensor], int]:
     try:
         with _prepared(model, checkpointing):
@@ -212,7 +217,7 @@ class _Gradients:
         self.called: set[str] = set()
         self.in_forward = False
 
-    def add(self, batches: Iterable[Mapping[str, Tensor]]) -> int:
+    def add(self, batches: Iterable[Mapping[str, Values]]) -> int:
         """The number of samples added."""
         samples = 0
         with ExitStack() as hooks:
@@ -220,14 +225,15 @@ class _Gradients:
                 for layer in layers:
                     hooks.callback(layer.register_forward_hook(partial(self.record, name)).remove)
             for batch in batches:
-                self.add_batch(batch, samples)
-                samples += len(batch["input_ids"])
+                tensors = {name: as_tensor(batch[name], name) for name in _KEYS if batch.get(name) is not None}
+                self.add_batch(tensors, samples)
+                samples += len(tensors["input_ids"])
         if samples and (unused := [name for name in self.matrices if name not in self.called]):
             raise ValueError(f"{unused[0]}: its layer is never called in a forward pass, so it cannot be scored")
         return samples
 
     def add_batch(self, batch: Mapping[str, Tensor], before: int) -> None:
-        ids, labels = batch["input_ids"].to(self.device), batch["labels"].to(self.device)
+        ids, labels = (batch[name].to(self.device).long() for name in ("input_ids", "labels"))
         mask = batch.get("attention_mask")
         if ids.dim() != 2 or labels.shape != ids.shape or (mask is not None and mask.shape != ids.shape):
             raise ValueError(f"input_ids {list(ids.shape)}, labels and attention_mask must all be [B, T]")

@@ -197,7 +197,8 @@ def main() -> int:
     from torch import distributed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from fairpriv import processes, run
+    import fairpriv.run as cell
+    from fairpriv import processes
     from fairpriv.configs import build
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
@@ -214,10 +215,10 @@ def main() -> int:
         world_size=number,
         timeout=timedelta(days=30),  # the first rank may measure for hours; dead ranks are seen from outside
     )
-    result.device = f"{number} x {run.device_name()}"
+    result.device = f"{number} x {cell.device_name()}"
     outcome = {"result": result}
     try:
-        run.measure(config, run.cell_of(config, build(config, "dataset"), build(config, "defense")), result)
+        cell.measure(config, cell.cell_of(config, build(config, "dataset"), build(config, "defense")), result)
     except Exception as error:
         text = " ".join(str(error).split())
         found = isinstance(error, InputError)

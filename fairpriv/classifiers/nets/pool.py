@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from numpy.typing import ArrayLike
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, softplus
 from torch.nn.utils.rnn import pad_sequence
@@ -35,6 +34,7 @@ from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps, label_gaps
+from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.identity import OUTCOME_VERSION, content_hash
 from fairpriv.store import checksum, read_tensors, write_tensors
 from fairpriv.trainer import EXPECTED_WARNINGS
@@ -48,7 +48,7 @@ PoolBatch = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (N
 _BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool(Models):
     """M classifiers of one architecture, on the CPU.
 
@@ -102,6 +102,10 @@ class Pool(Models):
     def __len__(self) -> int:
         return len(self.weights[0][0])
 
+    def __repr__(self) -> str:
+        broken = f", {len(self.diverged)} diverged" if self.diverged else ""
+        return f"Pool({len(self)} members of sizes {'-'.join(map(str, self.sizes))}{broken})"
+
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Pool:
         chosen = torch.arange(len(self))[index].reshape(-1)
         return Pool(
@@ -125,15 +129,15 @@ class Pool(Models):
         return net.eval()
 
     @torch.inference_mode()
-    def predict_proba(self, X: ArrayLike | Tensor, *groups: Tensor) -> Tensor:
-        """P(y=1) of every member on the same rows, float32 ``[M, N]`` in [0, 1], for features ``[N, F]``.
+    def predict_proba(self, X: Values, *groups: Tensor) -> Tensor:
+        """Return P(y=1) of every member on the same rows, float32 ``[M, N]`` in [0, 1], for features ``[N, F]``.
 
         With C > 2 classes, the probabilities of all of them: ``[M, N, C]``.
 
         Raises:
             InputError: X is not ``[N, F]``.
         """
-        X = _tensor(X).float()
+        X = as_tensor(X, "X").detach().cpu().float()
         if X.dim() != 2 or X.shape[1] != self.sizes[0]:
             raise InputError(f"X is {list(X.shape)}; these members take [N, {self.sizes[0]}]")
         classes = self.sizes[-1]
@@ -860,7 +864,7 @@ def _rows(
         if len(dataset) not in (2, 3, 4) or (grouped and len(dataset) < 3):
             wanted = "(X, y, groups), since the penalty compares groups" if grouped else "(X, y) or (X, y, groups)"
             raise InputError(f"{what}[{i}] has {len(dataset)} parts; it is {wanted}")
-        X, y, *rest = map(_tensor, dataset)
+        X, y, *rest = (as_tensor(part, f"{what}[{i}]").detach().cpu() for part in dataset)
         s = rest[0] if rest else torch.zeros(len(X), dtype=torch.int64)
         if X.dim() != 2 or not len(X) or y.shape != (len(X),) or s.shape != y.shape:
             shapes = ", ".join(str(list(part.shape)) for part in (X, y, *rest))
@@ -881,10 +885,6 @@ def _rows(
     codes = torch.cat([rows.s for rows in members]).unique()
     members = [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
     return members, weights if any(len(dataset) == 4 for dataset in datasets) else None
-
-
-def _tensor(values: Any) -> Tensor:
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
 
 
 def _key(
