@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
+from fairpriv import validation
 from fairpriv.cli import CONF, sweep_override
 
 RESULT = {
@@ -218,6 +219,14 @@ def test_a_config_of_our_name_in_the_users_folder_is_refused_since_ours_goes_fir
         )
 
 
+@pytest.fixture
+def own_configs(monkeypatch):
+    """``validate`` checks the user's configs and two of ours: all of ours take long, and have their own test."""
+    ours = validation.groups
+    two = {"defense": {name: CONF / "defense" / f"{name}.yaml" for name in ("none", "fine_tune")}}
+    monkeypatch.setattr(validation, "groups", lambda folders: two | ours([f for f in folders if f != CONF]))
+
+
 # A file of the user's own, and what is said of it.
 FILES = {
     ("dataset", "defaults: [csv]\ntargt: x\n"): ["unknown key dataset.targt", "did you mean 'dataset.target'?"],
@@ -237,7 +246,7 @@ FILES = {
 }
 
 
-def test_mistakes_in_files_are_named(fairpriv, tmp_path):
+def test_mistakes_in_files_are_named(fairpriv, own_configs, tmp_path):
     for number, (group, text) in enumerate(FILES):
         (tmp_path / "mine" / group).mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / group / f"bad{number}.yaml").write_text(text)
@@ -252,7 +261,7 @@ def test_mistakes_in_files_are_named(fairpriv, tmp_path):
             assert answer.removeprefix(f"{group}/bad{number}: ") in line
 
 
-def test_validate_checks_the_grid_of_an_experiment(fairpriv, tmp_path):
+def test_validate_checks_the_grid_of_an_experiment(fairpriv, own_configs, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     head = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      "
     (tmp_path / "mine" / "experiment" / "key.yaml").write_text(head + "sede: 0,1\n")
