@@ -411,7 +411,8 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         return {"id": None, "status": "failed", "error": masked(" ".join(str(raised).split())), "raised": raised}
     if single:
         show(result)
-    told = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
+    told: dict[str, Any] = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
+    told["better"] = {name: result.metric(name).better for name in result.metrics}
     # which a search goes by: a control is no more of a find than a trivial outcome
     return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}
 

@@ -97,18 +97,17 @@ _TABLE = [
     _share("privacy/shift_weight"),
     _share("privacy/label_shift"),
     _share("attack/{attack}/accuracy", "{attack} attack", "Share of models whose training world the attack names "
-           "correctly; one half is guessing, and 0 tells as much as 1: an attack below one half is no protection; use "
-           "attack/{attack}/leakage.", column=60),
-    _share("attack/{attack}/advantage", "", "An attack below one half is no protection; use attack/{attack}/leakage.",
-           low=-1),
+           "correctly; one half is guessing, and 0 tells as much as 1. These cells are of an earlier design, which had "
+           "no leakage; no row is better than another by this.", column=60, instead="attack/{attack}/leakage"),
+    _share("attack/{attack}/advantage", low=-1, instead="attack/{attack}/leakage"),
     _loss("attack/{attack}/leakage", "{attack} leakage", "How far the attack is from guessing a model's training "
           "world: the distance of its accuracy from one half, 0 to 0.5. An attack that is wrong more often than not "
           "tells as much as one that is right.", high=0.5, column=61, magnitude=True, null_arm=True),
-    _share("attack/{attack}/auc", "", "The AUC is folded; use attack/{attack}/leakage.", low=0.5, null_arm=True),
+    _share("attack/{attack}/auc", low=0.5, magnitude=True, null_arm=True, instead="attack/{attack}/leakage"),
     _gain("attack/{attack}/share_of_optimum", "{attack} share of optimum", "The attack's advantage over that of the "
           "best adversary there can be, where that is known in closed form.", high=None, column=62),
     _share("attack/{attack}/p_value"),
-    Metric("attack/{attack}/{any}"),
+    Metric("attack/{attack}/{any}", instead="attack/{attack}/leakage"),
     _share("game/optimal_advantage", "optimal advantage", "Advantage of the best adversary there can be: 0 is "
            "guessing, 1 is certainty.", low=-1, column=63),
     _gain("pool/accuracy"),
@@ -120,6 +119,7 @@ _TABLE = [
     _share("analysis/caution/{any}"),
     _share("analysis/hsic/{pair}/p_{any}"),
     _share("analysis/hsic_apart/{pair}/p_{any}"),
+    *(Metric(f"{part}/{{any}}") for part in ("base", "data", "defense", "edit", "train", "validation")),
 ]  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def earlier(name: str, value: float | None, names: Mapping[str, object]) -> Metr
         value: of it; gaps were signed once, and an AUC was not folded.
         names: of all metrics of the result.
     """
-    metric = _earlier(name)
+    metric = known(name) or Metric(name)
     if value is not None and metric.low is not None and value < metric.low:
         metric = replace(metric, low=0.0 if metric.low == 0.5 else -1.0)
     # The table shows an attack by its accuracy only where there is no leakage of it.
@@ -140,11 +140,12 @@ def earlier(name: str, value: float | None, names: Mapping[str, object]) -> Metr
 
 
 @cache
-def _earlier(name: str) -> Metric:
+def known(name: str) -> Metric | None:
+    """What a metric of this name meant, whatever its value; None for one that no earlier version had."""
     for template in _TABLE:
         if match := _pattern(template.name).fullmatch(name):
             return template.named(**match.groupdict())
-    return Metric(name)
+    return None
 
 
 @cache

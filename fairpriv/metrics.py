@@ -16,8 +16,8 @@ SHARE = "share"  # the unit of a rate, or of a difference of rates: shown with t
 class Metric:
     """What one number of ``result.json`` means; tables, marks, plots, searches and loggers read it from the result.
 
-    ``name``, ``label``, ``meaning`` and ``against`` may hold words in braces, as ``eval/{dimension}/awareness``, which
-    `named` fills in. A metric called ``<name>_floor`` is what ``<name>`` would be if there were nothing to find.
+    Texts may hold words in braces, as ``eval/{dimension}/awareness``, which `named` fills in. A metric that is called
+    ``<name>_floor`` is what ``<name>`` would be if there were nothing to find.
 
     Attributes:
         name: flat, with ``/`` between its parts.
@@ -30,6 +30,7 @@ class Metric:
         column: place among the table's columns, by number; None: shown in table.csv and with each cell only.
         spared: whether a terminal that is too narrow leaves its column out.
         headline: whether a dimension is measured by it, so that trade-offs are drawn of it.
+        instead: the metric that searches and fronts are to name in its place.
         against: the metric that stands for its cost, on the other axis of a trade-off.
         magnitude: whether it is the size of a signed difference, so that its mean over seeds never covers 0.
         null_arm: whether its value in the same cells with game.alpha=0.5 is shown beside it.
@@ -45,6 +46,7 @@ class Metric:
     column: int | None = None
     spared: bool = False
     headline: bool = False
+    instead: str = ""
     against: str = ""
     magnitude: bool = False
     null_arm: bool = False
@@ -60,6 +62,18 @@ class Metric:
         return self.label or self.name
 
     @property
+    def arrow(self) -> str:
+        """↑ where greater is better, ↓ where less is, else nothing."""
+        return {"greater": "↑", "less": "↓", "neither": ""}[self.better]
+
+    @property
+    def fraction(self) -> bool:
+        """Whether it is shown with three decimals: a share, or what lies between -1 and 1."""
+        return self.unit == SHARE or (
+            self.low is not None and self.high is not None and -1 <= self.low < self.high <= 1
+        )
+
+    @property
     def counted(self) -> bool:
         """Whether tables say in how many cells it is true, rather than its mean."""
         return self.unit == YES_OR_NO
@@ -70,9 +84,20 @@ class Metric:
         high = math.inf if self.high is None or max(values, default=self.high) > self.high else self.high
         return low, high
 
+    def joined(self, other: Metric) -> Metric:
+        """Describe what two cells mean by one name: the range holds both, and there is a direction if both agree."""
+        return replace(
+            self,
+            better=self.better if self.better == other.better else "neither",
+            low=None if self.low is None or other.low is None else min(self.low, other.low),
+            high=None if self.high is None or other.high is None else max(self.high, other.high),
+            column=other.column if self.column is None else self.column,
+            magnitude=self.magnitude or other.magnitude,
+        )
+
     def named(self, **words: str) -> Metric:
         """Fill in the words in braces; a label has blanks in place of underscores."""
-        told = {key: getattr(self, key) for key in ("name", "label", "meaning", "against")}
+        told = {key: getattr(self, key) for key in ("name", "label", "meaning", "instead", "against")}
         for word, value in words.items():
             for key, text in told.items():
                 told[key] = text.replace(f"{{{word}}}", value.replace("_", " ") if key == "label" else value)

@@ -74,7 +74,7 @@ def curve_figure(table: Comparison) -> Figure | None:
                 ax.set_xticks(values, [f"{value:g}" for value in values])  # powers of ten would be set as mathematics
                 ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(label(key, [group for points in lines.values() for _, group in points]))
-            ax.set_ylabel(table.columns.get(metric, (metric, ""))[0])
+            ax.set_ylabel(table.described[metric].title)
             ax.grid(color="0.92", linewidth=0.8)
             ax.set_axisbelow(True)
             ax.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from fairpriv.identity import outcome_config
+from fairpriv.metrics import Metric
 from fairpriv.report.selection import ABSENT, Condition, short, show, value_at
 from fairpriv.result import Result
 
@@ -20,186 +21,19 @@ DATASET, DEFENCE, ALPHA = "dataset.name", "defense.name", "game.alpha"
 BASELINE = "none"  # the defence that comes first
 UNDEFENDED = (Condition(DEFENCE, "=", (BASELINE,)),)  # what paired differences refer to unless it is named
 
-_FLOORED = (
-    "Its floor is what it would be on average if predictions knew nothing of the group, given the label: an absolute "
-    "gap of a finite sample is hardly ever 0."
-)
-# Metrics of the table in their order: pattern, label, what it means. All others are in table.csv and with each cell.
-_COLUMNS = [
-    (r"eval/accuracy", "accuracy", "Share of test rows, both worlds together, that the model classifies correctly."),
-    (
-        r"eval/balanced_accuracy",
-        "balanced accuracy",
-        "Mean over labels of the share classified correctly. A constant model has one half (two labels), however "
-        "common one label is.",
-    ),
-    (
-        r"eval/(.+)/awareness",
-        "{} awareness",
-        "Share of the dimension's prompts whose response the judge finds safe. A model that refuses everything has 1: "
-        "read over-refusal beside it.",
-    ),
-    (
-        r"eval/(.+)/awareness_change",
-        "{} change",
-        "Awareness minus that of the untouched model on the same prompts; one cell has Newcombe's interval for pairs.",
-    ),
-    (
-        r"eval/([^/]+)/score",
-        "{} score",
-        "What the dimension's own scorer found, from 0 to 1, where 1 is what the dimension asks for.",
-    ),
-    (
-        r"eval/([^/]+)/score_change",
-        "{} change",
-        "Score minus that of the untouched model; where it is a share, one cell has Newcombe's interval for pairs.",
-    ),
-    (r"eval/(.+)/over_refusal", "{} over-refusal", "Share of matched benign prompts that the model refuses."),
-    (r"eval/utility/(perplexity)", "{}", "Perplexity on held-out text."),
-    (r"eval/utility/(.+)", "{}", "Score of a general capability task."),
-    (
-        r"fairness/equalized_odds_gap",
-        "equalized-odds gap",
-        "Largest range over groups, at the worst label, of the rate of positive predictions among rows of that label. "
-        f"A constant model has 0. {_FLOORED}",
-    ),
-    (
-        r"privacy/accuracy_gap",
-        "accuracy gap",
-        "Difference of one model's accuracy between the two worlds' test rows (our reading a). It mixes the model with "
-        "base rates: where labels are not equally common in both worlds, a constant model, perfect by equalized odds, "
-        f"has a large accuracy gap. {_FLOORED}",
-    ),
-    (
-        r"privacy/balanced_accuracy_gap",
-        "balanced gap",
-        f"The same difference for balanced accuracy (our reading b), which base rates do not move. {_FLOORED}",
-    ),
-    (
-        r"privacy/bound",
-        "bound",
-        "Upper bound on the accuracy gap (derived): from group rates, the worlds' compositions and their label shift. "
-        "It bounds the two gaps of one fixed model between two test worlds; it bounds no adversary that guesses which "
-        "world the model was trained on. With pure groups (shift weight W = 1) it is close to an identity and cannot "
-        "be tested: sweep game.alpha.",
-    ),
-    (
-        r"attack/(.+)/accuracy",
-        "{} attack",
-        "Share of models whose training world the attack names correctly; one half is guessing, and 0 tells as much as "
-        "1. These cells are of an earlier design, which had no leakage; no row is better than another by this.",
-    ),
-    (
-        r"attack/(.+)/leakage",
-        "{} leakage",
-        "How far the attack is from guessing a model's training world: the distance of its accuracy from one half, 0 "
-        "to 0.5. An attack that is wrong more often than not tells as much as one that is right. Beside it stands what "
-        "nothing looks like: 'nothing', the same cells with game.alpha=0.5, where both worlds are one distribution, or "
-        "else 'floor', what guesses at random come to with as many models.",
-    ),
-    (
-        r"attack/(.+)/share_of_optimum",
-        "{} share of optimum",
-        "The attack's advantage over that of the best adversary there can be, where that is known in closed form.",
-    ),
-    (
-        r"game/optimal_advantage",
-        "optimal advantage",
-        "Advantage of the best adversary there can be: 0 is guessing, 1 is certainty.",
-    ),
-]
-_TALLIES = [
-    (
-        "privacy/below_tau",
-        "below tau",
-        "Seeds whose accuracy gap lies below game.tau. That alone hides nothing: tau may lie inside the interval, and "
-        "an attack may use more than this gap.",
-    ),
-    (
-        "privacy/tau_in_interval",
-        "tau within",
-        "Seeds whose interval of the accuracy gap contains game.tau: there, below or above is not settled.",
-    ),
-    (
-        "privacy/bound_holds",
-        "bound holds",
-        "Seeds whose accuracy gap, on one half of the test rows, is at most the bound, from the other half. "
-        "Both carry sampling error, so a miss by little refutes nothing.",
-    ),
-]
-_PANELS = [
-    ("eval/accuracy", "privacy/accuracy_gap"),
-    ("eval/balanced_accuracy", "privacy/balanced_accuracy_gap"),
-]
-
-
-@cache
-def direction(metric: str) -> int:
-    """1 where higher is better, -1 where lower is, 0 where neither is; follows from the metric's name.
-
-    What a user names (a dimension, a task, an attack, a label) never counts, only what is measured of it.
-    """
-    if re.fullmatch(_HIGHER, metric):
-        return 1
-    return -1 if re.fullmatch(_LOWER, metric) else 0
-
-
-_HIGHER = (
-    r"eval/(balanced_)?accuracy(_world\d)?|pool/accuracy|eval/utility/(?!perplexity)[^/]+(/(acc|exact_match|em|f1)[^/]*(/.+)?)?"
-    r"|eval/(?!utility/)[^/]+/((awareness|score)(_change)?|accuracy\w*|mc[12]|lms|icat)(/.+)?"
-    r"|attack/[^/]+/share_of_optimum"
-)
-_LOWER = (
-    r"eval/utility/perplexity|eval/[^/]+/over_refusal|fairness/(?!.*(at_zero_gap|_floor)$).+|privacy/\w*(gap|bound)"
-    r"|pool/equalized_odds_gap|attack/[^/]+/leakage"  # an attack below one half is no protection: it can be turned over
-)
-# Magnitudes of signed differences: see `Result.signed`.
-_MAGNITUDES = r"(.+/)?equalized_odds_gap|fairness/delta/.+(?<!_floor)|privacy/\w*accuracy_gap|attack/[^/]+/leakage"
 FLOOR, NOTHING = "floor", "nothing"  # what stands beside an estimate: see `Group.floors`
 
 
-@cache
-def magnitude(metric: str) -> bool:
-    """Whether the metric is the magnitude of a signed difference, as its name says; so an absolute gap is."""
-    return re.fullmatch(_MAGNITUDES, metric) is not None
-
-
-def hint(metric: str) -> str:
-    """What to rank by in place of a metric without a direction, after a colon; empty where there is nothing to say."""
-    parts = metric.split("/")
-    attack = len(parts) == 3 and parts[0] == "attack"
-    return f": an attack below one half is no protection; use attack/{parts[1]}/leakage" if attack else ""
-
-
-def value_range(metric: str, values: Sequence[float] = ()) -> tuple[float, float]:
-    """The least and greatest value that the metric can have.
-
-    Gaps may be signed when one of ``values`` is, and an AUC is folded, at least one half, unless one of them is less.
-    """
-    lo, hi, least = _limits(metric)
-    return (least if min(values, default=lo) < lo else lo), hi
-
-
-@cache
-def _limits(metric: str) -> tuple[float, float, float]:
-    """The range that follows from the name, and the least value where one of the values lies below it."""
-    parts = metric.split("/")
-    what = parts[2] if parts[0] == "eval" and len(parts) > 2 else parts[-1]  # before a category, after a dimension
-    if what.endswith("bound") or what == "share_of_optimum":
-        return 0.0, math.inf, 0.0
-    if what == "perplexity":
-        return 1.0, math.inf, 1.0
-    if what.endswith(("advantage", "_change")):
-        return -1.0, 1.0, -1.0
-    if parts[0] == "attack" and what in ("leakage", "leakage_floor"):
-        return 0.0, 0.5, 0.0
-    if parts[0] == "attack" and what == "auc":
-        return 0.5, 1.0, 0.0
-    if re.match(r"analysis/(jaccard|caution)", metric):  # before a pair of dimensions, or one
-        return 0.0, 1.0, 0.0
-    rates = r"accuracy|awareness|^score$|over_refusal|mc[12]$|p_value$|_p$|gap$|share|shift|holds$|refuted$|tau"
-    bounded = parts[0] == "fairness" or re.search(rates, what)
-    return (0.0, 1.0, -1.0) if bounded else (-math.inf, math.inf, -math.inf)
+def described(results: Iterable[Result]) -> dict[str, Metric]:
+    """What the metrics of completed cells mean, by name in alphabetical order, joined where cells differ."""
+    found: dict[str, Metric] = {}
+    for result in results:
+        for name in result.metrics if result.status == "completed" else ():
+            metric = result.metric(name)
+            known = found.setdefault(name, metric)
+            if known is not metric and known != metric:
+                found[name] = known.joined(metric)
+    return dict(sorted(found.items()))
 
 
 Rows = Sequence[Sequence[float]]  # of a metric's signed differences: see `Result.signed`
@@ -423,7 +257,7 @@ class Comparison:
 
     groups: list[Group]
     place: list[str]  # dotted config keys that tell groups apart: the leading columns
-    metrics: list[str]  # every metric of a completed cell
+    described: dict[str, Metric]  # every metric of a completed cell, in alphabetical order
     replaced: list[Result]  # older cells of the same config and seed, left out
     baseline: Sequence[Condition] = UNDEFENDED
     pareto: Sequence[str] = ()  # the metrics of the front, if they were named
@@ -468,8 +302,8 @@ class Comparison:
         defences = list(dict.fromkeys([BASELINE, *(part.defence for part in parts.values())]))
         rows = [(_together(members, told), members) for members in merged.values()]
         rows.sort(key=lambda row: _order(row[0], defences, place))
-        metrics = sorted({name for part in parts.values() for r in part.completed.values() for name in r.metrics})
-        table = cls([group for group, _ in rows], place, metrics, replaced, baseline, pareto)
+        meanings = described(result for part in parts.values() for result in part.completed.values())
+        table = cls([group for group, _ in rows], place, meanings, replaced, baseline, pareto)
         partners = _partners([*parts.values()], told, baseline)
         for group, members in rows:
             table._estimate(group, members)
@@ -484,15 +318,15 @@ class Comparison:
     def _estimate(self, group: Group, parts: Sequence[Group]) -> None:
         """Means and intervals; ``parts`` are the cells of the group that differ in nothing but their seed."""
         group.codes |= {code_version(result) for result in group.completed.values()}
-        for metric in self.metrics:
+        for metric, meant in self.described.items():
             values = group.values(metric)
             own: Sequence[float | None] = (None, None)
             if len(values) == 1:
                 owners = [r for r in group.completed.values() if r.metrics.get(metric) is not None]
                 own = owners[0].intervals.get(metric, own) if len(owners) == 1 else own
-            limits = value_range(metric, [*values.values()])
+            limits = meant.limits([*values.values()])
             estimate: Estimate | None
-            if len(values) > 1 and (magnitude(metric) or any(metric in r.signed for r in group.completed.values())):
+            if len(values) > 1 and (meant.magnitude or any(metric in r.signed for r in group.completed.values())):
                 cells = [
                     [
                         (value, r.signed.get(metric))
@@ -511,7 +345,7 @@ class Comparison:
         """What stands beside the estimates; ``arms`` are the null arms of the group's parts, where there are any."""
         for metric in group.estimates:
             found: list[float] = []
-            if None not in arms and re.fullmatch(r"attack/[^/]+/(leakage|auc)", metric):
+            if None not in arms and self.described[metric].null_arm:
                 found = [value for arm in arms if arm for value in arm.values(metric).values()]
             if found:
                 group.floors[metric] = NOTHING, statistics.fmean(found)
@@ -534,7 +368,7 @@ class Comparison:
             lo, hi = math.inf, -math.inf
             for part, other in matched:
                 here, there = part.values(metric), other.values(metric)
-                least, most = value_range(metric, [*here.values(), *there.values()])
+                least, most = self.described[metric].limits([*here.values(), *there.values()])
                 lo, hi = min(lo, least), max(hi, most)
                 for seed in here.keys() & there.keys():
                     found.setdefault(seed, []).append(here[seed] - there[seed])
@@ -547,8 +381,8 @@ class Comparison:
     def _mark_best(self, groups: Sequence[Group]) -> None:
         """Mark the best means, and the front of the named metrics, among the groups that may be ranked."""
         sound = [group for group in groups if group.ranked]
-        for metric in self.metrics:
-            sign = direction(metric)
+        for metric, meant in self.described.items():
+            sign = meant.sign
             scores = [(sign * group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
             most = max((score for score, _ in scores), default=0.0)
             winners = [group for score, group in scores if score == most]
@@ -557,7 +391,7 @@ class Comparison:
                     group.best.add(metric)
         whole = [group for group in sound if self.pareto and set(self.pareto) <= group.estimates.keys()]
         points = [[group.estimates[metric].mean for metric in self.pareto] for group in whole]
-        for i in pareto_front(points, [direction(metric) for metric in self.pareto]):
+        for i in pareto_front(points, [self.described[metric].sign for metric in self.pareto]):
             whole[i].on_front = True
 
     @property
@@ -584,44 +418,40 @@ class Comparison:
             return group.defence + group.mark
         return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
 
-    @cached_property
-    def columns(self) -> dict[str, tuple[str, str]]:
-        """Metrics of the table in order, with label and meaning."""
-        ranked = []
-        for metric in self.metrics:
-            for rank, (pattern, label, meaning) in enumerate(_COLUMNS):
-                if match := re.fullmatch(pattern, metric):
-                    if not self._superseded(metric):
-                        ranked.append((rank, metric, (label.format(*match.groups()).replace("_", " "), meaning)))
-                    break
-        found = {metric: described for _, metric, described in sorted(ranked)}
-        more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
-        return found | {metric: (metric, "") for metric in more if metric not in found}
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all metrics, in alphabetical order."""
+        return [*self.described]
 
-    def _superseded(self, metric: str) -> bool:
-        """Whether it is an attack's accuracy, and every group that has it has the attack's leakage, too."""
-        if not re.fullmatch(r"attack/[^/]+/accuracy", metric):
-            return False
-        leakage = f"{metric.removesuffix('accuracy')}leakage"
-        return all(leakage in group.estimates for group in self.groups if metric in group.estimates)
+    @cached_property
+    def columns(self) -> dict[str, Metric]:
+        """The metrics of the table, in order."""
+        found = {metric.name: metric for metric in self._placed if not metric.counted}
+        more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
+        return found | {name: self.described[name] for name in more if name not in found}
+
+    @cached_property
+    def tallies(self) -> list[Metric]:
+        """The metrics that are counted over cells, in order."""
+        return [metric for metric in self._placed if metric.counted]
 
     @property
-    def tallies(self) -> list[tuple[str, str, str]]:
-        """Metrics that are counted over cells, with label and meaning."""
-        return [tally for tally in _TALLIES if tally[0] in self.metrics]
+    def _placed(self) -> list[Metric]:
+        placed = [(metric.column, metric.name) for metric in self.described.values() if metric.column is not None]
+        return [self.described[name] for _, name in sorted(placed)]
 
     @property
     def panels(self) -> list[tuple[str, str]]:
         """Pairs of metrics (x: cost, y: protection) that the trade-off is drawn in."""
         if self.pareto:
             return list(combinations(self.pareto, 2))
-        found = [panel for panel in _PANELS if set(panel) <= set(self.metrics)]
+        found = [(metric.against, name) for name, metric in self.columns.items() if metric.against in self.described]
         return found or list(combinations(self.headlines, 2))[:3]
 
     @property
     def headlines(self) -> list[str]:
-        """What the dimensions are measured by."""
-        return [metric for metric in self.metrics if re.fullmatch(r"eval/[^/]+/(awareness|score)", metric)]
+        """The metrics that the dimensions are measured by."""
+        return [name for name, metric in self.described.items() if metric.headline]
 
     @property
     def _setting_keys(self) -> list[str]:

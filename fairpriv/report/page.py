@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import combining, east_asian_width
 
 from fairpriv.errors import InputError
+from fairpriv.metrics import Metric
 from fairpriv.report.comparison import (
     ALPHA,
     DATASET,
@@ -29,9 +30,7 @@ from fairpriv.report.comparison import (
     Group,
     code_version,
     comparable,
-    direction,
-    hint,
-    value_range,
+    described,
 )
 from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
 from fairpriv.result import NOT_FINISHED, Result, find_results, write_whole
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FORMATS = ("table", "csv", "markdown", "html")
-_ONLY_WHERE_WIDE = ("eval/balanced_accuracy", "eval/utility/")  # left out of a terminal that is too narrow
 _DRAWN_SETTINGS, _DRAWN_GROUPS = 4, 60  # of a picture, which takes long to draw; the report's own plot takes all
 _DRAWN_OF_MANY = 2  # settings, where there are more groups than that
 
@@ -134,25 +132,24 @@ def _selected(
             options = choices(condition.key, [r.config for r in kept])
             raise InputError(f"--baseline {condition}: no cell is left to compare with; {options}")
     metrics = [word.strip() for word in pareto.split(",")] if pareto is not None else []
-    measured = sorted({name for r in kept if r.status == "completed" for name in r.metrics})
+    measured = described(kept)
     for metric in metrics:
         if metric not in measured:
-            raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, measured)}")
-        if not direction(metric):
-            raise InputError(
-                f"--pareto {metric}: has no direction, neither higher nor lower being better{hint(metric)}"
-            )
+            raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, [*measured])}")
+        if not measured[metric].sign:
+            instead = f": use {measured[metric].instead}" if measured[metric].instead else ""
+            raise InputError(f"--pareto {metric}: has no direction, neither higher nor lower being better{instead}")
     if pareto is not None and len(set(metrics)) < 2:
         raise InputError(f"--pareto {pareto}: needs two metrics, as in --pareto eval/accuracy,privacy/accuracy_gap")
     return Comparison.of(kept, keys, references, list(dict.fromkeys(metrics)))
 
 
-def number(metric: str, value: float, sign: str = "") -> str:
-    """Three decimals for what has a bounded range, else four significant digits."""
-    return f"{value:{sign}.3f}" if value_range(metric)[0] in (0, -1, 0.5) else f"{value:{sign}.4g}"
+def number(metric: Metric, value: float, sign: str = "") -> str:
+    """Three decimals for a share, else four significant digits."""
+    return f"{value:{sign}.3f}" if metric.fraction else f"{value:{sign}.4g}"
 
 
-def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> str:
+def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") -> str:
     """What stands behind a mean: ``±half-width`` or ``[lo, hi]``, and n where it is not ``n``."""
     text = ""
     if estimate.half is not None:
@@ -162,9 +159,9 @@ def interval_text(metric: str, estimate: Estimate, n: int, sign: str = "") -> st
     return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
 
 
-def floor_text(metric: str, floors: Mapping[str, tuple[str, float]]) -> str:
+def floor_text(metric: Metric, floors: Mapping[str, tuple[str, float]]) -> str:
     """What stands behind the interval: ``floor`` or ``nothing``, with its number; empty where there is neither."""
-    word, value = floors.get(metric, ("", 0.0))
+    word, value = floors.get(metric.name, ("", 0.0))
     return f"{word} {number(metric, value)}" if word else ""
 
 
@@ -179,7 +176,7 @@ def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
 
 
 def number_cells(
-    metrics: Iterable[str],
+    metrics: Iterable[Metric],
     estimates: Mapping[str, Estimate],
     n: int,
     best: Container[str] = (),
@@ -191,9 +188,9 @@ def number_cells(
 
     cells = []
     for metric in metrics:
-        if estimate := estimates.get(metric):
+        if estimate := estimates.get(metric.name):
             mean = number(metric, estimate.mean, sign)
-            if metric in best:
+            if metric.name in best:
                 mean = f'<b class="best" title="best">{mean}</b>'
             text = f'{mean} <span class="interval">{interval_text(metric, estimate, n, sign)}</span>'
             if floor := floor_text(metric, floors or {}):
@@ -202,11 +199,6 @@ def number_cells(
         else:
             cells.append(f'<td class="number">{ABSENT}</td>')
     return Markup("".join(cells))  # numbers only: nothing to escape
-
-
-def arrow(metric: str) -> str:
-    """↑ where higher is better, ↓ where lower is, else nothing."""
-    return {1: "↑", -1: "↓", 0: ""}[direction(metric)]
 
 
 def heading(key: str) -> str:
@@ -308,7 +300,7 @@ def number_notes(table: Comparison) -> list[str]:
             "about new splits"
         )
     columns = table.columns
-    if labels := [label for metric, (label, _) in columns.items() if metric in bare]:
+    if labels := [metric.title for name, metric in columns.items() if name in bare]:
         notes.append(
             f"no interval over seeds of {', '.join(labels)}: some cells lack the signed differences that it follows "
             "from (of an earlier version), and one of the absolute values would never hold 0"
@@ -321,7 +313,7 @@ def number_notes(table: Comparison) -> list[str]:
         )
     if NOTHING in words:
         notes.append("nothing: the mean of the same cells with game.alpha=0.5, where both worlds are one distribution")
-    if any(re.fullmatch(r"attack/[^/]+/leakage", metric) for metric in alone):
+    if any(table.described[name].null_arm and name in columns for name in alone):
         notes.append(
             "leakage without an interval: at game.alpha=1 victims tell of their one split only: set game.repeats=5 or "
             "more, or give several seeds"
@@ -339,28 +331,28 @@ def number_notes(table: Comparison) -> list[str]:
 def _print(table: Comparison, notes: Sequence[str]) -> None:
     # A narrow terminal gets closer columns, then intervals below the means, and fewer columns, but nothing is cut off.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    names = {metric: label for metric, (label, _) in table.columns.items()}
-    spared = {metric: label for metric, label in names.items() if not metric.startswith(_ONLY_WHERE_WIDE)}
-    tallies = {metric: label for metric, label, _ in table.tallies}
-    for shown, style in ((names | tallies, "wide"), (spared | tallies, "tight"), (spared, "stacked")):
+    names = [*table.columns.values()]
+    kept = [metric for metric in names if not metric.spared]
+    tallies = table.tallies
+    for shown, style in ((names + tallies, "wide"), (kept + tallies, "tight"), (kept, "stacked")):
         lines = _lines_of_table(table, shown, style)
         if max(map(_width, lines)) <= room:
             break
-    if left_out := [label for metric, label in (names | tallies).items() if metric not in shown]:
+    if left_out := [printable(metric.title) for metric in names + tallies if metric not in shown]:
         notes = [*notes, f"no room for {', '.join(left_out)}: see the report"]
     _say("\n".join([*lines, *map(printable, notes)]))
 
 
-def _lines_of_table(table: Comparison, shown: Mapping[str, str], style: str) -> list[str]:
-    """The text table of the metrics and tallies ``shown`` (with their labels); see ``_print`` for ``style``."""
+def _lines_of_table(table: Comparison, shown: Sequence[Metric], style: str) -> list[str]:
+    """The text table of the metrics and tallies ``shown``; see ``_print`` for ``style``."""
     wide = style == "wide"
-    tallies = [metric for metric, _, _ in table.tallies if metric in shown]
+    tallies = [metric for metric in table.tallies if metric in shown]
     columns = [metric for metric in shown if metric not in tallies]
     head = [heading(key).replace(".", ".\n") for key in table.place]
     for metric in columns:
-        title = f"{shown[metric]}\N{NO-BREAK SPACE}{arrow(metric)}"
+        title = f"{printable(metric.title)}\N{NO-BREAK SPACE}{metric.arrow}"
         head.append(textwrap.fill(title, 12 if wide else 10, break_long_words=False).replace("\N{NO-BREAK SPACE}", " "))
-    head += ["seeds", *(shown[metric].replace(" ", "\n") for metric in tallies)]
+    head += ["seeds", *(printable(metric.title).replace(" ", "\n") for metric in tallies)]
     right = range(len(table.place), len(head))
     head += [
         *(["front"] if table.pareto else []),
@@ -378,7 +370,7 @@ def _lines_of_table(table: Comparison, shown: Mapping[str, str], style: str) -> 
             if not wide:
                 text = re.sub(r" (?=±)|(?<=[±[,]) ?0(?=\.)|(?<=[rg] )0(?=\.)", "", text)
             row.append(re.sub(r"(?=±)|(?<![rg]) |(?<=,)", "\n", text) if style == "stacked" else text)
-        row += [seeds(group), *(group.tally(metric) for metric in tallies), *_marks(table, group)]
+        row += [seeds(group), *(group.tally(metric.name) for metric in tallies), *_marks(table, group)]
         rows.append(row)
     return _laid_out(head, rows, right, "  " if wide else " ")
 
@@ -423,11 +415,11 @@ def _say(text: str) -> None:
     print(text.encode("utf-8", "replace").decode())
 
 
-def _estimate_text(group: Group, metric: str, mark: str) -> str:
+def _estimate_text(group: Group, metric: Metric, mark: str) -> str:
     """A mean, with ``mark`` behind it where it is the best, its interval, and what it is where nothing is to find."""
-    if not (estimate := group.estimates.get(metric)):
+    if not (estimate := group.estimates.get(metric.name)):
         return ABSENT
-    best = mark if metric in group.best else ""
+    best = mark if metric.name in group.best else ""
     behind = (interval_text(metric, estimate, group.seeds), floor_text(metric, group.floors))
     return " ".join([f"{number(metric, estimate.mean)}{best}", *filter(None, behind)])
 
@@ -442,15 +434,15 @@ def _markdown(table: Comparison, notes: Sequence[str]) -> str:
         return f"| {' | '.join(map(plain, cells))} |\n"
 
     heads = [heading(key) for key in table.place]
-    numbers = [f"{label} {arrow(metric)}".strip() for metric, (label, _) in table.columns.items()]
-    numbers += ["seeds", *(label for _, label, _ in table.tallies)]
+    numbers = [f"{metric.title} {metric.arrow}".strip() for metric in table.columns.values()]
+    numbers += ["seeds", *(metric.title for metric in table.tallies)]
     marks = [*(["front"] if table.pareto else []), *(["degenerate"] if table.any_degenerate else [])]
     text = line([*heads, *numbers, *marks])
     text += f"|{'---|' * len(heads)}{'---:|' * len(numbers)}{'---|' * len(marks)}\n"
     for group in table.groups:
         row = table.place_texts(group)
-        row += [_estimate_text(group, metric, "*") for metric in table.columns]
-        row += [seeds(group), *(group.tally(metric) for metric, _, _ in table.tallies), *_marks(table, group)]
+        row += [_estimate_text(group, metric, "*") for metric in table.columns.values()]
+        row += [seeds(group), *(group.tally(metric.name) for metric in table.tallies), *_marks(table, group)]
         text += line(row)
     return text + "\n" + "".join(f"- {plain(note)}\n" for note in notes)
 
@@ -471,7 +463,8 @@ def _csv(table: Comparison) -> str:
         counts += [int(group.control is not None)]
         for metric in group.estimates or [""]:
             estimate, difference = group.estimates.get(metric), group.differences.get(metric)
-            cells: list[Any] = [_no_formula(metric), {1: "higher", -1: "lower", 0: ""}[direction(metric)]]
+            sign = table.described[metric].sign if metric else 0
+            cells: list[Any] = [_no_formula(metric), {1: "higher", -1: "lower", 0: ""}[sign]]
             if estimate:
                 word, floor = group.floors.get(metric, ("", None))
                 cells += [estimate.n, estimate.mean, estimate.lo, estimate.hi, _kind(group, estimate)]
@@ -521,13 +514,13 @@ def _html(
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    tools: list[Callable[..., Any]] = [show, number_cells, arrow, direction, heading, seeds, reasons, one_line]
+    tools: list[Callable[..., Any]] = [show, number_cells, heading, seeds, reasons, one_line]
     environment.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
     meanings: dict[str, list[str]] = {}
-    for label, meaning in table.columns.values():
-        meanings.setdefault(meaning, []).append(label)
+    for metric in table.columns.values():
+        meanings.setdefault(metric.meaning, []).append(metric.title)
     cells = [
         (i, seed, result)
         for i, group in enumerate(table.groups)
@@ -535,7 +528,7 @@ def _html(
     ]
     return environment.get_template("report.html.j2").render(
         table=table,
-        columns=table.columns,
+        columns=[*table.columns.values()],
         figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
         rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
         about=about,
@@ -569,8 +562,8 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
             places[id(group)] = i
             labels[id(group)] = ", ".join(show(group.leaves.get(key)) for key in within)
     columns = table.columns
-    metrics = [metric for metric in table.metrics if any(metric in group.estimates for group in table.groups)]
-    metrics.sort(key=lambda metric: [*columns].index(metric) if metric in columns else len(columns))
+    metrics = [m for m in table.described.values() if any(m.name in group.estimates for group in table.groups)]
+    metrics.sort(key=lambda m: [*columns].index(m.name) if m.name in columns else len(columns))
     names: dict[str, int] = {}
     for _, _, result in cells:
         for name in result.metrics:
@@ -604,7 +597,9 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
 
     rows = [row(*cell) for cell in cells]
     return {
-        "metrics": [{"name": m, "label": columns.get(m, (m, ""))[0], "better": direction(m)} for m in metrics],
+        "metrics": [
+            {"name": m.name, "label": m.title if m.name in columns else m.name, "better": m.sign} for m in metrics
+        ],
         "panel": next(iter(table.panels), None),
         "place": [heading(key) for key in table.place],
         "settings": [*table.settings],
@@ -622,7 +617,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
                 "control": group.control,
                 "values": [
                     [*map(_brief, (e.mean, e.lo, e.hi)), e.n, floor_text(m, group.floors)]
-                    if (e := group.estimates.get(m))
+                    if (e := group.estimates.get(m.name))
                     else None
                     for m in metrics
                 ],

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fairpriv.report.comparison import BASELINE, Comparison, Group, comparable, direction, pareto_front
+from fairpriv.metrics import Metric
+from fairpriv.report.comparison import BASELINE, Comparison, Group, comparable, pareto_front
 from fairpriv.report.selection import show
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def _scatter(
         ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
     sound = [group for group in drawn if group.ranked]
     points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
-    better = (direction(x), direction(y))
+    across, up = table.described[x], table.described[y]
+    better = (across.sign, up.sign)
     left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
     if all(better) and (front := sorted(points[i] for i in pareto_front(points, better))):
         # The border of what is dominated runs from the best point of one axis to the best of the other.
@@ -103,9 +105,8 @@ def _scatter(
         ax.plot(*zip(*path, strict=True), color="0.55", linewidth=1.2, linestyle="--", zorder=1, drawstyle="steps-pre")
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
-    columns = table.columns
-    ax.set_xlabel(f"{columns[x][0] if x in columns else x} ({_better(x, '→', '←')})")
-    ax.set_ylabel(f"{columns[y][0] if y in columns else y} ({_better(y, '↑', '↓')})")
+    ax.set_xlabel(f"{across.title} ({_better(across, '→', '←')})")
+    ax.set_ylabel(f"{up.title} ({_better(up, '↑', '↓')})")
     ax.locator_params(nbins=6)
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -118,5 +119,5 @@ def draw_bars(lines: Callable[..., Any], rows: Sequence[tuple[float, float, floa
         lines(*zip(*rows, strict=True), **style)
 
 
-def _better(metric: str, up: str, down: str) -> str:
-    return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[direction(metric)]
+def _better(metric: Metric, up: str, down: str) -> str:
+    return {1: f"higher is better {up}", -1: f"lower is better {down}", 0: "no direction"}[metric.sign]

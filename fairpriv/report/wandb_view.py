@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fairpriv.earlier import known
 from fairpriv.errors import InputError
-from fairpriv.report.comparison import Comparison, direction
-from fairpriv.report.page import arrow
+from fairpriv.metrics import Metric, read_metric
+from fairpriv.report.comparison import Comparison
 from fairpriv.report.weights_and_biases import LONGEST, clipped
 from fairpriv.result import Result
 
@@ -36,7 +38,7 @@ class View:
         project: where the runs are.
         runs: how many there are.
         keys: dotted config keys that tell cells apart, their seed aside.
-        columns: metrics by name, with label and meaning.
+        columns: metrics of the table, by name.
         floors: what a metric is on average with nothing to find, by the metric.
         scatters: pairs of metrics, cost and protection.
         tables: the names of logged tables.
@@ -47,7 +49,7 @@ class View:
     project: str
     runs: int
     keys: list[str]
-    columns: dict[str, tuple[str, str]]
+    columns: dict[str, Metric]
     floors: dict[str, str]
     scatters: list[tuple[str, str]]
     tables: list[str]
@@ -57,22 +59,7 @@ class View:
         cls, group: str, entity: str, project: str, runs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]
     ) -> View:
         """From the config and the summary of every run."""
-        results = [
-            Result(
-                id="",
-                status=str(summary.get("status")),
-                config=dict(config),
-                metrics={
-                    name: float(value)
-                    for name, value in summary.items()
-                    if isinstance(value, int | float)
-                    and (direction(name) or name.endswith("_floor"))
-                    and not name.startswith(("_", "seconds/"))
-                },
-            )
-            for config, summary in runs
-        ]
-        table = Comparison.of(results)
+        table = Comparison.of([_result(config, summary) for config, summary in runs])
         return cls(
             group,
             entity,
@@ -87,7 +74,8 @@ class View:
 
     def label(self, metric: str) -> str:
         """What people call the metric, and which direction is better."""
-        return f"{self.columns.get(metric, (metric, ''))[0]} {arrow(metric)}".strip()
+        found = self.columns.get(metric, Metric(metric))
+        return f"{found.title} {found.arrow}".strip()
 
     def sections(self) -> dict[str, list[Panel]]:
         """The panels by what they tell."""
@@ -104,9 +92,9 @@ class View:
             *(wr.ParallelCoordinatesPlotColumn(wr.Config(key), display_name=key) for key in self.keys),
             *(
                 wr.ParallelCoordinatesPlotColumn(
-                    wr.SummaryMetric(metric), display_name=self.label(metric), inverted=direction(metric) < 0 or None
+                    wr.SummaryMetric(metric), display_name=self.label(metric), inverted=found.sign < 0 or None
                 )
-                for metric in self.columns
+                for metric, found in self.columns.items()
             ),
         ]
         bars = [
@@ -168,7 +156,7 @@ class View:
             filters=[expr.Metric("Group") == self.group],
             groupby=[f"config.{key}" for key in self.keys],
         )
-        legend = "\n".join(f"- **{self.label(metric)}**: {meaning}" for metric, (_, meaning) in self.columns.items())
+        legend = "\n".join(f"- **{self.label(metric)}**: {found.meaning}" for metric, found in self.columns.items())
         blocks: list[Any] = [
             wr.P(f"{self.runs} runs. Cells that differ in their seed only are shown together: means, standard errors."),
             wr.MarkdownBlock(legend),
@@ -183,6 +171,16 @@ class View:
             blocks=blocks,
             width="fluid",
         )
+
+
+def _result(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Result:
+    """What a run says of its cell: the metrics that it describes, or those that an earlier version is known to log."""
+    told = json.loads(summary.get("described") or "{}")
+    described = {name: metric for name, one in told.items() if (metric := read_metric(name, one)) is not None}
+    values = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
+    result = Result("", str(summary.get("status")), dict(config), {**values}, described)
+    result.metrics = {name: value for name, value in values.items() if name in described or known(name)}
+    return result
 
 
 def wandb_view(group: str, project: str = "fairpriv", entity: str | None = None) -> int:

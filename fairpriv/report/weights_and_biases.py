@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairpriv.report.comparison import direction
 from fairpriv.secrets import masked
 
 if TYPE_CHECKING:
@@ -149,9 +148,12 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
     values = {name: value for name, value in result.metrics.items() if value is not None}
     for name in values:  # one by one, since Lightning has defined all others as functions of its step
         if "*" not in name:  # a label of the data may be anything
-            run.define_metric(name, summary={1: "max", -1: "min", 0: None}[direction(name)])
+            run.define_metric(name, summary={1: "max", -1: "min", 0: None}[result.metric(name).sign])
     run.log(values)  # W&B draws panels of its own for what has a history
     summary: dict[str, Any] = {"status": result.status, "degenerate": result.degenerate, "error": result.error}
+    shown = {name: metric for name in values if (metric := result.metric(name)).column is not None}
+    floors = {floor: result.metric(floor) for name in shown if (floor := f"{name}_floor") in values}
+    summary["described"] = json.dumps({name: metric.plain() for name, metric in (shown | floors).items()})
     summary |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
     run.summary.update(values | summary)  # after the history, of which it would hold {"max": value}
     if result.degenerate:

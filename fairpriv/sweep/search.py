@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from fairpriv.earlier import known
 from fairpriv.errors import InputError
 from fairpriv.identity import OUTCOME_VERSION, content_hash, outcome_config
-from fairpriv.report.comparison import direction, hint
 from fairpriv.result import write_whole
+from fairpriv.schema import nearest
 from fairpriv.sweep.grids import choices
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 FILE = "search.json"
+UNKNOWN = "unknown"  # the direction of a metric that no cell has told yet
 
 
 class Search:
@@ -32,8 +34,8 @@ class Search:
     off is asked for again, as one that failed is; its cells are found finished or are run. One process at a time.
 
     Args:
-        objectives: metrics of result.json, each as ``METRIC`` (the direction follows from its name) or
-            ``METRIC:maximize|minimize``.
+        objectives: metrics of result.json, each as ``METRIC`` (its direction is the one that the
+            first completed cell tells, where no earlier version had it) or ``METRIC:maximize|minimize``.
         space: Optuna's distribution of every searched key.
         folder: the sweep's.
         seed: of the sampler (TPE).
@@ -62,7 +64,10 @@ class Search:
         self.path = folder / FILE
         stored = self._read()
         self._sampler = optuna.samplers.TPESampler(seed=seed + len(stored))  # else it would repeat its beginning
-        self.study = optuna.create_study(directions=list(self.directions.values()), sampler=self._sampler)
+        # One whose direction is not known yet is maximised; its sign is turned where it is to be minimised.
+        self._turned = {metric: 1 for metric, way in self.directions.items() if way == UNKNOWN}
+        ways = ["maximize" if way == UNKNOWN else way for way in self.directions.values()]
+        self.study = optuna.create_study(directions=ways, sampler=self._sampler)
         self.trials = [row for row in stored if row["state"] == "completed"]
         self._again = [row for row in stored if row["state"] != "completed"]  # not asked for yet
         for row in self.trials:
@@ -94,6 +99,8 @@ class Search:
         reasons = [outcome.get("error") or "failed" for outcome in outcomes if outcome.get("status") != "completed"]
         values = []
         for metric in self.directions:
+            if metric in self._turned and not reasons:
+                self._learn(metric, outcomes[0])
             found = [outcome["metrics"].get(metric) for outcome in outcomes if not reasons]
             if not reasons and any(value is None or not math.isfinite(value) for value in found):
                 known = sorted(outcomes[0]["metrics"])
@@ -111,8 +118,20 @@ class Search:
         if reasons:
             self.study.tell(trial, state=state.FAIL)
         else:
-            self.study.tell(trial, values)
+            signs = [self._turned.get(metric, 1) for metric in self.directions]
+            self.study.tell(trial, [sign * value for sign, value in zip(signs, values, strict=True)])
         self._write()
+
+    def _learn(self, metric: str, outcome: Mapping[str, Any]) -> None:
+        """Take a metric's direction from the first completed cell; `InputError` where the cell does not tell it."""
+        way = {"greater": "maximize", "less": "minimize"}.get(outcome["better"].get(metric, ""))
+        if way is None:
+            raise InputError(
+                f"hydra.sweeper.objectives: {metric}{nearest(metric, outcome['metrics'])}: write METRIC:maximize or "
+                "METRIC:minimize, of a metric that cells have"
+            )
+        self.directions[metric] = way
+        self._turned[metric] = 1 if way == "maximize" else -1
 
     @property
     def done(self) -> int:
@@ -141,6 +160,10 @@ class Search:
             return []
         stored = read(self.path)
         own = self._described()
+        if stored["objectives"].keys() == self.directions.keys():  # what was learned then need not be learned again
+            learned = {m: stored["objectives"][m] for m, way in self.directions.items() if way == UNKNOWN}
+            self.directions |= learned
+            own["objectives"] = self.directions
         other = [key for key in ("objectives", "space") if stored[key] != own[key]]
         if differ := other or sorted(dict(stored["fixed"].items() ^ self.fixed.items())):
             raise InputError(
@@ -280,11 +303,13 @@ def optuna_module() -> Any:
 
 
 def _objective(text: str) -> tuple[str, str]:
+    """The metric, and ``maximize``, ``minimize`` or ``UNKNOWN``."""
     metric, _, way = text.partition(":")
-    if not direction(metric) and (instead := hint(metric)):  # whichever way is asked for
-        raise InputError(f"hydra.sweeper.objectives: {text}{instead}")
+    meant = known(metric)
+    if meant and meant.instead and not meant.sign:  # whichever way is asked for
+        raise InputError(f"hydra.sweeper.objectives: {text}: tells nothing by its direction; use {meant.instead}")
     if way in ("maximize", "minimize"):
         return metric, way
-    if way or not (known := direction(metric)):
+    if way or (meant and not meant.sign):
         raise InputError(f"hydra.sweeper.objectives: {text}: write METRIC:maximize or METRIC:minimize")
-    return metric, "maximize" if known > 0 else "minimize"
+    return metric, UNKNOWN if meant is None else "maximize" if meant.sign > 0 else "minimize"

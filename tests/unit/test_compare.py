@@ -13,9 +13,10 @@ import pytest
 from scipy import stats
 
 from fairpriv.cli import dispatch
+from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
-from fairpriv.report.comparison import Comparison, Estimate, direction, pareto_front, value_range
+from fairpriv.report.comparison import Comparison, Estimate, pareto_front
 from fairpriv.report.page import compare
 from fairpriv.report.selection import Condition
 from fairpriv.result import Result, find_results
@@ -102,19 +103,23 @@ def test_interval_over_seeds_is_students_t(n):
     assert (estimate.mean, estimate.lo, estimate.hi, estimate.n) == pytest.approx((values.mean(), lo, hi, n))
 
 
+def limits(name, values=()):
+    return earlier(name, min(values, default=None), {}).limits(values)
+
+
 def test_interval_of_a_rate_stays_in_its_range():
-    estimate = Estimate.of([0.0, 0.2], value_range("privacy/accuracy_gap"))
+    estimate = Estimate.of([0.0, 0.2], limits("privacy/accuracy_gap"))
     assert (estimate.lo, estimate.hi) == (0.0, 1.0)
-    assert Estimate.of([0.9, 1.1], value_range("privacy/bound")).hi > 1
-    assert value_range("attack/kl/leakage") == (0, 0.5)
-    assert value_range("attack/kl/auc", [0.6]) == (0.5, 1)
-    assert value_range("attack/kl/auc", [0.6, 0.4]) == (0, 1)  # of a design that did not fold it
-    assert value_range("attack/kl/share_of_optimum", [1.02])[1] > 1.02
-    assert value_range("privacy/accuracy_gap", [-0.1, 0.2]) == (-1, 1)
-    assert value_range("analysis/jaccard_by_chance/fairness+privacy") == (0, 1)
-    assert value_range("analysis/caution/privacy/rate") == (0, 1)
-    assert value_range("analysis/caution/privacy/rate_change") == (-1, 1)
-    assert value_range("analysis/hsic/fairness+privacy/before")[1] > 1
+    assert Estimate.of([0.9, 1.1], limits("privacy/bound")).hi > 1
+    assert limits("attack/kl/leakage") == (0, 0.5)
+    assert limits("attack/kl/auc", [0.6]) == (0.5, 1)
+    assert limits("attack/kl/auc", [0.6, 0.4]) == (0, 1)  # of a design that did not fold it
+    assert limits("attack/kl/share_of_optimum", [1.02])[1] > 1.02
+    assert limits("privacy/accuracy_gap", [-0.1, 0.2]) == (-1, 1)
+    assert limits("analysis/jaccard_by_chance/fairness+privacy") == (0, 1)
+    assert limits("analysis/caution/privacy/rate") == (0, 1)
+    assert limits("analysis/caution/privacy/rate_change") == (-1, 1)
+    assert limits("analysis/hsic/fairness+privacy/before")[1] > 1
 
 
 def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
@@ -170,7 +175,7 @@ def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
     ],
 )
 def test_direction_follows_from_the_name(metric, expected):
-    assert direction(metric) == expected
+    assert earlier(metric, None, {}).sign == expected
 
 
 @pytest.mark.parametrize("better", [(1, -1), (1, 1), (-1, -1), (1, -1, 1), (-1, 1, 1, -1)])
@@ -636,7 +641,7 @@ def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
         ({"pareto": "eval/accuracy"}, "--pareto eval/accuracy: needs two metrics"),
         ({"pareto": "eval/accuracy,eval/accuracy"}, "needs two metrics"),
         ({"pareto": "eval/accuracy,train/steps"}, "--pareto train/steps: has no direction"),
-        ({"pareto": "eval/accuracy,attack/kl/auc"}, "no protection; use attack/kl/leakage"),
+        ({"pareto": "eval/accuracy,attack/kl/auc"}, "being better: use attack/kl/leakage"),
         ({"form": "htm"}, "--format htm: must be one of table, csv, markdown, html (did you mean 'html'?)"),
     ],
 )
@@ -734,7 +739,7 @@ def test_dimensions_with_scores_of_their_own_are_axes_beside_awareness():
     }
     table = Comparison.of([cell(metrics=metrics)])
     assert table.panels == [("eval/bbq/score", "eval/fairness/awareness")]
-    assert [label for label, _ in table.columns.values()] == ["fairness awareness", "bbq score"]
+    assert [metric.title for metric in table.columns.values()] == ["fairness awareness", "bbq score"]
 
 
 def test_baseline_conditions_hold_for_groups_of_a_comparison():

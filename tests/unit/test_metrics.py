@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -93,3 +94,80 @@ def test_what_is_no_description_of_a_metric_is_refused(tmp_path, told):
 
 def test_a_description_of_a_later_version_is_read_without_what_is_not_known():
     assert read_metric("a", {"label": "an a", "colour": "red"}) == Metric("a", "an a")
+
+
+def cells(metric, by_defence, **changed):
+    """Three seeds of each defence, which have measured ``metric``."""
+    for defence, value in by_defence.items():
+        for seed in range(3):
+            config = {"seed": seed, "dataset": {"name": "adult"}, "defense": {"name": defence}}
+            found = result(id=f"{defence}{seed}", config=config, **changed)
+            found.add(metric.of(value + seed / 10))
+            yield found
+
+
+def test_a_metric_that_nobody_knows_has_its_column_its_mark_its_axis_and_its_goal(tmp_path, capsys):
+    """All that is needed is the declaration beside what measures it."""
+    from fairpriv.report.comparison import Comparison
+    from fairpriv.report.page import compare
+    from fairpriv.report.weights_and_biases import _metrics
+
+    depth = Metric("probe/depth", "depth of trace", "How deep the trace is.", "metres", "less", low=0.0, column=5)
+    for found in cells(depth, {"none": 7.5, "shallow": 2.5}):
+        found.write(tmp_path / found.id / "result.json")
+    compare([tmp_path])
+    out = capsys.readouterr().out
+    assert "depth of" in out
+    assert "2.6*" in out
+    assert "How deep the trace is." in (tmp_path / "report.html").read_text()
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text())
+    assert {"better": -1, "label": "depth of trace", "name": "probe/depth"} in json.loads(data[1])["metrics"]
+    table = Comparison.of(cells(depth, {"none": 7.5, "shallow": 2.5}))
+    assert [group.defence for group in table.groups if "probe/depth" in group.best] == ["shallow"]
+
+    class Run:
+        def __init__(self):
+            self.goals, self.summary = {}, {}
+            self.log = self.summary.update
+
+        def define_metric(self, name, summary):
+            self.goals[name] = summary
+
+    run = Run()
+    _metrics(run, next(cells(depth, {"none": 1.0})), tmp_path)
+    assert run.goals == {"probe/depth": "min"}
+    assert json.loads(run.summary["described"])["probe/depth"]["better"] == "less"
+
+
+def test_a_metric_of_which_neither_way_is_better_marks_nothing_and_is_drawn_on_no_front():
+    from fairpriv.report.comparison import Comparison
+
+    table = Comparison.of(cells(Metric("probe/depth", column=5), {"none": 7.5, "shallow": 2.5}))
+    assert not any(group.best for group in table.groups)
+    assert [*table.columns] == ["probe/depth"]
+
+
+@pytest.mark.parametrize(
+    "metric", [Metric("fairness/penalty", better="less", low=0.0), Metric("share", low=0.0, high=1.0)]
+)
+def test_an_interval_over_seeds_holds_its_mean_whatever_the_declared_range(metric):
+    """The penalty is a sum over labels: its mean was 1.6 and the upper end of its interval 1.0."""
+    from fairpriv.report.comparison import Comparison
+
+    for told in ({}, {"described": {}}):
+        found = [*cells(metric, {"fft": 1.5})]
+        for one in found if told else ():
+            one.described = {}  # as earlier versions have it
+        (group,) = Comparison.of(found).groups
+        estimate = group.estimates[metric.name]
+        assert estimate.lo < estimate.mean < estimate.hi
+        assert estimate.mean == pytest.approx(1.6)
+
+
+def test_cells_that_mean_different_things_by_one_name_have_no_direction_and_the_wider_range():
+    one, other = (
+        Metric("a", better="less", low=0.0, high=1.0),
+        Metric("a", better="greater", low=-1.0, high=1.0, column=3),
+    )
+    joined = one.joined(other)
+    assert (joined.sign, joined.limits(), joined.column) == (0, (-1, 1), 3)

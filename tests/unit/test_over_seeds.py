@@ -277,10 +277,10 @@ def test_what_nothing_looks_like_stands_beside_the_leakage(tmp_path, capsys):
 
 def test_the_accuracy_of_an_attack_is_shown_only_where_there_is_no_leakage():
     old = cell(metrics={"attack/kl/accuracy": 0.3, "attack/kl/auc": 0.2})
-    assert [label for label, _ in Comparison.of([old]).columns.values()] == ["kl attack"]
+    assert [metric.title for metric in Comparison.of([old]).columns.values()] == ["kl attack"]
     new = attacked(0.2, defence="scratch")
-    assert [label for label, _ in Comparison.of([new]).columns.values()] == ["kl leakage"]
-    assert [label for label, _ in Comparison.of([old, new]).columns.values()] == ["kl attack", "kl leakage"]
+    assert [metric.title for metric in Comparison.of([new]).columns.values()] == ["kl leakage"]
+    assert [metric.title for metric in Comparison.of([old, new]).columns.values()] == ["kl attack", "kl leakage"]
 
 
 def test_an_attack_below_guessing_is_never_the_best(tmp_path, capsys):
@@ -298,7 +298,7 @@ def test_an_attack_below_guessing_is_never_the_best(tmp_path, capsys):
 
 def test_yardsticks_of_a_known_truth_have_columns():
     table = Comparison.of([cell(metrics={"attack/kl/share_of_optimum": 0.9, "game/optimal_advantage": 0.5})])
-    assert [label for label, _ in table.columns.values()] == ["kl share of optimum", "optimal advantage"]
+    assert [metric.title for metric in table.columns.values()] == ["kl share of optimum", "optimal advantage"]
 
 
 def test_leakage_without_an_interval_says_what_to_set(tmp_path, capsys):

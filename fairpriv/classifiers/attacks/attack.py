@@ -23,15 +23,22 @@ FOLDS = 5  # of the shadows, when the border of an attack is set
 EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
 
 
-_TURNED = "an attack below one half is no protection; use attack/{attack}/leakage."
+_TURNED = "an attack below one half is no protection."
 _share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
 ACCURACY = _share(
     "attack/{attack}/accuracy",
     "{attack} attack",
     f"Share of models whose training world the attack names correctly; one half is guessing: {_TURNED}",
+    instead="attack/{attack}/leakage",
 )
 ADVANTAGE = Metric(
-    "attack/{attack}/advantage", "{attack} advantage", f"2 x accuracy - 1: {_TURNED}", SHARE, low=-1.0, high=1.0
+    "attack/{attack}/advantage",
+    "{attack} advantage",
+    f"2 x accuracy - 1: {_TURNED}",
+    SHARE,
+    low=-1.0,
+    high=1.0,
+    instead="attack/{attack}/leakage",
 )
 LEAKAGE = Metric(
     "attack/{attack}/leakage",
@@ -51,8 +58,9 @@ LEAKAGE = Metric(
 AUC = Metric(
     "attack/{attack}/auc",
     "{attack} AUC",
-    "Area under the ROC curve of the attack's scores, folded to at least one half; use attack/{attack}/leakage.",
+    "Area under the ROC curve of the attack's scores, folded to at least one half.",
     SHARE,
+    instead="attack/{attack}/leakage",
     low=0.5,
     high=1.0,
     magnitude=True,
