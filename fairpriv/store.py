@@ -1,22 +1,128 @@
-"""Entries of the cache, each a file named by its key: what is damaged, or lies in another's place, is made again."""
+"""What is kept below ``paths.root``: results of cells, lists of sweeps, and what several cells would make alike.
+
+An entry of the cache is a file named by the hash of all that determines it; what is damaged, or lies in another's
+place, is made again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from fairpriv import processes
+from fairpriv.identity import OUTCOME_VERSION, content_hash
 from fairpriv.result import write_whole
+from fairpriv.sweep.lock import HeldError, lock
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Saved = tuple[dict[str, Tensor], Any]  # tensors by name, and plain data
+
+POLL = 0.2  # seconds between two looks at an entry that another process is making
+
+
+class Store:
+    """What is kept below a folder.
+
+    Args:
+        root: the folder; what is not there is made when it is written.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def cached(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        make: Callable[[], T],
+        *,
+        save: Callable[[T], Saved] | None = None,
+        load: Callable[[dict[str, Tensor], Any], T] | None = None,
+        together: bool = False,
+    ) -> T:
+        """Return what ``make`` makes, which is made once by whoever comes first and then read.
+
+        Meanwhile other processes that want it wait. A disk that is full, or cannot be written, costs no more than that
+        it is made again the next time.
+
+        Args:
+            kind: the folder of such entries in ``cache``.
+            key: plain data that determine it, beside the outcome version and the versions of torch and transformers.
+            make: makes it.
+            save, load: to and from tensors and plain data; None: it is plain data, kept as JSON.
+            together: all processes of a group call this, and make it together: the first one reads, writes and tells.
+                Otherwise each is for itself, and finds what the first has left.
+        """
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        name = content_hash({"outcome_version": OUTCOME_VERSION, "versions": versions, "key": key})
+        path = self.root / "cache" / kind / f"{name}.{'json' if save is None else 'safetensors'}"
+
+        def read() -> Saved | None:
+            if save is not None:
+                return read_tensors(path)
+            return None if (found := read_json(path)) is None else ({}, found)
+
+        tell = processes.told if together else _called
+        with contextlib.ExitStack() as held:
+            found = tell(lambda: _found_or_claimed(path, read, held))
+            if found is not None:
+                return load(*found) if load is not None else cast(T, found[1])
+            made = make()
+            if not (together and processes.rank()):
+                try:
+                    if save is None:
+                        write_json(path, made)
+                    else:
+                        write_tensors(path, *save(made))
+                except OSError as error:
+                    log.warning("cache: %s cannot be written (%s): it is made again", path, error.strerror)
+            return made
+
+
+def _called(call: Callable[[], T]) -> T:
+    return call()
+
+
+def _found_or_claimed(path: Path, read: Callable[[], Saved | None], held: contextlib.ExitStack) -> Saved | None:
+    """Read an entry; where there is none, take its lock, waiting for the process that makes it, and look again."""
+    before = _stamp(path)
+    if (found := read()) is not None:
+        return found
+    waited = False
+    while True:
+        try:
+            held.enter_context(lock(path.with_suffix(".lock"), path.parent.name))
+        except HeldError as error:
+            if not waited:
+                log.info("cache: %s is being made by %s", path.name, error.owner)
+            waited = True
+            time.sleep(POLL)
+        except OSError:  # it can be made without being kept
+            return None
+        else:
+            return read() if _stamp(path) != before else None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def checksum(tensors: Mapping[str, Tensor], told: Any = None) -> str:
@@ -32,7 +138,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Any = None) -
     """Write tensors and plain data, whole or not at all, with their place and a checksum."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"key": _key(path), "told": told, "checksum": checksum(kept, [_key(path), told])}
-    write_whole(path, save(kept, metadata={"entry": json.dumps(header)}))  # several would come in any order
+    write_whole(
+        path, safetensors_torch.save(kept, metadata={"entry": json.dumps(header)})
+    )  # several would come in any order
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:

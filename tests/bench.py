@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import lightning
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
+from fairpriv.store import Store
 
 
 def best(action: Callable[[], object], repeat: int = 5) -> float:
@@ -44,10 +44,10 @@ def bench_fit() -> None:
     )
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
 
-    def by_lightning(cache: Path | None = None) -> None:
+    def by_lightning(store: Store | None = None) -> None:
         torch.manual_seed(0)
         module = Classifier(MLP(features, 2), classes=2, lr=0.003, weight_decay=0.0)
-        fit(module, ShuffledBatches(rows, 128, 0), epochs=epochs, trainer=trainer, validation=rows, cache=cache)
+        fit(module, ShuffledBatches(rows, 128, 0), epochs=epochs, trainer=trainer, validation=rows, store=store)
 
     def by_hand() -> None:
         torch.manual_seed(0)
@@ -64,8 +64,8 @@ def bench_fit() -> None:
     plain = best(by_hand)
     report("fit by Lightning, 630 steps of 128 rows", best(by_lightning), "plain PyTorch loop", plain)
     with tempfile.TemporaryDirectory() as folder:
-        by_lightning(Path(folder))
-        report("the same fit from the cache", best(lambda: by_lightning(Path(folder))), "plain PyTorch loop", plain)
+        by_lightning(Store(folder))
+        report("the same fit from the cache", best(lambda: by_lightning(Store(folder))), "plain PyTorch loop", plain)
 
 
 def bench_start() -> None:

@@ -32,6 +32,7 @@ from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
 from fairpriv.run import Stage
 from fairpriv.settings import GameSettings, TrainingSettings
+from fairpriv.store import Store
 from fairpriv.trainer import trainer_of
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def owner_of(config: Mapping[str, Any], data: GameDataModule, logger: Logger | N
         seed=seed,
         logger=logger,
         measured=bool(config["logger"]),  # also in the processes that have no logger: they validate together
-        cache=Path(config["paths"]["root"], "cache", "fits"),
+        store=Store(config["paths"]["root"]),
     )
 
     def fresh() -> nn.Module:
@@ -231,7 +232,7 @@ def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, at
         fit_pool,
         hidden=model["hidden"],
         classes=len(data.label_names),
-        cache=root / "cache" / "pools",
+        store=Store(root),
         accelerator=config["trainer"]["accelerator"],
     )
     splits = []

@@ -8,6 +8,7 @@ from torch import distributed, multiprocessing
 
 from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.pool import Dual, Pool, fit_pool
+from fairpriv.store import Store
 
 HOW = {"hidden": (8, 4), "epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
 ROUNDING = 0.01 * HOW["lr"]  # a hundredth of a step of Adam, which enlarges rounding
@@ -40,15 +41,15 @@ def train(rank: int, folder) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
-    trained = {name: fit_pool(datasets(), **how, cache=folder / f"cache{rank}") for name, how in ARMS.items()}
+    trained = {name: fit_pool(datasets(), **how, store=Store(folder / f"cache{rank}")) for name, how in ARMS.items()}
     trained["fewer members than ranks"] = fit_pool(datasets()[:1], **HOW)
-    # only one rank finds it done: both train, or the other would wait for ever
+    # only the first rank has it, and tells the other, which would else train alone and wait for ever
     cached = folder / "cache0"
     trained["cache of one rank"] = fit_pool(
-        datasets(), **ARMS["shuffled"], cache=cached if rank == 0 else folder / "new"
+        datasets(), **ARMS["shuffled"], store=Store(cached if rank == 0 else folder / "new")
     )
     pools._train = None  # all ranks find it: none trains
-    trained["read"] = fit_pool(datasets(), **ARMS["shuffled"], cache=folder / f"cache{rank}")
+    trained["read"] = fit_pool(datasets(), **ARMS["shuffled"], store=Store(folder / f"cache{rank}"))
     parts = {name: (pool.weights, pool.diverged, pool.told) for name, pool in trained.items()}
     torch.save(parts, folder / f"{rank}.pt")
     distributed.destroy_process_group()

@@ -1,9 +1,15 @@
+import errno
 import json
+import multiprocessing
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from fairpriv.store import read_json, read_tensors, write_json, write_tensors
+from fairpriv import store
+from fairpriv.store import Store, read_json, read_tensors, write_json, write_tensors
+from fairpriv.sweep.lock import lock
 
 TENSORS = {
     "weights": torch.arange(6.0).view(2, 3),
@@ -87,3 +93,121 @@ def test_plain_data_of_no_checksum_or_another_are_none(tmp_path, content, caplog
         (tmp_path / "abc.json").write_text(text)
         assert read_json(tmp_path / "abc.json") is None
     assert len(caplog.records) == 2
+
+
+KEY = {"rows": ["abc"], "seed": 0}
+
+
+def keep(root, made=(1.0,), kind="fits", key=KEY, **how):
+    """What the store gives, and how often it was made."""
+    calls = []
+
+    def make():
+        calls.append(1)
+        return torch.tensor(made)
+
+    found = Store(root).cached(
+        kind, key, make, save=lambda t: ({"t": t}, {"n": len(t)}), load=lambda tensors, told: tensors["t"], **how
+    )
+    return found.tolist(), len(calls)
+
+
+def test_what_is_made_once_is_then_read(tmp_path):
+    assert keep(tmp_path) == ([1.0], 1)
+    assert keep(tmp_path, made=(2.0,)) == ([1.0], 0)
+    assert keep(tmp_path, made=(2.0,), together=True) == ([1.0], 0)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("change", [{"kind": "pools"}, {"key": KEY | {"seed": 1}}])
+def test_another_kind_or_key_is_another_entry(tmp_path, change):
+    keep(tmp_path)
+    assert keep(tmp_path, made=(2.0,), **change) == ([2.0], 1)
+
+
+def test_another_outcome_version_or_library_is_another_entry(tmp_path, monkeypatch):
+    keep(tmp_path)
+    monkeypatch.setattr(store, "OUTCOME_VERSION", store.OUTCOME_VERSION + 1)
+    assert keep(tmp_path, made=(2.0,)) == ([2.0], 1)
+    monkeypatch.setattr(store, "version", lambda name: f"another {name}")
+    assert keep(tmp_path, made=(3.0,)) == ([3.0], 1)
+
+
+def test_plain_data_are_kept_as_json(tmp_path):
+    content = {"a": [1, None, "x"]}
+    assert Store(tmp_path).cached("answers", KEY, lambda: content) == content
+    assert Store(tmp_path).cached("answers", KEY, lambda: pytest.fail("made again")) == content
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+def test_a_damaged_entry_is_made_again_with_one_line(tmp_path, caplog):
+    keep(tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert keep(tmp_path, made=(2.0,)) == ([2.0], 1)
+    assert [record.message for record in caplog.records] == [
+        f"cache: {file} is damaged, or not what its name says: it is made again"
+    ]
+    assert keep(tmp_path) == ([2.0], 0)
+
+
+def test_a_disk_that_cannot_be_written_costs_only_the_entry(tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_whole", full)
+    assert keep(tmp_path) == ([1.0], 1)
+    assert "cannot be written (No space left on device)" in caplog.text
+    monkeypatch.setattr(store, "lock", full)
+    assert keep(tmp_path) == ([1.0], 1)
+
+
+def test_an_error_is_raised_and_lets_go_of_the_entry(tmp_path):
+    def make():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Store(tmp_path).cached("fits", KEY, make)
+    assert Store(tmp_path).cached("fits", KEY, lambda: [1]) == [1]
+
+
+def work(root, number):
+    """One of several processes that want the same entry."""
+
+    def make():
+        Path(root, f"made by {number}").touch()
+        time.sleep(0.3)
+        return [number]
+
+    Path(root, f"{number} found {Store(root).cached('answers', KEY, make)}").touch()
+
+
+def test_of_several_processes_one_makes_what_all_read(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=work, args=(tmp_path, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    (made,) = tmp_path.glob("made by *")
+    number = made.name[-1]
+    assert {path.name for path in tmp_path.glob("* found *")} == {f"{n} found [{number}]" for n in range(4)}
+
+
+def test_an_entry_whose_maker_died_is_made_by_another(tmp_path):
+    def die(root):
+        with lock(entry.with_suffix(".lock")):
+            Path(root, "held").touch()
+            time.sleep(60)
+
+    Store(tmp_path).cached("answers", KEY, lambda: [1])
+    (entry,) = tmp_path.rglob("*.json")
+    entry.unlink()
+    other = multiprocessing.get_context("fork").Process(target=die, args=(tmp_path,))
+    other.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    other.kill()
+    other.join()
+    assert Store(tmp_path).cached("answers", KEY, lambda: [2]) == [2]

@@ -11,6 +11,7 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap
+from fairpriv.store import Store
 
 
 def biased_rows(n: int = 1200, seed: int = 0) -> Rows:
@@ -28,7 +29,15 @@ def trained(tmp_path=None, epochs=15, seed=0, dropout=0.0, rows=None, **how) -> 
     module = Classifier(MLP(2, 2, hidden=[8], dropout=dropout), classes=2, **{"lr": 0.03, "weight_decay": 0.0, **how})
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
     batches = StratifiedBatches(rows, 600, 5, seed=0)
-    fit(module, batches, epochs=epochs, trainer=trainer, validation=biased_rows(seed=9), seed=seed, cache=tmp_path)
+    fit(
+        module,
+        batches,
+        epochs=epochs,
+        trainer=trainer,
+        validation=biased_rows(seed=9),
+        seed=seed,
+        store=Store(tmp_path) if tmp_path else None,
+    )
     return module
 
 
@@ -61,12 +70,12 @@ def test_a_non_finite_loss_names_stage_and_step():
 
 def test_a_finished_fit_is_read_and_not_done_again(tmp_path, monkeypatch):
     first = trained(tmp_path, dropout=0.2, penalty=0.5)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.rglob("*.safetensors")
     monkeypatch.setattr(lightning.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
     second = trained(tmp_path, dropout=0.2, penalty=0.5)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not second.training
-    assert list(tmp_path.iterdir()) == [file]
+    assert [*tmp_path.rglob("*.safetensors")] == [file]
 
 
 def test_the_driven_lambda_survives_the_cache(tmp_path):
@@ -80,12 +89,12 @@ def test_the_driven_lambda_survives_the_cache(tmp_path):
 def test_a_fit_that_differs_is_not_read_from_the_cache(tmp_path, change):
     trained(tmp_path, epochs=change.pop("epochs", 1), **change)
     trained(tmp_path, epochs=1)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len([*tmp_path.rglob("*.safetensors")]) == 2
 
 
 def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
     first = trained(tmp_path, epochs=2)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
     second = trained(tmp_path, epochs=2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -95,7 +104,7 @@ def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
 def test_a_fit_with_one_wrong_bit_or_another_fit_s_file_is_made_again(tmp_path, caplog):
     first = trained(tmp_path / "first", epochs=2)
     other = trained(tmp_path / "other", epochs=1)
-    (file,), (foreign,) = ((tmp_path / name).iterdir() for name in ("first", "other"))
+    (file,), (foreign,) = ((tmp_path / name).rglob("*.safetensors") for name in ("first", "other"))
     whole = file.read_bytes()
     damaged = bytearray(whole)
     damaged[-3] ^= 1  # in the last weight

@@ -30,6 +30,7 @@ from fairpriv.classifiers.nets.encoder import (
     reader_of,
 )
 from fairpriv.errors import InputError
+from fairpriv.store import Store
 
 TEXTS = np.array(["nurse", "he is a surgeon", "she is a nurse and he is not", ""], dtype=object)
 RESNET = {
@@ -241,7 +242,7 @@ def test_a_finished_fit_is_not_read_for_an_encoder_that_computes_something_else(
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
     for keys, done in (({}, 1), ({"name_or_path": "elsewhere"}, 1), (change, 2)):
         module = Classifier(image_net(**keys), classes=2, lr=0.01, weight_decay=0.0)
-        fit(module, ShuffledBatches(rows, 8, 0), epochs=1, trainer=trainer, validation=rows, cache=tmp_path)
+        fit(module, ShuffledBatches(rows, 8, 0), epochs=1, trainer=trainer, validation=rows, store=Store(tmp_path))
         assert len(fits) == done
 
 

@@ -17,6 +17,7 @@ from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 from fairpriv.classifiers.nets.pool import Dual, Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
+from fairpriv.store import Store
 
 HOW = {"hidden": (8, 4), "epochs": 3, "batch_size": 32, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
 PENALISED = {"penalty": 0.7, "steps_per_epoch": 4}
@@ -446,17 +447,17 @@ def test_torchs_own_random_numbers_are_left_alone():
 def test_a_finished_pool_is_read_and_not_trained_again(tmp_path, monkeypatch):
     data = [(X.clone(), y, s) for X, y, s in UNEVEN]
     data[0][0][:] = torch.nan
-    first = fit_pool(data, **HOW, cache=tmp_path)
-    (file,) = tmp_path.iterdir()
+    first = fit_pool(data, **HOW, store=Store(tmp_path))
+    (file,) = tmp_path.rglob("*.safetensors")
     monkeypatch.setattr(lightning.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
-    second = fit_pool(data, **HOW, cache=tmp_path)
+    second = fit_pool(data, **HOW, store=Store(tmp_path))
     assert same(first, second)
     assert second.diverged == [0]
-    assert list(tmp_path.iterdir()) == [file]
+    assert [*tmp_path.rglob("*.safetensors")] == [file]
 
 
 def test_a_pool_that_differs_is_not_read_from_the_cache(tmp_path):
-    short = HOW | {"epochs": 1, "cache": tmp_path}
+    short = HOW | {"epochs": 1, "store": Store(tmp_path)}
     start = fit_pool(UNEVEN, **HOW)
     other = [(X + 1e-3, y, s) for X, y, s in UNEVEN]
     changes = [
@@ -483,33 +484,33 @@ def test_a_pool_that_differs_is_not_read_from_the_cache(tmp_path):
         fit_pool(UNEVEN, **short | how)
     fit_pool(other, **short)
     fit_pool(UNEVEN, **short, initial=fit_pool(other, **HOW))
-    assert len(list(tmp_path.iterdir())) == len(changes) + 3
+    assert len([*tmp_path.rglob("*.safetensors")]) == len(changes) + 3
 
 
 def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
-    first = fit_pool(UNEVEN, **HOW, cache=tmp_path)
-    (file,) = tmp_path.iterdir()
+    first = fit_pool(UNEVEN, **HOW, store=Store(tmp_path))
+    (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    assert same(fit_pool(UNEVEN, **HOW, cache=tmp_path), first)
+    assert same(fit_pool(UNEVEN, **HOW, store=Store(tmp_path)), first)
     assert file.stat().st_size > 100
 
 
 def test_a_pool_with_one_wrong_bit_or_another_pool_s_file_is_made_again(tmp_path):
-    first = fit_pool(UNEVEN, **HOW, cache=tmp_path / "first")
-    fit_pool(UNEVEN, **HOW | {"seed": 9}, cache=tmp_path / "other")
-    (file,), (other,) = ((tmp_path / name).iterdir() for name in ("first", "other"))
+    first = fit_pool(UNEVEN, **HOW, store=Store(tmp_path / "first"))
+    fit_pool(UNEVEN, **HOW | {"seed": 9}, store=Store(tmp_path / "other"))
+    (file,), (other,) = ((tmp_path / name).rglob("*.safetensors") for name in ("first", "other"))
     damaged = bytearray(file.read_bytes())
     damaged[-3] ^= 1
     for content in (bytes(damaged), other.read_bytes()):
         file.write_bytes(content)
-        assert same(fit_pool(UNEVEN, **HOW, cache=tmp_path / "first"), first)
+        assert same(fit_pool(UNEVEN, **HOW, store=Store(tmp_path / "first")), first)
 
 
 def test_a_tuned_pool_is_found_again_by_its_start(tmp_path):
     start = fit_pool(UNEVEN, **HOW)
     for _ in range(8):
-        fit_pool(UNEVEN, **HOW | {"epochs": 1}, initial=start, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+        fit_pool(UNEVEN, **HOW | {"epochs": 1}, initial=start, store=Store(tmp_path))
+    assert len([*tmp_path.rglob("*.safetensors")]) == 1
 
 
 X, Y, S = UNEVEN[0]

@@ -121,7 +121,7 @@ class ExponentiatedGradient(Defense):
             own = start[numbers] if start is not None else None
             fixed = {"epochs": [epochs[i] for i in numbers], "patience": None, "validation": None}
             # dozens of pools that nobody reads again: they are not kept
-            pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, cache=None, **fixed)
+            pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, store=None, **fixed)
             members = {i: pool[[place]] for place, i in enumerate(numbers)}
             return {i: (net, (net.predict_proba(samples[i].X)[0] > 0.5).long()) for i, net in members.items()}
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import lightning
 import torch
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -25,8 +23,8 @@ from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
-from fairpriv.identity import OUTCOME_VERSION, content_hash, outcome_config
-from fairpriv.store import read_tensors, write_tensors
+from fairpriv.identity import kind_of, outcome_config
+from fairpriv.store import Store, checksum
 from fairpriv.trainer import EXPECTED_WARNINGS
 
 
@@ -220,7 +218,7 @@ def fit(
     measured: bool = False,
     seed: int = 0,
     logger: Logger | None = None,
-    cache: Path | None = None,
+    store: Store | None = None,
 ) -> None:
     """Fit ``module`` in place and leave it on the CPU in eval mode; the same fit is done once and then read.
 
@@ -234,15 +232,32 @@ def fit(
         measured: says that somebody reads the measures.
         seed: of dropout and whatever else draws from torch's own generator.
         logger: a Lightning logger.
-        cache: folder of finished fits, named by a hash of all that determines them: initial weights, rows, batches,
-            hyperparameters, seed, the trainer's settings, torch's version.
+        store: keeps finished fits by all that determines them: initial weights, rows, batches, hyperparameters, seed,
+            the trainer's settings.
     """
     refuse_few_rows(len(validation.y), module.patience)
-    path = cache / f"{_fit_key(module, batches, epochs, trainer, validation, seed)}.safetensors" if cache else None
-    done = read_tensors(path) if path is not None else None
-    if all(processes.gather(done is not None)):  # processes may see different folders: all of them read, or all train
-        _restore(module, *cast(tuple[dict[str, Tensor], dict[str, Any]], done))
-        return
+
+    def make() -> Classifier:
+        _train(module, batches, epochs, trainer, validation, measured, seed, logger)
+        return module
+
+    if store is None:
+        make()
+    else:
+        key = _fit_key(module, batches, epochs, trainer, validation, seed)
+        store.cached("fits", key, make, save=_saved, load=functools.partial(_restored, module), together=True)
+
+
+def _train(
+    module: Classifier,
+    batches: Batches,
+    epochs: int,
+    trainer: Callable[..., lightning.Trainer],
+    validation: Rows,
+    measured: bool,
+    seed: int,
+    logger: Logger | None,
+) -> None:
     torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
     loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
     held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None)
@@ -263,8 +278,6 @@ def fit(
         ).fit(module, loader, held_out)
     module.keep_best()
     module.cpu().eval()
-    if path is not None and processes.rank() == 0:
-        write_tensors(path, module.net.state_dict(), {name: getattr(module, name) for name in _TOLD})
 
 
 _TOLD = ("penalty", "epoch", "constraint_met")  # what is kept of a fit beside its weights
@@ -277,30 +290,31 @@ def _fit_key(
     trainer: Callable[..., lightning.Trainer],
     validation: Rows,
     seed: int,
-) -> str:
+) -> dict[str, Any]:
     settings = outcome_config({"trainer": getattr(trainer, "keywords", {})})
-    return content_hash(
-        {
-            "outcome_version": OUTCOME_VERSION,
-            "torch": torch.__version__,
-            "initial": hashlib.sha256(save(module.net.state_dict())).hexdigest(),
-            "net": str(module.net),  # dropout has no weights
-            "loss": module.hyperparameters,
-            "batches": batches.content,
-            "validation": content(validation) if module.selects else None,
-            "epochs": epochs,
-            "seed": seed,
-            "trainer": {key: str(value) for key, value in settings["trainer"].items()},
-        }
-    )
+    layers = [[name, kind_of(type(layer)), layer.extra_repr()] for name, layer in module.net.named_modules()]
+    return {
+        "initial": checksum(module.net.state_dict()),
+        "net": layers,  # dropout has no weights
+        "loss": module.hyperparameters,
+        "batches": batches.content,
+        "validation": content(validation) if module.selects else None,
+        "epochs": epochs,
+        "seed": seed,
+        "trainer": {key: str(value) for key, value in settings["trainer"].items()},
+    }
 
 
-def _restore(module: Classifier, weights: dict[str, Tensor], told: dict[str, Any]) -> None:
+def _saved(module: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return module.net.state_dict(), {name: getattr(module, name) for name in _TOLD}
+
+
+def _restored(module: Classifier, weights: dict[str, Tensor], told: dict[str, Any]) -> Classifier:
     """Put a finished fit in place of one."""
     module.net.load_state_dict(weights)
     for name in _TOLD:
         setattr(module, name, told[name])
-    module.eval()
+    return module.eval()
 
 
 @torch.inference_mode()

@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -21,12 +20,13 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, IterableDataset
 
+from fairpriv import processes
 from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.classifier import MLP
@@ -35,8 +35,7 @@ from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_fe
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps, label_gaps
 from fairpriv.functional.arrays import Values, as_tensor
-from fairpriv.identity import OUTCOME_VERSION, content_hash
-from fairpriv.store import checksum, read_tensors, write_tensors
+from fairpriv.store import Store, checksum
 from fairpriv.trainer import EXPECTED_WARNINGS
 
 log = logging.getLogger(__name__)
@@ -219,7 +218,7 @@ def fit_pool(
     weight_decay: float = 0.0,
     steps_per_epoch: int | None = None,
     numbers: Sequence[int] | None = None,
-    cache: Path | None = None,
+    store: Store | None = None,
     accelerator: str = "auto",
     progress: bool = False,
 ) -> Pool:
@@ -250,7 +249,7 @@ def fit_pool(
         vectorized: False trains the same models one after another.
         steps_per_epoch: stratified batches (`StratifiedBatches`), so many an epoch, instead of shuffled epochs.
         numbers: the members' numbers, which decide their seeds; None: 0, 1, 2, ...
-        cache: folder of finished pools, named by a hash of all that determines them.
+        store: keeps finished pools by all that determines them.
         accelerator: of the Trainer.
         progress: show Lightning's progress bar.
 
@@ -312,42 +311,51 @@ def fit_pool(
     )
     driven |= {"numbers": numbers} if numbers != list(range(len(members))) else {}
     driven |= {"epochs": lengths}
-    path = cache / f"{_key(members, sizes, settings, initial, vectorized, driven)}.safetensors" if cache else None
-    done = _read(path) if path else None
-    if all(_gather(done is not None)):  # ranks may see different folders: all of them read, or all train
-        return cast(Pool, done)
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _shared() else (0, 1)
-    own = list(range(rank, len(members), world))
-    with torch.random.fork_rng(devices=[]):
-        trained = [
-            _train(
-                PoolBatches(
-                    [members[i] for i in part],
+
+    def make() -> Pool:
+        rank, world = processes.rank(), processes.count()
+        own = list(range(rank, len(members), world))
+        with torch.random.fork_rng(devices=[]):
+            trained = [
+                _train(
+                    PoolBatches(
+                        [members[i] for i in part],
+                        [numbers[i] for i in part],
+                        settings,
+                        [lengths[i] for i in part],
+                        weights=[weights[i] for i in part] if weights is not None else None,
+                        private=private is not None,
+                    ),
+                    initial[part]
+                    if initial is not None
+                    else _fresh(sizes, [member_seed(seed, numbers[i]) for i in part]),
                     [numbers[i] for i in part],
                     settings,
-                    [lengths[i] for i in part],
-                    weights=[weights[i] for i in part] if weights is not None else None,
-                    private=private is not None,
-                ),
-                initial[part] if initial is not None else _fresh(sizes, [member_seed(seed, numbers[i]) for i in part]),
-                [numbers[i] for i in part],
-                settings,
-                [held_out[i] for i in part] if held_out else None,
-                dual,
-                private,
-                accelerator,
-                progress,
-            )
-            for part in ([own] if vectorized else [[i] for i in own])
-            if part
-        ]
-    shards = _gather(Pool.join(trained) if trained else None)  # a rank has none where there are more ranks than members
-    by_rank = torch.cat([torch.arange(r, len(members), world) for r in range(world)])
-    pool = Pool.join([shard for shard in shards if shard is not None])[by_rank.argsort()]
-    if path:
-        tensors, told = _parts(pool)
-        write_tensors(path, tensors, told)
-    return pool
+                    [held_out[i] for i in part] if held_out else None,
+                    dual,
+                    private,
+                    accelerator,
+                    progress,
+                )
+                for part in ([own] if vectorized else [[i] for i in own])
+                if part
+            ]
+        # A rank has none where there are more ranks than members.
+        shards = processes.gather(Pool.join(trained) if trained else None)
+        by_rank = torch.cat([torch.arange(r, len(members), world) for r in range(world)])
+        return Pool.join([shard for shard in shards if shard is not None])[by_rank.argsort()]
+
+    if store is None:
+        return make()
+    key = {
+        "rows": [content(rows) for rows in members],
+        "sizes": sizes,
+        "settings": asdict(settings),
+        "initial": checksum(*_parts(initial)) if initial is not None else None,
+        "vectorized": vectorized,
+        **driven,
+    }
+    return store.cached("pools", key, make, save=_parts, load=_whole, together=True)
 
 
 @dataclass(frozen=True)
@@ -375,7 +383,9 @@ def _train(
     order = torch.tensor(batches.order)
     held_out = HeldOut([validation[i] for i in batches.order]) if validation else None
     module = PoolClassifier(start[order], batches, [names[i] for i in batches.order], settings, held_out, dual, private)
-    own_gpu = _shared() and torch.cuda.is_available() and accelerator != "cpu"  # and not the first one for all ranks
+    own_gpu = (
+        processes.several() and torch.cuda.is_available() and accelerator != "cpu"
+    )  # and not the first one for all ranks
     with warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
@@ -887,28 +897,6 @@ def _rows(
     return members, weights if any(len(dataset) == 4 for dataset in datasets) else None
 
 
-def _key(
-    members: list[Rows],
-    sizes: tuple[int, ...],
-    settings: _Settings,
-    initial: Pool | None,
-    vectorized: bool,
-    driven: dict[str, Any],
-) -> str:
-    return content_hash(
-        {
-            "outcome_version": OUTCOME_VERSION,
-            "torch": torch.__version__,
-            "rows": [content(rows) for rows in members],
-            "sizes": sizes,
-            "settings": asdict(settings),
-            "initial": checksum(*_parts(initial)) if initial is not None else None,
-            "vectorized": vectorized,
-            **driven,
-        }
-    )
-
-
 def _parts(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A pool as tensors and plain data."""
     layers = enumerate(pool.weights)
@@ -916,24 +904,7 @@ def _parts(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"diverged": pool.diverged, "told": pool.told}
 
 
-def _read(path: Path) -> Pool | None:
-    """A finished pool; None where there is none that can be read."""
-    found = read_tensors(path)
-    if found is None:
-        return None
-    tensors, told = found
+def _whole(tensors: dict[str, Tensor], told: dict[str, Any]) -> Pool:
+    """A pool of what `_parts` made of it."""
     weights = [(tensors[f"{layer}.W"], tensors[f"{layer}.b"]) for layer in range(len(tensors) // 2)]
     return Pool(weights, told["diverged"], told["told"])
-
-
-def _shared() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _gather(value: Any) -> list[Any]:
-    """The value of every rank."""
-    if not _shared():
-        return [value]
-    values = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
