@@ -5,8 +5,7 @@ Without ``torch.distributed`` initialised there is one, and nothing here waits f
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -46,13 +45,3 @@ def told(make: Callable[[], T]) -> T:
     distributed.broadcast_object_list(value)
     found: T = value[0]
     return found
-
-
-@contextlib.contextmanager
-def first_ahead() -> Iterator[None]:
-    """The first process goes through alone; the others follow, and find what it left in the cache."""
-    if rank():
-        gather(None)
-    yield
-    if not rank():
-        gather(None)

@@ -29,7 +29,8 @@ from fairpriv.report.loggers import cell_loggers, summarise
 from fairpriv.result import Result, environment, git_state
 from fairpriv.schema import check
 from fairpriv.secrets import masked, without_secrets
-from fairpriv.sweep import ddp, listing
+from fairpriv.store import Store
+from fairpriv.sweep import ddp
 from fairpriv.sweep.lock import HeldError, lock
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,13 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
     cell = cell_of(config, build(config, "dataset"), build(config, "defense"))
     with contextlib.ExitStack() as alone, recorded(config, result):  # till the result is written
         _identify(result, config, cell.digests())
-        folder = cell_path(config, result.id).parent
-        done = finished(config, result.id)
-        enlist(config, result.id, finished=done is not None)
+        store, sweep, retry = Store(config["paths"]["root"]), config["sweep"], config["retry"]
+        folder = store.path(result.id).parent
+        done = store.finished(result.id, retry)
+        store.enlist(sweep, result.id, finished=done is not None)
         if done is None:
             alone.enter_context(lock(folder / "lock", described(config)))
-            done = finished(config, result.id)  # by the process that held the lock till now
+            done = store.finished(result.id, retry)  # by the process that held the lock till now
         if done is not None:
             tell_of_other_code(code_version(done), code_version(result))
             return done
@@ -117,7 +119,7 @@ def _identify(result: Result, config: Mapping[str, Any], digests: Mapping[str, s
 
 def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
     """Measure the cell in this process, alone or as one of several; the first of them writes ``result.json``."""
-    path, timed = cell_path(config, result.id), functools.partial(stage, seconds=result.seconds)
+    path, timed = Store(config["paths"]["root"]).path(result.id), functools.partial(stage, seconds=result.seconds)
     with cell_loggers(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
         cell.measure(result, path.parent, logger, timed)
         result.status = "completed"
@@ -159,33 +161,6 @@ def prepare_root(root: Path) -> None:
             ) from None
 
 
-def cell_path(config: Mapping[str, Any], cell: str) -> Path:
-    """Where a cell's result stands, whatever sweep asked for it."""
-    return Path(config["paths"]["root"], "cells", cell, "result.json")
-
-
-def enlist(config: Mapping[str, Any], cell: str, *, finished: bool = False) -> None:
-    """Add the cell to its sweep's list: a sweep is a list of ids."""
-    if config["sweep"]:
-        listing.enlist(Path(config["paths"]["root"], "sweeps", config["sweep"]), cell, finished=finished)
-
-
-def finished(config: Mapping[str, Any], cell: str) -> Result | None:
-    """The stored result where it stands and ``retry`` does not ask for it to be made again."""
-    path = cell_path(config, cell)
-    if config["retry"] == "all" or not path.is_file():
-        return None
-    try:
-        result = Result.read(path)
-    except InputError as error:  # half of a file, another version's, or another cell's
-        log.warning("%s: the cell is run again", error)
-        return None
-    if result.status == "completed" or config["retry"] == "none":
-        log.info("cell %s is finished already (retry=all runs it again)", cell)
-        return result
-    return None
-
-
 @functools.cache
 def tell_of_other_code(then: str, now: str) -> None:
     """Say, once, that finished cells are kept although the code is another one now."""
@@ -209,8 +184,9 @@ def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
         wrong_input = isinstance(error, InputError)
         result.status = "failed"
         result.error = masked(str(error) if wrong_input else f"{type(error).__name__}: {error}")
-        enlist(config, result.id)
-        result.write(cell_path(config, result.id))
+        store = Store(config["paths"]["root"])
+        store.enlist(config["sweep"], result.id)
+        result.write(store.path(result.id))
         if wrong_input:
             raise
         log.debug("cell %s failed", result.id, exc_info=True)

@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -22,8 +24,10 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from fairpriv import processes
+from fairpriv.errors import InputError
 from fairpriv.identity import OUTCOME_VERSION, content_hash
-from fairpriv.result import write_whole
+from fairpriv.result import Result, write_whole
+from fairpriv.sweep import listing
 from fairpriv.sweep.lock import HeldError, lock
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,30 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+
+    def path(self, cell: str) -> Path:
+        """Return where a cell's result stands, whatever sweep asked for it."""
+        return self.root / "cells" / cell / "result.json"
+
+    def finished(self, cell: str, retry: str) -> Result | None:
+        """Read a cell's result where it stands and ``retry`` does not ask for it to be made again."""
+        path = self.path(cell)
+        if retry == "all" or not path.is_file():
+            return None
+        try:
+            result = Result.read(path)
+        except InputError as error:  # half of a file, another version's, or another cell's
+            log.warning("%s: the cell is run again", error)
+            return None
+        if result.status == "completed" or retry == "none":
+            log.info("cell %s is finished already (retry=all runs it again)", cell)
+            return result
+        return None
+
+    def enlist(self, sweep: str | None, cell: str, *, finished: bool = False) -> None:
+        """Add a cell to its sweep's list, where it belongs to one: a sweep is a list of ids."""
+        if sweep:
+            listing.enlist(self.root / "sweeps" / sweep, cell, finished=finished)
 
     def cached(
         self,
@@ -67,9 +95,7 @@ class Store:
             together: all processes of a group call this, and make it together: the first one reads, writes and tells.
                 Otherwise each is for itself, and finds what the first has left.
         """
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        name = content_hash({"outcome_version": OUTCOME_VERSION, "versions": versions, "key": key})
-        path = self.root / "cache" / kind / f"{name}.{'json' if save is None else 'safetensors'}"
+        path = self._place(kind, key, ".json" if save is None else ".safetensors")
 
         def read() -> Saved | None:
             if save is not None:
@@ -92,12 +118,60 @@ class Store:
                     log.warning("cache: %s cannot be written (%s): it is made again", path, error.strerror)
             return made
 
+    def cached_folder(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """Return a folder that ``make`` fills, as `cached`; one whose files are not what they were is made again.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = self._place(kind, key)
+        with contextlib.ExitStack() as held:
+            if _found_or_claimed(folder, lambda: _whole_folder(folder), held) is None:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+                try:
+                    make(scratch)
+                    (scratch / _FILES).write_text(json.dumps(_file_digests(scratch)))
+                    shutil.rmtree(folder, ignore_errors=True)  # what is damaged
+                    scratch.rename(folder)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+    def _place(self, kind: str, key: Mapping[str, Any], suffix: str = "") -> Path:
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        name = content_hash({"outcome_version": OUTCOME_VERSION, "versions": versions, "key": key})
+        return self.root / "cache" / kind / f"{name}{suffix}"
+
+
+_FILES = "entry.json"  # the files of a folder in the cache, each with its checksum
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _FILES:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _whole_folder(folder: Path) -> Path | None:
+    """The folder, if its files are those that were made; None, with a line in the log, if they are not."""
+    if not folder.is_dir():
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((folder / _FILES).read_bytes()) == _file_digests(folder):
+            return folder
+    _tell(folder)
+    return None
+
 
 def _called(call: Callable[[], T]) -> T:
     return call()
 
 
-def _found_or_claimed(path: Path, read: Callable[[], Saved | None], held: contextlib.ExitStack) -> Saved | None:
+def _found_or_claimed(path: Path, read: Callable[[], T | None], held: contextlib.ExitStack) -> T | None:
     """Read an entry; where there is none, take its lock, waiting for the process that makes it, and look again."""
     before = _stamp(path)
     if (found := read()) is not None:

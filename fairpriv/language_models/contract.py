@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from fairpriv.language_models.data.tokens import Encoded
+from fairpriv.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ class ModelOwner:
         keep: keeps a model or adapter in the cell's folder, by ``save_pretrained``.
         rows: encoded pairs by dimension, split and number (None: all), drawn by the cell's seed.
         file: the path of a file that the cell keeps, by name.
-        cache: folder of what is kept between cells.
+        store: keeps what several cells would make alike.
         origin: plain data that tells what ``model`` is before anything changed it.
         name: what people call it, as on the hub.
     """
@@ -46,7 +47,7 @@ class ModelOwner:
     keep: Callable[[nn.Module], None]
     rows: Callable[[str, str, int | None], list[Encoded]]
     file: Callable[[str], Path]
-    cache: Path
+    store: Store
     origin: Any
     name: str
 

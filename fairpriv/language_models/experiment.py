@@ -8,13 +8,12 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ from fairpriv.result import Result, write_rows, write_whole
 from fairpriv.run import Stage
 from fairpriv.schema import nearest
 from fairpriv.settings import EvaluationSettings
-from fairpriv.store import read_json, write_json
+from fairpriv.store import Store, read_json, write_json
 from fairpriv.trainer import device_of, trainer_of
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ class TugOfWar:
 
     def __init__(self, config: Mapping[str, Any], pairs: Pairs, defense: Tuning) -> None:
         self.config = config
+        self.store = Store(config["paths"]["root"])
         self.pairs = pairs
         self.defense = defense
         self.model: PretrainedLM = build(config, "model")
@@ -137,8 +137,7 @@ class TugOfWar:
         if judged := [which.dimension for which in sets if which.kind == "evaluate" and self.judge is None]:
             raise InputError(f"judge: none is chosen, and {judged[0]} has prompts to be judged")
         with stage("model"):
-            with processes.first_ahead():  # a packaged model is converted once
-                model, tokenizer = self.model.load()
+            model, tokenizer = self.model.load()
             self.model.pin(tokenizer)
             if self.model.device_map is None:
                 model.to(device_of(self.config))  # type: ignore[arg-type]
@@ -177,7 +176,7 @@ class TugOfWar:
             keep=lambda tuned: self.keep(tuned, tokenizer, folder, result),
             rows=lambda *which: picked[which] if which in picked else self.rows(tokenizer, *which),
             file=lambda name: self.file(name, folder, result),
-            cache=Path(self.config["paths"]["root"], "cache"),
+            store=self.store,
             origin={"revision": self.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")},
             name=self.model.path if not Path(self.model.path).is_dir() else Path(self.model.path).resolve().name,
         )
@@ -366,14 +365,12 @@ class TugOfWar:
 
         if untouched:
             key = {
-                "outcome_version": OUTCOME_VERSION,
-                "versions": [torch.__version__, transformers.__version__],
                 "model": self.numbers_of(model),
                 "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
                 "end": list(end),
                 "max_new_tokens": self.settings.max_new_tokens,
             }
-            flat = self._once("responses", key, make)
+            flat = self.store.cached("responses", key, make)
         else:
             flat = make()
         found, rest = [], iter(flat)
@@ -391,7 +388,7 @@ class TugOfWar:
         found: list[list[Verdict]] = []
         if judge is None:
             return [[] for _ in sets]
-        folder = Path(self.config["paths"]["root"], "cache", "verdicts", content_hash([OUTCOME_VERSION, self.judging]))
+        folder = self.store.root.joinpath("cache", "verdicts", content_hash([OUTCOME_VERSION, self.judging]))
         known: dict[str, Verdict] = {}
         for path in sorted(folder.glob("*.json")):  # one of each time that it was asked
             known |= {pair: Verdict(*told) for pair, told in (read_json(path) or {}).items()}
@@ -452,14 +449,12 @@ class TugOfWar:
             if untouched:
                 texts = [[example.prompt, example.fields] for example in examples]
                 key = {
-                    "outcome_version": OUTCOME_VERSION,
-                    "versions": [torch.__version__, transformers.__version__],
                     "model": self.numbers_of(model),
                     "scorer": dimension.scoring,
                     "asked": asked,
                     "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
                 }
-                told = self._once("scores", key, make)
+                told = self.store.cached("scores", key, make)
             else:
                 told = make()
             found[which.dimension] = Scored(**told[0])
@@ -556,15 +551,6 @@ class TugOfWar:
         half = model.dtype in (torch.float16, torch.bfloat16)
         batch_size = self.settings.batch_size if half else None
         return [self.model.digest(), str(model.dtype), self.model.attn_implementation, batch_size]
-
-    def _once(self, kind: str, key: Mapping[str, Any], make: Callable[[], list[Any]]) -> list[Any]:
-        """What ``make`` returns, kept in the cache under a hash of what determines it."""
-        path = Path(self.config["paths"]["root"], "cache", kind, f"{content_hash(key)}.json")
-        kept: list[Any] | None = read_json(path)
-        if kept is None:
-            kept = make()
-            write_json(path, kept)
-        return kept
 
     @staticmethod
     def _add(result: Result, rates: tuple[dict[str, float], dict[str, tuple[float, float]]]) -> None:

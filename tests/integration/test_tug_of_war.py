@@ -602,7 +602,7 @@ def test_the_packaged_model_answers_and_learns(smollm2):
         pairs=lambda: (rows, dropped),
         fit=functools.partial(fit_causal_lm, trainer=trainer),
         keep=lambda model: None,
-        **dict.fromkeys(("rows", "file", "cache", "origin", "name")),  # SPIN's
+        **dict.fromkeys(("rows", "file", "store", "origin", "name")),  # SPIN's
     )
     from peft import LoraConfig
 

@@ -61,7 +61,7 @@ def tuned(model, name, seen=lambda model: None, trainer=TRAINER, **options):
         pairs=lambda: (rows(), 0),
         fit=functools.partial(fit_causal_lm, trainer=trainer),
         keep=seen,
-        **dict.fromkeys(("rows", "file", "cache", "origin", "name")),  # SPIN's
+        **dict.fromkeys(("rows", "file", "store", "origin", "name")),  # SPIN's
     )
     return defense(name, **options).tune(owner)
 

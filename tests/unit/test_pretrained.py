@@ -211,9 +211,12 @@ def packaged(hub, tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.metadata.distribution", distribution)
     for auto in (AutoTokenizer, transformers.AutoConfig, AutoModelForCausalLM):
         instead(auto)
-    options = {"package": "carrier==1.0", "gguf": "tiny.gguf", "cache": str(tmp_path / "cache")}
+    options = {"package": "carrier==1.0", "gguf": "tiny.gguf", "cache": str(tmp_path)}
     return SimpleNamespace(
-        model=lambda: PretrainedLM("tiny", "owner/model", **options), made=made, cache=tmp_path / "cache", file=file
+        model=lambda: PretrainedLM("tiny", "owner/model", **options),
+        made=made,
+        cache=tmp_path / "cache" / "models",
+        file=file,
     )
 
 
@@ -246,7 +249,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing_behind(packaged, monkeypatc
         broken.setattr(transformers.PreTrainedModel, "save_pretrained", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             packaged.model().load()
-    assert list(packaged.cache.iterdir()) == []
+    assert [*packaged.cache.glob("*")] == []
     packaged.model().load()
     assert len(packaged.made) == 6
 
@@ -263,7 +266,7 @@ def test_half_precision_is_known_before_the_weights_are_loaded(copy, saved, aske
     assert PretrainedLM("tiny", str(copy), dtype=asked).half is half
 
 
-@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "entry.json"])
 def test_half_of_a_conversion_is_not_taken_for_the_whole(packaged, lost):
     packaged.model().load()
     (folder,) = packaged.cache.iterdir()
@@ -272,6 +275,17 @@ def test_half_of_a_conversion_is_not_taken_for_the_whole(packaged, lost):
     assert (folder / lost).is_file()
     assert len(packaged.made) == 6
     assert len(list(packaged.cache.iterdir())) == 1
+
+
+def test_a_conversion_whose_weights_have_changed_is_made_again(packaged, caplog):
+    packaged.model().load()
+    (folder,) = packaged.cache.iterdir()
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    packaged.model().load()
+    assert weights.read_bytes() == whole
+    assert f"cache: {folder} is damaged" in caplog.text
 
 
 def test_weights_that_the_model_has_no_place_for_are_said(copy, caplog):

@@ -24,7 +24,7 @@ from fairpriv.language_models.defenses.spin_callback import SpinCallback
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
-from fairpriv.store import read_tensors
+from fairpriv.store import Store, read_tensors
 
 DIMENSIONS = ["fairness", "privacy"]
 RATIO = 0.05  # of 2,048 weights, as many as each matrix of a tiny MLP has
@@ -63,8 +63,8 @@ def spin(**options):
     return Spin("spin", **{"dimensions": DIMENSIONS, "ratio": RATIO, **options})
 
 
-def indices(model, rows=ROWS, cache=None, seed=0, **options):
-    return spin(**options).edit(model, rows, cache=cache, seed=seed)[0].indices
+def indices(model, rows=ROWS, store=None, seed=0, **options):
+    return spin(**options).edit(model, rows, store=store, seed=seed)[0].indices
 
 
 def same(a, b):
@@ -143,15 +143,15 @@ SWEEP = [
 
 def test_a_sweep_scores_once(model, tmp_path, monkeypatch):
     without = [spin(**how).edit(model, ROWS) for how in SWEEP]
-    indices(model, cache=tmp_path)
-    assert len(list((tmp_path / "top_weights").iterdir())) == 3
+    indices(model, store=Store(tmp_path))
+    assert len(list((tmp_path / "cache" / "top_weights").iterdir())) == 3
 
     def fail(*args, **options):
         raise AssertionError("scored again")
 
     monkeypatch.setattr(module, "iter_importance_scores", fail)
     for how, (edit, metrics, degenerate) in zip(SWEEP, without, strict=True):
-        cached, again, reasons = spin(**how).edit(model, ROWS, cache=tmp_path)
+        cached, again, reasons = spin(**how).edit(model, ROWS, store=Store(tmp_path))
         assert same(cached.indices, edit.indices)
         assert same(cached.originals, edit.originals)
         assert (cached.metadata, again, reasons) == (edit.metadata, metrics, degenerate)
@@ -160,21 +160,21 @@ def test_a_sweep_scores_once(model, tmp_path, monkeypatch):
     reworded = [Encoded([*known[0].input_ids[:-1], 7], known[0].labels), *known[1:]]
     for rows in (ROWS | {"privacy": other} for other in (known[:-1], relabelled, reworded)):
         with pytest.raises(AssertionError, match="scored again"):
-            spin().edit(model, rows, cache=tmp_path)
+            spin().edit(model, rows, store=Store(tmp_path))
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     with pytest.raises(AssertionError, match="scored again"):
-        spin().edit(model, ROWS, cache=tmp_path)
+        spin().edit(model, ROWS, store=Store(tmp_path))
 
 
 def test_what_the_caller_calls_the_model_stands_for_its_weights_in_the_cache(model, tmp_path, monkeypatch):
-    want = spin().edit(model, ROWS, cache=tmp_path, origin={"revision": "a"})[0]
+    want = spin().edit(model, ROWS, store=Store(tmp_path), origin={"revision": "a"})[0]
     monkeypatch.setattr(module, "iter_importance_scores", None)
-    assert same(spin().edit(model, ROWS, cache=tmp_path, origin={"revision": "a"})[0].indices, want.indices)
+    assert same(spin().edit(model, ROWS, store=Store(tmp_path), origin={"revision": "a"})[0].indices, want.indices)
     with pytest.raises(TypeError):
-        spin().edit(model, ROWS, cache=tmp_path, origin={"revision": "b"})
+        spin().edit(model, ROWS, store=Store(tmp_path), origin={"revision": "b"})
     with pytest.raises(TypeError):
-        spin().edit(model.to(torch.bfloat16), ROWS, cache=tmp_path, origin={"revision": "a"})
+        spin().edit(model.to(torch.bfloat16), ROWS, store=Store(tmp_path), origin={"revision": "a"})
 
 
 def test_strength_scales_what_is_suppressed(model):
@@ -229,9 +229,9 @@ def test_wanda_couples_by_its_own_score(model, tmp_path):
     want = chosen(coupled_weights(scores, dimensions=DIMENSIONS, ratio=RATIO, exclude_ratio=0.01))
     how = {"score": "wanda", "exclude_ratio": 0.01}
     assert want
-    assert same(indices(model, **how, cache=tmp_path), want)
-    assert same(indices(model, **how, cache=tmp_path), want)
-    assert not same(indices(model, exclude_ratio=0.01, cache=tmp_path), want)  # importance has a cache of its own
+    assert same(indices(model, **how, store=Store(tmp_path)), want)
+    assert same(indices(model, **how, store=Store(tmp_path)), want)
+    assert not same(indices(model, exclude_ratio=0.01, store=Store(tmp_path)), want)  # importance is kept apart
 
 
 def test_magnitude_takes_the_largest_weights_whatever_is_excluded(model):
@@ -273,7 +273,7 @@ def owner(model, tmp_path, rows=None, **more):
             "keep": None,
             "rows": rows or (lambda dimension, split, samples: ROWS[dimension]),
             "file": lambda name: tmp_path / name,
-            "cache": tmp_path / "cache",
+            "store": Store(tmp_path),
             "origin": {"revision": "abc", "dtype": "float32"},
             "name": "owner/tiny",
             **more,
@@ -343,9 +343,9 @@ def test_what_was_selected_goes_with_the_edit(model, tmp_path, how):
 
 
 def test_the_cache_holds_the_top_weights_and_no_score_per_weight(model, tmp_path):
-    indices(model, cache=tmp_path)
+    indices(model, store=Store(tmp_path))
     scores = importance_scores(model, [collate([row], 0) for row in ROWS["general"]], target="all")
-    for path in (tmp_path / "top_weights").iterdir():
+    for path in (tmp_path / "cache" / "top_weights").iterdir():
         tensors, sizes = read_tensors(path)
         assert set(sizes) == set(scores)
         for name, (numel, ratio) in sizes.items():
@@ -357,13 +357,13 @@ def test_the_cache_holds_the_top_weights_and_no_score_per_weight(model, tmp_path
 
 
 def test_top_weights_of_other_pairs_under_the_same_name_are_made_again(model, tmp_path, caplog):
-    want = indices(model, cache=tmp_path)
-    other = indices(model, {name: pairs(seed + 9) for seed, name in enumerate(ROWS)}, cache=tmp_path / "other")
+    want = indices(model, store=Store(tmp_path))
+    other = indices(model, {name: pairs(seed + 9) for seed, name in enumerate(ROWS)}, store=Store(tmp_path / "other"))
     assert not same(other, want)
-    files = [sorted((folder / "top_weights").iterdir()) for folder in (tmp_path, tmp_path / "other")]
+    files = [sorted((folder / "cache" / "top_weights").iterdir()) for folder in (tmp_path, tmp_path / "other")]
     for mine, theirs in zip(*files, strict=True):
         mine.write_bytes(theirs.read_bytes())
-    assert same(indices(model, cache=tmp_path), want)
+    assert same(indices(model, store=Store(tmp_path)), want)
     assert len([record for record in caplog.records if "made again" in record.message]) == len(ROWS)
 
 
@@ -371,11 +371,11 @@ def test_top_weights_of_other_pairs_under_the_same_name_are_made_again(model, tm
     "damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"{}" * 99]
 )
 def test_a_damaged_cache_file_is_made_again(model, tmp_path, damage):
-    want = indices(model, cache=tmp_path)
-    files = {path: path.read_bytes() for path in (tmp_path / "top_weights").iterdir()}
+    want = indices(model, store=Store(tmp_path))
+    files = {path: path.read_bytes() for path in (tmp_path / "cache" / "top_weights").iterdir()}
     for path, whole in files.items():
         path.write_bytes(damage(whole))
-    assert same(indices(model, cache=tmp_path), want)
+    assert same(indices(model, store=Store(tmp_path)), want)
     assert {path: path.read_bytes() for path in files} == files
 
 
@@ -437,7 +437,7 @@ def test_after_lora_the_merged_weights_are_scored(model, pristine, tmp_path):
     more = {"pairs": lambda: (pairs(8), 0), "fit": functools.partial(fit_causal_lm, trainer=TRAINER)}
     merged = lora.tune(owner(copy.deepcopy(pristine), tmp_path, **more)).model
     want = spin().edit(merged, ROWS)[0]
-    indices(pristine, cache=tmp_path / "cache")
+    indices(pristine, store=Store(tmp_path / "cache"))
     tuned = spin(after=lora).tune(owner(model, tmp_path, **more))
     edit = SpinEdit.load(tmp_path / "edit.safetensors")
     assert same(edit.indices, want.indices)

@@ -31,8 +31,7 @@ from fairpriv.configs import build
 from fairpriv.data.checkpoints import Pretrained
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
-from fairpriv.processes import first_ahead
-from fairpriv.store import read_tensors, write_tensors
+from fairpriv.store import Store
 from fairpriv.trainer import device_of
 
 log = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class Reader:
         tokens: turns texts ``[N]`` into token ids ``[N, T]``; None where nothing is to be turned.
         body: the encoder, for rows of this width.
         settings: what features depend on beside weights and rows.
-        cache: folder of finished features.
+        store: keeps finished features.
         device: what computes them.
     """
 
@@ -111,7 +110,7 @@ class Reader:
     tokens: Callable[[NDArray[Any]], NDArray[np.int32]] | None
     body: Callable[[int], nn.Module]
     settings: list[Any]
-    cache: Path
+    store: Store
     device: torch.device
 
     def __post_init__(self) -> None:
@@ -126,23 +125,28 @@ class Reader:
         """Rows ``[N, ...]`` of the texts or pixels of a whole dataset."""
         if self.tune == "all":
             return self.tokens(items) if self.tokens else items
-        with first_ahead():
-            return self._frozen(items)
+        return self._frozen(items)
 
     def encode(self, train: NDArray[Any]) -> Encoding:
         """What is fitted to training rows."""
         return Standardized.fit(train) if self.tune == "head" else Unchanged(train.shape[-1])
 
-    @torch.no_grad()
     def _frozen(self, items: NDArray[Any]) -> NDArray[np.float32]:
         assert self.weights is not None
         digest = hashlib.sha256("\0".join(items).encode() if items.dtype == object else items.tobytes()).hexdigest()
-        key = content_hash(
-            {"items": [digest, *items.shape], "encoder": self.weights.digest(), "settings": self.settings}
+        key = {"items": [digest, *items.shape], "encoder": self.weights.digest(), "settings": self.settings}
+        features = self.store.cached(
+            "features",
+            key,
+            lambda: self._computed(items),
+            save=lambda features: ({"features": features}, None),
+            load=lambda tensors, _: tensors["features"],
         )
-        path = self.cache / f"{key}.safetensors"
-        if (kept := read_tensors(path)) is not None:
-            return cast(NDArray[np.float32], kept[0]["features"].numpy())
+        return cast(NDArray[np.float32], features.numpy())
+
+    @torch.no_grad()
+    def _computed(self, items: NDArray[Any]) -> Tensor:
+        assert self.weights is not None
         started = time.perf_counter()
         log.info("%s: features of %d rows by the frozen encoder, once", self.weights.name, len(items))
         rows = torch.from_numpy(self.tokens(items) if self.tokens else items)
@@ -158,9 +162,7 @@ class Reader:
                 log.info(
                     "%s: %d %%, %.0f s", self.weights.name, 100 * number // len(parts), time.perf_counter() - started
                 )
-        features = torch.cat(found)[order.argsort()]
-        write_tensors(path, {"features": features})
-        return cast(NDArray[np.float32], features.numpy())
+        return torch.cat(found)[order.argsort()]
 
 
 def reader_of(config: Mapping[str, Any]) -> Reader | None:
@@ -464,7 +466,7 @@ class TextClassifier(EncoderClassifier):
         max_tokens: longer texts lose their end.
         encoder_lr: learning rate of the encoder, as a multiple of the head's.
         micro_batch_size: rows that pass through the encoder together.
-        cache: folder of a frozen encoder's features.
+        cache: folder below which a frozen encoder's features are kept, in ``cache/features``.
     """
 
     kind: ClassVar[str] = "text_encoder"
@@ -488,7 +490,7 @@ class TextClassifier(EncoderClassifier):
         max_tokens: int = 128,
         encoder_lr: float = 0.01,
         micro_batch_size: int = 64,
-        cache: str = "outputs/cache/features",
+        cache: str = "outputs",
     ) -> None:
         body = None
         if tune == "all":
@@ -516,7 +518,7 @@ class TextClassifier(EncoderClassifier):
         inside: str | None = None,
         tune: Tune = "head",
         max_tokens: int = 128,
-        cache: str = "outputs/cache/features",
+        cache: str = "outputs",
         **_: Any,
     ) -> Reader:
         """How it reads texts."""
@@ -534,7 +536,7 @@ class TextClassifier(EncoderClassifier):
         def body(_: int) -> nn.Module:
             return TextBody(weights.load())
 
-        return Reader(cls.modality, tune, weights, tokens, body, ["mean", max_tokens], Path(cache), device)
+        return Reader(cls.modality, tune, weights, tokens, body, ["mean", max_tokens], Store(cache), device)
 
 
 class ImageClassifier(EncoderClassifier):
@@ -551,7 +553,7 @@ class ImageClassifier(EncoderClassifier):
         hidden, dropout: of the head.
         encoder_lr: learning rate of the encoder, as a multiple of the head's.
         micro_batch_size: rows that pass through the encoder together.
-        cache: folder of a frozen encoder's features.
+        cache: folder below which a frozen encoder's features are kept, in ``cache/features``.
     """
 
     kind: ClassVar[str] = "image_encoder"
@@ -574,7 +576,7 @@ class ImageClassifier(EncoderClassifier):
         dropout: float = 0.0,
         encoder_lr: float = 1.0,
         micro_batch_size: int = 256,
-        cache: str = "outputs/cache/features",
+        cache: str = "outputs",
     ) -> None:
         body = None
         if tune == "all":
@@ -601,7 +603,7 @@ class ImageClassifier(EncoderClassifier):
         revision: str | None = None,
         config: Any = None,
         tune: Tune = "all",
-        cache: str = "outputs/cache/features",
+        cache: str = "outputs",
         **_: Any,
     ) -> Reader:
         """How it reads images."""
@@ -612,7 +614,7 @@ class ImageClassifier(EncoderClassifier):
         def body(size: int) -> nn.Module:
             return image_body(weights, config, size, augment=False)
 
-        return Reader(cls.modality, tune, weights, None, body, ["mean"], Path(cache), device)
+        return Reader(cls.modality, tune, weights, None, body, ["mean"], Store(cache), device)
 
 
 def image_body(weights: PretrainedEncoder | None, config: Any, size: int, *, augment: bool) -> ImageBody:

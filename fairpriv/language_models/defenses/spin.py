@@ -9,11 +9,9 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from fairpriv import processes
@@ -22,10 +20,9 @@ from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
-from fairpriv.identity import OUTCOME_VERSION, content_hash
 from fairpriv.language_models.contract import ModelOwner, Tuned
 from fairpriv.language_models.data.tokens import Encoded, collate
-from fairpriv.store import read_tensors, write_tensors
+from fairpriv.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +107,7 @@ class Spin:
         before = self.after.tune(owner) if self.after is not None else Tuned(owner.model)
         rows = {name: owner.rows(name, *drawn) for name, drawn in self.sets.items()}
         origin = owner.origin if self.after is None else _weights_hash(before.model)
-        tops = self.tops(before.model, rows, pad_id=owner.pad_id, cache=owner.cache, origin=origin)
+        tops = self.tops(before.model, rows, pad_id=owner.pad_id, store=owner.store, origin=origin)
         edit, metrics, degenerate = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)
         after = self.after.name if self.after is not None else None
         edit.metadata.update({"name": owner.name, "base": owner.origin, "after": after})
@@ -127,7 +124,7 @@ class Spin:
         *,
         pad_id: int = 0,
         seed: int = 0,
-        cache: Path | None = None,
+        store: Store | None = None,
         origin: Any = None,
         tops: Mapping[str, Mapping[str, TopWeights]] | None = None,
     ) -> tuple[SpinEdit, dict[str, float], list[str]]:
@@ -138,7 +135,7 @@ class Spin:
             rows: encoded pairs of every dimension and excluded set.
             pad_id: fills up shorter rows of a batch.
             seed: of ``score=random``.
-            cache: folder for top weights.
+            store: keeps top weights.
             origin: plain data that tells what ``model`` is; None: its weights are hashed.
             tops: what `tops` returned, where it has been called already.
 
@@ -146,7 +143,7 @@ class Spin:
             InputError: as `tops` and ``coupled_weights``.
         """
         origin = origin or _weights_hash(model)
-        scores = tops or self.tops(model, rows, pad_id=pad_id, cache=cache, origin=origin)
+        scores = tops or self.tops(model, rows, pad_id=pad_id, store=store, origin=origin)
         exclude = self._excluded
         first = scores[self.dimensions[0]]
         without = [name for name, top in first.items() if not selected(top.numel, self.ratio)]
@@ -206,7 +203,7 @@ class Spin:
         rows: Mapping[str, Sequence[Encoded]],
         *,
         pad_id: int = 0,
-        cache: Path | None = None,
+        store: Store | None = None,
         origin: Any = None,
     ) -> dict[str, dict[str, TopWeights]]:
         """The top weights of the target's matrices, for every dimension and excluded set; arguments as of `edit`.
@@ -220,7 +217,7 @@ class Spin:
         except ValueError as error:
             raise InputError(f"SPIN: {error}") from error
         origin = origin or _weights_hash(model)
-        scores = {name: self._top(name, model, encoded, pad_id, cache, origin) for name, encoded in rows.items()}
+        scores = {name: self._top(name, model, encoded, pad_id, store, origin) for name, encoded in rows.items()}
         return {name: {w: top for w, top in tops.items() if w in wanted} for name, tops in scores.items()}
 
     @property
@@ -276,25 +273,30 @@ class Spin:
             seen[key] = name
 
     def _top(
-        self, which: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int, cache: Path | None, origin: Any
+        self, which: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int, store: Store | None, origin: Any
     ) -> dict[str, TopWeights]:
         """The top weights of one set of pairs in all linear layers, from the cache where they are known."""
         kind = self.score if self.score in ("wanda", "magnitude") else "importance"
-        key = content_hash(
-            {
-                "outcome_version": OUTCOME_VERSION,
-                "versions": [torch.__version__, transformers.__version__],
-                "origin": origin,
-                "dtype": str(next(model.parameters()).dtype),
-                "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
-                "score": kind,
-                "data": None if kind == "magnitude" else _rows_hash(rows),
-                "kept": KEPT,
-            }
-        )
-        path = cache / "top_weights" / f"{key}.safetensors" if cache else None
-        if path is not None and (found := processes.told(lambda: _read_top(path))) is not None:
-            return found
+        if store is None:
+            return self._scored(which, kind, model, rows, pad_id)
+        key = {
+            "origin": origin,
+            "dtype": str(next(model.parameters()).dtype),
+            "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
+            "score": kind,
+            "data": None if kind == "magnitude" else _rows_hash(rows),
+            "kept": KEPT,
+        }
+
+        def make() -> dict[str, TopWeights]:
+            return self._scored(which, kind, model, rows, pad_id)
+
+        return store.cached("top_weights", key, make, save=_saved, load=_loaded, together=True)
+
+    def _scored(
+        self, which: str, kind: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int
+    ) -> dict[str, TopWeights]:
+        """The top weights of one set of pairs by one way to score, all processes together."""
         # Long rows together, so that little is padded; the mean over samples does not mind.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
         parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
@@ -328,26 +330,19 @@ class Spin:
                     r"sample (\d+) \(row \d+ of its batch\)", lambda m: f"sample {scored[int(m[1])]}", str(error)
                 )
                 raise InputError(f"SPIN: {which}: {text}") from error
-        tops = {name: TopWeights(t.indices.cpu(), t.values.cpu(), t.numel, t.max_ratio) for name, t in tops.items()}
-        if path is not None and processes.rank() == 0:
-            _write_top(path, tops)
-        return tops
+        return {name: TopWeights(t.indices.cpu(), t.values.cpu(), t.numel, t.max_ratio) for name, t in tops.items()}
 
 
-def _write_top(path: Path, tops: Mapping[str, TopWeights]) -> None:
+def _saved(tops: Mapping[str, TopWeights]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {}
     for name, top in tops.items():
         small = top.numel <= torch.iinfo(torch.int32).max
         tensors[f"{name}.indices"] = top.indices.to(torch.int32) if small else top.indices
         tensors[f"{name}.values"] = top.values
-    write_tensors(path, tensors, {name: [top.numel, top.max_ratio] for name, top in tops.items()})
+    return tensors, {name: [top.numel, top.max_ratio] for name, top in tops.items()}
 
 
-def _read_top(path: Path) -> dict[str, TopWeights] | None:
-    found = read_tensors(path)
-    if found is None:
-        return None
-    tensors, sizes = found
+def _loaded(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, TopWeights]:
     return {
         name: TopWeights(tensors[f"{name}.indices"].long(), tensors[f"{name}.values"], numel, ratio)
         for name, (numel, ratio) in sizes.items()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import datetime
 import logging
-import re
-import shutil
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairpriv.data.checkpoints import WEIGHTS, Pretrained, tell_unexpected, unreadable
+from fairpriv.data.checkpoints import Pretrained, tell_unexpected, unreadable
 from fairpriv.errors import InputError
+from fairpriv.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,8 +33,8 @@ class PretrainedLM(Pretrained):
 
     # the GGUF file inside it
     gguf: str | None = field(default=None, metadata={"outcome": False})
-    # where dequantised models are kept
-    cache: str = field(default="outputs/cache/models", metadata={"outcome": False})
+    # below which dequantised models are kept, in cache/models
+    cache: str = field(default="outputs", metadata={"outcome": False})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
     # transformers' device_map: null puts the model on one device, "auto" spreads it
     device_map: Any = field(default=None, metadata={"outcome": False})
@@ -132,40 +130,29 @@ class PretrainedLM(Pretrained):
                 log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
 
     def _dequantised(self, file: Path, digest: str) -> Path:
-        """The folder with the GGUF's weights as ordinary float32 ones, made at the first call, whole or not at all."""
+        """Return the folder with the GGUF's weights as ordinary float32 ones, made at the first call."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        name = re.sub(r"[^\w.-]", "_", self.name)  # which is no path
-        folder = Path(self.cache) / f"{name}-{digest[:16]}"
-        if _whole(folder):
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-        print(f"{self.name}: dequantising {file.name} into {folder} (about half a minute, once)", file=sys.stderr)
-        source = {"gguf_file": file.name}
-        try:
-            AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(scratch)
-            config = AutoConfig.from_pretrained(file.parent, **source)
-            loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+        def make(folder: Path) -> None:
+            print(f"{self.name}: dequantising {file.name} into {folder.parent} (half a minute, once)", file=sys.stderr)
+            source = {"gguf_file": file.name}
+            try:
+                AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+                config = AutoConfig.from_pretrained(file.parent, **source)
+                loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+            except ImportError as error:
+                told = f"model={self.name}: `pip install --no-deps gguf` reads GGUF files ({error})"
+                raise InputError(told) from None
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
             # A model that was loaded from GGUF refuses save_pretrained: its weights move into a plain one.
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             plain.load_state_dict(loaded.state_dict())
             plain.generation_config = loaded.generation_config
-            plain.save_pretrained(scratch)
-            if not _whole(folder):  # else another process was faster
-                shutil.rmtree(folder, ignore_errors=True)  # somebody has removed some of it
-                scratch.rename(folder)
-        except OSError:
-            if not _whole(folder):
-                raise
-        except ImportError as error:
-            raise InputError(f"model={self.name}: `pip install --no-deps gguf` reads GGUF files ({error})") from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return folder
+            plain.save_pretrained(folder)
+
+        return Store(self.cache).cached_folder("models", {"gguf": digest}, make)
 
 
 def pinned(template: str, day: datetime.date) -> str:
@@ -201,9 +188,3 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         raise InputError(f"adapter {adapter}: {unreadable(error)}") from error
     whole: PreTrainedModel = tuned.eval()
     return whole
-
-
-def _whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json")) and any(
-        (folder / name).is_file() for name in WEIGHTS
-    )
