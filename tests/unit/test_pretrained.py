@@ -1,11 +1,11 @@
 """Where a language model is found, what identifies it, and what is said where there is none."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,9 +192,11 @@ def packaged(hub, tiny_lm, tmp_path, monkeypatch):
     file.write_bytes(b"GGUF and then some")
     made = []
 
+    installed = importlib.metadata.distribution
+
     def distribution(name):
         if name != "carrier":
-            raise PackageNotFoundError(name)
+            return installed(name)
         return SimpleNamespace(locate_file=lambda path: tmp_path / "carrier" / path)
 
     def instead(auto):
