@@ -137,6 +137,11 @@ def content_hash(obj: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def derived_seed(*parts: Any) -> int:
+    """Derive a seed in [0, 2^31) from plain data, such as another seed and a number."""
+    return int(content_hash(parts), 16) % 2**31
+
+
 def _counted(node: Any) -> Any:
     """A part of a config with kinds for targets, and without the fields that do not count."""
     if isinstance(node, list):

@@ -129,22 +129,16 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """The cell's parts: language models are tuned on pairs, classifiers are trained on tables.
-
-    A dataset may bring a ``cell`` of its own.
-    """
+    """The cell's parts: language models are tuned on pairs, classifiers are trained on tables."""
     from fairpriv.language_models.data.pairs import Pairs
 
     if isinstance(dataset, Pairs):  # each track imports its own libraries, which take seconds
         from fairpriv.language_models.experiment import TugOfWar
 
         return TugOfWar(config, dataset, defense)
-    if hasattr(dataset, "cell"):
-        cell: Cell = dataset.cell(config, dataset, defense)
-        return cell
-    from fairpriv.classifiers.experiment import DistributionInference
+    from fairpriv.classifiers import experiment
 
-    return DistributionInference(config, dataset, defense)
+    return experiment.cell_of(config, dataset, defense)
 
 
 def prepare_root(root: Path) -> None:

@@ -39,7 +39,7 @@ FIT_SETS = {  # of lightning.Trainer
     "log_every_n_steps",
 }
 PARTS = {  # what the parts of a group, or of a key of that name, can do: one of these
-    "model": ("forward", "load"),
+    "model": ("forward", "network", "load"),
     "dataset": ("load", "models"),
     "defense": ("defend", "tune"),
     "attack": ("run",),

@@ -67,6 +67,13 @@ class GameSettings:
             if not 0 <= getattr(self, key) < math.inf:
                 raise InputError(f"game.{key}={getattr(self, key)}: it is 0 or more")
 
+    def refuse_unattackable(self) -> None:
+        """Raise InputError where there is nobody to attack."""
+        if self.victims < 1 or self.repeats < 1:
+            raise InputError(
+                f"game.victims={self.victims}, game.repeats={self.repeats}: an attack needs one of each at least"
+            )
+
 
 @dataclass
 class TrainingSettings:

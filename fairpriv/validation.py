@@ -201,17 +201,20 @@ def _attack(config: Mapping[str, Any], name: str) -> str:
 
 def _dataset(config: Mapping[str, Any], name: str) -> str:
     """Read a dataset and profile the columns of a table; run five rows of it through a classifier."""
+    from fairpriv.classifiers.data.tabular import TabularDataset
+    from fairpriv.classifiers.known_truth import World
+    from fairpriv.classifiers.nets.architecture import architecture_of
     from fairpriv.language_models.data.pairs import Pairs
 
     dataset = build(config, name)
     if isinstance(dataset, Pairs):  # of dimensions, which are read by themselves
         return "pairs of dimensions"
-    if hasattr(dataset, "optimal_advantage"):  # simulated, with models of its own
+    if isinstance(dataset, World):  # simulated, with models of its own
         return f"the best possible adversary's advantage is {dataset.optimal_advantage:.3f}"
     table = dataset.load()
     told = f"{len(table.y)} rows of {_named([path.name for path in dataset.source.locate()])}; "
     told += f"{dataset.target}: {_named(table.label_names)}; {table.sensitive}: {_named(table.group_names)}"
-    if not hasattr(dataset, "encode"):
+    if not isinstance(dataset, TabularDataset):
         return told
     columns = "".join(f"\n  {' '.join(line.split())}" for line in dataset.profile())
     if not _takes_features(config):  # options are tried that no run would combine
@@ -219,7 +222,7 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
     import torch
 
     features = torch.as_tensor(dataset.encode(table.features).transform(table.features.head(SAMPLES)))
-    _run(build(config, "model", features.shape[1], len(table.label_names)), features, len(table.label_names))
+    _run(architecture_of(config).network(features.shape[1], len(table.label_names)), features, len(table.label_names))
     return f"{told}; {len(features)} rows went through model={config['model']['name']}{columns}"
 
 
@@ -229,21 +232,22 @@ def _model(config: Mapping[str, Any], name: str) -> str:
         return f"{config[name]['path']} is there, not loaded ({build(config, name).digest()[:12]})"
     import torch
 
-    from fairpriv.classifiers.nets.encoder import reader_of
+    from fairpriv.classifiers.nets.architecture import architecture_of
 
-    if reader := reader_of(config):
-        weights = reader.weights
-        here = f"{weights.path} is there, not loaded ({weights.digest()[:12]})" if weights else "from fresh weights"
-        return f"reads {reader.modality}s; {here}"
-    _run(build(config, name, 8, 2), torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(0)), 2)
+    architecture = architecture_of(config)
+    if architecture.modality != "table":
+        there = [f"{config[name]['path']} is there, not loaded ({d[:12]})" for d in architecture.digests().values()]
+        return f"reads {architecture.modality}s; {''.join(there) or 'from fresh weights'}"
+    _run(architecture.network(8, 2), torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(0)), 2)
     return f"{SAMPLES} random rows of 8 features went through it"
 
 
 def _takes_features(config: Mapping[str, Any]) -> bool:
     """Whether the model is a network that reads tables."""
-    from fairpriv.classifiers.nets.encoder import reader_of
+    from fairpriv.classifiers.nets.architecture import architecture_of
 
-    return not str(config["model"]["_target_"]).endswith(".PretrainedLM") and reader_of(config) is None
+    language_model = str(config["model"]["_target_"]).endswith(".PretrainedLM")
+    return not language_model and architecture_of(config).modality == "table"
 
 
 def _run(net: Any, features: Any, classes: int) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from fairpriv.classifiers.attacks.play import play
 from fairpriv.classifiers.data.game import GameDataModule
-from fairpriv.classifiers.experiment import attack
+from fairpriv.classifiers.experiment import DistributionInference
 from fairpriv.cli import CONF
 from fairpriv.configs import build, compose, plain
-from fairpriv.settings import GameSettings
 
 ARMS = ("none", "fine_tune", "rehearsal", "fair_finetune", "reweighting", "dp_sgd")
 GAME = ["dataset=adult", "defense.penalty=0.3", "attack=[loss_test,threshold_test,kl]"]
@@ -30,11 +30,11 @@ def seconds(arm: str) -> float:
     """Wall-clock time of dealing and playing one game, nothing being cached."""
     with tempfile.TemporaryDirectory() as root:
         config = config_of(arm, root)
-        data = GameDataModule(build(config, "dataset"), GameSettings(**config["game"]), seed=0)
+        cell = DistributionInference(config, build(config, "dataset"), build(config, "defense"))
+        data = GameDataModule(cell.dataset, cell.settings.game, seed=0)
         data.setup()
-        attacks = [build(config["attack"], name) for name in config["attack"]]
         start = time.perf_counter()
-        attack(config, data, build(config, "defense"), attacks)
+        play(cell.splits(data), cell.attacks, pure=data.pure)
         return time.perf_counter() - start
 
 

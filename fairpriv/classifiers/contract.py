@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fairpriv.classifiers.data.batches import subsample
 from fairpriv.classifiers.data.game import Deal, GameDataModule
 from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.nets.classifier import predict
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric
+from fairpriv.settings import TrainingSettings
 
 
 def tuning_rows(own: Rows, other: Rows, rehearsal: float, seed: int) -> Rows:
@@ -100,14 +102,14 @@ class PoolOwner:
         count: members per world.
         seed: from which every member's random choices follow.
         fit: ``fairpriv.classifiers.nets.pool.fit_pool`` with architecture and cache given.
-        training: epochs, patience, batch_size, lr and weight_decay of base models.
+        training: of base models.
     """
 
     deals: Sequence[Deal]
     count: int
     seed: int
     fit: Callable[..., Pool]
-    training: Mapping[str, Any]
+    training: TrainingSettings
 
     def samples(self, *, own: bool) -> list[Rows]:
         """Each member's training rows of the world it is trained on, or of the other one."""
@@ -134,7 +136,7 @@ class PoolOwner:
         datasets, held_out = (
             [(rows.X, rows.y) for rows in parts] for parts in (self.samples(own=True), self.own_validation())
         )
-        return self.fit(datasets, validation=held_out, seed=self.seed, **self.training)
+        return self.fit(datasets, validation=held_out, seed=self.seed, **vars(self.training))
 
     @property
     def _worlds(self) -> list[int]:
@@ -157,6 +159,14 @@ class Defended:
     measured: Measured = field(default_factory=Measured)
     predict: Callable[[Rows], Tensor] | None = None
     rows: Rows | None = None
+
+    def answers(self, rows: Rows) -> Tensor:
+        """Predict the labels ``[N]`` of rows."""
+        return self.predict(rows) if self.predict else predict(cast(nn.Module, self.net), rows.X)
+
+    def accuracy(self, rows: Rows) -> float:
+        """Return the share of rows whose label is predicted."""
+        return float((self.answers(rows) == rows.y).double().mean())
 
 
 class Defense(ABC):

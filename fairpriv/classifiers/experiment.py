@@ -7,33 +7,28 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from torch import Tensor, nn
+from torch import nn
 
-from fairpriv.classifiers.attacks.attack import Attack
-from fairpriv.classifiers.attacks.game import deal
-from fairpriv.classifiers.attacks.play import Played, play
+from fairpriv.classifiers.attacks.game import deal, playable
+from fairpriv.classifiers.attacks.play import Played, Split, play
 from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense
 from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.game import Dataset, GameDataModule, Part
-from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.data.dataset import Dataset
+from fairpriv.classifiers.data.game import GameDataModule, Part
+from fairpriv.classifiers.known_truth import KnownTruth, World
 from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
-from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
-from fairpriv.classifiers.nets.encoder import reader_of
+from fairpriv.classifiers.nets.classifier import Classifier, fit
 from fairpriv.classifiers.nets.pool import fit_pool
-from fairpriv.configs import build, require
-from fairpriv.errors import InputError
-from fairpriv.identity import content_hash
+from fairpriv.classifiers.settings import Settings
+from fairpriv.configs import require
 from fairpriv.metrics import Measured, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
-from fairpriv.run import Stage
-from fairpriv.settings import GameSettings, TrainingSettings
-from fairpriv.store import Store
-from fairpriv.trainer import trainer_of
+from fairpriv.run import Cell, Stage
 
 log = logging.getLogger(__name__)
 
@@ -46,102 +41,115 @@ BASE_EPOCH = Metric(
 )
 
 
+def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
+    """Build the cell that a dataset asks for: drawn models are only attacked, others are trained on it first."""
+    kind = KnownTruth if isinstance(dataset, World) else DistributionInference
+    return kind(config, dataset, defense)
+
+
 class DistributionInference:
-    """The parts of one cell, built from its config; ``measure`` runs it.
+    """One cell: a model is trained, defended, measured, and its kind attacked.
 
     Raises:
-        InputError: the config names a part that does not belong to classifiers, or attacks on what they cannot train.
+        InputError: parts that do not go together.
     """
 
     def __init__(self, config: Mapping[str, Any], dataset: Dataset, defense: Defense) -> None:
-        self.config = config
-        self.dataset = dataset
         self.defense = require(Defense, defense, "defense")
-        if config.get("analysis"):
-            raise InputError(
-                f"analysis: looks at edits of language models, not at classifiers of dataset={dataset.name}"
-            )
-        self.reader = reader_of(config)
-        reads, holds = getattr(self.reader, "modality", "table"), getattr(dataset, "modality", "table")
-        if reads != holds:
-            fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet or vit"}[holds]
-            raise InputError(
-                f"model={config['model']['name']} reads {reads}s and dataset={dataset.name} holds {holds}s: choose "
-                f"model={fitting}"
-            )
-        if getattr(self.reader, "tune", "head") == "all":
+        self.dataset = require(Dataset, dataset, "dataset")
+        self.settings = settings = Settings.read(config)
+        settings.architecture.refuse_other_than(dataset.modality, dataset.name)
+        if not settings.architecture.reads_features:
             defense.refuse_inputs()
-        if not config["attack"]:
-            return
-        model, game = config["model"], config["game"]
-        perceptron = (
-            model["_target_"] == "fairpriv.classifiers.nets.classifier.MLP"
-            or getattr(self.reader, "tune", "") == "head"
-        )
-        if not perceptron or model["dropout"]:
-            raise InputError(
-                f"model={model['name']}: attacks train pools of model=mlp with model.dropout=0, or of such networks on "
-                "a frozen encoder's features (model.tune=head), and of no other"
-            )
-        if game["victims"] < 1 or game["repeats"] < 1:
-            raise InputError(
-                f"game.victims={game['victims']}, game.repeats={game['repeats']}: an attack needs one of each at least"
-            )
-        if not self._attacks()[0]:
-            raise InputError(
-                f"attack=[{','.join(config['attack'])}] reads the weights of one network, which defense={defense.name} "
-                "does not leave: choose attacks on its answers, such as kl"
-            )
-
-    def _attacks(self) -> tuple[list[Attack], dict[str, str]]:
-        """The attacks that this defence's models can be put to; the others, and why not."""
-        config = self.config
-        attacks = [require(Attack, build(config["attack"], name), f"attack={name}") for name in config["attack"]]
-        omitted = {
-            attack.name: f"reads the weights of one network, which {self.defense.name} does not leave"
-            for attack in attacks
-            if attack.white_box and not self.defense.one_network
-        }
-        return [attack for attack in attacks if attack.name not in omitted], omitted
+        if settings.attacks:
+            settings.architecture.pool_hidden()
+            settings.game.refuse_unattackable()
+        self.attacks, self.omitted = playable(settings.attacks, defense)
 
     def digests(self) -> dict[str, str]:
-        """Content of every input, by the config key that its place stands in."""
-        weights = self.reader.weights if self.reader else None
-        return {"dataset.source": self.dataset.source.digest()} | (
-            {"model.path": weights.digest()} if weights is not None else {}
-        )
+        """Return the content of every input, by the config key that its place stands in."""
+        return {"dataset.source": self.dataset.source.digest()} | self.settings.architecture.digests()
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
-        """Run the cell and write what it came to into ``result``; victims' scores go to a file of ``folder``."""
-        config = self.config
+        """Run the cell and add what is measured to ``result``; victims' scores go to a file of ``folder``."""
+        settings = self.settings
         with stage("data"):
-            data = GameDataModule(self.dataset, GameSettings(**config["game"]), config["seed"], self.reader)
+            reader = settings.architecture.reader(settings.device)
+            data = GameDataModule(self.dataset, settings.game, settings.seed, reader)
             data.setup()
             tell(data)
-            if config["attack"]:
+            if self.attacks:
                 data.model_rows()  # which raises where there are too few, before anything is trained
-        owner = owner_of(config, data, logger)
+        owner = self._owner(data, logger)
         with stage("base"):
             owner.base()
         with stage("defend"):
             defended = self.defense.defend(owner)
         with stage("evaluate"):
-            measured = evaluate(defended, data, config["game"]["tau"])
-        result.add(
-            data.measured | measured | defended.measured | Measured(owner.told, described={BASE_EPOCH.name: BASE_EPOCH})
-        )
-        result.add(TRAIN_ACCURACY.of(accuracy(defended, defended.rows or owner.own_rows)))
+            measured = evaluate(defended, data, settings.game.tau)
+            trained = TRAIN_ACCURACY.of(defended.accuracy(defended.rows or owner.own_rows))
+        base = Measured(owner.told, described={BASE_EPOCH.name: BASE_EPOCH})
+        result.add(data.measured | measured | defended.measured | base | trained)
         result.overlap = data.overlap
         if self.defense.control:
             result.control = "its training rows do not depend on the training world"
-        if config["attack"]:
+        if self.attacks:
             with stage("attack"):  # whose pools several processes share
-                attacks, omitted = self._attacks()
-                for name, why in omitted.items():
+                for name, why in self.omitted.items():
                     log.warning("attack %s is left out: it %s", name, why)
-                played = attack(config, data, self.defense, attacks)
-                if played is not None:
-                    record(result, played, omitted, folder)
+                splits = self.splits(data)
+                if rank() == 0:
+                    record(result, play(splits, self.attacks, pure=data.pure), self.omitted, folder)
+
+    def _owner(self, data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
+        """Make the owner's side: how it makes a model, trains it, and gets its base model."""
+        settings, world, classes = self.settings, data.game.world, len(data.label_names)
+        training = settings.training
+        told: dict[str, float] = {}
+        fit_once = functools.partial(
+            fit,
+            trainer=settings.trainer(),
+            seed=settings.seed,
+            logger=logger,
+            measured=settings.logged,  # also in the processes that have no logger: they validate together
+            store=settings.store,
+        )
+
+        def fresh() -> nn.Module:
+            torch.manual_seed(settings.seed)
+            return settings.architecture.network(data.features, classes)
+
+        def base() -> nn.Module:
+            """Train the model on G_b; the second time it comes from the cache."""
+            module = Classifier(
+                fresh(),
+                classes=classes,
+                lr=training.lr,
+                weight_decay=training.weight_decay,
+                patience=training.patience,
+                stage="base",
+            )
+            batches = ShuffledBatches(data.part("train", world), training.batch_size, settings.seed)
+            fit_once(module, batches, epochs=training.epochs, validation=data.part("validation", world))
+            told[BASE_EPOCH.name] = float(module.epoch)
+            return module.net
+
+        return ClassifierOwner(data, world, settings.seed, base, fresh, fit_once, told)
+
+    def splits(self, data: GameDataModule) -> list[Split]:
+        """Train and defend pools of victims and of shadows, on every repeated split."""
+        settings = self.settings
+        fit_one = functools.partial(
+            fit_pool,
+            hidden=settings.architecture.pool_hidden(),
+            classes=len(data.label_names),
+            store=settings.store,
+            accelerator=settings.accelerator,
+        )
+        return [
+            deal(data.repeat(number), self.defense.defend_pool, fit_one, settings.training)
+            for number in range(settings.game.repeats)
+        ]
 
 
 def tell(data: GameDataModule) -> None:
@@ -157,50 +165,12 @@ def _say(level: int, line: str) -> None:
     log.log(level, "%s", line)
 
 
-def owner_of(config: Mapping[str, Any], data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
-    """The model owner's side of the cell: how it makes a model, trains it, and gets its base model."""
-    seed, world = config["seed"], config["game"]["world"]
-    trainer = trainer_of(config)
-    told: dict[str, float] = {}
-    fit_once = functools.partial(
-        fit,
-        trainer=trainer,
-        seed=seed,
-        logger=logger,
-        measured=bool(config["logger"]),  # also in the processes that have no logger: they validate together
-        store=Store(config["paths"]["root"]),
-    )
-
-    def fresh() -> nn.Module:
-        torch.manual_seed(seed)
-        net: nn.Module = build(config, "model", data.features, len(data.label_names))
-        return net
-
-    def base() -> nn.Module:
-        """The model trained on G_b; the second time it comes from the cache."""
-        training = TrainingSettings(**config["training"])
-        module = Classifier(
-            fresh(),
-            classes=len(data.label_names),
-            lr=training.lr,
-            weight_decay=training.weight_decay,
-            patience=training.patience,
-            stage="base",
-        )
-        batches = ShuffledBatches(data.part("train", world), training.batch_size, seed)
-        fit_once(module, batches, epochs=training.epochs, validation=data.part("validation", world))
-        told[BASE_EPOCH.name] = float(module.epoch)
-        return module.net
-
-    return ClassifierOwner(data, world, seed, base, fresh, fit_once, told)
-
-
 def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
-    """Every measure of one model on the two test worlds: rates and bound on half of the test rows, gaps on the rest."""
+    """Measure one model on the two test worlds: rates and bound on half of the test rows, gaps on the rest."""
 
     def sample(part: Part, world: int) -> Sample:
         rows = data.part(part, world)
-        return Sample(answers(defended, rows), rows.y, rows.s)
+        return Sample(defended.answers(rows), rows.y, rows.s)
 
     return measure(
         (sample("rates", 0), sample("rates", 1)),
@@ -209,41 +179,6 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
         group_names=data.group_names,
         tau=tau,
     )
-
-
-def answers(defended: Defended, rows: Rows) -> Tensor:
-    """Predicted labels ``[N]`` of rows."""
-    return defended.predict(rows) if defended.predict else predict(cast(nn.Module, defended.net), rows.X)
-
-
-def accuracy(defended: Defended, rows: Rows) -> float:
-    """Share of rows whose label is predicted."""
-    return float((answers(defended, rows) == rows.y).double().mean())
-
-
-def attack(config: Mapping[str, Any], data: GameDataModule, defense: Defense, attacks: list[Attack]) -> Played | None:
-    """Play the distribution-inference game on pools of the cell's model, on every repeated split.
-
-    Several processes share the training of the pools; the first one plays, and has what came of it.
-    """
-    model, game = config["model"], data.game
-    root = Path(config["paths"]["root"])
-    fit_one = functools.partial(
-        fit_pool,
-        hidden=model["hidden"],
-        classes=len(data.label_names),
-        store=Store(root),
-        accelerator=config["trainer"]["accelerator"],
-    )
-    splits = []
-    for number in range(game.repeats):
-        split = data
-        if number:
-            seed = int(content_hash([data.seed, number]), 16) % 2**31
-            split = GameDataModule(data.dataset, game, seed, data.reader)
-            split.setup()
-        splits.append(deal(split, defense.defend_pool, fit_one, config["training"]))
-    return play(splits, attacks, pure=data.pure) if rank() == 0 else None
 
 
 def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:

@@ -23,13 +23,13 @@ from lightning.pytorch.loggers import Logger
 from scipy import stats
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
+from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.play import play_attacks
 from fairpriv.classifiers.contract import Defense
 from fairpriv.classifiers.nets.pool import Pool
-from fairpriv.configs import build
+from fairpriv.classifiers.settings import Settings
 from fairpriv.errors import InputError
-from fairpriv.identity import content_hash
+from fairpriv.identity import derived_seed
 from fairpriv.metrics import SHARE, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Result, write_whole
@@ -66,37 +66,27 @@ class KnownTruth:
     """
 
     def __init__(self, config: Mapping[str, Any], dataset: World, defense: Defense) -> None:
-        self.config, self.world = config, dataset
-        game = config["game"]
-        if not config["attack"]:
+        self.world, self.settings = dataset, Settings.read(config)
+        if not self.settings.attacks:
             raise InputError(
                 f"dataset={dataset.name} is there to be attacked: choose attack=[...] (fairpriv ls attack)"
             )
         if defense.name != "none":
             raise InputError(f"dataset={dataset.name} draws its models as they are: choose defense=none")
-        if game["victims"] < 1 or game["repeats"] < 1:
-            raise InputError(
-                f"game.victims={game['victims']}, game.repeats={game['repeats']}: an attack needs one of each at least"
-            )
+        self.settings.game.refuse_unattackable()
 
     def digests(self) -> dict[str, str]:
-        """Nothing: all is drawn."""
+        """Return nothing: all is drawn."""
         return {}
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Play the games and write what they came to into ``result``; victims' scores go to a file of ``folder``."""
         if rank() > 0:
             return
-        config, optimum = self.config, self.world.optimal_advantage
-        attacks: list[Attack] = [build(config["attack"], name) for name in config["attack"]]
+        optimum, attacks, game = self.world.optimal_advantage, self.settings.attacks, self.settings.game
         with stage("attack"):
-            seeds = [
-                int(content_hash([config["seed"], number]), 16) % 2**31 for number in range(config["game"]["repeats"])
-            ]
-            games = [
-                self.world.game(seed, shadows=config["game"]["shadows"], victims=config["game"]["victims"])
-                for seed in seeds
-            ]
+            seeds = [derived_seed(self.settings.seed, number) for number in range(game.repeats)]
+            games = [self.world.game(seed, shadows=game.shadows, victims=game.victims) for seed in seeds]
             played = play_attacks(games, attacks)
         result.add(played.measured | OPTIMAL_ADVANTAGE.of(optimum))
         for attack in attacks if optimum > 0 else ():
@@ -117,7 +107,6 @@ class KnownTruth:
 class World(ABC):
     """Two laws of models that differ by ``strength``, and rows to ask the models about."""
 
-    cell: ClassVar = KnownTruth  # what is measured on it
     name: str
     strength: float
 

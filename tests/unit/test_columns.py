@@ -45,7 +45,7 @@ def dataset(tmp_path, *frames, text=None, **changes):
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What is warned of, line by line."""
-    monkeypatch.setattr("fairpriv.classifiers.data.tabular._tables", {})
+    monkeypatch.setattr("fairpriv.classifiers.data.dataset._tables", {})
     with caplog.at_level(logging.WARNING, logger="fairpriv"):
         yield lambda: [record.getMessage() for record in caplog.records]
 

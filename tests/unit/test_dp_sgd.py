@@ -23,6 +23,7 @@ from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.classifier import MLP, fit
 from fairpriv.classifiers.nets.pool import Pool, Private, clip_rows, fit_pool, mask_seed, member_seed, noise_seed
 from fairpriv.errors import InputError
+from fairpriv.settings import TrainingSettings
 
 QUICK = {"epsilon": 1.0, "accountant": "rdp", "epochs": 2, "steps_per_epoch": 4}
 CONTROL = QUICK | {"start": "scratch", "rehearsal": 1.0}
@@ -363,7 +364,7 @@ def test_a_pool_is_trained_on_its_members_samples_within_the_same_budget(how, ro
     half = table(80, 0, 0) + table(80, 1, 1)
     places = torch.arange(40), torch.arange(80, 120)
     deals = [Deal(half, places, (torch.arange(40, 60), torch.arange(120, 140)))] * 4
-    training = {"epochs": 1, "patience": None, "batch_size": 64, "lr": 0.01, "weight_decay": 0.0}
+    training = TrainingSettings(epochs=1, patience=None, batch_size=64, lr=0.01, weight_decay=0.0)
     owner = PoolOwner(deals, 2, 0, watched, training)
     assert len(defense.defend_pool(owner)) == 4
     datasets, asked_for = asked[-1]

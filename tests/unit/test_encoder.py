@@ -5,7 +5,6 @@ import copy
 import functools
 import json
 import shutil
-from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -13,25 +12,36 @@ import pytest
 import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches
+from fairpriv.classifiers.data.images import Images
+from fairpriv.classifiers.data.reader import Standardized
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.dp_sgd import DPSGD
 from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
 from fairpriv.classifiers.experiment import DistributionInference
+from fairpriv.classifiers.nets.architecture import architecture_of
 from fairpriv.classifiers.nets.classifier import Classifier, fit, predict
 from fairpriv.classifiers.nets.encoder import (
     EncoderClassifier,
     ImageBody,
-    PretrainedEncoder,
-    Standardized,
     TextBody,
     TextClassifier,
     augmented,
     image_body,
-    reader_of,
 )
+from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder
+from fairpriv.data.sources import Folder
 from fairpriv.errors import InputError
 from fairpriv.store import Store
 
+SETTINGS = {  # of a cell, beside its model
+    "seed": 0,
+    "game": {},
+    "training": {},
+    "attack": {},
+    "trainer": {"accelerator": "cpu"},
+    "logger": None,
+    "paths": {"root": "outputs"},
+}
 TEXTS = np.array(["nurse", "he is a surgeon", "she is a nurse and he is not", ""], dtype=object)
 RESNET = {
     "_target_": "transformers.ResNetConfig",
@@ -50,8 +60,12 @@ VIT = {
 }
 
 
+def described(**model):
+    return architecture_of({"model": model})
+
+
 def reader(**model):
-    return reader_of({"model": model, "trainer": {"accelerator": "cpu"}})
+    return described(**model).reader(torch.device("cpu"))
 
 
 def text_model(tiny_encoder, tmp_path, **changes):
@@ -84,7 +98,7 @@ def test_frozen_features_are_those_of_the_encoder_and_are_computed_once(tiny_enc
     frozen = reader(**text_model(tiny_encoder, tmp_path))
     features = frozen.read(texts)
     ids = torch.from_numpy(reader(**text_model(tiny_encoder, tmp_path, tune="all")).read(texts))
-    assert np.allclose(features, TextBody(frozen.weights.load())(ids).detach(), atol=1e-5)
+    assert np.allclose(features, TextBody(frozen.spec.weights.load())(ids).detach(), atol=1e-5)
     monkeypatch.setattr(TextBody, "forward", None)  # would be called again
     again = reader(**text_model(tiny_encoder, tmp_path))
     assert np.array_equal(again.read(texts), features)
@@ -114,19 +128,17 @@ def test_long_texts_lose_their_end(tiny_encoder, tmp_path):
 
 @pytest.mark.parametrize("model", ["text", "image"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_encoder, tmp_path, model):
-    from hydra.utils import instantiate
-
     if model == "text":
-        described = text_model(tiny_encoder, tmp_path, tune="all", hidden=[4])
-        X = torch.from_numpy(reader(**described).read(np.tile(TEXTS, 3)))
+        keys = text_model(tiny_encoder, tmp_path, tune="all", hidden=[4])
+        X = torch.from_numpy(reader(**keys).read(np.tile(TEXTS, 3)))
     else:
-        described = image_model(config=VIT, augment=False, hidden=[4])
+        keys = image_model(config=VIT, augment=False, hidden=[4])
         X = pixels(12)
     y = torch.arange(12) % 3
     gradients = []
     for size in (5, 12):
         torch.manual_seed(0)
-        net = instantiate(described, X.shape[-1], 3, micro_batch_size=size, _convert_="all").eval()
+        net = described(**keys | {"micro_batch_size": size}).network(X.shape[-1], 3).eval()
         torch.nn.functional.cross_entropy(net(X), y).backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
     parts, whole = (torch.cat([g.flatten() for g in each.values()]) for each in gradients)
@@ -136,14 +148,12 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny_encoder, tmp_path,
 
 @pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
 def test_images_are_learned_in_training_mode_and_answered_without_chance(config):
-    from hydra.utils import instantiate
-
     X = pixels(64)
     y = torch.arange(64) % 2
     X[y == 1, 0] = 220  # red
     X[y == 0, 0] = 30
     torch.manual_seed(0)
-    net = instantiate(image_model(config=config, encoder_lr=0.5), 16, 2, _convert_="all")
+    net = described(**image_model(config=config, encoder_lr=0.5)).network(16, 2)
     rows = Rows(X, y, y, torch.arange(64))
     module = Classifier(net, classes=2, lr=0.01, weight_decay=0.0)
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
@@ -156,7 +166,7 @@ def test_images_are_learned_in_training_mode_and_answered_without_chance(config)
 
 def test_the_encoder_learns_at_its_share_of_the_rate(tiny_encoder, tmp_path):
     keys = {key: value for key, value in text_model(tiny_encoder, tmp_path).items() if key != "_target_"}
-    net = TextClassifier(0, 2, **keys | {"tune": "all", "encoder_lr": 0.1})
+    net = TextClassifier(**keys | {"tune": "all", "encoder_lr": 0.1}).network(0, 2)
     optimizer = Classifier(net, classes=2, lr=0.02, weight_decay=0.0).configure_optimizers()
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in net.body.parameters()} == {0.02 * 0.1}
@@ -225,9 +235,7 @@ def image_net(mean=0.5, **config):
     sizes = {key: value for key, value in VIT.items() if key != "_target_"} | {"image_size": 16} | config
     torch.manual_seed(0)
     body = ImageBody(AutoModel.from_config(ViTConfig(**sizes)), [mean] * 3, [0.5] * 3, augment=False)
-    return EncoderClassifier(
-        body, 16, 2, name="tiny", hidden=[4], dropout=0.0, encoder_lr=1.0, micro_batch_size=8
-    ).eval()
+    return EncoderClassifier(body, 16, 2, hidden=[4], dropout=0.0, encoder_lr=1.0, micro_batch_size=8).eval()
 
 
 @pytest.mark.parametrize(
@@ -269,10 +277,11 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tiny_encode
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_defence_of_features_is_refused_for_pixels_also_inside_another(wrapped):
     defense = ThresholdOptimizer(estimator=DPSGD()) if wrapped else DPSGD()
-    config = {"model": image_model(), "trainer": {"accelerator": "cpu"}, "attack": {}, "game": {}}
+    config = SETTINGS | {"model": image_model()}
+    faces = Images(name="faces", source=Folder("faces"), target="age", sensitive="sex", pattern="(?P<age>.)(?P<sex>.)")
     with pytest.raises(InputError, match="defense=dp_sgd takes rows of features"):
-        DistributionInference(config, SimpleNamespace(name="faces", modality="image"), defense)
-    DistributionInference(config, SimpleNamespace(name="faces", modality="image"), ThresholdOptimizer())
+        DistributionInference(config, faces, defense)
+    DistributionInference(config, faces, ThresholdOptimizer())
 
 
 @pytest.mark.parametrize(("kind", "most"), [("Bert", 16), ("Roberta", 13), ("XLNet", None)])
@@ -285,17 +294,17 @@ def test_texts_longer_than_an_encoders_positions_are_refused_before_anything_is_
     model.save_pretrained(tmp_path)
     keys = {"_target_": "fairpriv.classifiers.nets.encoder.TextClassifier", "name": "tiny", "path": str(tmp_path)}
     if most is None:
-        assert reader(**keys, max_tokens=1000).weights.digest()
+        assert reader(**keys, max_tokens=1000).spec.weights.digest()
         return
     row = torch.full((1, most + 1), 5)
     model(input_ids=row[:, :most], attention_mask=torch.ones(1, most))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=row, attention_mask=torch.ones(1, most + 1))
-    assert reader(**keys, max_tokens=most).weights.digest()
+    assert reader(**keys, max_tokens=most).spec.weights.digest()
     with pytest.raises(InputError, match=rf"model.max_tokens={most + 1}: .* has positions for {most} tokens"):
-        reader(**keys, max_tokens=most + 1).weights.digest()
+        reader(**keys, max_tokens=most + 1).spec.weights.digest()
     with pytest.raises(InputError, match="max_tokens=128"):
-        TextClassifier(128, 2, path=str(tmp_path), tune="all")
+        TextClassifier(path=str(tmp_path), tune="all").network(128, 2)
 
 
 def test_models_that_are_no_encoder_of_what_is_read_are_refused_before_anything_is_read(tiny_encoder, tmp_path):
@@ -307,13 +316,13 @@ def test_models_that_are_no_encoder_of_what_is_read_are_refused_before_anything_
     CLIPModel(CLIPConfig(**clip, projection_dim=8)).save_pretrained(tmp_path)
     both = str(tmp_path)
     with pytest.raises(InputError, match=r"model.path=.*: the config of a clip model has no hidden_size"):
-        reader(**text_model(tiny_encoder, tmp_path, path=both)).weights.digest()
+        reader(**text_model(tiny_encoder, tmp_path, path=both)).spec.weights.digest()
     with pytest.raises(InputError, match=r"model.path=.*: a clip model reads input_ids: choose an encoder of images"):
-        reader(**image_model(path=both)).weights.digest()
+        reader(**image_model(path=both)).spec.weights.digest()
     model = image_net().body.model
     model.save_pretrained(tmp_path / "vit")
     with pytest.raises(InputError, match=r"a vit model reads pixel_values: choose an encoder of texts"):
-        reader(**text_model(tiny_encoder, tmp_path, path=str(tmp_path / "vit"))).weights.digest()
+        reader(**text_model(tiny_encoder, tmp_path, path=str(tmp_path / "vit"))).spec.weights.digest()
     with pytest.raises(InputError, match=r"model.config: the config of a mobilenet_v2 model has no hidden_size"):
         image_body(None, MobileNetV2Config(), 32, augment=False)
 
@@ -324,7 +333,7 @@ def test_every_part_moves_batch_normalisation_once(momentum):
 
     sizes = {key: value for key, value in RESNET.items() if key != "_target_"}
     body = ImageBody(ResNetModel(ResNetConfig(**sizes)), [0.5] * 3, [0.5] * 3, augment=False)
-    net = EncoderClassifier(body, 16, 2, name="tiny", hidden=[], dropout=0.0, encoder_lr=1.0, micro_batch_size=4)
+    net = EncoderClassifier(body, 16, 2, hidden=[], dropout=0.0, encoder_lr=1.0, micro_batch_size=4)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = momentum

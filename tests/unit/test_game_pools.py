@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
@@ -32,11 +33,21 @@ from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
 from fairpriv.result import Result
-from fairpriv.settings import GameSettings
+from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.undefended import Undefended
 
-TRAINING = {"epochs": 30, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
+TRAINING = TrainingSettings(epochs=30, patience=None, batch_size=64, lr=0.03, weight_decay=0.0)
 FIT = functools.partial(fit_pool, hidden=[4])
+CONFIG = {
+    "seed": 0,
+    "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "dropout": 0.0},
+    "game": {},
+    "training": {},
+    "attack": {},
+    "trainer": {"accelerator": "cpu"},
+    "logger": None,
+    "paths": {"root": "outputs"},
+}
 GAME = GameSettings(shadows=6, victims=4, model_rows=40)
 
 
@@ -265,7 +276,7 @@ WHOLE = {"rehearsal": 1.0, "epochs": 12, "lr": 0.03, "batch_size": 4096, "steps_
 )
 def test_a_pool_is_defended_as_each_of_its_members_would_be(data, how):
     """The same rule stops them, and the same rule chooses lambda, each by its own validation rows."""
-    owner = own_pool(data, "victim", 2, FIT, TRAINING | {"patience": 3})
+    owner = own_pool(data, "victim", 2, FIT, replace(TRAINING, patience=3))
     defence = FairFineTuning(**WHOLE | how)
     pool = defence.defend_pool(owner)
     told = {"epoch": [], "lambda": [], "constraint_met": []}
@@ -301,52 +312,54 @@ def test_dual_ascent_on_a_pool_changes_what_it_answers(data):
         ({}, {"repeats": 0}, r"game\.victims=64, game\.repeats=0: an attack needs one of each"),
     ],
 )
-def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(model, game, message):
-    config = {
-        "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "dropout": 0.0} | model,
-        "game": {"victims": 64, "repeats": 1} | game,
-    }
-    dataset, defense = SimpleNamespace(name="people"), Undefended()
-    DistributionInference(config | {"attack": {}}, dataset, defense)
+def test_what_attacks_cannot_train_is_refused_before_the_data_are_read(tmp_path, model, game, message):
+    config = CONFIG | {"model": CONFIG["model"] | model, "game": game}
+    DistributionInference(config, people(tmp_path), Undefended())
     with pytest.raises(InputError, match=message):
-        DistributionInference(config | {"attack": {"kl": {}}}, dataset, defense)
+        DistributionInference(config | {"attack": BLACK_BOX}, people(tmp_path), Undefended())
 
 
-def test_a_defence_that_does_not_inherit_is_told_what_to_inherit_from():
+class Outsider:
+    """Inherits nothing."""
+
+
+def test_a_part_that_does_not_inherit_is_told_what_to_inherit_from(tmp_path):
     class Alone:
         name = "alone"
 
     with pytest.raises(InputError, match=r"defense: .*Alone is none: .*from fairpriv\.classifiers\.contract\.Defense"):
-        DistributionInference({}, SimpleNamespace(name="people"), Alone())
+        DistributionInference(CONFIG, people(tmp_path), Alone())
+    with pytest.raises(
+        InputError, match=r"dataset: .*Alone is none: .*from fairpriv\.classifiers\.data\.dataset\.Data"
+    ):
+        DistributionInference(CONFIG, Alone(), Undefended())
+    attack = {"_target_": f"{Outsider.__module__}.Outsider"}
+    with pytest.raises(InputError, match=r"attack=outsider: .*from fairpriv\.classifiers\.attacks\.attack\.Attack"):
+        DistributionInference(CONFIG | {"attack": {"outsider": attack}}, people(tmp_path), Undefended())
 
 
 WHITE_BOX = {"meta_classifier": {"_target_": "fairpriv.classifiers.attacks.meta_classifier.MetaClassifier"}}
 BLACK_BOX = {"kl": {"_target_": "fairpriv.classifiers.attacks.kl.KL"}}
 
 
-def behind_thresholds(attack) -> DistributionInference:
-    config = {
-        "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "dropout": 0.0},
-        "game": {"victims": 64, "repeats": 1},
-        "attack": attack,
-    }
-    return DistributionInference(config, SimpleNamespace(name="people"), ThresholdOptimizer())
+def behind_thresholds(attack, tmp_path) -> DistributionInference:
+    return DistributionInference(CONFIG | {"attack": attack}, people(tmp_path), ThresholdOptimizer())
 
 
 def test_attacks_on_weights_are_left_out_where_a_defence_leaves_no_single_network_and_the_result_says_so(tmp_path):
-    attacks, omitted = behind_thresholds(BLACK_BOX | WHITE_BOX)._attacks()
-    assert [attack.name for attack in attacks] == ["kl"]
+    cell = behind_thresholds(BLACK_BOX | WHITE_BOX, tmp_path)
+    assert [attack.name for attack in cell.attacks] == ["kl"]
     result = Result("id", "completed", {}, {})
-    record(result, Played(Measured({"attack/kl/accuracy": 0.5}), []), omitted, tmp_path)
+    record(result, Played(Measured({"attack/kl/accuracy": 0.5}), []), cell.omitted, tmp_path)
     told = json.loads((tmp_path / result.artifacts["attacks"]).read_text())["omitted"]
     assert told == {"meta_classifier": "reads the weights of one network, which threshold_optimizer does not leave"}
 
 
-def test_a_game_of_attacks_on_weights_alone_is_refused_before_anything_is_trained():
+def test_a_game_of_attacks_on_weights_alone_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(
         InputError, match=r"attack=\[meta_classifier\] reads the weights .* defense=threshold_optimizer"
     ):
-        behind_thresholds(WHITE_BOX)
+        behind_thresholds(WHITE_BOX, tmp_path)
 
 
 ALIKE = GameSettings(alpha=0.5, shadows=16, victims=16, model_rows=60, model_validation_rows=20, min_cell=0)

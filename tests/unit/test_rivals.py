@@ -32,6 +32,7 @@ from fairpriv.classifiers.nets.pool import Pool, fit_pool, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
+from fairpriv.settings import TrainingSettings
 
 SHORT = {"epochs": 3, "patience": None, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
 ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)
@@ -84,7 +85,7 @@ def victim(data=None) -> ClassifierOwner:
 
 
 def owner(count: int = 2) -> PoolOwner:
-    training = {"epochs": 3, "patience": 2, "batch_size": 64, "lr": 0.03, "weight_decay": 0.0}
+    training = TrainingSettings(epochs=3, patience=2, batch_size=64, lr=0.03, weight_decay=0.0)
     half = world_rows(0, 300, 1) + world_rows(1, 300, 2)
 
     def deal(member: int) -> Deal:

@@ -180,15 +180,15 @@ def test_a_missing_value_is_named_unless_it_is_allowed():
     [
         ("os.system", "os has no Python source to read parameters from: wrap it in a class of your own"),
         ("builtins.eval", "builtins has no Python source"),
-        ("hydra.utils.instantiate", "is no model, which is a class with forward or load"),
-        ("subprocess.getoutput", "is no model, which is a class with forward or load"),
-        ("fairpriv.classifiers.attacks.kl.KL", "is no model, which is a class with forward or load"),
+        ("hydra.utils.instantiate", "is no model, which is a class with forward or network or load"),
+        ("subprocess.getoutput", "is no model, which is a class with forward or network or load"),
+        ("fairpriv.classifiers.attacks.kl.KL", "is no model, which is a class with forward or network or load"),
         (
             "ligthning.Trainer",
             "there is no module ligthning, neither installed nor in the --config-dir folder (did",
         ),
         ("a b.C", "there is no module a b"),
-        ("fairpriv.run.Path", "is no model, which is a class with forward or load"),
+        ("fairpriv.run.Path", "is no model, which is a class with forward or network or load"),
     ],
 )
 def test_a_part_is_a_class_of_its_kind_with_a_source(target, why):

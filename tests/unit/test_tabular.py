@@ -51,7 +51,7 @@ def test_adult_has_its_published_counts():
 
 
 def test_adults_relationship_stays_with_one_line_that_says_so_or_goes(caplog, monkeypatch):
-    monkeypatch.setattr("fairpriv.classifiers.data.tabular._tables", {})
+    monkeypatch.setattr("fairpriv.classifiers.data.dataset._tables", {})
     with caplog.at_level(logging.INFO, logger="fairpriv"):
         assert "relationship" in bundled("adult").load().features
         assert "relationship" in bundled("adult").load().features  # read once, and told once

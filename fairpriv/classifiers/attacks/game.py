@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
 from fairpriv.classifiers.attacks.play import Split
-from fairpriv.classifiers.contract import PoolOwner
+from fairpriv.classifiers.contract import Defense, PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule, Side
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
-from fairpriv.identity import content_hash
+from fairpriv.identity import derived_seed
+from fairpriv.settings import TrainingSettings
 
 
 def own_pool(
-    data: GameDataModule, side: Side, count: int, fit: Callable[..., Pool], training: Mapping[str, Any]
+    data: GameDataModule, side: Side, count: int, fit: Callable[..., Pool], training: TrainingSettings
 ) -> PoolOwner:
     """The owner of ``count`` models per world, each of which draws its own rows from one side's half of the data.
 
@@ -31,9 +31,32 @@ def own_pool(
         InputError: as `GameDataModule.model_rows`.
     """
     # Shadows must not start from the victims' initial weights: each side has a seed of its own.
-    seed = int(content_hash([data.seed, side]), 16) % 2**31
+    seed = derived_seed(data.seed, side)
     deals = [data.deal(side, [seed, member]) for member in range(2 * count)]
     return PoolOwner(deals, count, seed, fit, training)
+
+
+def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack], dict[str, str]]:
+    """Choose the attacks that a defence's models can be put to.
+
+    Returns:
+        Those, and for every other one, by name, why not.
+
+    Raises:
+        InputError: there are attacks, and none is left.
+    """
+    omitted = {
+        attack.name: f"reads the weights of one network, which {defense.name} does not leave"
+        for attack in attacks
+        if attack.white_box and not defense.one_network
+    }
+    left = [attack for attack in attacks if attack.name not in omitted]
+    if attacks and not left:
+        raise InputError(
+            f"attack=[{','.join(omitted)}] reads the weights of one network, which defense={defense.name} "
+            "does not leave: choose attacks on its answers, such as kl"
+        )
+    return left, omitted
 
 
 def refuse_overlap(data: GameDataModule) -> None:
@@ -54,7 +77,7 @@ def deal(
     data: GameDataModule,
     defend: Callable[[PoolOwner], Models],
     fit: Callable[..., Pool],
-    training: Mapping[str, Any],
+    training: TrainingSettings,
 ) -> Split:
     """Train and defend the pools of one split.
 
@@ -66,7 +89,7 @@ def deal(
         data: the split's data.
         defend: the defence of a pool.
         fit: ``fit_pool`` with architecture and cache given.
-        training: epochs, patience, batch_size, lr and weight_decay of base models.
+        training: of base models.
     """
     game = data.game
     refuse_overlap(data)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pandas as pd
 
 from fairpriv.classifiers.data.columns import text
-from fairpriv.classifiers.data.tabular import Table, TabularDataset
+from fairpriv.classifiers.data.dataset import Table
+from fairpriv.classifiers.data.tabular import TabularDataset
 
 
 @dataclass

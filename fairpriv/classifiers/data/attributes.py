@@ -6,14 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.classifiers.data.columns import text
-from fairpriv.classifiers.data.tabular import Description, Table, coded
+from fairpriv.classifiers.data.dataset import Dataset, Table
+from fairpriv.classifiers.data.tabular import coded
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
 
@@ -23,13 +24,16 @@ _MOST_LABELS = 100  # a target with more values, and no list of them, is taken f
 
 
 @dataclass(kw_only=True)
-class Attributed(Description):
+class Attributed(Dataset):
     """Description of labelled items that are no table, and what their readers have in common.
 
     The steps, in order: read the attributes, ``values``, ``bins``, ``groups`` of the target and of the sensitive
     attribute, ``min_cell_rows``, ``rows``; then the items themselves are read. Values are compared by their spelling,
     as those of a table are.
     """
+
+    pools_groups_by: ClassVar[str] = "dataset.values"
+    leaves_labels_out_by: ClassVar[str | None] = "dataset.min_cell_rows"
 
     name: str
     source: Source
@@ -64,7 +68,7 @@ class Attributed(Description):
     def _chosen(self, attributes: pd.DataFrame, files: str) -> Chosen:
         """Which items are kept, with their labels and groups; ``attributes`` has no missing value."""
         label, group = (self._named(attributes, name, files) for name in (self.target, self.sensitive))
-        remedy = "dataset.values"
+        remedy = self.pools_groups_by
         y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS, remedy)
         s, group_names = coded(group, f"sensitive attribute '{self.sensitive}'", self.groups, files, remedy=remedy)
         kept = np.flatnonzero((y >= 0) & (s >= 0))

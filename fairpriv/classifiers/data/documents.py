@@ -11,7 +11,7 @@ import pandas as pd
 
 from fairpriv.classifiers.data.attributes import Attributed
 from fairpriv.classifiers.data.columns import MISSING, text
-from fairpriv.classifiers.data.tabular import Table
+from fairpriv.classifiers.data.dataset import Table
 from fairpriv.data.texts import Texts
 from fairpriv.errors import InputError
 

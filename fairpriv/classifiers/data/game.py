@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,17 +30,14 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairpriv.classifiers.data.attributes import Attributed
+from fairpriv.classifiers.data.dataset import Dataset, Table
+from fairpriv.classifiers.data.reader import Encoding, Reader
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.data.tabular import Encoder, Table, TabularDataset
 from fairpriv.errors import InputError
+from fairpriv.identity import derived_seed
 from fairpriv.metrics import Measured, Metric
 from fairpriv.settings import GameSettings
 
-if TYPE_CHECKING:
-    from fairpriv.classifiers.nets.encoder import Encoding, Reader
-
-Dataset = TabularDataset | Attributed
 Part = Literal["train", "validation", "rates", "gap", "query"]
 Side = Literal["victim", "adversary"]
 _PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
@@ -76,7 +73,7 @@ class GameDataModule(LightningDataModule):
     """
 
     table: Table
-    encoder: Encoder | Encoding
+    encoder: Encoding
 
     def __init__(self, dataset: Dataset, game: GameSettings, seed: int, reader: Reader | None = None) -> None:
         super().__init__()
@@ -118,8 +115,16 @@ class GameDataModule(LightningDataModule):
             self._check_cells(part, worlds[part])
         self._items = self.reader.read(np.asarray(table.features)) if self.reader else table.features
         train = self._take(np.sort(np.concatenate(worlds["train"])))
-        self.encoder = self.reader.encode(train) if self.reader else cast(TabularDataset, self.dataset).encode(train)
+        self.encoder = self.reader.encode(train) if self.reader else self.dataset.encode(train)
         self._rows = {(part, world): self._encode(rows) for part in _PARTS for world, rows in enumerate(worlds[part])}
+
+    def repeat(self, number: int) -> GameDataModule:
+        """Deal the same data anew, for repeated split ``number``; split 0 is this one."""
+        if not number:
+            return self
+        other = GameDataModule(self.dataset, self.game, derived_seed(self.seed, number), self.reader)
+        other.setup()
+        return other
 
     def part(self, name: Part, world: int) -> Rows:
         """Rows of a part in world 0 or 1; ``query`` holds what the adversary asks about, of its own half."""
@@ -364,7 +369,8 @@ class GameDataModule(LightningDataModule):
         needed = {"rates": self.game.min_cell, "gap": self.game.min_cell, "validation": min(1, self.game.min_cell)}
         wanted = needed.get(part, 0)
         both = np.concatenate(worlds)
-        or_label = ", or such labels by dataset.min_cell_rows" if isinstance(self.dataset, Attributed) else ""
+        labels_by = self.dataset.leaves_labels_out_by
+        or_label = f", or such labels by {labels_by}" if labels_by else ""
         for label, label_name in enumerate(table.label_names):
             for group, group_name in enumerate(table.group_names):
                 count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
@@ -374,7 +380,7 @@ class GameDataModule(LightningDataModule):
                     equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
                     leave_out = (
                         f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
-                        f"{'dataset.values' if isinstance(self.dataset, Attributed) else 'dataset.recode'}{or_label}"
+                        f"{self.dataset.pools_groups_by}{or_label}"
                     )
                     if distinct < len(_PARTS):  # no share of the data gives every part one
                         advice = f"no other game.min_cell or share mends that: {leave_out}"

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.classifiers.data.attributes import Attributed, some
-from fairpriv.classifiers.data.tabular import Table
+from fairpriv.classifiers.data.dataset import Table
 from fairpriv.data.sources import Folder, checksum
 from fairpriv.errors import InputError
 

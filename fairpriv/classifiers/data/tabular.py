@@ -6,10 +6,10 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -29,14 +29,13 @@ from fairpriv.classifiers.data.columns import (
     refuse_odd_numbers,
     text,
 )
+from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_MUCH = 0.1  # share of the rows read that is left out, above which a warning says so
 _MOVED = 0.05  # change of a group's share by leaving out rows with missing values, likewise
-_MOST_LABELS = 10  # whose sizes are told one by one
 _MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
 
 _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
@@ -47,64 +46,6 @@ _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
     "in": lambda column, values: _texts(column).isin([text(value) for value in values]),
     "not_in": lambda column, values: ~_texts(column).isin([text(value) for value in values]),
 }
-
-_SELECTION = ("filters", "rows")  # reasons for leaving rows out that are part of what a config asks for
-
-_tables: dict[tuple[str, str], Table] = {}
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows of a dataset after filters, before any split."""
-
-    name: str
-    sensitive: str
-    # [N] rows: float64 columns, and categorical columns whose categories are strings; or an array of what is no table
-    features: pd.DataFrame | NDArray[Any]
-    y: NDArray[np.int64]  # [N], code of the label; with two, 1 is the positive one
-    s: NDArray[np.int64]  # [N], code of the sensitive group
-    label_names: tuple[str, ...]
-    group_names: tuple[str, ...]  # the first is the property group unless the game says otherwise
-    dropped: dict[str, int]  # rows left out: by 'filters', for 'missing' values, for being in other 'groups'
-
-    @property
-    def rows_read(self) -> int:
-        """Rows before any was left out."""
-        return len(self.y) + sum(self.dropped.values())
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Rows ``[Y, S]`` of every label and group."""
-        sizes = np.zeros((len(self.label_names), len(self.group_names)), dtype=np.int64)
-        np.add.at(sizes, (self.y, self.s), 1)
-        return sizes
-
-    @property
-    def told(self) -> list[str]:
-        """Lines that say what was read, what was left out and why, and the sizes of labels and groups."""
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
-        left_out = f", {self.rows_read - len(self.y)} left out ({reasons})" if reasons else ""
-        labels = list(zip(self.label_names, self.sizes, strict=True))[:_MOST_LABELS]
-        return [
-            f"{self.rows_read} rows read{left_out}, {len(self.y)} used",
-            f"{self.sensitive}: {self._by_group(self.sizes.sum(axis=0))}",
-            *(f"label {label}: {sizes.sum()} rows: {self._by_group(sizes)}" for label, sizes in labels),
-        ]
-
-    def _by_group(self, sizes: NDArray[np.int64]) -> str:
-        return ", ".join(f"{name} {size}" for name, size in zip(self.group_names, sizes, strict=True))
-
-    def warn(self) -> None:
-        """Warn where much is left out."""
-        lost = {reason: count for reason, count in self.dropped.items() if reason not in _SELECTION}
-        if sum(lost.values()) > _MUCH * (len(self.y) + sum(lost.values())):
-            log.warning(
-                "%s: %d of %d rows are left out (%s)",
-                self.name,
-                sum(lost.values()),
-                len(self.y) + sum(lost.values()),
-                ", ".join(f"{reason} {count}" for reason, count in lost.items() if count),
-            )
 
 
 @dataclass(frozen=True)
@@ -177,26 +118,8 @@ class Encoder:
         return encoded
 
 
-class Description:
-    """What the dataclasses that describe a dataset have in common: its table is read once per process."""
-
-    source: Source
-
-    def load(self) -> Table:
-        """Read everything, once per process for the same description and content; raises `InputError`."""
-        described = [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self)) if f.name != "source"]
-        key = (self.source.digest(), repr((type(self).__name__, described)))
-        if key not in _tables:
-            _tables[key] = self._load()
-            _tables[key].warn()
-        return _tables[key]
-
-    def _load(self) -> Table:
-        raise NotImplementedError
-
-
 @dataclass
-class TabularDataset(Description):
+class TabularDataset(Dataset):
     """Description of a dataset of CSV or parquet files, and its reader.
 
     The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing

@@ -36,7 +36,7 @@ class MLP(nn.Sequential):
     def __init__(
         self, features: int, classes: int, *, name: str = "mlp", hidden: list[int] | None = None, dropout: float = 0.0
     ) -> None:
-        sizes = [features, *(hidden if hidden is not None else (64, 32))]
+        sizes = [features, *self.sizes(hidden)]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
@@ -44,6 +44,19 @@ class MLP(nn.Sequential):
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers, nn.Linear(sizes[-1], classes))
         self.name = name
+
+    @staticmethod
+    def sizes(hidden: list[int] | None) -> list[int]:
+        """Return the sizes of the hidden layers where ``hidden`` was asked for; None stands for 64 and 32."""
+        return [64, 32] if hidden is None else list(hidden)
+
+
+class LargeNetwork(nn.Module):
+    """Base class of networks that ask to be trained and answered otherwise than small ones on the CPU."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return groups of parameters for the optimiser, each with its learning rate."""
+        return [{"params": self.parameters(), "lr": lr}]
 
 
 class Classifier(lightning.LightningModule):
@@ -203,8 +216,8 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, with the learning rates that the network asks for."""
-        groups = getattr(self.net, "parameter_groups", None)
-        parameters = groups(self.lr) if groups else self.parameters()
+        net = self.net
+        parameters = net.parameter_groups(self.lr) if isinstance(net, LargeNetwork) else self.parameters()
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
@@ -332,9 +345,9 @@ def scores(net: nn.Module, X: Tensor) -> Tensor:
 def logits(net: nn.Module, X: Tensor) -> Tensor:
     """Logits [N, C] of features [N, F], on the CPU; a NonFiniteLossError where the model answers with NaN or infinity.
 
-    A network with an encoder answers on the GPU, if there is one.
+    A large network answers on the GPU, if there is one.
     """
-    on_gpu = hasattr(net, "micro_batch_size") and torch.cuda.is_available()
+    on_gpu = isinstance(net, LargeNetwork) and torch.cuda.is_available()
     answers: Tensor = net.cuda()(X.cuda()).cpu() if on_gpu else net(X)
     if on_gpu:
         net.cpu()

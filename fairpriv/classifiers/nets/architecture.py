@@ -1,0 +1,91 @@
+"""The classifier that a config describes: how its networks are made, and what they read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fairpriv.classifiers.data.reader import Reader
+from fairpriv.classifiers.nets.classifier import MLP
+from fairpriv.configs import build
+from fairpriv.errors import InputError
+
+
+class Architecture(ABC):
+    """Base class of descriptions of classifiers; a class that is no description is taken for a network of tables.
+
+    Attributes:
+        name: of the model, in tables and reports.
+        modality: what it reads: ``table``, ``text`` or ``image``.
+        reads_features: whether its networks are given rows of features, and neither tokens nor pixels.
+    """
+
+    name: str
+    modality: ClassVar[str] = "table"
+    reads_features: bool = True
+
+    @abstractmethod
+    def network(self, features: int, classes: int) -> nn.Module:
+        """Make a network with fresh or pretrained weights: rows of this width -> logits ``[N, C]``."""
+
+    def reader(self, device: torch.device) -> Reader | None:
+        """Return what reads a dataset's items for it, on this device; None for tables."""
+        return None
+
+    def digests(self) -> dict[str, str]:
+        """Return the content of its inputs, by the config key that their place stands in."""
+        return {}
+
+    def pool_hidden(self) -> list[int]:
+        """Return the sizes of the hidden layers of a pool of such networks.
+
+        Raises:
+            InputError: they are no perceptrons without dropout, which pools are made of.
+        """
+        raise InputError(
+            f"model={self.name}: attacks train pools of model=mlp with model.dropout=0, or of such networks on a "
+            "frozen encoder's features (model.tune=head), and of no other"
+        )
+
+    def refuse_other_than(self, modality: str, dataset: str) -> None:
+        """Raise InputError where a dataset holds what the model cannot read."""
+        if self.modality != modality:
+            fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet or vit"}[modality]
+            raise InputError(
+                f"model={self.name} reads {self.modality}s and dataset={dataset} holds {modality}s: choose "
+                f"model={fitting}"
+            )
+
+
+@dataclass(frozen=True)
+class TableNetwork(Architecture):
+    """Networks of tables, by any class that is called with the numbers of features and of classes."""
+
+    name: str
+    network_class: Any
+    settings: Mapping[str, Any]
+
+    def network(self, features: int, classes: int) -> nn.Module:
+        """Make a network with fresh weights."""
+        made: nn.Module = self.network_class(features, classes, **self.settings)
+        return made
+
+    def pool_hidden(self) -> list[int]:
+        """Return the hidden sizes of an `MLP`; errors as in the base class."""
+        if self.network_class is not MLP or self.settings.get("dropout"):
+            return super().pool_hidden()
+        return MLP.sizes(self.settings.get("hidden"))
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Build what the config's ``model`` describes; raises InputError where its keys do not go together."""
+    made = build(config, "model", _partial_=True)
+    if isinstance(made.func, type) and issubclass(made.func, Architecture):
+        described: Architecture = build(config, "model")
+        return described
+    return TableNetwork(config["model"]["name"], made.func, made.keywords)

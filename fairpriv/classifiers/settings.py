@@ -1,0 +1,67 @@
+"""What one cell of the classifiers reads from its config, typed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning
+import torch
+
+from fairpriv.classifiers.attacks.attack import Attack
+from fairpriv.classifiers.nets.architecture import Architecture, architecture_of
+from fairpriv.configs import build, require
+from fairpriv.errors import InputError
+from fairpriv.settings import GameSettings, TrainingSettings
+from fairpriv.store import Store
+from fairpriv.trainer import device_of, trainer_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A cell's settings beside its dataset and its defence.
+
+    Attributes:
+        seed: of the cell.
+        game, training: as in the config.
+        architecture: of the model.
+        attacks: in the order of the config.
+        trainer: makes what makes a Trainer; an InputError where Lightning refuses a setting.
+        accelerator, device: what models are trained on.
+        logged: whether measures of training are logged.
+        store: what is kept between cells.
+    """
+
+    seed: int
+    game: GameSettings
+    training: TrainingSettings
+    architecture: Architecture
+    attacks: list[Attack]
+    trainer: Callable[[], partial[lightning.Trainer]]
+    accelerator: str
+    device: torch.device
+    logged: bool
+    store: Store
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Settings:
+        """Read a resolved plain config that was checked; raises InputError where parts do not go together."""
+        if config.get("analysis"):
+            raise InputError(
+                "analysis: looks at edits of language models, not at classifiers of "
+                f"dataset={config['dataset']['name']}"
+            )
+        return cls(
+            seed=config["seed"],
+            game=GameSettings(**config["game"]),
+            training=TrainingSettings(**config["training"]),
+            architecture=architecture_of(config),
+            attacks=[require(Attack, build(config["attack"], name), f"attack={name}") for name in config["attack"]],
+            trainer=partial(trainer_of, config),
+            accelerator=config["trainer"]["accelerator"],
+            device=device_of(config),
+            logged=bool(config["logger"]),
+            store=Store(config["paths"]["root"]),
+        )
