@@ -130,7 +130,12 @@ def config(**game):
         "seed": 0,
         "attack": {"kl": kl},
         "dimensions": {},
+        "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp"},
         "game": {"shadows": 20, "victims": 10, "repeats": 3} | game,
+        "training": {},
+        "trainer": {"accelerator": "cpu"},
+        "logger": None,
+        "paths": {"root": "outputs"},
     }
 
 
