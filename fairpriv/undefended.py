@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fairpriv.classifiers.contract import Defense
+from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 
 
 @dataclass
-class Undefended(Defense):
+class Undefended(Defense, Tuning):
     """The model as it is: a classifier trained on G_b and nothing else, a language model as it was pretrained."""
 
     kind: ClassVar[str] = "none"
 
     name: str = "none"
-    trains: ClassVar[bool] = False  # on a language model's pairs
 
     def defend(self, owner: Any) -> Any:
         """Return the classifier that its owner trained on G_b."""
@@ -25,6 +25,11 @@ class Undefended(Defense):
         """Return the classifiers that their owner trained on their own worlds."""
         return owner.base()
 
-    def tune(self, owner: Any) -> Any:
+    @property
+    def changes(self) -> bool:
+        """Whether it changes a language model: never."""
+        return False
+
+    def tune(self, owner: ModelOwner) -> Tuned:
         """Return the language model that its owner has."""
         return owner.untouched()

@@ -1,6 +1,6 @@
 """Analyses that go with a language model's cell: where dimensions couple, how far they depend on one another, what
 its responses say, and which of them turned. Each is a function of what the cell has; the plots are in
-tracking/analysis_plots.py."""
+report/analysis_plots.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from fairpriv.data.texts import Example, choose
 from fairpriv.editing import SpinEdit, place
 from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights
@@ -22,11 +23,12 @@ from fairpriv.functional.hsic import hsic_change, hsic_test
 from fairpriv.functional.importance import matrices_of
 from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
 from fairpriv.functional.overlap import overlap
+from fairpriv.language_models.contract import Tuning
 from fairpriv.language_models.dimensions.awareness import Rates
+from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import evaluating
 from fairpriv.language_models.judges.judge import Verdict
 from fairpriv.language_models.judges.refusal import CAUTIONS, caution_families, is_refusal
-from fairpriv.report.flips import Flip
 
 LEAST = 5  # prompts that HSIC and its change need
 Tops = Mapping[str, Mapping[str, TopWeights]]  # by dimension or excluded set, then by weight name
@@ -131,6 +133,19 @@ def _families(text: str) -> set[str]:
     return cautionary | ({"any"} if cautionary else set()) | ({"refusal"} if is_refusal(text) else set())
 
 
+@dataclass(frozen=True)
+class Flip:
+    """One prompt whose response was safe and is not any more, or the other way round."""
+
+    dimension: str
+    prompt: str
+    before: str  # the untouched model's response
+    after: str
+    safe: bool  # whether the response after is
+    reason_before: str  # the judge's
+    reason_after: str
+
+
 def flips(
     dimension: str,
     prompts: Sequence[str],
@@ -194,6 +209,28 @@ class Dependence:
                 f"analysis.prompts={self.prompts}, analysis.permutations={self.permutations}: each is at least 1"
             )
 
+    def require_edit(self, defense: Tuning) -> None:
+        """Raise `InputError` for a defence that makes no edit."""
+        if not defense.coupled:
+            raise InputError(
+                f"analysis: compares a model before and after an edit, which defense={defense.name} does not make: "
+                "choose defense=spin or lora_spin"
+            )
+
+    def draw(self, dimensions: Mapping[str, Dimension], defense: Tuning, seed: int) -> list[Example]:
+        """Draw what all edited dimensions are compared on: what each is measured on, else the prompts of its pairs.
+
+        Raises:
+            InputError: fewer than ``LEAST`` different prompts.
+        """
+        found: list[Example] = []
+        for name in defense.coupled:
+            split, _ = defense.sets[name]
+            examples = [example for example in dimensions[name].measured_on() or [] if example.prompt]
+            found += choose(examples or dimensions[name].pairs(split), self.prompts, seed, key="analysis.prompts")
+        require_least(len({example.prompt for example in found}))
+        return found
+
     def measure(
         self,
         model: nn.Module,
@@ -225,8 +262,7 @@ class Dependence:
             InputError: fewer than ``LEAST`` different prompts.
         """
         distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-        if len(distinct) < LEAST:  # told apart by more than what cutting leaves of long ones
-            raise InputError(f"analysis.prompts: {len(distinct)} different prompts; HSIC needs {LEAST} at least")
+        require_least(len(distinct))  # which cutting of long ones may have made equal
         rows = {
             weight: _rows(model, weight, [tops[name][weight] for name in dimensions]) for weight in tops[dimensions[0]]
         }
@@ -299,6 +335,12 @@ class Dependence:
             "change": float(change),
             "change_interval": interval,
         }
+
+
+def require_least(prompts: int) -> None:
+    """Raise `InputError` for fewer different prompts than HSIC needs."""
+    if prompts < LEAST:
+        raise InputError(f"analysis.prompts: {prompts} different prompts; HSIC needs {LEAST} at least")
 
 
 def hidden_states(

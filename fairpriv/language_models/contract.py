@@ -1,34 +1,40 @@
-"""What a language model's defence is given and what it returns."""
+"""The contract of a language model's defence: what it is given, what it returns, and what it declares.
+
+Parts that a user may bring inherit from a base class, which has a default for everything that a part may declare:
+a defence from `Tuning`, a judge from `fairpriv.language_models.judges.judge.Judge`, and a scorer from
+`fairpriv.language_models.scorers.scorer.Scorer`. An object of another class is refused, with the name of the base.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from fairpriv.language_models.data.tokens import Encoded
-from fairpriv.store import Store
+from fairpriv.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from fairpriv.editing import SpinEdit
     from fairpriv.functional.coupling import TopWeights
+    from fairpriv.language_models.data.tokens import Encoded
+    from fairpriv.store import Store
 
 
 @dataclass(frozen=True)
 class ModelOwner:
-    """A language model's side of one cell: the model, what it may be tuned on, and the means to train.
+    """The side that owns a language model in one cell: the model, what it may be tuned on, and the means to train.
 
     Attributes:
         model: in eval mode, free to be changed in place.
         tokenizer: its tokenizer.
         pad_id: the token id that fills up shorter rows.
         seed: of the cell; a defence derives every random choice from it.
-        pairs: the encoded training pairs, and how many were dropped as too long; drawn at the first call.
+        pairs: the encoded training pairs, and how many were dropped as too long.
         fit: ``fairpriv.language_models.models.causal_lm.fit_causal_lm`` with trainer and logger given.
         keep: keeps a model or adapter in the cell's folder, by ``save_pretrained``.
         rows: encoded pairs by dimension, split and number (None: all), drawn by the cell's seed.
@@ -52,7 +58,7 @@ class ModelOwner:
     name: str
 
     def untouched(self) -> Tuned:
-        """The model, as a defence that does nothing returns it."""
+        """Return the model as it is."""
         return Tuned(self.model)
 
 
@@ -67,7 +73,7 @@ class Tuned:
     tops: dict[str, dict[str, TopWeights]] = field(default_factory=dict)  # of the sets that the edit was made of
 
 
-class Tuning(Protocol):
+class Tuning(ABC):
     """A defence of a language model: built from its YAML, called once a cell."""
 
     name: str
@@ -75,8 +81,40 @@ class Tuning(Protocol):
     @property
     def trains(self) -> bool:
         """Whether it trains on the owner's pairs."""
-        ...
+        return False
 
+    @property
+    def coupled(self) -> list[str]:
+        """The dimensions whose common weights it edits; none: it returns no edit, and no top weights."""
+        return []
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes the model at all: if not, the model is not measured a second time."""
+        return True
+
+    @property
+    def sets(self) -> dict[str, tuple[str, int | None]]:
+        """The split, and how many pairs of it (None: all), of every dimension whose ``rows`` it asks its owner for."""
+        return {}
+
+    def check(self, model: nn.Module, *, merged: bool = False) -> None:  # noqa: B027  most tune any model
+        """Raise `InputError` for a model that it cannot tune as is needed, before anything is measured.
+
+        Args:
+            model: that is to be tuned.
+            merged: the tuned weights are needed without an adapter beside them.
+        """
+
+    @abstractmethod
     def tune(self, owner: ModelOwner) -> Tuned:
         """Train, edit, or leave the model as it is."""
-        ...
+
+
+def require_base(part: object, base: type, where: str) -> None:
+    """Raise `InputError` for a part that does not inherit from the base class of its kind."""
+    if not isinstance(part, base):
+        raise InputError(
+            f"{where}: {type(part).__name__} is no {base.__name__}: let it inherit from "
+            f"{base.__module__}.{base.__qualname__}"
+        )

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fairpriv.result import Result, read_rows, write_rows
+from fairpriv.result import Result, read_rows
 
 FLIPS = "flips.jsonl"
-CAP = 25  # flips of a dimension and direction that are kept; the metrics count all
-LENGTH = 1000  # characters of a text that are kept
+COLUMNS = {"dimension", "prompt", "before", "after", "safe", "reason_before", "reason_after"}
 
 
-@dataclass(frozen=True)
-class Flip:
-    """One prompt whose response was safe and is not any more, or the other way round."""
-
-    dimension: str
-    prompt: str
-    before: str  # the untouched model's response
-    after: str
-    safe: bool  # whether the response after is
-    reason_before: str  # the judge's
-    reason_after: str
-
-
-def write_flips(path: Path, flips: Sequence[Flip]) -> None:
-    """Write the first ``CAP`` flips of each dimension and direction, texts cut to ``LENGTH``."""
-    kept: dict[tuple[str, bool], list[Flip]] = {}
-    for flip in flips:
-        kept.setdefault((flip.dimension, flip.safe), []).append(flip)
-    write_rows(path, [_cut(asdict(flip)) for group in kept.values() for flip in group[:CAP]])
-
-
-def _cut(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: f"{value[:LENGTH]} …" if isinstance(value, str) and len(value) > LENGTH else value
-        for key, value in row.items()
-    }
-
-
-def read_flips(path: Path) -> list[Flip]:
-    """What a cell kept; none where the file is missing or is not whole."""
-    names = {field.name for field in fields(Flip)}
+def read_flips(path: Path) -> list[dict[str, Any]]:
+    """Read what a cell kept; nothing where the file is missing or is not whole."""
     rows = read_rows(path)
-    return [Flip(**row) for row in rows] if all(set(row) == names for row in rows) else []
+    return rows if all(set(row) == COLUMNS for row in rows) else []
 
 
 def flips_html(cells: Iterable[tuple[str, Result]]) -> str:
-    """A piece of the report: for each cell that kept flips a table, folded; an empty string where none has.
+    """Write a piece of the report: a folded table for each cell that kept flips; an empty string where none has.
 
     Everything that comes from a file is escaped.
 

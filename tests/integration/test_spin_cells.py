@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fairpriv.editing import SpinEdit
-from fairpriv.language_models import experiment as tug_of_war
+from fairpriv.language_models import experiment, observation
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.defenses import spin
 from fairpriv.language_models.models.pretrained import PretrainedLM
@@ -222,13 +222,13 @@ def test_what_saves_memory_runs(cell, option):
 @pytest.mark.parametrize("split", ["safe", "unsafe"])
 def test_pairs_are_of_the_split_and_in_the_number_asked_for(cell, monkeypatch, split):
     drawn = []
-    rows = tug_of_war.TugOfWar.rows
+    draw = experiment.drawn
 
-    def spy(self, tokenizer, dimension, wanted, samples):
-        drawn.append((dimension, wanted, samples))
-        return rows(self, tokenizer, dimension, wanted, samples)
+    def spy(dimensions, name, wanted, samples, seed):
+        drawn.append((name, wanted, samples))
+        return draw(dimensions, name, wanted, samples, seed)
 
-    monkeypatch.setattr(tug_of_war.TugOfWar, "rows", spy)
+    monkeypatch.setattr(experiment, "drawn", spy)
     cell(f"defense.split={split}")
     assert drawn == [("fairness", split, 4), ("privacy", split, 4), ("general", "safe", 4)]
 
@@ -408,7 +408,7 @@ def test_bad_input_gets_one_line(fairpriv, words, more, message):
 
 
 def test_what_is_wrong_with_the_data_shows_before_the_model_answers(fairpriv, words, monkeypatch):
-    monkeypatch.setattr(tug_of_war, "respond", None)
+    monkeypatch.setattr(observation, "respond", None)
     refusal(fairpriv(*words, *SPIN, "defense.dimensions=[fairness,other]"))
     refusal(fairpriv(*words, *SPIN, "defense.samples=99"))
 
@@ -433,7 +433,7 @@ def test_a_gradient_that_is_not_finite_stops_the_cell(fairpriv, words, tiny_lm, 
     from safetensors.torch import save_file
 
     # Answering refuses such a model before SPIN sees it, as it would not where only the backward pass overflows.
-    monkeypatch.setattr(tug_of_war, "respond", lambda model, tokenizer, prompts, **options: ["Yes."] * len(prompts))
+    monkeypatch.setattr(observation, "respond", lambda model, tokenizer, prompts, **options: ["Yes."] * len(prompts))
 
     folder = shutil.copytree(tiny_lm, tmp_path / "broken")
     tensors = weights(folder)

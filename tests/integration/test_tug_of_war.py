@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import HfApi
 
 from fairpriv.data.texts import Example
-from fairpriv.language_models import experiment as tug_of_war
+from fairpriv.language_models import observation
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.tokens import encode_all, encode_prompt
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
@@ -66,13 +66,13 @@ def cell(fairpriv, words, tmp_path):
 def generations(monkeypatch):
     """How many prompts were answered, call by call."""
     calls = []
-    answer = tug_of_war.respond
+    answer = observation.respond
 
     def spy(model, tokenizer, prompts, **options):
         calls.append(len(prompts))
         return answer(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(tug_of_war, "respond", spy)
+    monkeypatch.setattr(observation, "respond", spy)
     return calls
 
 
@@ -157,8 +157,8 @@ def test_what_turned_is_counted_and_kept_side_by_side(cell, tmp_path, monkeypatc
     assert len(kept) == 6
     judged = [line for line in lines if line["set"] == "evaluate"]
     texts = {(line["dimension"], line["prompt"], line["before"], line["response"], line["safe"]) for line in judged}
-    assert {(flip.dimension, flip.prompt, flip.before, flip.after, flip.safe) for flip in kept} == texts
-    assert {(flip.reason_before, flip.reason_after) for flip in kept} == {("time 1", "time 2")}
+    assert {tuple(flip[key] for key in ("dimension", "prompt", "before", "after", "safe")) for flip in kept} == texts
+    assert {(flip["reason_before"], flip["reason_after"]) for flip in kept} == {("time 1", "time 2")}
 
 
 def test_every_cell_asks_the_same_and_the_untouched_model_only_once(cell, generations):
@@ -353,20 +353,20 @@ def test_an_answer_that_is_always_the_same_is_marked(cell, monkeypatch):
     def respond(model, tokenizer, prompts, **options):
         return ["Very well."] * len(prompts)
 
-    monkeypatch.setattr(tug_of_war, "respond", respond)
+    monkeypatch.setattr(observation, "respond", respond)
     assert cell("defense=none")[0].degenerate == ["100% of 10 responses are identical"]
 
 
 def test_answers_end_at_the_mark_that_training_puts_after_a_response(cell, tiny_lm, tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 
-    ends, answer = [], tug_of_war.respond
+    ends, answer = [], observation.respond
 
     def spy(*args, **options):
         ends.append(options["end"])
         return answer(*args, **options)
 
-    monkeypatch.setattr(tug_of_war, "respond", spy)
+    monkeypatch.setattr(observation, "respond", spy)
     folder = shutil.copytree(tiny_lm, tmp_path / "model")
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_end|>", " over."))

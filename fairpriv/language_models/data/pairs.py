@@ -66,6 +66,20 @@ class Pairs:
         return mix(sets, shares, self.samples, seed)
 
 
+def drawn(dimensions: Mapping[str, Dimension], name: str, split: str, samples: int | None, seed: int) -> list[Example]:
+    """Draw pairs of one dimension for a defence that asks for them; None: all.
+
+    Raises:
+        InputError: the dimension was not chosen, or has too few pairs of the split, or none.
+    """
+    if name not in dimensions:
+        raise InputError(
+            f"defense: {name} is not among the chosen dimensions {', '.join(dimensions)}{nearest(name, dimensions)}: "
+            "add it to dimension=[...], or take it out of defense.dimensions and defense.exclude"
+        )
+    return choose(dimensions[name].pairs(split), samples, seed, key="defense.samples")
+
+
 class TokenBatches(IterableDataset[list[Encoded]]):
     """The rows of each optimiser step, shuffled anew in every epoch; each process gets its part of every step's rows.
 

@@ -20,7 +20,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
-from fairpriv.language_models.contract import ModelOwner, Tuned
+from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.store import Store
 
@@ -30,7 +30,7 @@ KEPT = 1e-3  # share of each matrix whose scores are kept: every ratio up to it 
 
 
 @dataclass
-class Spin:
+class Spin(Tuning):
     """Scores each dimension's safe pairs, couples, suppresses; after another defence where ``after`` names one.
 
     The top weights of each dimension are cached by content, so that a sweep over ratio, rule, target and strength
@@ -58,9 +58,11 @@ class Spin:
     batch_size: int = 4  # pairs of one forward and backward pass
     # bytes for the scores; null: one number for each scored weight
     memory_budget: int | None = field(default=None, metadata={"outcome": False})
-    after: Any = None  # a defence that is applied first
+    after: Tuning | None = None  # a defence that is applied first
 
     def __post_init__(self) -> None:
+        if self.after is not None:
+            require_base(self.after, Tuning, "defense.after")
         names = [*self.dimensions, *self.exclude]
         if len(self.dimensions) < 2 or len(set(names)) < len(names):
             raise InputError(
@@ -89,7 +91,12 @@ class Spin:
     @property
     def trains(self) -> bool:
         """Whether the defence before it trains; SPIN itself does not."""
-        return self.after is not None and bool(self.after.trains)
+        return self.after is not None and self.after.trains
+
+    @property
+    def coupled(self) -> list[str]:
+        """The dimensions whose common weights it edits."""
+        return self.dimensions
 
     @property
     def sets(self) -> dict[str, tuple[str, int | None]]:
@@ -97,9 +104,9 @@ class Spin:
         splits: dict[str, str] = dict.fromkeys(self.dimensions, self.split)
         return {name: (split, self.samples) for name, split in (splits | dict.fromkeys(self.exclude, "safe")).items()}
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, *, merged: bool = False) -> None:
         """Raise `InputError` for a model that the defence before it cannot leave with plain weights."""
-        if hasattr(self.after, "check"):
+        if self.after is not None:
             self.after.check(model, merged=True)
 
     def tune(self, owner: ModelOwner) -> Tuned:

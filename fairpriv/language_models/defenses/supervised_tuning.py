@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.contract import ModelOwner, Tuned
+from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class SupervisedTuning:
-    """Trains the model on the owner's pairs, loss on response tokens only.
+class SupervisedTuning(Tuning):
+    """Trains the model on the owner's pairs, with the loss on response tokens only.
 
     ``adapter`` says what is trained: nothing (null) for all weights, a PEFT config (LoRA, DoRA, whatever PEFT has), or
     a ``LoReFTConfig``. Weights that are trained are float32. PEFT adapters are merged into the weights after training
@@ -33,7 +33,6 @@ class SupervisedTuning:
     kind: ClassVar[str] = "supervised_tuning"
 
     name: str
-    trains: ClassVar[bool] = True
     adapter: Any = None
     epochs: int = 1
     batch_size: int = 16  # pairs of an optimiser step, all processes together
@@ -65,13 +64,13 @@ class SupervisedTuning:
                 "choose one that adapts weights, such as peft.LoraConfig, or defense=reft"
             )
 
-    def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Raise `InputError` for a model that it cannot tune as is needed, before anything is measured.
+    @property
+    def trains(self) -> bool:
+        """Whether it trains on the owner's pairs."""
+        return True
 
-        Args:
-            model: that is to be tuned.
-            merged: the tuned weights are needed without an adapter beside them.
-        """
+    def check(self, model: nn.Module, *, merged: bool = False) -> None:
+        """Refuse weights in half precision where they are trained, or where an adapter is to be merged into them."""
         if self.adapter is None:
             require_masters(model, f"defense={self.name}")
         elif merged and _half(model):

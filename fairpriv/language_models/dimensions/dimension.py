@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, kind_of
+from fairpriv.language_models.contract import require_base
+from fairpriv.language_models.scorers.scorer import Scorer
 from fairpriv.schema import alike
-
-if TYPE_CHECKING:
-    from fairpriv.language_models.scorers.scorer import Scorer
 
 
 @dataclass
@@ -37,12 +36,14 @@ class Dimension:
         where = f"dimensions.{self.name}"
         if unknown := set(self.train) - {"safe", "unsafe"}:
             raise InputError(f"{where}.train.{min(unknown)}: the splits are safe and unsafe")
-        if self.scorer is not None and not hasattr(self.scorer, "answered"):
-            told = self.scorer if isinstance(self.scorer, str) else type(self.scorer).__name__
+        if isinstance(self.scorer, str):
+            hint = alike(f"fairpriv.language_models.scorers.{self.scorer}")
             raise InputError(
-                f"{where}.scorer: {told} is no scorer{alike(f'fairpriv.language_models.scorers.{told}')}; it is named "
-                "as {_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}"
+                f"{where}.scorer: {self.scorer} is no scorer{hint}; it is named as "
+                "{_target_: fairpriv.language_models.scorers.multiple_choice.MultipleChoice}"
             )
+        if self.scorer is not None:
+            require_base(self.scorer, Scorer, f"{where}.scorer")
         for key, texts in self.texts().items():
             if key == "evaluate" and self.scorer is not None:
                 texts.takes(self.scorer.required, self.scorer.optional, f"{where}.{key}")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict, fill, require_response
+from fairpriv.language_models.judges.judge import Judge, NoVerdictsError, Verdict, fill, require_response
 from fairpriv.secrets import without
 
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more patience is given up
@@ -62,7 +62,7 @@ class _FailedError(Exception):
 
 
 @dataclass
-class Endpoint:
+class Endpoint(Judge):
     """Asks ``<base_url>/chat/completions`` about every pair, several at once, at temperature 0.
 
     Answers 429, 5xx and the like, time-outs and broken connections are tried again after ``backoff``, 2 ``backoff``,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fairpriv.errors import InputError
 
@@ -34,20 +35,21 @@ class NoVerdictsError(InputError):
         self.verdicts = verdicts
 
 
-class Judge(Protocol):
-    """A judge: built from its YAML, asked once a set of responses."""
+class Judge(ABC):
+    """A judge: built from its YAML, asked once a set of responses. A judge of one's own inherits from it."""
 
     name: str
 
+    @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a pair, in order; `InputError` where the judge cannot be had at all."""
-        ...
+        """Give one verdict a pair, in order; raise `InputError` where the judge cannot be had at all."""
 
+    @abstractmethod
     def digest(self) -> Any:
-        """Plain data that determines the verdicts: no device, batch size or time-out."""
-        ...
+        """Return plain data that determines the verdicts: no device, batch size or time-out."""
 
-    # release(): optional, lets go of a model that was loaded; it is loaded again where the judge is asked again
+    def release(self) -> None:  # noqa: B027  most have nothing to let go of
+        """Let go of a model that was loaded; it is loaded again where the judge is asked again."""
 
 
 def fill(template: str, prompt: str, response: str) -> str:

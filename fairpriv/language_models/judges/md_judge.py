@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges.judge import Verdict, fill, load_pretrained, model_digest
+from fairpriv.language_models.judges.judge import Judge, Verdict, fill, load_pretrained, model_digest
 
 # As on the card of OpenSafetyLab/MD-Judge-v0.1 (Apache-2.0), word for word, since the model was trained on it; the
 # doubled lines on the form of the answer are the card's, and the released code of SPIN has them too.
@@ -72,7 +72,7 @@ def parse(text: str) -> Verdict:
 
 
 @dataclass
-class MDJudge:
+class MDJudge(Judge):
     """Asks MD-Judge, greedily, in batches. The model is loaded when it is asked, and kept till ``release``.
 
     Attributes:

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges.judge import Verdict, fill, load_pretrained, model_digest, require_response
+from fairpriv.language_models.judges.judge import Judge, Verdict, fill, load_pretrained, model_digest, require_response
 
 
 @dataclass
-class Classifier:
+class Classifier(Judge):
     """Any sequence classifier of transformers with two or more exclusive labels.
 
     It is loaded when it is asked, and kept till ``release``.

@@ -16,6 +16,7 @@ from fairpriv.errors import InputError
 from fairpriv.store import Store
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,20 @@ class PretrainedLM(Pretrained):
             log.info("model %s: %s has no row in the embedding and pads nothing", self.name, tokenizer.pad_token)
             tokenizer.pad_token = None
         return model.eval(), tokenizer
+
+    def require_one_device(self, trainer: str) -> None:
+        """Raise `InputError` for a model spread over devices, where ``trainer``, as messages name it, trains it."""
+        if self.device_map is not None:
+            raise InputError(
+                f"model.device_map={self.device_map} spreads the model over devices, and {trainer} trains it on one: "
+                "leave it null"
+            )
+
+    def origin(self, model: nn.Module, batch_size: int | None) -> list[Any]:
+        """Return what determines the untouched model's numbers, to the last bit that can turn an answer."""
+        # In half precision padding does, which turns near ties; in float32 it has never been seen to.
+        batch_size = batch_size if self.half else None
+        return [self.digest(), str(model.dtype), self.attn_implementation, batch_size]
 
     def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make a chat template that writes today's date take ``date`` for it: else answers differ from day to day."""

@@ -20,6 +20,7 @@ from fairpriv.language_models.scorers.multiple_choice import choice_log_likeliho
 from fairpriv.language_models.scorers.scorer import (
     Normalise,
     Scored,
+    Scorer,
     Subject,
     by_category,
     category_of,
@@ -40,7 +41,7 @@ class Answer:
 
 
 @dataclass
-class BBQ:
+class BBQ(Scorer):
     """The likeliest of the three answers, by log-likelihood given context and question; nothing is generated.
 
     The columns are ``context``, ``question``, ``answers`` (three), ``tags`` (what is known of the three, of which
@@ -67,8 +68,6 @@ class BBQ:
     normalise: Normalise = "none"
 
     required = ("context", "question", "answers", "tags", "label", "condition", "category", "id")
-    optional = ()
-    answered = False
 
     def __post_init__(self) -> None:
         require_normalise(self.normalise)

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.judges.sequence_classifier import Classifier
-from fairpriv.language_models.scorers.scorer import Scored, Subject, mean_interval
+from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject, mean_interval
 
 
 @dataclass
-class ClassifierScore:
+class ClassifierScore(Scorer):
     """A classifier of this dimension's own, beside the cell's judge: of toxicity, of sentiment, of a topic.
 
     Metrics: ``probability``, the mean probability of the safe labels together, and the headline ``score``, the share
@@ -33,9 +33,6 @@ class ClassifierScore:
     required = ("prompt",)
     optional = ("response",)
     answered = True
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Any prompt will do."""
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Mean probability and share; one record a response."""
@@ -61,3 +58,7 @@ class ClassifierScore:
     def digest(self) -> Any:
         """What determines the classifier's verdicts."""
         return self.classifier.digest()
+
+    def release(self) -> None:
+        """Let go of the classifier's model."""
+        self.classifier.release()

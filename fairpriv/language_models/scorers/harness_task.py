@@ -11,12 +11,12 @@ from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.engines.harness import Harness
-from fairpriv.language_models.scorers.scorer import Scored, Subject
+from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject
 from fairpriv.schema import nearest
 
 
 @dataclass
-class HarnessTask:
+class HarnessTask(Scorer):
     """Any task of lm-eval, or group that it averages, which brings its own data: the dimension has no ``evaluate``.
 
     Metrics: those of the task under their own names. The headline ``score`` is ``metric``, or 1 minus it where lower is
@@ -36,10 +36,6 @@ class HarnessTask:
     fewshot: int | None = None
     chat: bool = False
     include: str | None = None
-
-    required = ()
-    optional = ()
-    answered = False
 
     def __post_init__(self) -> None:
         self.harness = Harness([self.task], self.limit, self.fewshot, self.chat, self.include)

@@ -15,6 +15,7 @@ from fairpriv.language_models.dimensions.awareness import Rates
 from fairpriv.language_models.scorers.scorer import (
     Normalise,
     Scored,
+    Scorer,
     Subject,
     by_category,
     category_of,
@@ -24,7 +25,7 @@ from fairpriv.language_models.scorers.scorer import (
 
 
 @dataclass
-class MultipleChoice:
+class MultipleChoice(Scorer):
     """Right against wrong answers by their log-likelihood given the question; nothing is generated.
 
     The columns are ``prompt``, and either ``correct`` and ``wrong`` (each a list, or texts divided by ``separator``;
@@ -52,7 +53,6 @@ class MultipleChoice:
 
     required = ("prompt",)
     optional = ("correct", "wrong", "choices", "label", "category")
-    answered = False
 
     def __post_init__(self) -> None:
         require_normalise(self.normalise)

@@ -13,6 +13,7 @@ from fairpriv.language_models.dimensions.awareness import Rates
 from fairpriv.language_models.scorers.scorer import (
     Normalise,
     Scored,
+    Scorer,
     Subject,
     by_category,
     category_of,
@@ -21,7 +22,7 @@ from fairpriv.language_models.scorers.scorer import (
 
 
 @dataclass
-class PairedLikelihood:
+class PairedLikelihood(Scorer):
     """Share of pairs whose more stereotyped sentence is likelier, by the log-likelihood of the whole sentence.
 
     The columns are ``stereotype`` and ``antistereotype``, and ``category`` where there is one. Made for CrowS-Pairs
@@ -42,7 +43,6 @@ class PairedLikelihood:
 
     required = ("stereotype", "antistereotype")
     optional = ("category",)
-    answered = False
 
     def __post_init__(self) -> None:
         require_normalise(self.normalise)

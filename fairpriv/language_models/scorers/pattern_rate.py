@@ -12,7 +12,7 @@ from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.judges.refusal import CAUTIONS, REFUSALS, is_cautionary, is_refusal
-from fairpriv.language_models.scorers.scorer import Scored, Subject
+from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject
 
 _OURS: dict[str, tuple[Callable[[str], bool], Any]] = {
     "cautions": (is_cautionary, CAUTIONS),
@@ -21,7 +21,7 @@ _OURS: dict[str, tuple[Callable[[str], bool], Any]] = {
 
 
 @dataclass
-class PatternRate:
+class PatternRate(Scorer):
     """Share of responses in which one of the patterns is found.
 
     Metrics: ``rate``, and the headline ``score``: the rate where ``better`` is higher, 1 minus the rate where it is
@@ -54,9 +54,6 @@ class PatternRate:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(f"scorer.patterns[{i}]: {pattern!r} is no regular expression: {error}") from error
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Any prompt will do."""
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """The rate and the headline; one record a response."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -43,6 +44,21 @@ class Subject:
     max_prompt_tokens: int = 1024
     batch_size: int = 16
     progress: bool = False
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Encode prompts, each as the tokens from which its response is generated."""
+        from fairpriv.language_models.data.tokens import encode_prompt
+
+        return [
+            encode_prompt(
+                self.tokenizer,
+                prompt,
+                chat_template=self.chat_template,
+                system=self.system,
+                max_tokens=self.max_prompt_tokens,
+            )
+            for prompt in prompts
+        ]
 
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], *, chat: bool, normalise: Normalise = "none"
@@ -99,40 +115,40 @@ class Scored:
     outcomes: list[bool | None] | None = None
 
 
-class Scorer(Protocol):
-    """A scorer: built from ``dimensions.<name>.scorer``, asked once a model."""
+class Scorer(ABC):
+    """A scorer: built from ``dimensions.<name>.scorer``, asked once a model. A scorer of one's own inherits from it.
 
-    @property
-    def required(self) -> Sequence[str]:
-        """Names in ``evaluate.columns`` that it reads; none: it has data of its own, and there is no ``evaluate``."""
-        ...
+    Attributes:
+        required: names in ``evaluate.columns`` that it reads; none: it has data of its own, and there is no
+            ``evaluate``.
+        optional: further names that it knows.
+        answered: whether it reads the model's responses to the prompts, rather than the model.
+    """
 
-    @property
-    def optional(self) -> Sequence[str]:
-        """Further names that it knows."""
-        ...
+    required: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
+    answered: ClassVar[bool] = False
 
-    @property
-    def answered(self) -> bool:
-        """Whether it reads the model's responses to the prompts, rather than the model."""
-        ...
-
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example]) -> None:  # noqa: B027  some read any example
         """Raise `InputError` for an example that it cannot read; called before the model is loaded."""
-        ...
 
+    @abstractmethod
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure; ``responses`` is as long as ``examples`` where it is ``answered``, else empty."""
-        ...
 
-    # rescore(records): optional, the score that any records of its own come to, where it is no share of examples
+    def rescore(self, records: Sequence[Mapping[str, Any]]) -> float | None:
+        """Compute the score of any of its records; None: it cannot be, or the score is a share of examples."""
+        return None
 
+    @abstractmethod
     def digest(self) -> Any:
-        """Plain data that determines what it finds: settings, and the content of files of its own."""
-        ...
+        """Return plain data that determines what it finds: settings, and the content of files of its own."""
+
+    def release(self) -> None:  # noqa: B027  most have nothing to let go of
+        """Let go of a model that was loaded; it is loaded again where the scorer is asked again."""
 
 
-Rescore = Callable[[Sequence[Mapping[str, Any]]], float]  # records to the score that they come to
+Rescore = Callable[[Sequence[Mapping[str, Any]]], float | None]  # as `Scorer.rescore`
 
 
 def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Rates:
@@ -159,25 +175,32 @@ def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore 
     elif before is not None and "score" in now.metrics and "score" in before.metrics:
         metrics[f"{name}/score_change"] = now.metrics["score"] - before.metrics["score"]
         if rescore is not None and len(now.records) == len(before.records):
-            intervals[f"{name}/score_change"] = bootstrap_interval(rescore, now.records, before.records)
+            ends = bootstrap_interval(rescore, now.records, before.records)
+            intervals |= {} if ends is None else {f"{name}/score_change": ends}
     return metrics, intervals
 
 
 def bootstrap_interval(
     rescore: Rescore, after: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
-) -> tuple[float, float]:
-    """95 % interval of a score's change: percentiles of 1,000 draws of examples, the same ones for both models.
+) -> tuple[float, float] | None:
+    """Compute the 95 % interval of a score's change: percentiles of 1,000 draws of examples, the same for both models.
 
     Args:
         rescore: what records come to.
         after, before: records of the same examples in the same order.
+
+    Returns:
+        The interval; None where the scorer cannot tell what records come to.
     """
     draw = random.Random(0)
     n = len(after)
     changes = []
     for _ in range(1000):
         drawn = draw.choices(range(n), k=n)
-        changes.append(rescore([after[i] for i in drawn]) - rescore([before[i] for i in drawn]))
+        now, then = rescore([after[i] for i in drawn]), rescore([before[i] for i in drawn])
+        if now is None or then is None:
+            return None
+        changes.append(now - then)
     cuts = statistics.quantiles(changes, n=40, method="inclusive")
     return cuts[0], cuts[-1]
 

@@ -19,6 +19,7 @@ from fairpriv.language_models.scorers.paired_likelihood import neutrality
 from fairpriv.language_models.scorers.scorer import (
     Normalise,
     Scored,
+    Scorer,
     Subject,
     by_category,
     category_of,
@@ -39,7 +40,7 @@ class Choice:
 
 
 @dataclass
-class StereoSet:
+class StereoSet(Scorer):
     """Preferences among a stereotype, its opposite and an unrelated sentence, by log-likelihood.
 
     The columns are ``context``, ``sentences`` (three, each with ``sentence`` and ``gold_label``), ``target``, and
@@ -62,7 +63,6 @@ class StereoSet:
 
     required = ("context", "sentences", "target")
     optional = ("category",)
-    answered = False
 
     def __post_init__(self) -> None:
         require_normalise(self.normalise)

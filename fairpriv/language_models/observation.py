@@ -1,0 +1,255 @@
+"""What one language model says on the prompt sets, what a judge and scorers find in it, and how two models differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fairpriv.data.texts import Example, choose
+from fairpriv.errors import InputError
+from fairpriv.identity import OUTCOME_VERSION, content_hash
+from fairpriv.language_models.analyses import Flip, Row, cautions, flips
+from fairpriv.language_models.data.tokens import response_end
+from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.engines.generation import respond
+from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
+from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
+from fairpriv.language_models.settings import Settings
+from fairpriv.metrics import Measured
+from fairpriv.settings import EvaluationSettings
+from fairpriv.store import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of one dimension: those whose answers are judged, the benign ones, or what its own scorer reads."""
+
+    dimension: Dimension
+    kind: Literal["evaluate", "benign", "scored"]
+    examples: list[Example]
+
+    @property
+    def name(self) -> str:
+        """The dimension's name."""
+        return self.dimension.name
+
+    @property
+    def answered(self) -> bool:
+        """Whether the prompts are answered; some scorers read the model and not its answers."""
+        return self.kind != "scored" or (self.dimension.scorer is not None and self.dimension.scorer.answered)
+
+
+def prompt_sets(dimensions: Iterable[Dimension], settings: EvaluationSettings) -> list[PromptSet]:
+    """Draw the prompts of every dimension, the same in every cell of equal ``settings``.
+
+    Raises:
+        InputError: none of the dimensions has anything to be measured on.
+    """
+
+    def at_most(examples: list[Example], wanted: int | None, what: str) -> list[Example]:
+        if wanted is not None and wanted > len(examples):  # dimensions differ in size
+            log.info("%s: %d are wanted, there are %d", what, wanted, len(examples))
+            wanted = None
+        return choose(examples, wanted, settings.seed)
+
+    found: list[PromptSet] = []
+    for dimension in dimensions:
+        if examples := dimension.measured_on():
+            examples = at_most(examples, settings.prompts, f"evaluation.prompts of {dimension.name}")
+        if dimension.scorer is not None:
+            found.append(PromptSet(dimension, "scored", examples or []))
+        elif examples:
+            found.append(PromptSet(dimension, "evaluate", examples))
+        if dimension.benign is not None and settings.benign != 0:
+            examples = at_most(dimension.benign.load(), settings.benign, f"evaluation.benign of {dimension.name}")
+            found.append(PromptSet(dimension, "benign", examples))
+    if not any(prompts.kind != "benign" for prompts in found):
+        names = [dimension.name for dimension in dimensions]
+        raise InputError(f"dimension={names}: none of them has evaluation prompts, so there is nothing to measure")
+    return found
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was observed of one model on one prompt set.
+
+    Attributes:
+        prompts: the set.
+        answers: one an example; none where they are not asked for.
+        verdicts: of the judge, one an example; none where it is not asked.
+        scored: what the dimension's own scorer found; None where there is none.
+    """
+
+    prompts: PromptSet
+    answers: list[str]
+    verdicts: list[Verdict]
+    scored: Scored | None
+
+    @property
+    def outcomes(self) -> list[Verdict]:
+        """The verdict on every example, be it the judge's or the scorer's; none where there are no such outcomes."""
+        told = self.scored.outcomes if self.scored is not None else None
+        return self.verdicts or [Verdict(outcome, "scorer") for outcome in told or []]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Asks models the same prompts, and the judge and the scorers about them.
+
+    Attributes:
+        sets: what is asked.
+        settings: the judge, the length of a response, and where things are kept between cells.
+    """
+
+    sets: Sequence[PromptSet]
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        judged = [prompts.name for prompts in self.sets if prompts.kind == "evaluate"]
+        if judged and self.settings.judge is None:
+            raise InputError(f"judge: none is chosen, and {judged[0]} has prompts to be judged")
+
+    def observe(self, subject: Subject, origin: Any = None) -> list[Observation]:
+        """Have a model answer every set, have the answers judged, and the examples scored.
+
+        Args:
+            subject: the model, and how it is asked.
+            origin: plain data that determines the model's numbers, under which its answers and scores are kept in the
+                cache; None: they are not kept.
+        """
+        answers = self._answers(subject, origin)
+        verdicts = self._verdicts(answers)
+        return [
+            Observation(prompts, told, judged, self._scored(subject, prompts, told, origin))
+            for prompts, told, judged in zip(self.sets, answers, verdicts, strict=True)
+        ]
+
+    def _answers(self, subject: Subject, origin: Any) -> list[list[str]]:
+        """Have every set answered greedily; no answers to sets that are not answered."""
+        asked = [example.prompt for prompts in self.sets if prompts.answered for example in prompts.examples]
+        ids = subject.prompt_ids(asked)
+        end = response_end(subject.tokenizer, chat_template=subject.chat_template, system=subject.system)
+
+        def make() -> list[str]:
+            return respond(
+                subject.model,
+                subject.tokenizer,
+                ids,
+                max_new_tokens=self.settings.evaluation.max_new_tokens,
+                batch_size=subject.batch_size,
+                end=end,
+                progress="answers" if subject.progress else None,
+            )
+
+        key = {
+            "prompts": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+            "end": list(end),
+            "max_new_tokens": self.settings.evaluation.max_new_tokens,
+        }
+        rest = iter(self._once("responses", origin, key, make))
+        return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
+
+    def _verdicts(self, answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
+        """Have the judge read the answers to the sets that are judged; no verdicts on the others.
+
+        Each pair of a prompt and a response is asked about once, and its verdict read in every other cell; only where
+        the judge gave none for a reason that may pass, such as a time-out, it is asked again.
+        """
+        judge = self.settings.judge
+        if judge is None:
+            return [[] for _ in self.sets]
+        key = content_hash([OUTCOME_VERSION, self.settings.judging])
+        folder = self.settings.store.root.joinpath("cache", "verdicts", key)
+        known: dict[str, Verdict] = {}
+        for path in sorted(folder.glob("*.json")):  # one of each time that it was asked
+            known |= {pair: Verdict(*told) for pair, told in (read_json(path) or {}).items()}
+        found: list[list[Verdict]] = []
+        for prompts, responses in zip(self.sets, answers, strict=True):
+            if prompts.kind != "evaluate":
+                found.append([])
+                continue
+            texts = [(example.prompt, answer) for example, answer in zip(prompts.examples, responses, strict=True)]
+            pairs = [content_hash(list(text)) for text in texts]
+            if new := {pair: text for pair, text in zip(pairs, texts, strict=True) if pair not in known}:
+                try:
+                    told = judge.judge([prompt for prompt, _ in new.values()], [text for _, text in new.values()])
+                except NoVerdictsError as error:
+                    if not known.keys() & set(pairs):
+                        raise
+                    told = error.verdicts
+                asked = dict(zip(new, told, strict=True))
+                known |= asked
+                if final := {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}:
+                    write_json(folder / f"{content_hash(sorted(final))}.json", final)
+            found.append([known[pair] for pair in pairs])
+        return found
+
+    def _scored(self, subject: Subject, prompts: PromptSet, responses: Sequence[str], origin: Any) -> Scored | None:
+        """Have the dimension's own scorer measure the model."""
+        scorer = prompts.dimension.scorer
+        if prompts.kind != "scored" or scorer is None:
+            return None
+        texts = [[example.prompt, example.fields] for example in prompts.examples]
+        key = {
+            "scorer": prompts.dimension.scoring,
+            "asked": [subject.chat_template, subject.system, subject.max_prompt_tokens],
+            "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
+        }
+        told = self._once("scores", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])
+        return Scored(**told[0])
+
+    def _once(self, kind: str, origin: Any, key: Mapping[str, Any], make: Callable[[], list[Any]]) -> list[Any]:
+        """Return what ``make`` returns, from the store where the model has an ``origin``."""
+        if origin is None:
+            return make()
+        return self.settings.store.cached(kind, {"model": origin, **key}, make)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a model came to, beside the untouched one; and the details, for the cell's records."""
+
+    measured: Measured
+    cautions: list[Row]
+    flips: list[Flip]
+
+
+def compare(after: Sequence[Observation], before: Sequence[Observation] | None) -> Comparison:
+    """Compute the rates of a model, and their changes against the untouched model.
+
+    Args:
+        after: what was observed of the model.
+        before: what was observed of the untouched model on the same sets; None: this is the untouched model.
+    """
+    measured, said, turned = Measured(), [], []
+    for now, then in zip(after, before if before is not None else [None] * len(after), strict=True):
+        name = now.prompts.name
+        if now.prompts.kind == "benign":
+            measured |= Measured(*over_refusal(name, now.answers))
+        if now.verdicts:
+            measured |= Measured(*awareness(name, now.verdicts, then.verdicts if then else None))
+        if now.scored is not None and (scorer := now.prompts.dimension.scorer) is not None:
+            measured |= Measured(*scores(name, now.scored, then.scored if then else None, scorer.rescore))
+        if now.answers:
+            rates, rows = cautions(name, now.answers, then.answers if then else None)
+            said += [{"set": now.prompts.kind} | row for row in rows]
+            if now.prompts.kind != "benign":
+                measured |= Measured(*rates)
+        if then is not None and now.outcomes and then.outcomes:
+            # what a scorer reads off the model itself is counted, and has no answers to be shown
+            blank = [""] * len(now.outcomes)
+            prompts = [example.prompt for example in now.prompts.examples] if now.answers else blank
+            counts, found = flips(
+                name, prompts, now.answers or blank, now.outcomes, then.answers or blank, then.outcomes
+            )
+            measured |= Measured(counts)
+            turned += found if now.answers else []
+    answers = [answer for seen in after for answer in seen.answers]
+    return Comparison(measured | Measured(degenerate=triviality(answers) if answers else []), said, turned)

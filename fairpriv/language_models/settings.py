@@ -1,0 +1,118 @@
+"""The settings and parts of one cell of a language model, typed once from the config."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from fairpriv.configs import build
+from fairpriv.data.texts import Texts
+from fairpriv.identity import kind_of
+from fairpriv.language_models.analyses import Dependence
+from fairpriv.language_models.contract import Tuning, require_base
+from fairpriv.language_models.data.pairs import Pairs
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.engines.harness import Harness
+from fairpriv.language_models.judges.judge import Judge
+from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.settings import EvaluationSettings
+from fairpriv.store import Store
+from fairpriv.trainer import device_of, trainer_of
+
+if TYPE_CHECKING:
+    import lightning
+    import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one cell is made of.
+
+    Attributes:
+        seed: of the cell.
+        model: that is tuned and measured.
+        pairs: which pairs it is trained on, where its defence trains.
+        defense: what is done to it.
+        dimensions: by name.
+        judge: of responses; None: nothing is judged.
+        evaluation: what it is asked, and how it answers.
+        text: what perplexity is measured on; None: nothing.
+        harness: tasks of general capability.
+        analysis: of an edit; None: none.
+        device: makes the device that it is on.
+        trainer: makes what makes a Trainer.
+        store: keeps what several cells would make alike.
+        watched: whether a person watches this one cell; a sweep has a bar of its own.
+    """
+
+    seed: int
+    model: PretrainedLM
+    pairs: Pairs
+    defense: Tuning
+    dimensions: dict[str, Dimension]
+    judge: Judge | None
+    evaluation: EvaluationSettings
+    text: Texts | None
+    harness: Harness
+    analysis: Dependence | None
+    device: Callable[[], torch.device]
+    trainer: Callable[[], functools.partial[lightning.Trainer]]
+    store: Store
+    watched: bool
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], pairs: Pairs, defense: Tuning) -> Self:
+        """Build the parts of a resolved plain config, and refuse those that do not go together.
+
+        Args:
+            config: of the cell.
+            pairs: its dataset.
+            defense: its defence.
+
+        Raises:
+            InputError: a part cannot be built, is of a class that does not inherit from the base of its kind, or does
+                not go with another.
+        """
+        require_base(defense, Tuning, f"defense={config['defense']['name']}")
+        text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
+        found = cls(
+            seed=config["seed"],
+            model=build(config, "model"),
+            pairs=pairs,
+            defense=defense,
+            dimensions={name: build(config["dimensions"], name, name=name) for name in config["dimensions"]},
+            judge=build(config, "judge") if config["judge"] else None,
+            evaluation=EvaluationSettings(**config["evaluation"] | {"text": None}),
+            text=text,
+            harness=build(config, "utility") if config.get("utility") else Harness(),
+            analysis=build(config, "analysis") if config.get("analysis") else None,
+            device=functools.partial(device_of, config),
+            trainer=functools.partial(trainer_of, config),
+            store=Store(config["paths"]["root"]),
+            watched=not config["sweep"] and sys.stderr.isatty(),
+        )
+        if found.judge is not None:
+            require_base(found.judge, Judge, f"judge={config['judge']['name']}")
+        if text is not None:
+            text.takes(["prompt"], ["response"], "evaluation.text")
+        if defense.trains:
+            found.model.require_one_device(f"defense={defense.name}")
+        if found.analysis is not None:
+            found.analysis.require_edit(defense)
+        return found
+
+    @functools.cached_property
+    def judging(self) -> list[Any]:
+        """What determines the judge's verdicts; reading a model's files for it takes its time, so it is done once."""
+        return [kind_of(type(self.judge)), self.judge.digest() if self.judge is not None else None]
+
+    def release(self) -> None:
+        """Let go of the models of judge and scorers, which are loaded again where they are asked again."""
+        if self.judge is not None:
+            self.judge.release()
+        for dimension in self.dimensions.values():
+            if dimension.scorer is not None:
+                dimension.scorer.release()
