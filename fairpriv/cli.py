@@ -561,6 +561,8 @@ def show(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fairpriv.store import Store
+
     config = result.config
     # labels and names of the data are printed as they are
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
@@ -585,6 +587,6 @@ def show(result: Result) -> None:
         console.print(title, markup=False, highlight=False)
     for reason in result.degenerate:
         console.print(f"degenerate: {reason}", markup=False)
-    console.print(str(Path(config["paths"]["root"], "cells", result.id, "result.json")), soft_wrap=True, markup=False)
+    console.print(str(Store(config["paths"]["root"]).path(result.id)), soft_wrap=True, markup=False)
     if result.error:
         print(f"failed: {result.error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The LightningModule and its fit: cache, modes, non-finite losses, dual ascent."""
 
 import functools
+import json
 
 import lightning
 import pytest
@@ -90,6 +91,15 @@ def test_a_fit_that_differs_is_not_read_from_the_cache(tmp_path, change):
     trained(tmp_path, epochs=change.pop("epochs", 1), **change)
     trained(tmp_path, epochs=1)
     assert len([*tmp_path.rglob("*.safetensors")]) == 2
+
+
+def test_what_a_fit_is_found_by_names_no_module_of_ours(monkeypatch, tmp_path):
+    keys = []
+    monkeypatch.setattr(Store, "cached", lambda self, kind, key, make, **how: keys.append(key))
+    trained(tmp_path, epochs=1)
+    (key,) = keys
+    assert key["net"][0] == ["", "mlp", ""]
+    assert "fairpriv" not in json.dumps(key)
 
 
 def test_a_broken_file_in_the_cache_is_made_again(tmp_path):
