@@ -6,14 +6,13 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from fairpriv import processes
 from fairpriv.data.texts import Example
@@ -23,40 +22,17 @@ from fairpriv.identity import content_hash
 from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
-from fairpriv.language_models.data.tokens import Encoded, encode_all, pad_token_id
-from fairpriv.language_models.engines.generation import require_room
-from fairpriv.language_models.engines.perplexity import encode_text, perplexity, require_window
+from fairpriv.language_models.data.tokens import Encoded, pad_token_id
+from fairpriv.language_models.engines.perplexity import perplexity
+from fairpriv.language_models.inputs import Loaded, encoded, load, read
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
-from fairpriv.language_models.observation import Comparison, Observation, Observer, PromptSet, compare, prompt_sets
+from fairpriv.language_models.observation import Comparison, Observation, Observer, compare
 from fairpriv.language_models.records import Records, flip_rows, response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
 from fairpriv.result import Result
 from fairpriv.run import Stage
-
-Draw = tuple[str, str, int | None]  # a dimension, a split of its pairs, and how many of them; None: all
-
-
-@dataclass
-class Data:
-    """What a cell reads, before its model is loaded."""
-
-    sets: list[PromptSet]  # what is asked
-    pairs: list[Example]  # what is trained on
-    asked: dict[Draw, list[Example]]  # what the defence asks for beside them
-    common: list[Example]  # what an analysis compares dimensions on
-    text: str | None  # what perplexity is measured on
-
-
-@dataclass
-class Loaded:
-    """The cell's model, and what is read as its tokens."""
-
-    subject: Subject
-    pairs: tuple[list[Encoded], int]  # and how many were dropped
-    rows: dict[Draw, list[Encoded]]  # what the defence asks for beside them
-    text: Tensor | None
 
 
 class TugOfWar:
@@ -103,10 +79,10 @@ class TugOfWar:
         settings, records, first = self.settings, Records(folder, result.artifacts), processes.rank() == 0
         defense = settings.defense
         with stage("data"):  # before the model, so that a fault in the data shows soon
-            data = self.read()
+            data = read(settings)
             observer = Observer(data.sets, settings)
         with stage("model"):
-            loaded = self.load(data)
+            loaded = load(settings, data)
             subject = loaded.subject
         trainer = settings.trainer()
         with stage("before"):
@@ -140,61 +116,6 @@ class TugOfWar:
                 with stage("analyse"):
                     result.add(self.analyse(subject, tuned, tuned.edit, data.common, records))
 
-    def read(self) -> Data:
-        """Draw everything that the cell reads; `InputError` for what is not as it should be."""
-        settings = self.settings
-        dimensions, defense, evaluation = settings.dimensions, settings.defense, settings.evaluation
-        pairs = settings.pairs.load(dimensions, settings.seed) if defense.trains else []
-        asked = {(name, *which): drawn(dimensions, name, *which, settings.seed) for name, which in defense.sets.items()}
-        return Data(
-            prompt_sets(dimensions.values(), evaluation),
-            pairs,
-            asked,
-            settings.analysis.draw(dimensions, defense, evaluation.seed) if settings.analysis is not None else [],
-            "\n\n".join(map(_joined, settings.text.load())) if settings.text is not None else None,
-        )
-
-    def load(self, data: Data) -> Loaded:
-        """Load the model, and encode what it is to read; what cannot be done with it shows here."""
-        settings, evaluation = self.settings, self.settings.evaluation
-        model, tokenizer = settings.model.load()
-        settings.model.pin(tokenizer)
-        if settings.model.device_map is None:
-            model.to(settings.device())  # type: ignore[arg-type]
-        if settings.model.gradient_checkpointing:
-            # transformers 5.23 deplores the old name, earlier ones know no other
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        settings.defense.check(model)
-        pairs = self.encoded(tokenizer, data.pairs) if settings.defense.trains else ([], 0)
-        rows = {which: self.encoded(tokenizer, examples)[0] for which, examples in data.asked.items()}
-        trained = [row.input_ids for part in (pairs[0], *rows.values()) for row in part]
-        require_room(model, trained, lower="dataset.max_tokens")
-        text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]
-        if text is not None and len(text):
-            require_window(model, text, evaluation.window)
-        subject = Subject(
-            model,
-            tokenizer,
-            settings.model.chat_template,
-            settings.model.system,
-            evaluation.max_prompt_tokens,
-            evaluation.batch_size,
-            settings.watched,
-        )
-        return Loaded(subject, pairs, rows, text)
-
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
-        """Encode pairs as the model is trained on them; the rows, and how many were dropped."""
-        model, pairs = self.settings.model, self.settings.pairs
-        return encode_all(
-            tokenizer,
-            examples,
-            chat_template=model.chat_template,
-            system=model.system,
-            max_tokens=pairs.max_tokens,
-            truncate=pairs.truncate,
-        )
-
     def owner(self, loaded: Loaded, fit: Callable[..., None], records: Records) -> ModelOwner:
         """Hand the model to its defence, with what it may be tuned on."""
         settings, model, tokenizer = self.settings, loaded.subject.model, loaded.subject.tokenizer
@@ -208,7 +129,7 @@ class TugOfWar:
         def rows(dimension: str, split: str, samples: int | None) -> list[Encoded]:
             if found := loaded.rows.get((dimension, split, samples)):
                 return found
-            return self.encoded(tokenizer, drawn(settings.dimensions, dimension, split, samples, settings.seed))[0]
+            return encoded(settings, tokenizer, drawn(settings.dimensions, dimension, split, samples, settings.seed))[0]
 
         path = Path(settings.model.path)
         embedding = model.get_input_embeddings().weight  # type: ignore[operator]
@@ -307,7 +228,3 @@ def let_go() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _joined(example: Example) -> str:
-    return example.prompt if example.response is None else f"{example.prompt}\n{example.response}"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fairpriv.editing import SpinEdit
-from fairpriv.language_models import experiment, observation
+from fairpriv.language_models import inputs, observation
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.defenses import spin
 from fairpriv.language_models.models.pretrained import PretrainedLM
@@ -222,13 +222,13 @@ def test_what_saves_memory_runs(cell, option):
 @pytest.mark.parametrize("split", ["safe", "unsafe"])
 def test_pairs_are_of_the_split_and_in_the_number_asked_for(cell, monkeypatch, split):
     drawn = []
-    draw = experiment.drawn
+    draw = inputs.drawn
 
     def spy(dimensions, name, wanted, samples, seed):
         drawn.append((name, wanted, samples))
         return draw(dimensions, name, wanted, samples, seed)
 
-    monkeypatch.setattr(experiment, "drawn", spy)
+    monkeypatch.setattr(inputs, "drawn", spy)
     cell(f"defense.split={split}")
     assert drawn == [("fairness", split, 4), ("privacy", split, 4), ("general", "safe", 4)]
 

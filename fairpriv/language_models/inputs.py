@@ -1,0 +1,111 @@
+"""What one cell of a language model reads: drawn before its model is loaded, and encoded as that model's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fairpriv.data.texts import Example
+from fairpriv.language_models.data.pairs import drawn
+from fairpriv.language_models.data.tokens import Encoded, encode_all
+from fairpriv.language_models.engines.generation import require_room
+from fairpriv.language_models.engines.perplexity import encode_text, require_window
+from fairpriv.language_models.observation import PromptSet, prompt_sets
+from fairpriv.language_models.scorers.scorer import Subject
+from fairpriv.language_models.settings import Settings
+
+Draw = tuple[str, str, int | None]  # a dimension, a split of its pairs, and how many of them; None: all
+
+
+@dataclass
+class Data:
+    """What a cell reads, before its model is loaded."""
+
+    sets: list[PromptSet]  # what is asked
+    pairs: list[Example]  # what is trained on
+    asked: dict[Draw, list[Example]]  # what the defence asks for beside them
+    common: list[Example]  # what an analysis compares dimensions on
+    text: str | None  # what perplexity is measured on
+
+
+@dataclass
+class Loaded:
+    """The cell's model, and what is read as its tokens."""
+
+    subject: Subject
+    pairs: tuple[list[Encoded], int]  # and how many were dropped
+    rows: dict[Draw, list[Encoded]]  # what the defence asks for beside them
+    text: Tensor | None
+
+
+def read(settings: Settings) -> Data:
+    """Draw everything that the cell reads.
+
+    Raises:
+        InputError: a file, a dimension or a number of examples is not as it should be.
+    """
+    dimensions, defense, evaluation = settings.dimensions, settings.defense, settings.evaluation
+    pairs = settings.pairs.load(dimensions, settings.seed) if defense.trains else []
+    asked = {(name, *which): drawn(dimensions, name, *which, settings.seed) for name, which in defense.sets.items()}
+    return Data(
+        prompt_sets(dimensions.values(), evaluation),
+        pairs,
+        asked,
+        settings.analysis.draw(dimensions, defense, evaluation.seed) if settings.analysis is not None else [],
+        "\n\n".join(map(_joined, settings.text.load())) if settings.text is not None else None,
+    )
+
+
+def load(settings: Settings, data: Data) -> Loaded:
+    """Load the model, and encode what it is to read.
+
+    Raises:
+        InputError: the model cannot be had, cannot be tuned as the defence asks, or has no room for what it is to read.
+    """
+    evaluation = settings.evaluation
+    model, tokenizer = settings.model.load()
+    settings.model.pin(tokenizer)
+    if settings.model.device_map is None:
+        model.to(settings.device())  # type: ignore[arg-type]
+    if settings.model.gradient_checkpointing:
+        # transformers 5.23 deplores the old name, earlier ones know no other
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    settings.defense.check(model)
+    pairs = encoded(settings, tokenizer, data.pairs) if settings.defense.trains else ([], 0)
+    rows = {which: encoded(settings, tokenizer, examples)[0] for which, examples in data.asked.items()}
+    trained = [row.input_ids for part in (pairs[0], *rows.values()) for row in part]
+    require_room(model, trained, lower="dataset.max_tokens")
+    text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]
+    if text is not None and len(text):
+        require_window(model, text, evaluation.window)
+    subject = Subject(
+        model,
+        tokenizer,
+        settings.model.chat_template,
+        settings.model.system,
+        evaluation.max_prompt_tokens,
+        evaluation.batch_size,
+        settings.watched,
+    )
+    return Loaded(subject, pairs, rows, text)
+
+
+def encoded(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> tuple[list[Encoded], int]:
+    """Encode pairs as the model is trained on them; return the rows, and how many were dropped."""
+    return encode_all(
+        tokenizer,
+        examples,
+        chat_template=settings.model.chat_template,
+        system=settings.model.system,
+        max_tokens=settings.pairs.max_tokens,
+        truncate=settings.pairs.truncate,
+    )
+
+
+def _joined(example: Example) -> str:
+    return example.prompt if example.response is None else f"{example.prompt}\n{example.response}"

@@ -1,0 +1,148 @@
+"""What two models say on the same prompts, compared; and parts that do not inherit from the base of their kind."""
+
+import pytest
+
+from fairpriv.data.sources import Bundled
+from fairpriv.data.texts import Example, Texts
+from fairpriv.errors import InputError
+from fairpriv.language_models.contract import Tuned, Tuning, require_base
+from fairpriv.language_models.defenses.spin import Spin
+from fairpriv.language_models.dimensions.awareness import awareness, over_refusal
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.judges.judge import Judge, Verdict
+from fairpriv.language_models.observation import Observation, PromptSet, compare
+from fairpriv.language_models.records import response_rows, score_rows
+from fairpriv.language_models.scorers.scorer import Scored, Scorer
+
+PROMPTS = [Example(f"prompt {i}", None, f"line {i}") for i in range(4)]
+SAFE, UNSAFE = Verdict(True, "it refuses"), Verdict(False, "it answers")
+NO = "I cannot help with that."
+
+
+class Length(Scorer):
+    """Counts letters."""
+
+    required = ("prompt",)
+
+    def score(self, subject, examples, responses):
+        raise NotImplementedError
+
+    def rescore(self, records):
+        return sum(record["letters"] for record in records) / (10 * len(records))
+
+    def digest(self):
+        return None
+
+
+def dimension(name, scorer=None) -> Dimension:
+    return Dimension(name, evaluate=Texts(Bundled(["fairness_evaluate.csv"]), {"prompt": "prompt"}), scorer=scorer)
+
+
+def scored(*letters) -> Scored:
+    return Scored({"score": sum(letters) / 40}, {}, [{"letters": n, "same": 0} for n in letters])
+
+
+def observed(answers, verdicts, letters) -> list[Observation]:
+    judged, lengths = dimension("privacy"), dimension("length", Length())
+    return [
+        Observation(PromptSet(judged, "evaluate", PROMPTS), answers, verdicts, None),
+        Observation(PromptSet(judged, "benign", PROMPTS), answers, [], None),
+        Observation(PromptSet(lengths, "scored", PROMPTS), [], [], scored(*letters)),
+    ]
+
+
+BEFORE = observed(["Use flour."] * 3 + [NO], [UNSAFE, UNSAFE, SAFE, SAFE], [1, 2, 3, 4])
+AFTER = observed([NO, "Use flour.", "Use flour.", NO], [SAFE, UNSAFE, UNSAFE, SAFE], [2, 3, 4, 5])
+
+
+def test_rates_of_every_set_are_compared_with_those_of_the_untouched_model():
+    found = compare(AFTER, BEFORE)
+    for rates in (
+        awareness("privacy", AFTER[0].verdicts, BEFORE[0].verdicts),
+        over_refusal("privacy", AFTER[1].answers),
+    ):
+        assert rates[0].items() <= found.measured.metrics.items()
+        assert rates[1].items() <= found.measured.intervals.items()
+    assert found.measured.metrics["eval/length/score_change"] == pytest.approx(0.1)
+    lo, hi = found.measured.intervals["eval/length/score_change"]
+    assert lo == pytest.approx(0.1) == pytest.approx(hi)  # by the scorer's own rescore: all examples gained alike
+    assert found.measured.metrics["analysis/flips/privacy/unsafe_to_safe"] == 1
+    assert found.measured.metrics["analysis/flips/privacy/safe_to_unsafe"] == 1
+    assert [(flip.prompt, flip.before, flip.after) for flip in found.flips] == [
+        ("prompt 0", "Use flour.", NO),
+        ("prompt 2", "Use flour.", "Use flour."),
+    ]
+    assert {row["set"] for row in found.cautions} == {"evaluate", "benign"}
+
+
+def test_the_untouched_model_has_no_changes_and_no_flips():
+    found = compare(BEFORE, None)
+    assert not [name for name in found.measured.metrics if "change" in name or "flips" in name or "mcnemar" in name]
+    assert found.flips == []
+    assert found.measured.degenerate == []
+
+
+def test_responses_that_are_all_alike_are_degenerate():
+    (reason,) = compare(observed(["Yes."] * 4, [UNSAFE] * 4, [1] * 4), None).measured.degenerate
+    assert reason == "100% of 8 responses are identical"
+
+
+def test_records_set_before_beside_after_where_it_differs():
+    rows = response_rows(AFTER, BEFORE, "wordlist")
+    assert len(rows) == 8
+    assert rows[0] == {
+        "dimension": "privacy",
+        "set": "evaluate",
+        "prompt": "prompt 0",
+        "response": NO,
+        "safe": True,
+        "reason": "it refuses",
+        "judge": "wordlist",
+        "before": "Use flour.",
+    }
+    assert "safe" not in rows[4]
+    assert score_rows(AFTER, BEFORE)[0] == {"dimension": "length", "letters": 2, "same": 0, "before": {"letters": 1}}
+    assert "before" not in response_rows(AFTER, None, None)[0]
+
+
+class Lookalike:
+    """Has the methods of a defence, a judge and a scorer, and the base of none."""
+
+    name, trains, answered = "lookalike", False, True
+    tune = judge = score = digest = check = None
+
+
+@pytest.mark.parametrize("base", [Tuning, Judge, Scorer])
+def test_a_part_that_does_not_inherit_is_told_from_what(base):
+    wanted = f"Lookalike is no {base.__name__}: let it inherit from {base.__module__}.{base.__name__}"
+    with pytest.raises(InputError, match=wanted):
+        require_base(Lookalike(), base, "here")
+
+
+def test_a_dimension_and_spin_refuse_such_parts():
+    with pytest.raises(InputError, match=r"^dimensions.length.scorer: Lookalike is no Scorer"):
+        dimension("length", Lookalike())
+    with pytest.raises(InputError, match=r"^defense.after: Lookalike is no Tuning"):
+        Spin("spin", ["a", "b"], after=Lookalike())
+
+
+def test_a_part_declares_only_what_differs_from_its_base():
+    class Nothing(Tuning):
+        name = "nothing"
+
+        def tune(self, owner):
+            return Tuned(owner.model)
+
+    made = Nothing()
+    made.check(None)
+    assert (made.trains, made.changes, made.coupled, made.sets) == (False, True, [], {})
+    Length().release()
+    assert (Length.optional, Length.answered) == ((), False)
+
+
+def test_a_part_without_what_it_must_have_is_not_built():
+    class Mute(Judge):
+        name = "mute"
+
+    with pytest.raises(TypeError, match="judge"):
+        Mute()
