@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fairpriv import __version__
+from fairpriv import __version__, patches
 from fairpriv.errors import InputError
 from fairpriv.plugins import plugin_folders, put_on_path, refuse_hidden
 from fairpriv.schema import check, nearest
@@ -23,7 +23,6 @@ from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
 
 if TYPE_CHECKING:
-    from hydra.plugins.sweeper import Sweeper
     from omegaconf import DictConfig
 
     from fairpriv.result import Result
@@ -355,14 +354,7 @@ def own_configs(folders: Sequence[str | Path]) -> list[Path]:
 
 def hydra_options(args: Sequence[str]) -> argparse.Namespace:
     """Read the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
-    from hydra._internal.utils import get_args_parser
-
-    def refuse(message: str) -> NoReturn:
-        raise InputError(f"{message}; see fairpriv --help")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    options = parser.parse_intermixed_args(args)
+    options = patches.hydra_parser().parse_intermixed_args(args)
     chosen = [options.run, options.multirun, options.shell_completion, options.cfg, options.info]
     if sum(map(bool, chosen)) > 1:
         raise InputError("--run, --multirun, --cfg, --info and --shell-completion: only one of them can be given")
@@ -417,28 +409,11 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}
 
 
-def check_grid(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
-    """Compose every cell before the first one runs, as Hydra's sweepers do, and check it too."""
-    from omegaconf import open_dict, read_write
-
-    from fairpriv.configs import plain
-
-    assert sweeper.hydra_context is not None
-    assert sweeper.config is not None
-    for cell in batch:
-        cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(cell))
-        with read_write(cfg), open_dict(cfg):
-            del cfg["hydra"]
-        check(plain(cfg))
-
-
 def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     """Hand the command line to Hydra; its errors become one line, a sweep ends with its table."""
     if not any(args):
         raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
-    from hydra._internal.hydra import Hydra
-    from hydra.plugins.sweeper import Sweeper
 
     from fairpriv.configs import (
         CONFIG_ERRORS,
@@ -470,9 +445,8 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
                 f"{group}={no_name[0]}: name one of its options (fairpriv ls {group}), or leave it out{how}"
             )
     register_schema()
-    Sweeper.validate_batch_is_legal = check_grid  # type: ignore[method-assign, assignment]
-    # It would compose everything once more to find the mode, which the words --run and --multirun say.
-    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    patches.check_cells_before_the_first_runs()
+    patches.take_the_mode_from_the_words()
     logging.raiseExceptions = False  # a line of --info that nobody reads is no error
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate

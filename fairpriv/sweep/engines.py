@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from fairpriv.errors import InputError
+from fairpriv.patches import lost_jobs_fail
 from fairpriv.sweep.progress import SweepProgress
 
 
@@ -35,7 +35,7 @@ class Watched(Launcher):
             InputError: the launcher cannot run them, as there is no Slurm, say; or lost them.
         """
         try:
-            with _lost_jobs_fail():
+            with lost_jobs_fail():
                 returned = self.launcher.launch(job_overrides, initial_job_idx)
         except (InputError, OSError):
             raise
@@ -45,34 +45,3 @@ class Watched(Launcher):
         for number, (job, words) in enumerate(zip(returned, job_overrides, strict=True), initial_job_idx):
             self.display.end(number, job.overrides or words, job._return_value)
         return returned
-
-
-@contextlib.contextmanager
-def _lost_jobs_fail() -> Iterator[None]:
-    """A job of submitit's that left no result (it was killed, or out of time) is a failed one instead of an exception.
-
-    Its launcher would wait for no other job, while they go on.
-    """
-    try:
-        from submitit import Job
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-    except ImportError:
-        yield
-        return
-    results = Job.results
-
-    def all_results(job: Any) -> list[Any]:
-        try:
-            return results(job)
-        except (FailedJobError, UncompletedJobError) as error:
-            log = job.paths.stderr if job.paths.stderr.is_file() else job.paths.stdout
-            lost = JobReturn(status=JobStatus.COMPLETED)
-            why = "failed" if isinstance(error, FailedJobError) else f"left no result (state {job.state})"
-            lost.return_value = {"id": None, "status": "failed", "error": f"job {job.job_id} {why}; its log: {log}"}
-            return [lost]
-
-    Job.results = all_results
-    try:
-        yield
-    finally:
-        Job.results = results

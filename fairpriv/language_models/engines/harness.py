@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.patches import hidden_bars
 from fairpriv.schema import nearest
 
 if TYPE_CHECKING:
@@ -392,24 +393,15 @@ def _score(
 
 @contextlib.contextmanager
 def _quiet(progress: bool = False) -> Iterator[None]:
-    """What these libraries say of themselves is left out, and their bars unless they are wanted."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
+    """Leave out what these libraries say of themselves, and their bars unless they are wanted."""
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    levels, init = [logger.level for logger in loggers], tqdm.__init__
-
-    def hidden(bar: Any, *args: Any, **options: Any) -> None:
-        init(bar, *args, **options | {"disable": True})
-
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    if not progress:
-        tqdm.__init__ = hidden
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.nullcontext() if progress else hidden_bars():
             yield
     finally:
-        tqdm.__init__ = init
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -1,0 +1,121 @@
+"""Every place where a foreign library is made to behave otherwise: one function each, with the reason and the report.
+
+They hold for the libraries' versions in constraints.txt; each can go when its report is resolved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fairpriv.errors import InputError
+
+if TYPE_CHECKING:
+    from hydra.plugins.sweeper import Sweeper
+
+
+def check_cells_before_the_first_runs() -> None:
+    """Let Hydra's sweepers check what a cell's config says, and not only that it can be composed.
+
+    A wrong value in the last cell of a grid would show after all others have run.
+    Upstream: https://github.com/hydra-ecosystem/hydra/issues/776
+    """
+    from hydra.plugins.sweeper import Sweeper
+
+    def check_all(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+        from omegaconf import open_dict, read_write
+
+        from fairpriv.configs import plain
+        from fairpriv.schema import check
+
+        assert sweeper.hydra_context is not None
+        assert sweeper.config is not None
+        for cell in batch:
+            cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(cell))
+            with read_write(cfg), open_dict(cfg):
+                del cfg["hydra"]
+            check(plain(cfg))
+
+    Sweeper.validate_batch_is_legal = check_all  # type: ignore[method-assign, assignment]
+
+
+def take_the_mode_from_the_words() -> None:
+    """Spare Hydra a composition of everything that only finds the mode, which --run and --multirun say.
+
+    Upstream: https://github.com/hydra-ecosystem/hydra/issues/3440
+    """
+    from hydra._internal.hydra import Hydra
+
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def hydra_parser() -> ArgumentParser:
+    """Return Hydra's own parser, whose errors are an `InputError` on one line instead of its help and an exit.
+
+    Its ``parse_intermixed_args`` takes flags and overrides in any order.
+    Upstream: https://github.com/hydra-ecosystem/hydra/issues/3053
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; see fairpriv --help")
+
+    parser: ArgumentParser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
+@contextlib.contextmanager
+def lost_jobs_fail() -> Iterator[None]:
+    """Make a job of submitit that left no result (it was killed, or out of time) a failed cell instead of an exception.
+
+    Hydra's launcher would wait for no other job, while they go on.
+    Upstream: https://github.com/hydra-ecosystem/hydra/issues/1377
+    """
+    try:
+        from submitit import Job
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+    except ImportError:
+        yield
+        return
+    from hydra.core.utils import JobReturn, JobStatus
+
+    results = Job.results
+
+    def all_results(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except (FailedJobError, UncompletedJobError) as error:
+            log = job.paths.stderr if job.paths.stderr.is_file() else job.paths.stdout
+            lost = JobReturn(status=JobStatus.COMPLETED)
+            why = "failed" if isinstance(error, FailedJobError) else f"left no result (state {job.state})"
+            lost.return_value = {"id": None, "status": "failed", "error": f"job {job.job_id} {why}; its log: {log}"}
+            return [lost]
+
+    Job.results = all_results
+    try:
+        yield
+    finally:
+        Job.results = results
+
+
+@contextlib.contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hide every progress bar of tqdm: lm-eval has no option for those of its tasks, of which there are dozens.
+
+    Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    init = tqdm.__init__
+
+    def hidden(bar: Any, *args: Any, **options: Any) -> None:
+        init(bar, *args, **options | {"disable": True})
+
+    tqdm.__init__ = hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = init
