@@ -109,7 +109,7 @@ def hidden_bars() -> Iterator[None]:
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    init = tqdm.__init__
+    init, kept = tqdm.__init__, vars(tqdm)["__init__"]  # no function, but a descriptor that makes one
 
     def hidden(bar: Any, *args: Any, **options: Any) -> None:
         init(bar, *args, **options | {"disable": True})
@@ -118,4 +118,4 @@ def hidden_bars() -> Iterator[None]:
     try:
         yield
     finally:
-        tqdm.__init__ = init
+        tqdm.__init__ = kept
