@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 def shared_composition() -> Iterator[None]:
     """While the block lasts, Hydra composes cells that differ in plain values only one from another.
 
-    Hydra composes every cell twice, once to check the grid and once to run it, at a tenth of a second each or more.
+    Hydra composes every cell twice, once to check the grid and once to run it, at a fifth of a second each or more:
+    more than a small cell takes to train. Upstream: https://github.com/hydra-ecosystem/hydra/issues/1324
+
     Here the first cell of each form is kept: a form is the cell's overrides, without the values of those that set a
     plain value. Another cell of the form gets its own values put into a copy, which is Hydra's own last step.
     """
