@@ -400,7 +400,8 @@ def test_a_sweep_through_submitit_goes_on_by_another_launcher(fairpriv, small, t
         (f"{SLOTS} hydra.launcher.slots=0", "hydra.launcher.slots=0: must be at least 1"),
     ],
 )
-def test_a_launcher_that_cannot_begin_says_so_in_one_line(fairpriv, words, said):
+def test_a_launcher_that_cannot_begin_says_so_in_one_line(fairpriv, monkeypatch, words, said):
+    monkeypatch.setenv("PATH", "")  # a machine without Slurm
     ended = fairpriv(*jobs("a", "b"), *words.split())
     assert ended.status == 2
     assert ended.err.splitlines()[-1].startswith("fairpriv: ")

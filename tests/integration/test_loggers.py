@@ -1,6 +1,7 @@
 """Lightning's other loggers, several at once, and cells that are logged when they are finished."""
 
 import csv
+import json
 
 import pytest
 import yaml
@@ -51,6 +52,45 @@ def test_several_loggers_at_once_keep_the_names_that_the_user_gives(fairpriv, sm
     assert fairpriv(*words, "logger=both", "retry=all").status == 0
     assert rows_of(tmp_path / "out" / "logs")[0] == tmp_path / "out" / "logs" / "mine" / "x"
     rows_of(tmp_path / "elsewhere")
+
+
+OWN = """
+import json
+from lightning.pytorch.loggers.logger import Logger
+
+class Lines(Logger):
+    name, version = "lines", "0"
+
+    def __init__(self, file):
+        self.file = file
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        with open(self.file, "a") as out:
+            out.write(json.dumps(metrics) + "\\n")
+"""
+
+
+def test_a_logger_of_the_user_s_own_gets_what_the_cell_measured(fairpriv, small, tmp_path, monkeypatch):
+    (tmp_path / "own_logger.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = fairpriv(*small, "logger=none", "+logger._target_=own_logger.Lines", "+logger.file=lines.jsonl")
+    assert (ended.status, "left out" in ended.err) == (0, False), ended.err
+    (result,) = find_results([tmp_path / "out"])[0]
+    *curves, last = map(json.loads, (tmp_path / "lines.jsonl").read_text().splitlines())
+    assert last["eval/accuracy"] == result.metrics["eval/accuracy"]
+    assert any(name.endswith("/loss") for line in curves for name in line)
+
+
+@pytest.mark.parametrize(("logger", "package"), [("TensorBoardLogger", "tensorboard"), ("MLFlowLogger", "mlflow")])
+def test_lightning_s_other_loggers_get_a_cell(fairpriv, small, tmp_path, logger, package):
+    pytest.importorskip(package)
+    words = [f"+logger._target_=lightning.pytorch.loggers.{logger}", f"+logger.save_dir={tmp_path / 'logs'}"]
+    ended = fairpriv(*small, "logger=none", *words)
+    assert (ended.status, "left out" in ended.err) == (0, False), ended.err
+    assert any(path.is_file() for path in (tmp_path / "logs").rglob("*"))
 
 
 def test_a_logger_that_is_not_installed_costs_no_result(fairpriv, small, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import csv
 import functools
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import lightning
@@ -175,6 +176,17 @@ def test_what_the_caller_calls_the_model_stands_for_its_weights_in_the_cache(mod
         spin().edit(model, ROWS, store=Store(tmp_path), origin={"revision": "b"})
     with pytest.raises(TypeError):
         spin().edit(model.to(torch.bfloat16), ROWS, store=Store(tmp_path), origin={"revision": "a"})
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_scores_of_another_version_of_a_library_have_a_cache_entry_of_their_own(model, tmp_path, monkeypatch, library):
+    def entries() -> int:
+        indices(model, store=Store(tmp_path))
+        return len(list((tmp_path / "cache" / "top_weights").iterdir()))
+
+    assert entries() == entries() == 3
+    monkeypatch.setattr("fairpriv.store.version", lambda name: "0.0" if name == library else version(name))
+    assert entries() == 6
 
 
 def test_strength_scales_what_is_suppressed(model):

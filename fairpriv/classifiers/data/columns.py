@@ -80,8 +80,7 @@ class Notation:
         words = {word.strip().casefold() for word in self.missing}
         stripped = [str(cell).strip() for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
-        numbers = pd.to_numeric(known.map(self._plain, na_action="ignore"), errors="coerce")
-        if not (numbers.isna() & known.notna()).any():
+        if (numbers := self._numbers(known)) is not None:
             values = numbers
         elif {cell.casefold() for cell in known.dropna()} <= {"true", "false"}:
             values = known.map(str.capitalize, na_action="ignore")
@@ -93,6 +92,15 @@ class Notation:
         if (codes < 0).any():
             each = np.append(each, np.nan)  # where -1 points to
         return pd.Series(each[codes], index=column.index, name=str(column.name))
+
+    def _numbers(self, known: pd.Series) -> pd.Series | None:
+        """Read cells as numbers, missing ones as NaN; None where one of them is no number."""
+        numbers = None
+        for part in (known.iloc[:100], known):  # most columns of text show in a few cells that they are
+            numbers = pd.to_numeric(part.map(self._plain, na_action="ignore"), errors="coerce")
+            if (numbers.isna() & part.notna()).any():
+                return None
+        return numbers
 
     def _plain(self, cell: str) -> str:
         for unit in self.units:
@@ -215,9 +223,10 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
         return None
     own = pd.factorize(column)[0]
     for what, codes in copied.items():
-        if distinct == len(set(codes) - {-1}):
-            pairs = pd.MultiIndex.from_arrays([own, codes])[(own >= 0) & (codes >= 0)]
-            if pairs.nunique() == distinct == len(set(pairs.get_level_values(1))):
+        if distinct == (count := codes.max() + 1):
+            both = (own >= 0) & (codes >= 0)
+            pairs = pd.unique(own[both] * count + codes[both])
+            if len(pairs) == distinct == len(pd.unique(codes[both])):
                 return what
     return None
 
