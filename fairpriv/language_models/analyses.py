@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def coupling(tops: Tops, dimensions: Sequence[str], edit: SpinEdit) -> tuple[Rates, list[Row]]:
-    """How many weights an edit suppresses in each layer and module, and how the dimensions' top weights overlap.
+    """Count the weights that an edit suppresses by layer and module, and the overlap of the dimensions' top weights.
 
     Args:
         tops: the top weights of every dimension and excluded set, at the ratio of the edit; of the same matrices.
@@ -89,7 +89,7 @@ def coupling(tops: Tops, dimensions: Sequence[str], edit: SpinEdit) -> tuple[Rat
 
 
 def cautions(dimension: str, responses: Sequence[str], before: Sequence[str] | None) -> tuple[Rates, list[Row]]:
-    """How often a dimension's responses hold cautionary phrases, by the families of ``dimensions/refusal.py``.
+    """Count a dimension's responses that hold cautionary phrases, by the families of ``judges/refusal.py``.
 
     Args:
         dimension: its name.
@@ -154,7 +154,7 @@ def flips(
     responses_before: Sequence[str],
     verdicts_before: Sequence[Verdict],
 ) -> tuple[dict[str, float], list[Flip]]:
-    """Prompts whose verdict turned; those with a verdict that cannot be read are left out.
+    """Find the prompts whose verdict turned; those with a verdict that cannot be read are left out.
 
     Returns:
         ``analysis/flips/<dimension>/unsafe_to_safe`` and ``.../safe_to_unsafe``, counts, which are what awareness
@@ -308,7 +308,7 @@ class Dependence:
         apart: bool,
         seed: int,
     ) -> Row | None:
-        """HSIC before and after, over the coordinates of some matrices; None where a side has none."""
+        """Compute HSIC before and after, over the coordinates of some matrices; None where a side has none."""
         masks = {
             weight: [mask & ~(own[weight][1 - i] & apart) for i, mask in enumerate(own[weight])] for weight in weights
         }
@@ -346,7 +346,7 @@ def require_least(prompts: int) -> None:
 def hidden_states(
     model: nn.Module, rows: Mapping[str, Tensor], prompts: Sequence[Sequence[int]], *, batch_size: int
 ) -> dict[str, Tensor]:
-    """What chosen rows of weight matrices give out at the last token of every prompt.
+    """Record what chosen rows of weight matrices give out at the last token of every prompt.
 
     Args:
         model: a causal language model; left in the mode it was in.
@@ -390,13 +390,13 @@ def hidden_states(
 
 
 def _rows(model: nn.Module, weight: str, tops: Sequence[TopWeights]) -> Tensor:
-    """The rows of a matrix that any of these entries lie in: int64, ascending."""
+    """Return the rows of a matrix that any of these entries lie in: int64, ascending."""
     columns = model.get_parameter(weight).shape[1]
     return torch.cat([top.indices // columns for top in tops]).unique()
 
 
 def _scaled(state: Tensor, rounding: float) -> Tensor:
-    """Columns with mean 0 and variance 1; 0 where the spread is within ``rounding`` of the largest value."""
+    """Scale columns to mean 0 and variance 1; to 0 where the spread is within ``rounding`` of the largest value."""
     centred = state.double() - state.double().mean(0)
     spread = centred.square().mean(0).sqrt()
     flat = spread <= rounding * state.double().abs().amax(0)

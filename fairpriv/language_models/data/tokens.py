@@ -41,7 +41,7 @@ def encode(
     truncate: Truncate,
     separator: str = "\n",
 ) -> Encoded | None:
-    """Tokens of a prompt and its response; the response and its end are the targets, all of them and nothing else.
+    """Encode a prompt and its response; the response and its end are the targets, all of them and nothing else.
 
     With a chat template (``auto``, where the tokenizer has one) the text is the template's, up to the mark that ends
     the response; only where the template has no such mark is EOS added. Without, it is [BOS] [system, separator,]
@@ -104,7 +104,7 @@ def encode_prompt(
     max_tokens: int,
     separator: str = "\n",
 ) -> list[int]:
-    """Tokens from which the response is generated: the same that `encode` puts before it.
+    """Encode a prompt as the tokens from which its response is generated: the same that `encode` puts before it.
 
     Too many are cut to ``max_tokens`` at the beginning of the user's text, or of the whole where that is not enough.
     """
@@ -121,7 +121,7 @@ def encode_prompt(
 def response_end(
     tokenizer: PreTrainedTokenizerBase, *, chat_template: ChatTemplate, system: str | None
 ) -> tuple[int | None, str]:
-    """The mark that `encode` puts after a response, at which an answer ends: a token's id, else a text.
+    """Return the mark that `encode` puts after a response, at which an answer ends: a token's id, else a text.
 
     (None, "") where it is EOS. A mark with added tokens in it, as ``<|im_end|>``, counts from the first of them.
     """
@@ -147,7 +147,7 @@ def encode_continuation(
     max_tokens: int,
     separator: str = "\n",
 ) -> Encoded:
-    """Tokens of a prompt and what follows it, whose likelihood is asked for: it alone is the target, no end mark.
+    """Encode a prompt and what follows it, whose likelihood is asked for: it alone is the target, no end mark.
 
     As `encode` writes them; what a template writes between the two, as an empty ``<think></think>``, is context, unless
     it is blank. Where nothing stands before the continuation (an empty prompt, plain, without BOS) one
@@ -196,7 +196,7 @@ def encode_all(
     truncate: Truncate,
     separator: str = "\n",
 ) -> tuple[list[Encoded], int]:
-    """`encode` of every pair, in order, and how many were dropped; none left is an `InputError`."""
+    """Encode every pair, in order, and count those that were dropped; none left is an `InputError`."""
     rows = []
     for example in examples:
         if example.response is None:
@@ -222,7 +222,7 @@ def encode_all(
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, *, side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
-    """Rows of a batch, padded on one side: ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, T]`` int64."""
+    """Pad the rows of a batch on one side: ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, T]`` int64."""
     longest = max(len(row.input_ids) for row in rows)
 
     def padded(values: list[int], filler: int) -> list[int]:
@@ -237,7 +237,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, side: Literal["left", "righ
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
-    """The pad token; where there is none eos, then unk. Which one makes no difference: padding is masked.
+    """Return the pad token; where there is none eos, then unk. Which one makes no difference: padding is masked.
 
     Args:
         tokenizer: of the model.
@@ -255,7 +255,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) ->
 def _before(
     tokenizer: PreTrainedTokenizerBase, prompt: str, chat_template: ChatTemplate, system: str | None, separator: str
 ) -> str:
-    """The text from which a response is generated."""
+    """Write the text from which a response is generated."""
     if _templated(tokenizer, chat_template):
         return _conversation(tokenizer, _messages(prompt, system), asking=True)
     return "".join(part + separator for part in ([prompt] if system is None else [system, prompt]))
@@ -269,7 +269,7 @@ def _after(
     chat_template: ChatTemplate,
     system: str | None,
 ) -> tuple[str, str, str]:
-    """What follows `_before`: the template's text up to the response, the response as it writes it, and the rest."""
+    """Write what follows `_before`: the template's text up to the response, the response in it, and the rest."""
     if not _templated(tokenizer, chat_template):
         return "", response, ""
 
@@ -297,7 +297,7 @@ def _place(
     system: str | None,
     separator: str,
 ) -> tuple[int, int] | None:
-    """Where the user's text begins and ends in ``before``; None where the template writes it otherwise."""
+    """Find where the user's text begins and ends in ``before``; None where the template writes it otherwise."""
     head, found, _ = _before(tokenizer, _SENTINEL, chat_template, system, separator).partition(_SENTINEL)
     said = prompt if before.startswith(head + prompt) else prompt.strip()
     return (len(head), len(head) + len(said)) if found and before.startswith(head + said) else None
@@ -330,7 +330,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: ChatTemplate) -> list[int]:
-    """Tokens of a text that begins a row: a template writes its own BOS, otherwise the tokenizer's is put before."""
+    """Encode a text that begins a row: a template writes its own BOS, otherwise the tokenizer's is put before."""
     ids = _ids(tokenizer, text)
     bos = tokenizer.bos_token_id
     if _templated(tokenizer, chat_template) or bos is None or ids[:1] == [bos]:
@@ -340,7 +340,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: Ch
 
 
 def _continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a text that goes on from another.
+    """Encode a text that goes on from another.
 
     Tokenizers of the SentencePiece kind put a blank before a text; it goes before a newline here, which is cut off.
     """
@@ -358,7 +358,7 @@ def _cut(
     *,
     left: bool,
 ) -> list[int]:
-    """Prompt tokens without ``excess`` of them: of the user's text, at ``place``, if it has as many, else of all."""
+    """Cut ``excess`` prompt tokens: of the user's text, at ``place``, if it has as many, else of all."""
     inside: list[int] = []
     if tokenizer.is_fast and place is not None:
         spans = tokenizer(before, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[

@@ -135,7 +135,7 @@ class Spin(Tuning):
         origin: Any = None,
         tops: Mapping[str, Mapping[str, TopWeights]] | None = None,
     ) -> tuple[SpinEdit, dict[str, float], list[str]]:
-        """The edit of ``model``, not yet applied, what it comes to, and why it is trivial, if it is.
+        """Make the edit of ``model``, not yet applied, with its metrics, and why it is trivial, if it is.
 
         Args:
             model: the causal language model.
@@ -213,7 +213,7 @@ class Spin(Tuning):
         store: Store | None = None,
         origin: Any = None,
     ) -> dict[str, dict[str, TopWeights]]:
-        """The top weights of the target's matrices, for every dimension and excluded set; arguments as of `edit`.
+        """Find the top weights of the target's matrices, for every dimension and excluded set; arguments as of `edit`.
 
         Raises:
             InputError: as ``importance_scores``, and a gradient that is not finite.
@@ -232,7 +232,7 @@ class Spin(Tuning):
         return [] if self.score == "magnitude" else self.exclude
 
     def _narrowed(self, tops: Mapping[str, Mapping[str, TopWeights]]) -> dict[str, dict[str, TopWeights]]:
-        """What counts as each dimension's and excluded set's own: its top weights at the ratio that is asked for."""
+        """Return each dimension's and excluded set's own weights: its top weights at the ratio that is asked for."""
         exclude_ratio = self.ratio if self.exclude_ratio is None else self.exclude_ratio
         ratios = dict.fromkeys(self.dimensions, self.ratio) | dict.fromkeys(self._excluded, exclude_ratio)
         with warnings.catch_warnings():
@@ -240,7 +240,7 @@ class Spin(Tuning):
             return {name: top_weights(tops[name], max_ratio=ratio) for name, ratio in ratios.items()}
 
     def _control(self, indices: Mapping[str, Tensor], first: Mapping[str, TopWeights], seed: int) -> dict[str, Tensor]:
-        """As many weights of the same matrices by another choice, where ``score`` is such a control."""
+        """Choose as many weights of the same matrices in another way, where ``score`` is such a control."""
         if self.score == "random":
             generator = torch.Generator().manual_seed(seed)
             return {
@@ -282,7 +282,7 @@ class Spin(Tuning):
     def _top(
         self, which: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int, store: Store | None, origin: Any
     ) -> dict[str, TopWeights]:
-        """The top weights of one set of pairs in all linear layers, from the cache where they are known."""
+        """Return the top weights of one set of pairs in all linear layers, from the store where they are known."""
         kind = self.score if self.score in ("wanda", "magnitude") else "importance"
         if store is None:
             return self._scored(which, kind, model, rows, pad_id)
@@ -303,7 +303,7 @@ class Spin(Tuning):
     def _scored(
         self, which: str, kind: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int
     ) -> dict[str, TopWeights]:
-        """The top weights of one set of pairs by one way to score, all processes together."""
+        """Find the top weights of one set of pairs by one way to score, all processes together."""
         # Long rows together, so that little is padded; the mean over samples does not mind.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
         parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]

@@ -46,7 +46,7 @@ class SpinCallback(lightning.Callback):
         self.degenerate: list[str] = []
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Score the model as it was trained, apply the edit, and log what it came to."""
+        """Score the model as it was trained, apply the edit, and log its metrics."""
         model: Any = getattr(pl_module, self.attribute)
         assert isinstance(model, nn.Module)
         self.applied, self.metrics, self.degenerate = self.spin.edit(

@@ -110,7 +110,7 @@ class SupervisedTuning(Tuning):
         return Tuned(self._merged(module, rows).eval(), metrics)
 
     def _merged(self, module: CausalLM, rows: list[Encoded]) -> nn.Module:
-        """The trained model without its adapter where the merge is exact, else as it is."""
+        """Return the trained model without its adapter where the merge is exact, else as it is."""
         model: Any = module.model
         if not (hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")):
             whole: nn.Module = model
@@ -162,12 +162,12 @@ class SupervisedTuning(Tuning):
 
 
 def _half(model: nn.Module) -> bool:
-    """Whether some weight is in half precision."""
+    """Tell whether some weight is in half precision."""
     return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
 
 
 def _shared(model: nn.Module) -> bool:
-    """Whether an adapted weight has a second use, which a merge would change as well."""
+    """Tell whether an adapted weight has a second use, which a merge would change as well."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))

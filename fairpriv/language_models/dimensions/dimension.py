@@ -56,7 +56,7 @@ class Dimension:
             raise InputError(f"{where} is empty: give it evaluate (what it is measured on), train (pairs), or both")
 
     def pairs(self, split: str) -> list[Example]:
-        """The pairs of a split; `InputError` where the dimension has none, or one without responses."""
+        """Load the pairs of a split; `InputError` where the dimension has none, or one without responses."""
         if split not in self.train:
             has = ", ".join(self.train) or "no pairs at all"
             raise InputError(f"dimensions.{self.name}.train has no split {split!r}; it has {has}")
@@ -65,7 +65,7 @@ class Dimension:
         return self.train[split].load()
 
     def measured_on(self) -> list[Example] | None:
-        """What it is measured on; None where it is not measured. `InputError` for a row that its scorer cannot read."""
+        """Load what it is measured on; None: nothing. `InputError` for a row that its scorer cannot read."""
         if self.evaluate is None and self.scorer is None:
             return None
         examples = self.evaluate.load() if self.evaluate is not None else []
@@ -74,7 +74,7 @@ class Dimension:
         return examples
 
     def digests(self) -> dict[str, str]:
-        """Content hashes of all its files and of its scorer, by their key in this dimension."""
+        """Hash the content of all its files and of its scorer, by their key in this dimension."""
         found = {f"{key}.source": texts.source.digest() for key, texts in self.texts().items()}
         return found | ({"scorer": self.scoring} if self.scoring else {})
 
@@ -86,6 +86,6 @@ class Dimension:
         return content_hash([kind_of(type(self.scorer)), self.scorer.digest()])
 
     def texts(self) -> dict[str, Texts]:
-        """All that it is made of, by key."""
+        """Return all texts that it is made of, by key."""
         parts = {f"train.{split}": texts for split, texts in self.train.items()}
         return parts | {key: texts for key in ("evaluate", "benign") if (texts := getattr(self, key))}

@@ -36,7 +36,7 @@ def respond(
     setting: str = "model.dtype",
     progress: str | None = None,
 ) -> list[str]:
-    """Greedy answers to prompts, in their order; equal prompts are answered once.
+    """Answer prompts greedily, in their order; equal prompts are answered once.
 
     Each next token is the argmax of the model's logits: sampling flags, beams, penalties and length limits of the
     model's generation_config do not count, its end tokens do, and so does the tokenizer's. The answers do not depend
@@ -96,7 +96,7 @@ def respond(
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards each module is in the mode that it was in before."""
+    """Set eval mode without gradients; afterwards each module is in the mode that it was in before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -108,7 +108,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def token_bar(description: str | None, total: int) -> Progress:
-    """A progress bar on stderr with one task, whose field ``rate`` is shown; None: one that shows nothing."""
+    """Make a progress bar on stderr with one task, whose field ``rate`` is shown; None: one that shows nothing."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
@@ -150,7 +150,7 @@ def require_room(model: Any, rows: Sequence[Sequence[int]], more: int = 0, *, lo
 
 
 def not_finite(what: str, setting: str = "model.dtype") -> InputError:
-    """The error for a model that computes NaN or infinity: whatever it would say means nothing."""
+    """Make the error for a model that computes NaN or infinity: whatever it would say means nothing."""
     return InputError(
         f"the model gives {what} that are not finite: they overflow its weights' precision, or its training diverged; "
         f"set {setting}=float32, or bfloat16 in place of float16"
@@ -196,7 +196,7 @@ def _generation_config(hf: GenerationMixin, config: GenerationConfig) -> Iterato
 
 
 def _generate(model: Any, batch: Sequence[Sequence[int]], config: GenerationConfig, setting: str) -> list[list[int]]:
-    """New tokens of each prompt, longest first; after an end token there is padding."""
+    """Generate the new tokens of each prompt, longest first; after an end token there is padding."""
     width = len(batch[0])
     ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])

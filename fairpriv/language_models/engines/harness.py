@@ -92,7 +92,7 @@ class Harness:
                 raise InputError(f"lm-eval task {task!r}: it is a name, or a mapping with the key task")
 
     def metrics(self) -> dict[str, list[str]]:
-        """The metrics of every task that has results of its own; loads the tasks, and their data.
+        """Name the metrics of every reported task; loads the tasks, and their data.
 
         Raises:
             InputError: a task that there is not, whose data cannot be had, or that runs code.
@@ -107,7 +107,7 @@ class Harness:
         return found
 
     def digest(self) -> str:
-        """Hash of what every task asks: its definition and its documents, but not where they lie."""
+        """Hash what every task asks: its definition and its documents, but not where they lie."""
         return content_hash(self._loaded().digests)
 
     def measure(
@@ -119,7 +119,7 @@ class Harness:
         system: str | None = None,
         progress: bool = False,
     ) -> Rates:
-        """General capability as a result has it: ``eval/utility/<task>``, with further metrics below it.
+        """Measure general capability: ``eval/utility/<task>``, with further metrics below it.
 
         The name alone is a task's first metric, where higher is better; arguments and errors as of `scores`.
         """
@@ -143,7 +143,7 @@ class Harness:
         system: str | None = None,
         progress: bool = False,
     ) -> dict[str, TaskScore]:
-        """What every task that has results of its own came to.
+        """Score every reported task.
 
         Args:
             model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
@@ -202,7 +202,7 @@ class Harness:
 
 @functools.cache
 def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
-    """Tasks with their data, once a process: a sweep asks in every cell."""
+    """Load tasks with their data, once a process: a sweep asks in every cell."""
     # Read where these libraries are first imported: no count of downloads, no metrics that are code of the hub, and
     # no processes for a bootstrap.
     os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_EVALUATE_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
@@ -249,7 +249,7 @@ def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
 
 @functools.cache
 def _manager(include: str | None, defaults: bool) -> Any:
-    """lm-eval's index of tasks; of all 14,000 that come with it, it takes some ten seconds."""
+    """Make lm-eval's index of tasks; of all 14,000 that come with it, it takes some ten seconds."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml  # type: ignore[import-untyped]
 
@@ -265,14 +265,14 @@ def _manager(include: str | None, defaults: bool) -> Any:
 
 
 def _index(asked: Sequence[Any], include: str | None) -> Any:
-    """An index in which all that is asked for is found, without lm-eval's own tasks if those are not needed."""
+    """Make an index that holds all that is asked for, without lm-eval's own tasks if those are not needed."""
     own = _manager(include, False)
     alone = all(task in own.all_subtasks if isinstance(task, str) else "task" in task for task in asked)
     return own if alone else _manager(include, True)
 
 
 def _with_data(index: Any, task: Any, name: str) -> dict[str, Any]:
-    """One task or group, loaded; `InputError` where that fails, or where it runs code that nobody has read."""
+    """Load one task or group; `InputError` where that fails, or where it runs code that nobody has read."""
     from datasets.exceptions import DatasetNotFoundError  # type: ignore[import-untyped]
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -300,7 +300,7 @@ def _with_data(index: Any, task: Any, name: str) -> dict[str, Any]:
 
 
 def _digest(task: Any) -> str:
-    """Hash of a task's definition and its documents."""
+    """Hash a task's definition and its documents."""
     without = ("metadata", "dataset_path", "dataset_name", "dataset_kwargs")  # where the documents lie
     asked = {key: value for key, value in task.dump_config().items() if key not in without}
     examples = task.fewshot_docs() if asked.get("num_fewshot") else []
@@ -309,7 +309,7 @@ def _digest(task: Any) -> str:
 
 
 def _seed() -> None:
-    """As lm-eval's own command line does: some tasks shuffle answers while they are loaded."""
+    """Seed as lm-eval's own command line does: some tasks shuffle answers while they are loaded."""
     import numpy as np
     import torch
 
@@ -319,7 +319,7 @@ def _seed() -> None:
 
 
 def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    """The model as lm-eval takes one."""
+    """Wrap the model as lm-eval takes one."""
     import copy
 
     import torch
@@ -355,7 +355,7 @@ def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) ->
 
 @contextlib.contextmanager
 def _finite(model: nn.Module) -> Iterator[None]:
-    """Stops at logits that are not finite, which lm-eval would go on with."""
+    """Stop at logits that are not finite, which lm-eval would go on with."""
     from transformers import GenerationMixin
 
     from fairpriv.language_models.engines.generation import not_finite
@@ -375,7 +375,7 @@ def _finite(model: nn.Module) -> Iterator[None]:
 def _score(
     table: Mapping[str, Any], order: list[str], higher: Mapping[str, bool | None], documents: list[dict[str, Any]]
 ) -> TaskScore:
-    """A task's line of lm-eval's results, whose keys are ``metric,filter`` and ``metric_stderr,filter``."""
+    """Read a task's line of lm-eval's results, whose keys are ``metric,filter`` and ``metric_stderr,filter``."""
     score = TaskScore({}, {}, {}, documents)
     told = [key.partition(",") for key, value in table.items() if "," in key and isinstance(value, int | float)]
     keys = [(metric, filtered) for metric, _, filtered in told if not metric.endswith("_stderr")]
@@ -407,7 +407,7 @@ def _quiet(progress: bool = False) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """An iterator's items, a function by its name, anything else as text."""
+    """Turn an iterator into its items, a function into its name, anything else into text."""
     if isinstance(value, Iterator):
         return list(value)
     return getattr(value, "__qualname__", None) or str(value)

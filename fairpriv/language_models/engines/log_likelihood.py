@@ -26,7 +26,7 @@ _CHUNK = 256  # targets whose logits are in float32 at a time: a vocabulary has 
 def log_likelihoods(
     model: nn.Module, rows: Sequence[Encoded], *, pad_id: int, batch_size: int, progress: str | None = None
 ) -> list[float]:
-    """Sum of the log-probabilities of each row's targets, each given all that stands before it.
+    """Sum the log-probabilities of each row's targets, each given all that stands before it.
 
     Rows are padded on the right and sorted by length; equal ones are computed once. The result does not depend on how
     they are batched, up to rounding.
@@ -74,7 +74,7 @@ def log_likelihoods(
 
 
 def _batches(keys: Sequence[Any], tokens: int) -> Iterator[list[Any]]:
-    """Runs of ``keys``, longest first, that make at most ``tokens`` with their padding; at least one key each."""
+    """Divide ``keys``, longest first, into runs of at most ``tokens`` with their padding; at least one key each."""
     first = 0
     while first < len(keys):
         count = max(1, tokens // len(keys[first][0]))

@@ -19,7 +19,7 @@ _CHUNK = 256  # positions of a row whose logits are in float32 at a time: a voca
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """Token ids int64 [N] of a text of any length, after the BOS token if the tokenizer adds one; never an EOS."""
+    """Encode a text of any length: int64 [N], after the BOS token if the tokenizer adds one; never an EOS."""
     added = tokenizer("")["input_ids"]
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id in added[:1] else []
     return torch.tensor(bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
@@ -36,7 +36,7 @@ def require_window(model: Any, ids: Tensor, window: int) -> None:
 def perplexity(
     model: nn.Module, ids: Tensor, *, window: int, stride: int, batch_size: int = 1, progress: str | None = None
 ) -> tuple[float, int]:
-    """``exp`` of the mean negative log-likelihood of a text's tokens, each given those before it in its window.
+    """Compute perplexity: ``exp`` of the mean negative log-likelihood of tokens given those before in their window.
 
     The sliding windows of the Hugging Face guide "Perplexity of fixed-length models": they start every ``stride``
     tokens, and each scores the tokens that no window before it has scored. A token has at least ``window - stride``
@@ -96,7 +96,7 @@ def perplexity(
 
 
 def _windows(ids: Tensor, starts: range, window: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, attention mask and labels [B, T] of windows; the text's last one may be short, and is padded right."""
+    """Cut tokens, mask and labels [B, T] of windows; the text's last one may be short, and is padded right."""
     place = torch.tensor(starts)[:, None] + torch.arange(min(window, len(ids) - starts[0]))
     real = place < len(ids)
     tokens = torch.where(real, ids.cpu()[place.clamp(max=len(ids) - 1)], 0)

@@ -113,7 +113,7 @@ class Endpoint(Judge):
                 raise InputError(f"judge.{key}={getattr(self, key)}: must be at least {least}")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a pair, in order; the reason is the answer, or why there is none.
+        """Give one verdict a pair, in order; the reason is the answer, or why there is none.
 
         Raises:
             InputError: the key's variable is not set, the key or the address is refused, the server was never
@@ -133,7 +133,7 @@ class Endpoint(Judge):
         return verdicts
 
     def digest(self) -> Any:
-        """Address, model, template and answer length; what the server makes of them is its own."""
+        """Return address, model, template and answer length; what the server makes of them is its own."""
         return {
             "base_url": self.base_url,
             "model": self.model,
@@ -223,7 +223,7 @@ class Endpoint(Judge):
 
 
 def _asked_wait(header: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` asks for, as a number or as a date; None: no such header, or not to be read."""
+    """Read the seconds that a ``Retry-After`` asks for, as a number or a date; None: no such header, or unreadable."""
     if header is None:
         return None
     try:

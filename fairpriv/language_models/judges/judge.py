@@ -53,7 +53,7 @@ class Judge(ABC):
 
 
 def fill(template: str, prompt: str, response: str) -> str:
-    """``template`` with ``{prompt}`` and ``{response}`` replaced; other braces, and those within the texts, stay."""
+    """Replace ``{prompt}`` and ``{response}`` in a template; other braces, and those within the texts, stay."""
     values = {"prompt": prompt, "response": response}
     return re.sub(r"\{(prompt|response)\}", lambda match: values[match[1]], template)
 
@@ -74,7 +74,7 @@ def load_pretrained(
     device_map: str | None,
     trust_remote_code: bool,
 ) -> tuple[Any, Any]:
-    """A judge's model, in eval mode, and its tokenizer.
+    """Load a judge's model, in eval mode, and its tokenizer.
 
     Args:
         judge: its name, for messages.
@@ -116,7 +116,7 @@ def load_pretrained(
 
 
 def model_digest(path: str, revision: str | None) -> Any:
-    """What identifies a model: sha256 of a local folder's files by name; else its name on the hub and revision."""
+    """Return what identifies a model: sha256 of a folder's files by name; else its name on the hub and revision."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"path": path, "revision": revision}

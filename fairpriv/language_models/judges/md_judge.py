@@ -102,7 +102,7 @@ class MDJudge(Judge):
                 raise InputError(f"judge.{key}={getattr(self, key)}: must be at least 1")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a pair; the reason is the category, or what could not be read.
+        """Give one verdict a pair; the reason is the category, or what could not be read.
 
         Raises:
             InputError: the model cannot be loaded.
@@ -125,7 +125,7 @@ class MDJudge(Judge):
         return [parse(answer) for answer in answers]
 
     def digest(self) -> Any:
-        """The model (a local folder's content, or name and revision on the hub), precision, template, answer length."""
+        """Return the model (a folder's content, or name and revision), precision, template and answer length."""
         return {
             "model": model_digest(self.path, self.revision),
             "dtype": self.dtype,

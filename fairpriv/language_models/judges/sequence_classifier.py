@@ -57,7 +57,7 @@ class Classifier(Judge):
             raise InputError("judge.safe_labels is empty: name the labels that mean safe")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict a pair; the reason is the likeliest label and its probability.
+        """Give one verdict a pair; the reason is the likeliest label and its probability.
 
         Raises:
             InputError: the model cannot be loaded, has no such label, its labels do not exclude one another, or it
@@ -70,11 +70,11 @@ class Classifier(Judge):
         return [self._verdict(row, safe, model.config.id2label) for row in rows]
 
     def safe_probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Probability of the safe labels together, one a pair, in [0, 1]; errors as `judge`."""
+        """Compute the probability of the safe labels together, one a pair, in [0, 1]; errors as `judge`."""
         return [sum(row[i] for i in self._loaded[2]) for row in self._probabilities(prompts, responses)]
 
     def _probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Probability of every label, one row a pair."""
+        """Compute the probability of every label, one row a pair."""
         import torch
 
         from fairpriv.language_models.engines.generation import not_finite
@@ -105,7 +105,7 @@ class Classifier(Judge):
         return rows
 
     def digest(self) -> Any:
-        """Weights (a local folder's content, or name and revision on the hub) and how they are read."""
+        """Return the weights (a local folder's content, or name and revision on the hub) and how they are read."""
         return {
             "model": model_digest(self.path, self.revision),
             "dtype": self.dtype,

@@ -77,11 +77,11 @@ class CausalLM(lightning.LightningModule):
         return super().to(*args, **kwargs) if args or kwargs else self
 
     def on_fit_start(self) -> None:
-        """Hugging Face models come in eval mode, and Lightning keeps a module in the mode it comes in."""
+        """Set training mode: Hugging Face models come in eval mode, and Lightning leaves a module in its mode."""
         self.model.train()
 
     def training_step(self, step: Step, index: int) -> None:
-        """One optimiser step."""
+        """Take one optimiser step."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         # Sorted by length, so that little is padded; the sum over rows does not mind.
@@ -114,7 +114,7 @@ class CausalLM(lightning.LightningModule):
         self.log(f"{self.stage}/loss", mean, prog_bar=True, batch_size=len(rows))
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy [K] of the batch's target tokens, in float32."""
+        """Compute the cross-entropy [K] of the batch's target tokens, in float32."""
         device = next(self.model.parameters()).device
         batch = {name: values.to(device) for name, values in batch.items()}
         logits = self.model(**batch, use_cache=False).logits[:, :-1]
@@ -127,7 +127,7 @@ class CausalLM(lightning.LightningModule):
         return self.trainer.strategy.reduce(value, reduce_op=how) if self.trainer.world_size > 1 else value
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trained, with the warm-up and the linear fall."""
+        """Make AdamW over what is trained, with the warm-up and the linear fall."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -139,7 +139,7 @@ class CausalLM(lightning.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What is trained: an adapter's checkpoint does not repeat the model's weights."""
+        """Return what is trained: an adapter's checkpoint does not repeat the model's weights."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         found: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: value for name, value in found.items() if name in trained}

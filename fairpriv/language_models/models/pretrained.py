@@ -73,7 +73,7 @@ class PretrainedLM(Pretrained):
         return "float16" in str(config.dtype)  # torch.bfloat16, too
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
+        """Load the model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
 
         Raises:
             InputError: as `digest`; or the files hold no causal language model that transformers can build.
@@ -171,7 +171,7 @@ class PretrainedLM(Pretrained):
 
 
 def pinned(template: str, day: datetime.date) -> str:
-    """A chat template that takes ``day`` for today, wherever it asks ``strftime_now``."""
+    """Make a chat template take ``day`` for today, wherever it asks ``strftime_now``."""
     # A macro: transformers lets templates see neither functions nor dates.
     written = "format"
     for directive in "aAbBcdDeFhHIjklmMnpPrRsStTuUVwWxXyYzZ":

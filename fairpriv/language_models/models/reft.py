@@ -109,7 +109,7 @@ class LoReFT(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Hidden states [..., d] -> [..., d] of the same dtype."""
+        """Change hidden states [..., d] -> [..., d] of the same dtype."""
         with torch.autocast(h.device.type, enabled=False):
             R, x = self.rotation.weight, h.float()
             x = x + linear(x, self.source.weight - R, self.source.bias) @ R
@@ -124,7 +124,7 @@ class LoReFT(nn.Module):
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM: its outermost ``nn.ModuleList`` of ``num_hidden_layers`` modules.
+    """Find the decoder layers of a causal LM: its outermost ``nn.ModuleList`` of ``num_hidden_layers`` modules.
 
     Raises:
         InputError: the model's config names no number of layers, or no list has that length.
@@ -145,7 +145,7 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def prompt_positions(attended: Tensor, labels: Tensor | None, *, first: int, last: int) -> Tensor:
-    """The first and last positions of every row's prompt, as a mask.
+    """Mask the first and last positions of every row's prompt.
 
     Args:
         attended: bool [B, T], False for padding on either side.
@@ -221,7 +221,7 @@ class ReftModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kw: Any
     ) -> Any:
-        """The wrapped model's output.
+        """Return the wrapped model's output.
 
         Args:
             input_ids: [B, T].
@@ -233,7 +233,7 @@ class ReftModel(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kw)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kw: Any) -> Any:
-        """The wrapped model's ``generate``, with the interventions on the prompt and on no generated token.
+        """Generate as the wrapped model does, with the interventions on the prompt and on no generated token.
 
         Args:
             input_ids: [B, T], the prompts.
@@ -250,7 +250,7 @@ class ReftModel(nn.Module):
             self._prompt = None
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the interventions; those of the model are frozen."""
+        """Return the parameters of the interventions; those of the model are frozen."""
         return list(self.interventions.parameters())
 
     def remove(self) -> None:

@@ -35,7 +35,7 @@ class ClassifierScore(Scorer):
     answered = True
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
-        """Mean probability and share; one record a response."""
+        """Measure the mean probability and the share; one record a response."""
         least = 0.5 if self.classifier.threshold is None else self.classifier.threshold
         prompts = [example.prompt for example in examples]
         told = [
@@ -56,7 +56,7 @@ class ClassifierScore(Scorer):
         return Scored(metrics, intervals, records, outcomes)
 
     def digest(self) -> Any:
-        """What determines the classifier's verdicts."""
+        """Return what determines the classifier's verdicts."""
         return self.classifier.digest()
 
     def release(self) -> None:

@@ -56,7 +56,7 @@ class HarnessTask(Scorer):
             )
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
-        """The task's metrics; one record a document, unless it is a group of tasks."""
+        """Measure the task's metrics; one record a document, unless it is a group of tasks."""
         ((name, found),) = self.harness.scores(
             subject.model,
             subject.tokenizer,
@@ -98,5 +98,5 @@ class HarnessTask(Scorer):
         return scored
 
     def digest(self) -> Any:
-        """What the task asks, and how."""
+        """Return what the task asks, and how."""
         return [self.harness.digest(), self.metric, self.limit, self.fewshot, self.chat]

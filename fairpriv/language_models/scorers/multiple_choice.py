@@ -67,7 +67,7 @@ class MultipleChoice(Scorer):
             self._answers(example)
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
-        """mc1 and mc2; one record a question with the log-likelihood of each of its answers."""
+        """Measure mc1 and mc2; one record a question with the log-likelihood of each of its answers."""
         answers = [self._answers(example) for example in examples]
         told = choice_log_likelihoods(
             subject,
@@ -96,11 +96,11 @@ class MultipleChoice(Scorer):
         return Scored(metrics, intervals, records, list(outcomes))
 
     def digest(self) -> Any:
-        """All settings."""
+        """Return all settings."""
         return [self.template, self.chat, self.normalise, self.separator]
 
     def _answers(self, example: Example) -> tuple[list[str], list[str]]:
-        """The correct answers, best first, and the wrong ones."""
+        """Read the correct answers, best first, and the wrong ones."""
         fields = example.fields
         if "correct" in fields and "wrong" in fields:
             correct, wrong = ([text for text in self._split(fields[name]) if text] for name in ("correct", "wrong"))
@@ -131,7 +131,7 @@ class MultipleChoice(Scorer):
 def choice_log_likelihoods(
     subject: Subject, prompts: Sequence[str], choices: Sequence[Sequence[str]], *, chat: bool, normalise: Normalise
 ) -> list[list[float]]:
-    """Log-likelihood of every choice given its prompt; plain text has a blank between the two."""
+    """Compute the log-likelihood of every choice given its prompt; plain text has a blank between the two."""
     pairs = [
         (prompt, text if chat else f" {text}") for prompt, texts in zip(prompts, choices, strict=True) for text in texts
     ]
@@ -140,7 +140,7 @@ def choice_log_likelihoods(
 
 
 def mc1_mc2(log_likelihoods: Sequence[float], correct: int) -> tuple[bool, float]:
-    """MC1 and MC2 of one question (Lin et al. 2022).
+    """Compute MC1 and MC2 of one question (Lin et al. 2022).
 
     Args:
         log_likelihoods: of its answers, the correct ones first, the best of them before all.

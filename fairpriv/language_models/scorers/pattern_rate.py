@@ -56,7 +56,7 @@ class PatternRate(Scorer):
                 raise InputError(f"scorer.patterns[{i}]: {pattern!r} is no regular expression: {error}") from error
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
-        """The rate and the headline; one record a response."""
+        """Measure the rate and the headline; one record a response."""
         found = [self._found(response) for response in responses]
         outcomes = [hit == (self.better == "higher") for hit in found]
         hits, good, n = sum(found), sum(outcomes), len(found)
@@ -69,7 +69,7 @@ class PatternRate(Scorer):
         return Scored(metrics, intervals, records, list(outcomes))
 
     def digest(self) -> Any:
-        """The patterns and the direction."""
+        """Return the patterns and the direction."""
         ours = _OURS[self.patterns][1] if isinstance(self.patterns, str) else None
         return [self.patterns, ours, self.better]
 

@@ -63,7 +63,7 @@ class Subject:
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], *, chat: bool, normalise: Normalise = "none"
     ) -> list[float]:
-        """Log-likelihood of each pair's second text given its first; of the second's tokens only, without an end mark.
+        """Compute the log-likelihood of each pair's second text given its first, without an end mark.
 
         Args:
             pairs: with ``chat`` a message and the whole response to it; without, a text and what goes on from it,
@@ -152,7 +152,7 @@ Rescore = Callable[[Sequence[Mapping[str, Any]]], float | None]  # as `Scorer.re
 
 
 def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Rates:
-    """A scorer's metrics under the names they have in a result.
+    """Name a scorer's metrics as they are in a result, and add their change.
 
     Args:
         dimension: its name.
@@ -206,7 +206,7 @@ def bootstrap_interval(
 
 
 def by_category(measure: Callable[[list[int]], Rates], *labels: Sequence[str | None]) -> Rates:
-    """``measure`` of all examples, and of each category apart under ``<metric>/<category>``, where there are several.
+    """Measure all examples, and each category apart under ``<metric>/<category>``, where there are several.
 
     Args:
         measure: metrics and intervals of the examples of these indices.
@@ -223,13 +223,13 @@ def by_category(measure: Callable[[list[int]], Rates], *labels: Sequence[str | N
 
 
 def category_of(example: Example) -> str | None:
-    """What the column ``category`` holds, as part of a metric's name; None without such a column."""
+    """Read what the column ``category`` holds, as part of a metric's name; None without such a column."""
     value = example.fields.get("category")
     return None if value is None else str(value).strip().replace("/", "-").replace(" ", "_")
 
 
 def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of independent values, clipped to ``limits``; those for a single value."""
+    """Compute Student's 95 % interval of a mean of independent values, within ``limits``; those for a single value."""
     from scipy.special import stdtrit
 
     if len(values) < 2:
