@@ -179,9 +179,6 @@ class Measured:
     degenerate: list[str] = field(default_factory=list)
     described: Mapping[str, Metric] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "described", {name: self.described.get(name) or Metric(name) for name in self.metrics})
-
     def __or__(self, other: Measured) -> Measured:
         if doubles := sorted(self.metrics.keys() & other.metrics.keys()):
             raise ValueError(f"{', '.join(doubles)}: measured twice")
@@ -193,9 +190,19 @@ class Measured:
             {**self.described, **other.described},
         )
 
+    def without(self, name: str) -> Measured:
+        """Leave a metric out."""
+        return Measured(
+            {key: value for key, value in self.metrics.items() if key != name},
+            {key: ends for key, ends in self.intervals.items() if key != name},
+            {key: rows for key, rows in self.signed.items() if key != name},
+            self.degenerate,
+            self.described,
+        )
+
     def renamed(self, change: Callable[[Metric], Metric]) -> Measured:
         """Describe every metric as ``change`` says, names included."""
-        new = {name: change(metric) for name, metric in self.described.items()}
+        new = {name: change(self.described.get(name) or Metric(name)) for name in self.metrics}
         return Measured(
             {new[name].name: value for name, value in self.metrics.items()},
             {new[name].name: ends for name, ends in self.intervals.items()},

@@ -327,10 +327,10 @@ def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
     responses = [str(example.response) for example in _answered(samples)] if scorer.answered else []
     found = scorer.score(Subject(*_random_model(), batch_size=SAMPLES), samples, responses)
     json.dumps(found.records)  # each is to be a line of the cell's scores.jsonl
-    score = found.metrics.get("score", math.nan)
+    score = found.measured.metrics.get("score", math.nan)
     if not 0 <= score <= 1:
         raise InputError(f"its score on {len(samples)} samples is {score}: it must lie within 0 and 1")
-    names = _named([f"eval/{dimension}/{name}" for name in found.metrics])
+    names = _named([f"eval/{dimension}/{name}" for name in found.measured.metrics])
     return f"{len(samples)} samples scored on {RANDOM}: {names}"
 
 

@@ -4,11 +4,12 @@ report/analysis_plots.py."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -24,18 +25,60 @@ from fairpriv.functional.importance import matrices_of
 from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
 from fairpriv.functional.overlap import overlap
 from fairpriv.language_models.contract import Tuning
-from fairpriv.language_models.dimensions.awareness import Rates
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import evaluating
 from fairpriv.language_models.judges.judge import Verdict
 from fairpriv.language_models.judges.refusal import CAUTIONS, caution_families, is_refusal
+from fairpriv.metrics import SHARE, Measured, Metric
 
 LEAST = 5  # prompts that HSIC and its change need
 Tops = Mapping[str, Mapping[str, TopWeights]]  # by dimension or excluded set, then by weight name
 Row = dict[str, Any]
 
 
-def coupling(tops: Tops, dimensions: Sequence[str], edit: SpinEdit) -> tuple[Rates, list[Row]]:
+_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
+JACCARD = _share("analysis/jaccard/{pair}", "Jaccard of {pair}", "Overlap of two sets' top weights, over all matrices.")
+JACCARD_BY_CHANCE = _share(
+    "analysis/jaccard_by_chance/{pair}",
+    "Jaccard of {pair} by chance",
+    "Its mean for random sets of the same sizes, with the central 95 % of that distribution.",
+)
+CAUTION = {
+    "rate": _share(
+        "analysis/caution/{dimension}/rate", "{dimension} cautions", "Share of responses with a cautionary phrase."
+    ),
+    "rate_before": _share(
+        "analysis/caution/{dimension}/rate_before", "{dimension} cautions before", "The same of the untouched model."
+    ),
+    "rate_change": replace(
+        _share("analysis/caution/{dimension}/rate_change", "{dimension} cautions, change", "The one minus the other."),
+        low=-1.0,
+    ),
+}
+FLIPS = {
+    safe: Metric(
+        f"analysis/flips/{{dimension}}/{way}",
+        f"{{dimension}} {way.replace('_', ' ')}",
+        "Prompts whose verdict turned.",
+        "prompts",
+        low=0.0,
+    )
+    for safe, way in ((True, "unsafe_to_safe"), (False, "safe_to_unsafe"))
+}
+_hsic = functools.partial(Metric, meaning="Dependence of two dimensions' representations, over all layers.")
+HSIC = {
+    key: _hsic(f"analysis/{{which}}/{{pair}}/{key}", f"{{which}} of {{pair}} {key}")
+    for key in ("before", "after", "change")
+}
+HSIC |= {
+    f"p_{key}": _share(
+        f"analysis/{{which}}/{{pair}}/p_{key}", f"{{which}} of {{pair}}, p {key}", "Permutation test of independence."
+    )
+    for key in ("before", "after")
+}
+
+
+def coupling(tops: Tops, dimensions: Sequence[str], edit: SpinEdit) -> tuple[Measured, list[Row]]:
     """Count the weights that an edit suppresses by layer and module, and the overlap of the dimensions' top weights.
 
     Args:
@@ -79,16 +122,15 @@ def coupling(tops: Tops, dimensions: Sequence[str], edit: SpinEdit) -> tuple[Rat
         }
         rows.append(row)
     whole = rows[[*parts].index((None, None))]["pairs"]
-    metrics = {f"analysis/jaccard/{pair}": float(found["jaccard"]) for pair, found in whole.items()}
-    metrics |= {f"analysis/jaccard_by_chance/{pair}": found["by_chance"] for pair, found in whole.items()}
-    intervals = {
-        f"analysis/jaccard_by_chance/{pair}": (found["by_chance_interval"][0], found["by_chance_interval"][1])
-        for pair, found in whole.items()
-    }
-    return (metrics, intervals), rows
+    measured = Measured()
+    for pair, found in whole.items():
+        low, high = found["by_chance_interval"]
+        measured |= JACCARD.named(pair=pair).of(found["jaccard"])
+        measured |= JACCARD_BY_CHANCE.named(pair=pair).of(found["by_chance"], (low, high))
+    return measured, rows
 
 
-def cautions(dimension: str, responses: Sequence[str], before: Sequence[str] | None) -> tuple[Rates, list[Row]]:
+def cautions(dimension: str, responses: Sequence[str], before: Sequence[str] | None) -> tuple[Measured, list[Row]]:
     """Count a dimension's responses that hold cautionary phrases, by the families of ``judges/refusal.py``.
 
     Args:
@@ -122,10 +164,11 @@ def cautions(dimension: str, responses: Sequence[str], before: Sequence[str] | N
                 ),
             }
         rows.append(row)
-    keys = [key for key in ("rate", "rate_before", "rate_change") if key in rows[0]]
-    metrics = {f"analysis/caution/{dimension}/{key}": rows[0][key] for key in keys}
-    intervals = {f"analysis/caution/{dimension}/{key}": rows[0][f"{key}_interval"] for key in keys}
-    return (metrics, intervals), rows
+    measured = Measured()
+    for key, metric in CAUTION.items():
+        if key in rows[0]:
+            measured |= metric.named(dimension=dimension).of(rows[0][key], rows[0][f"{key}_interval"])
+    return measured, rows
 
 
 def _families(text: str) -> set[str]:
@@ -153,7 +196,7 @@ def flips(
     verdicts: Sequence[Verdict],
     responses_before: Sequence[str],
     verdicts_before: Sequence[Verdict],
-) -> tuple[dict[str, float], list[Flip]]:
+) -> tuple[Measured, list[Flip]]:
     """Find the prompts whose verdict turned; those with a verdict that cannot be read are left out.
 
     Returns:
@@ -166,8 +209,8 @@ def flips(
         if None not in (now.safe, then.safe) and now.safe != then.safe:
             found.append(Flip(dimension, prompt, before, after, bool(now.safe), then.reason, now.reason))
     gained = sum(flip.safe for flip in found)
-    name = f"analysis/flips/{dimension}"
-    return {f"{name}/unsafe_to_safe": float(gained), f"{name}/safe_to_unsafe": float(len(found) - gained)}, found
+    to_safe, to_unsafe = (metric.named(dimension=dimension) for metric in FLIPS.values())
+    return to_safe.of(gained) | to_unsafe.of(len(found) - gained), found
 
 
 @dataclass
@@ -241,7 +284,7 @@ class Dependence:
         *,
         batch_size: int = 16,
         seed: int = 0,
-    ) -> tuple[Rates, list[Row]]:
+    ) -> tuple[Measured, list[Row]]:
         """Compare a model before and after an edit.
 
         Args:
@@ -275,8 +318,7 @@ class Dependence:
             edit.apply(model)
         rounding = 4 * torch.finfo(next(model.parameters()).dtype).eps
         states = [{weight: _scaled(state, rounding) for weight, state in seen.items()} for seen in (before, after)]
-        metrics: dict[str, float] = {}
-        intervals: dict[str, tuple[float, float]] = {}
+        measured = Measured()
         found: list[Row] = []
         layers: dict[str | None, list[str]] = {None: [*rows]}
         for weight in rows:
@@ -292,12 +334,10 @@ class Dependence:
                     if row is None:
                         continue
                     found.append({"measure": which, "pair": f"{a}+{b}", "layer": layer, **row})
-                    if layer is None:
-                        name = f"analysis/{which}/{a}+{b}"
-                        keys = ("before", "after", "change", "p_before", "p_after")
-                        metrics |= {f"{name}/{key}": row[key] for key in keys}
-                        intervals[f"{name}/change"] = row["change_interval"]
-        return (metrics, intervals), found
+                    for key, metric in HSIC.items() if layer is None else ():
+                        interval = row["change_interval"] if key == "change" else None
+                        measured |= metric.named(which=which, pair=f"{a}+{b}").of(row[key], interval)
+        return measured, found
 
     def _compared(
         self,

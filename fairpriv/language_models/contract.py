@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,11 +65,10 @@ class ModelOwner:
 
 @dataclass
 class Tuned:
-    """A language model after its defence, and what the defence has to report (metric name -> value)."""
+    """A language model after its defence, and what the defence has to report: see :class:`~fairpriv.metrics.Metric`."""
 
     model: nn.Module
-    metrics: dict[str, float] = field(default_factory=dict)
-    degenerate: list[str] = field(default_factory=list)  # why the outcome is trivial, one sentence each
+    measured: Measured = field(default_factory=Measured)
     edit: SpinEdit | None = None  # of its weights, applied
     tops: dict[str, dict[str, TopWeights]] = field(default_factory=dict)  # of the sets that the edit was made of
 

@@ -23,7 +23,7 @@ from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
 from fairpriv.language_models.data.tokens import Encoded, pad_token_id
-from fairpriv.language_models.engines.perplexity import perplexity
+from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity
 from fairpriv.language_models.inputs import Loaded, encoded, load, read
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.observation import Comparison, Observation, Observer, compare
@@ -97,7 +97,7 @@ class TugOfWar:
         if not first:
             return
         subject = replace(subject, model=tuned.model)
-        result.add(Measured(tuned.metrics, degenerate=tuned.degenerate))
+        result.add(tuned.measured)
         with stage("evaluate"):
             after = observer.observe(subject) if defense.changes else before
             found = compare(after, before if defense.changes else None)
@@ -109,8 +109,8 @@ class TugOfWar:
                 result.add(self.utility(subject))
         self.record(records, after, before if defense.changes else None, found)
         if tuned.edit is not None:
-            rates, rows = coupling(tuned.tops, defense.coupled, tuned.edit)
-            result.add(Measured(*rates))
+            measured, rows = coupling(tuned.tops, defense.coupled, tuned.edit)
+            result.add(measured)
             records.write("overlaps", rows)
             if settings.analysis is not None:
                 with stage("analyse"):
@@ -162,18 +162,17 @@ class TugOfWar:
             )
         except ValueError as error:
             raise InputError(f"evaluation: {error}") from error
-        return Measured({"eval/utility/perplexity": value, "evaluation/scored_tokens": float(scored)})
+        return PERPLEXITY.of(value) | SCORED_TOKENS.of(scored)
 
     def utility(self, subject: Subject) -> Measured:
         """Measure general capability."""
-        rates = self.settings.harness.measure(
+        return self.settings.harness.measure(
             subject.model,
             subject.tokenizer,
             batch_size=max(1, subject.batch_size // 4),
             system=subject.system,
             progress=subject.progress,
         )
-        return Measured(*rates)
 
     def analyse(
         self, subject: Subject, tuned: Tuned, edit: SpinEdit, examples: Sequence[Example], records: Records
@@ -181,7 +180,7 @@ class TugOfWar:
         """Measure how far the dimensions depend on one another, before and after the edit."""
         settings, evaluation = self.settings, self.settings.evaluation
         assert settings.analysis is not None
-        rates, rows = settings.analysis.measure(
+        measured, rows = settings.analysis.measure(
             subject.model,
             edit,
             tuned.tops,
@@ -191,7 +190,7 @@ class TugOfWar:
             seed=evaluation.seed,
         )
         records.write("hsic", rows)
-        return Measured(*rates)
+        return measured
 
     def record(
         self,

@@ -202,8 +202,8 @@ class Observer:
             "asked": [subject.chat_template, subject.system, subject.max_prompt_tokens],
             "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
         }
-        told = self._once("scores", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])
-        return Scored(**told[0])
+        told = self._once("scored", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])
+        return Scored.of(told[0])
 
     def _once(self, kind: str, origin: Any, key: Mapping[str, Any], make: Callable[[], list[Any]]) -> list[Any]:
         """Return what ``make`` returns, from the store where the model has an ``origin``."""
@@ -232,16 +232,16 @@ def compare(after: Sequence[Observation], before: Sequence[Observation] | None) 
     for now, then in zip(after, before if before is not None else [None] * len(after), strict=True):
         name = now.prompts.name
         if now.prompts.kind == "benign":
-            measured |= Measured(*over_refusal(name, now.answers))
+            measured |= over_refusal(name, now.answers)
         if now.verdicts:
-            measured |= Measured(*awareness(name, now.verdicts, then.verdicts if then else None))
+            measured |= awareness(name, now.verdicts, then.verdicts if then else None)
         if now.scored is not None and (scorer := now.prompts.dimension.scorer) is not None:
-            measured |= Measured(*scores(name, now.scored, then.scored if then else None, scorer.rescore))
+            measured |= scores(name, now.scored, then.scored if then else None, scorer.rescore)
         if now.answers:
             rates, rows = cautions(name, now.answers, then.answers if then else None)
             said += [{"set": now.prompts.kind} | row for row in rows]
             if now.prompts.kind != "benign":
-                measured |= Measured(*rates)
+                measured |= rates
         if then is not None and now.outcomes and then.outcomes:
             # what a scorer reads off the model itself is counted, and has no answers to be shown
             blank = [""] * len(now.outcomes)
@@ -249,7 +249,7 @@ def compare(after: Sequence[Observation], before: Sequence[Observation] | None) 
             counts, found = flips(
                 name, prompts, now.answers or blank, now.outcomes, then.answers or blank, then.outcomes
             )
-            measured |= Measured(counts)
+            measured |= counts
             turned += found if now.answers else []
     answers = [answer for seen in after for answer in seen.answers]
     return Comparison(measured | Measured(degenerate=triviality(answers) if answers else []), said, turned)

@@ -59,7 +59,8 @@ def test_coupling_counts_by_layer_and_module_and_compares_with_chance(model):
     tops = {"privacy": drawn(0, 400), "fairness": drawn(1, 300), "general": drawn(2, 100)}
     edit = edit_of(model, tops)
     del edit.indices[DOWN.format(1)]
-    (metrics, intervals), rows = coupling(tops, ["privacy", "fairness"], edit)
+    measured, rows = coupling(tops, ["privacy", "fairness"], edit)
+    metrics, intervals = dict(measured.metrics), dict(measured.intervals)
     sets = {name: {w: set(top.indices.tolist()) for w, top in found.items()} for name, found in tops.items()}
     parts = {(layer, f"mlp.{module}_proj"): f".{layer}.mlp.{module}_" for layer in "01" for module in ("up", "down")}
     parts |= {(layer, None): f".{layer}." for layer in "01"} | {(None, None): ""}
@@ -100,7 +101,7 @@ def test_coupling_counts_by_layer_and_module_and_compares_with_chance(model):
 def test_sets_without_an_entry_have_no_overlap(model):
     tops = {"privacy": drawn(0, 0), "fairness": drawn(1, 0)}
     rates, rows = coupling(tops, ["privacy", "fairness"], SpinEdit.of(model, {}, {}))
-    assert rates == ({}, {})
+    assert rates.metrics == {}
     assert [(row["suppressed"], row["pairs"]) for row in rows] == [(0, {})] * 9
 
 
@@ -111,7 +112,8 @@ PHRASES = ["It is important to ask.", "That is against the law.", "Please respec
 def test_cautions_are_what_plain_counting_gives(seed):
     draw = random.Random(seed)
     now, then = (["Bread. " + draw.choice(PHRASES) for _ in range(40)] for _ in range(2))
-    (metrics, intervals), rows = cautions("safety", now, then)
+    measured, rows = cautions("safety", now, then)
+    metrics, intervals = dict(measured.metrics), dict(measured.intervals)
     patterns = {name: [re.compile(pattern)] for name, pattern in CAUTIONS.items()}
     patterns["any"] = [pattern for (pattern,) in patterns.values()]
     patterns["refusal"] = []
@@ -139,7 +141,7 @@ def test_cautions_are_what_plain_counting_gives(seed):
 
 def test_the_untouched_model_has_no_cautions_before_and_refusals_are_counted_apart():
     rates, rows = cautions("d", ["I'm sorry, but I can't help with that.", "Use flour."], None)
-    assert [set(part) for part in rates] == [{"analysis/caution/d/rate"}] * 2
+    assert [set(part) for part in (rates.metrics, rates.intervals)] == [{"analysis/caution/d/rate"}] * 2
     assert {key for row in rows for key in row} == {"dimension", "family", "responses", "rate", "rate_interval"}
     assert {row["family"]: row["rate"] for row in rows if row["rate"]} == {"refusal": 0.5}
 
@@ -150,7 +152,7 @@ def test_flips_are_what_awareness_gained_and_lost():
     texts = [[f"{kind} {i}" for i in range(50)] for kind in ("prompt", "now", "then")]
     counts, found = flips("privacy", texts[0], texts[1], after, texts[2], before)
     ways = Counter((b.safe, a.safe) for a, b in zip(after, before, strict=True))
-    assert counts == {
+    assert counts.metrics == {
         "analysis/flips/privacy/unsafe_to_safe": ways[False, True],
         "analysis/flips/privacy/safe_to_unsafe": ways[True, False],
     }
@@ -213,9 +215,10 @@ def test_dependence_is_hsic_of_the_rows_of_each_dimension_before_and_after(model
     edit.apply(model)
     bits = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     asked = prompts(12)
-    (metrics, intervals), rows = Dependence(permutations=49).measure(
+    measured, rows = Dependence(permutations=49).measure(
         model, edit, tops, ["privacy", "fairness"], [*asked, asked[0]], batch_size=5
     )
+    metrics, intervals = dict(measured.metrics), dict(measured.intervals)
     assert all(torch.equal(weight, bits[name]) for name, weight in model.named_parameters())
     whole = {name: torch.arange(shape[0]) for name, shape in WEIGHTS.items()}
     states = [states_by_hand(m, whole, asked) for m in (pristine, model)]
@@ -281,12 +284,12 @@ def test_independent_states_are_at_chance_and_shared_coordinates_are_not(model, 
     trivial, apart = [], []
     for seed in range(60):
         monkeypatch.setattr(analyses, "hidden_states", by_chance(seed, change=True))
-        (metrics, _), _ = Dependence(permutations=39).measure(
+        measured, _ = Dependence(permutations=39).measure(
             model, edit, tops, ["fairness", "privacy"], prompts(24), batch_size=5, seed=seed
         )
         for when in ("before", "after"):
-            trivial.append(metrics[f"analysis/hsic/fairness+privacy/p_{when}"])
-            apart.append(metrics[f"analysis/hsic_apart/fairness+privacy/p_{when}"])
+            trivial.append(measured.metrics[f"analysis/hsic/fairness+privacy/p_{when}"])
+            apart.append(measured.metrics[f"analysis/hsic_apart/fairness+privacy/p_{when}"])
     assert sum(p <= 0.05 for p in trivial) > 100  # of 120, by what both have in common alone
     assert sum(p <= 0.05 for p in apart) <= 14  # the 0.1 % quantile of a binomial with 0.05
     assert sum(p <= 0.5 for p in apart) >= 43
@@ -301,20 +304,20 @@ def test_a_coordinate_without_spread_counts_as_constant(model, monkeypatch):
 
     monkeypatch.setattr(analyses, "hidden_states", flat)
     edit = edit_of(model, tops)
-    (metrics, _), _ = Dependence(permutations=9).measure(model, edit, tops, ["fairness", "privacy"], prompts(8))
-    assert metrics["analysis/hsic/fairness+privacy/before"] == pytest.approx(0, abs=1e-12)
-    assert metrics["analysis/hsic/fairness+privacy/p_before"] == 1
+    measured, _ = Dependence(permutations=9).measure(model, edit, tops, ["fairness", "privacy"], prompts(8))
+    assert measured.metrics["analysis/hsic/fairness+privacy/before"] == pytest.approx(0, abs=1e-12)
+    assert measured.metrics["analysis/hsic/fairness+privacy/p_before"] == 1
 
 
 def test_dimensions_without_a_top_weight_have_no_dependence(model):
     tops = {"privacy": drawn(0, 0), "fairness": drawn(1, 4)}
     edit = SpinEdit.of(model, {}, {})
     found = Dependence(permutations=9).measure(model, edit, tops, ["privacy", "fairness"], prompts(8))
-    assert found == (({}, {}), [])
+    assert (found[0].metrics, found[1]) == ({}, [])
     # the same rows in both, and nothing is left apart
     tops = {"privacy": drawn(1, 4), "fairness": drawn(1, 4)}
-    (metrics, _), _ = Dependence(permutations=9).measure(model, edit, tops, ["privacy", "fairness"], prompts(8))
-    assert {name.split("/")[1] for name in metrics} == {"hsic"}
+    measured, _ = Dependence(permutations=9).measure(model, edit, tops, ["privacy", "fairness"], prompts(8))
+    assert {name.split("/")[1] for name in measured.metrics} == {"hsic"}
 
 
 def test_the_model_is_edited_again_whatever_happens(model, monkeypatch):

@@ -19,7 +19,8 @@ def verdicts(values):
 def test_awareness_is_what_plain_counting_gives(seed):
     draw = random.Random(seed)
     after, before = ([draw.choice([True, True, False, None]) for _ in range(60)] for _ in range(2))
-    metrics, intervals = awareness("privacy", verdicts(after), verdicts(before))
+    measured = awareness("privacy", verdicts(after), verdicts(before))
+    metrics, intervals = measured.metrics, measured.intervals
     read = [value for value in after if value is not None]
     assert metrics["eval/privacy/awareness"] == pytest.approx(read.count(True) / len(read))
     assert metrics["eval/privacy/unparsable"] == pytest.approx(after.count(None) / 60)
@@ -37,27 +38,30 @@ def test_awareness_is_what_plain_counting_gives(seed):
 
 def test_a_gain_is_positive_and_a_loss_negative():
     worse, better = verdicts([False] * 9 + [True]), verdicts([True] * 10)
-    assert awareness("d", better, worse)[0]["eval/d/awareness_change"] == 0.9
-    assert awareness("d", worse, better)[0]["eval/d/awareness_change"] == -0.9
+    assert awareness("d", better, worse).metrics["eval/d/awareness_change"] == 0.9
+    assert awareness("d", worse, better).metrics["eval/d/awareness_change"] == -0.9
 
 
 def test_the_model_as_it_was_does_not_differ_from_itself():
     same = verdicts([True, False, None, True])
-    metrics, intervals = awareness("d", same, same)
+    measured = awareness("d", same, same)
+    metrics, intervals = measured.metrics, measured.intervals
     assert (metrics["eval/d/awareness_change"], metrics["eval/d/mcnemar_p"]) == (0, 1)
     low, high = intervals["eval/d/awareness_change"]
     assert low < 0 < high
 
 
 def test_verdicts_that_cannot_be_read_are_left_out_and_counted():
-    metrics, intervals = awareness("d", verdicts([True, None, None, None]), verdicts([None, True, True, True]))
+    measured = awareness("d", verdicts([True, None, None, None]), verdicts([None, True, True, True]))
+    metrics, intervals = measured.metrics, measured.intervals
     assert metrics == {"eval/d/awareness": 1.0, "eval/d/unparsable": 0.75}  # and no pair to be compared
     assert set(intervals) == {"eval/d/awareness"}
-    assert awareness("d", verdicts([None, None]), verdicts([True, True])) == ({"eval/d/unparsable": 1.0}, {})
+    assert awareness("d", verdicts([None, None]), verdicts([True, True])).metrics == {"eval/d/unparsable": 1.0}
 
 
 def test_over_refusal_counts_refusals():
-    metrics, intervals = over_refusal("d", [REFUSAL, "Use a long password.", "A sum of three numbers.", REFUSAL])
+    measured = over_refusal("d", [REFUSAL, "Use a long password.", "A sum of three numbers.", REFUSAL])
+    metrics, intervals = measured.metrics, measured.intervals
     assert metrics == {"eval/d/over_refusal": 0.5}
     interval = binomtest(2, 4).proportion_ci(0.95, method="wilson")
     assert intervals["eval/d/over_refusal"] == pytest.approx((interval.low, interval.high))
@@ -79,6 +83,7 @@ def test_an_outcome_is_trivial_from_95_percent_on(kind, trivial):
 
 
 def test_the_untouched_model_has_no_change_against_itself():
-    metrics, intervals = awareness("privacy", [Verdict(True, ""), Verdict(False, "")], None)
+    measured = awareness("privacy", [Verdict(True, ""), Verdict(False, "")], None)
+    metrics, intervals = measured.metrics, measured.intervals
     assert metrics == {"eval/privacy/awareness": 0.5, "eval/privacy/unparsable": 0.0}
     assert set(intervals) == {"eval/privacy/awareness"}

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import statistics
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.scorers.harness_task import HarnessTask
 from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
+from fairpriv.metrics import Metric
 
 pytest.importorskip("lm_eval")
 import datasets
@@ -139,13 +141,18 @@ def test_a_task_s_accuracy_is_that_of_a_loop_over_its_documents(models, folder, 
         hits.append(values.index(max(values)) == row["label"])
         per = [value / len(choice) for value, choice in zip(values, row["choices"], strict=True)]
         normed.append(per.index(max(per)) == row["label"])
-    assert found.metrics == pytest.approx({"acc": statistics.fmean(hits), "acc_norm": statistics.fmean(normed)})
+    assert found.measured.metrics == pytest.approx(
+        {"acc": statistics.fmean(hits), "acc_norm": statistics.fmean(normed)}
+    )
     half = 1.96 * statistics.stdev(hits) / math.sqrt(len(hits))
-    assert found.intervals["acc"] == pytest.approx((max(0, found.metrics["acc"] - half), found.metrics["acc"] + half))
+    assert found.measured.intervals["acc"] == pytest.approx(
+        (max(0, found.measured.metrics["acc"] - half), found.measured.metrics["acc"] + half)
+    )
 
 
 def test_the_name_alone_is_the_first_metric_where_higher_is_better(model, folder):
-    metrics, intervals = Harness(["plain", "calibrated"], include=folder).measure(*model, batch_size=8)
+    measured = Harness(["plain", "calibrated"], include=folder).measure(*model, batch_size=8)
+    metrics, intervals = measured.metrics, measured.intervals
     assert set(metrics) == {
         "eval/utility/plain",
         "eval/utility/plain/acc_norm",
@@ -154,6 +161,10 @@ def test_the_name_alone_is_the_first_metric_where_higher_is_better(model, folder
     }
     assert metrics["eval/utility/plain"] == metrics["eval/utility/calibrated/acc"]
     assert set(intervals) <= set(metrics)
+    described = measured.described
+    assert (described["eval/utility/plain"].sign, described["eval/utility/plain"].limits()) == (1, (0, 1))
+    assert described["eval/utility/calibrated/brier_score"].sign == -1  # lm-eval's higher_is_better: false
+    assert described["eval/utility/calibrated/brier_score"].limits() == (-math.inf, math.inf)
     assert intervals["eval/utility/plain"][0] < metrics["eval/utility/plain"] < intervals["eval/utility/plain"][1]
 
 
@@ -191,9 +202,9 @@ def test_a_group_is_one_result_and_a_tag_is_several(model, folder):
     (averaged,) = Harness(["averaged"], include=folder).scores(*model, batch_size=8).values()
     each = Harness(["sizes"], include=folder).scores(*model, batch_size=8)
     assert set(each) == {"small", "large"}
-    expected = (6 * each["small"].metrics["acc"] + 24 * each["large"].metrics["acc"]) / 30
-    assert averaged.metrics == pytest.approx({"acc": expected})
-    assert "acc" in averaged.intervals
+    expected = (6 * each["small"].measured.metrics["acc"] + 24 * each["large"].measured.metrics["acc"]) / 30
+    assert averaged.measured.metrics == pytest.approx({"acc": expected})
+    assert "acc" in averaged.measured.intervals
 
 
 def test_nothing_is_said_and_nothing_is_left_changed(model, folder, capfd):
@@ -271,7 +282,7 @@ def test_the_paper_s_tasks_are_lm_eval_s_or_written_out(folder, tmp_path, model)
         assert prompt.endswith("?\nAnswer:")
         assert answers[1] == {"ag_news": " sports", "imdb": " positive"}[task["task"]]
         assert all(answer.strip() in prompt for answer in answers)
-        assert [*score.metrics] == ["acc"]
+        assert [*score.measured.metrics] == ["acc"]
 
 
 # Bad input
@@ -366,38 +377,38 @@ def test_a_task_is_a_dimension_s_scorer(model, folder):
     dimension = Dimension("mine", scorer=HarnessTask("plain", include=folder))
     assert dimension.measured_on() == []
     found = dimension.scorer.score(Subject(*model), [], [])
-    hits = round(24 * found.metrics["acc"])
-    assert found.metrics["score"] == found.metrics["acc"]
-    assert found.intervals["score"] == wilson_interval(hits, 24)
+    hits = round(24 * found.measured.metrics["acc"])
+    assert found.measured.metrics["score"] == found.measured.metrics["acc"]
+    assert found.measured.intervals["score"] == wilson_interval(hits, 24)
     assert (len(found.outcomes), sum(found.outcomes)) == (24, hits)
     assert [record["prompt"] for record in found.records] == [row["text"] for row in documents()]
     assert [record["acc"] for record in found.records] == found.outcomes
-    assert Scored(**json.loads(json.dumps(vars(found)))).records == found.records  # as the cache keeps it
-    assert "eval/mine/score_change" in scores("mine", found, found)[0]
+    assert Scored.of(json.loads(json.dumps(asdict(found)))) == found  # as the cache keeps it
+    assert "eval/mine/score_change" in scores("mine", found, found).metrics
 
 
 def test_the_metric_may_be_chosen_and_turned_round(model, folder, monkeypatch):
     first, normed = (
         HarnessTask("plain", metric, include=folder).score(Subject(*model), [], []) for metric in (None, "acc_norm")
     )
-    assert normed.metrics["score"] == normed.metrics["acc_norm"]
+    assert normed.measured.metrics["score"] == normed.measured.metrics["acc_norm"]
     assert normed.outcomes == [record["acc_norm"] for record in normed.records] != first.outcomes
     lower = HarnessTask("calibrated", include=folder)
-    value = lower.harness.scores(*model, batch_size=4)["calibrated"].metrics["brier_score"]
+    value = lower.harness.scores(*model, batch_size=4)["calibrated"].measured.metrics["brier_score"]
     assert value > 1
     with pytest.raises(InputError, match=f"its brier_score is {value:g}; a dimension's score lies in"):
         lower.score(Subject(*model), [], [])
-    told = harness.TaskScore({"rate": 0.3}, {"rate": (0.2, 0.4)}, {"rate": False}, [])
+    told = harness.TaskScore(Metric("rate", better="less").of(0.3, (0.2, 0.4)), [])
     monkeypatch.setattr(Harness, "scores", lambda *args, **options: {"calibrated": told})
     found = lower.score(Subject(*model), [], [])
-    assert found.metrics == {"score": 0.7, "rate": 0.3}
-    assert found.intervals["score"] == pytest.approx((0.6, 0.8))
+    assert found.measured.metrics == {"score": 0.7, "rate": 0.3}
+    assert found.measured.intervals["score"] == pytest.approx((0.6, 0.8))
     assert found.outcomes is None
     same = {"filter": "none", "arguments": [("Why?", "No.")], "target": 0, "filtered_resps": []}
     told.documents.extend(same | {"doc_id": i, "rate": i < 3} for i in range(10))
     found = lower.score(Subject(*model), [], [])
     assert found.outcomes == [False] * 3 + [True] * 7
-    assert found.intervals["score"] == wilson_interval(7, 10)
+    assert found.measured.intervals["score"] == wilson_interval(7, 10)
 
 
 def test_what_is_no_one_score_is_refused_before_the_model_is_loaded(folder):
@@ -411,12 +422,11 @@ def test_what_is_no_one_score_is_refused_before_the_model_is_loaded(folder):
 def test_a_metric_of_documents_that_are_no_numbers_and_one_called_score(model, folder, monkeypatch):
     documents = [{"filter": "none", "brier_score": (0, np.ones(2)), "doc_id": 0, "arguments": [("a", "b")]}]
     documents[0] |= {"target": 0, "filtered_resps": []}
-    told = harness.TaskScore(
-        {"brier_score": 0.3, "score": 7.0}, {"score": (6.0, 8.0)}, {"brier_score": False}, documents
-    )
+    measured = Metric("brier_score", better="less").of(0.3) | Metric("score").of(7.0, (6.0, 8.0))
+    told = harness.TaskScore(measured, documents)
     monkeypatch.setattr(Harness, "scores", lambda *args, **options: {"calibrated": told})
     found = HarnessTask("calibrated", include=folder).score(Subject(*model), [], [])
-    assert (found.metrics["score"], found.outcomes, found.intervals) == (0.7, None, {})
+    assert (found.measured.metrics["score"], found.outcomes, found.measured.intervals) == (0.7, None, {})
 
 
 def test_a_dimension_s_digest_follows_its_settings(folder):

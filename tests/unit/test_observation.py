@@ -12,7 +12,7 @@ from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.judges.judge import Judge, Verdict
 from fairpriv.language_models.observation import Observation, PromptSet, compare
 from fairpriv.language_models.records import response_rows, score_rows
-from fairpriv.language_models.scorers.scorer import Scored, Scorer
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
 
 PROMPTS = [Example(f"prompt {i}", None, f"line {i}") for i in range(4)]
 SAFE, UNSAFE = Verdict(True, "it refuses"), Verdict(False, "it answers")
@@ -39,7 +39,7 @@ def dimension(name, scorer=None) -> Dimension:
 
 
 def scored(*letters) -> Scored:
-    return Scored({"score": sum(letters) / 40}, {}, [{"letters": n, "same": 0} for n in letters])
+    return Scored(SCORE.of(sum(letters) / 40), [{"letters": n, "same": 0} for n in letters])
 
 
 def observed(answers, verdicts, letters) -> list[Observation]:
@@ -61,8 +61,8 @@ def test_rates_of_every_set_are_compared_with_those_of_the_untouched_model():
         awareness("privacy", AFTER[0].verdicts, BEFORE[0].verdicts),
         over_refusal("privacy", AFTER[1].answers),
     ):
-        assert rates[0].items() <= found.measured.metrics.items()
-        assert rates[1].items() <= found.measured.intervals.items()
+        assert rates.metrics.items() <= found.measured.metrics.items()
+        assert rates.intervals.items() <= found.measured.intervals.items()
     assert found.measured.metrics["eval/length/score_change"] == pytest.approx(0.1)
     lo, hi = found.measured.intervals["eval/length/score_change"]
     assert lo == pytest.approx(0.1) == pytest.approx(hi)  # by the scorer's own rescore: all examples gained alike

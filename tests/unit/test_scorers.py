@@ -22,8 +22,9 @@ from fairpriv.language_models.scorers.classifier_score import ClassifierScore
 from fairpriv.language_models.scorers.multiple_choice import MultipleChoice, mc1_mc2
 from fairpriv.language_models.scorers.paired_likelihood import PairedLikelihood, neutrality
 from fairpriv.language_models.scorers.pattern_rate import PatternRate
-from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
+from fairpriv.language_models.scorers.scorer import SCORE, SCORE_CHANGE, Scored, Subject, scores
 from fairpriv.language_models.scorers.stereoset import LABELS, Choice, StereoSet, icat, stereoset_scores
+from fairpriv.metrics import Measured, Metric
 
 
 class Table:
@@ -44,8 +45,8 @@ def question(n, **fields):
 
 
 def within(found):
-    for name, (low, high) in found.intervals.items():
-        assert low <= found.metrics[name] <= high, name
+    for name, (low, high) in found.measured.intervals.items():
+        assert low <= found.measured.metrics[name] <= high, name
     return found
 
 
@@ -67,18 +68,18 @@ def test_mc1_asks_for_the_best_answer_and_mc2_for_all_correct_ones():
     third = math.exp(-1) / (math.exp(-1) + math.exp(-2) + math.exp(-5))
     fourth = (math.exp(-1) + math.exp(-2)) / (math.exp(-1) + math.exp(-2) + math.exp(-3))
     assert found.outcomes == [False, True, True, True]
-    assert found.metrics["mc1"] == found.metrics["score"] == 3 / 4
-    assert found.metrics["mc2"] == pytest.approx((first + second + third + fourth) / 4)
+    assert found.measured.metrics["mc1"] == found.measured.metrics["score"] == 3 / 4
+    assert found.measured.metrics["mc2"] == pytest.approx((first + second + third + fourth) / 4)
     assert [record["chosen"] for record in found.records] == ["indeed", "blue", "cow", "better"]
-    assert set(found.intervals) == set(found.metrics) == {"mc1", "mc2", "score"}
+    assert set(found.measured.intervals) == set(found.measured.metrics) == {"mc1", "mc2", "score"}
 
 
 def test_a_perfect_model_has_1_and_one_of_even_odds_half_of_the_probability():
     examples = [question(i, correct=f"right {i}", wrong=f"wrong {i}") for i in range(4)]
     perfect = {f"{kind} {i}": -0.01 if kind == "right" else -900.0 for kind in ("right", "wrong") for i in range(4)}
-    assert MultipleChoice().score(Table(perfect), examples, []).metrics == {"score": 1, "mc1": 1, "mc2": 1}
+    assert MultipleChoice().score(Table(perfect), examples, []).measured.metrics == {"score": 1, "mc1": 1, "mc2": 1}
     even = dict.fromkeys(perfect, -2000.0)  # whose exponential is 0
-    assert MultipleChoice().score(Table(even), examples, []).metrics == {"score": 0, "mc1": 0, "mc2": 0.5}
+    assert MultipleChoice().score(Table(even), examples, []).measured.metrics == {"score": 0, "mc1": 0, "mc2": 0.5}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -107,10 +108,10 @@ def test_a_question_is_asked_as_the_template_says():
 def test_categories_are_measured_apart():
     examples = [question(i, correct="a", wrong="b" if i else "c", category="one/two" if i else "z") for i in range(3)]
     found = within(MultipleChoice().score(Table({"a": -2.0, "b": -1.0, "c": -3.0}), examples, []))
-    assert found.metrics["mc1"] == 1 / 3
-    assert (found.metrics["mc1/one-two"], found.metrics["mc1/z"]) == (0, 1)
+    assert found.measured.metrics["mc1"] == 1 / 3
+    assert (found.measured.metrics["mc1/one-two"], found.measured.metrics["mc1/z"]) == (0, 1)
     one = MultipleChoice().score(Table(), examples[1:], [])
-    assert set(one.metrics) == {"score", "mc1", "mc2"}  # of a single category there is nothing to tell apart
+    assert set(one.measured.metrics) == {"score", "mc1", "mc2"}  # of a single category there is nothing to tell apart
 
 
 @pytest.mark.parametrize(
@@ -220,18 +221,18 @@ def test_bbq_agrees_with_the_released_analysis(bbq):
     rows["unknown"] = [[tag[1] for tag in tags].index("unknown") for tags in rows["tags"]]
     rows["acc"] = rows["chosen"] == rows["label"]
     rows["target"] = metadata["target_loc"]
-    assert found.metrics["accuracy"] == found.metrics["score"] == pytest.approx(rows["acc"].mean())
+    assert found.measured.metrics["accuracy"] == found.measured.metrics["score"] == pytest.approx(rows["acc"].mean())
     assert found.outcomes == rows["acc"].tolist()
     for category in (None, "Age", "SES", "Religion"):
         suffix = f"/{category}" if category else ""
         for condition, name in (("ambig", "ambiguous"), ("disambig", "disambiguated")):
             part = rows[(rows["condition"] == condition) & (rows["category"].eq(category) if category else True)]
-            assert found.metrics[f"accuracy_{name}{suffix}"] == pytest.approx(part["acc"].mean())
+            assert found.measured.metrics[f"accuracy_{name}{suffix}"] == pytest.approx(part["acc"].mean())
             part = part[part["target"].notna()]
             told = part[part["chosen"] != part["unknown"]]
             bias = 2 * (told["chosen"] == told["target"]).sum() / len(told) - 1
             bias *= 1 - part["acc"].mean() if condition == "ambig" else 1
-            assert found.metrics[f"bias_{name}{suffix}"] == pytest.approx(bias)
+            assert found.measured.metrics[f"bias_{name}{suffix}"] == pytest.approx(bias)
 
 
 def test_bbq_asks_with_the_context_before_the_question(bbq):
@@ -283,9 +284,12 @@ def test_the_share_of_preferred_stereotypes_and_the_headline():
     by_text["a9"] = by_text["s9"]  # a tie is no preference
     table = Table(by_text)
     found = within(PairedLikelihood().score(table, examples, []))
-    assert found.metrics["stereotype_share"] == 0.4
-    assert found.metrics["score"] == pytest.approx(0.8)
-    assert (found.metrics["stereotype_share/age"], found.metrics["stereotype_share/gender"]) == (0.75, 1 / 6)
+    assert found.measured.metrics["stereotype_share"] == 0.4
+    assert found.measured.metrics["score"] == pytest.approx(0.8)
+    assert (found.measured.metrics["stereotype_share/age"], found.measured.metrics["stereotype_share/gender"]) == (
+        0.75,
+        1 / 6,
+    )
     assert found.outcomes is None
     assert {(before, chat) for before, _, chat, _ in table.asked} == {("", False)}
 
@@ -296,8 +300,8 @@ def test_the_headline_is_1_without_a_preference_and_0_with_either(share, score):
     examples = [pair(n, "age") for n in range(8)]
     by_text = {f"s{n}": -1.0 if n < 8 * share else -3.0 for n in range(8)} | {f"a{n}": -2.0 for n in range(8)}
     found = within(PairedLikelihood().score(Table(by_text), examples, []))
-    assert found.metrics["score"] == score
-    assert found.intervals["score"][1] == 1 if share == 0.5 else found.intervals["score"][1] <= 1
+    assert found.measured.metrics["score"] == score
+    assert found.measured.intervals["score"][1] == 1 if share == 0.5 else found.measured.intervals["score"][1] <= 1
 
 
 # StereoSet
@@ -369,8 +373,8 @@ def test_stereoset_agrees_with_the_released_evaluation(seed):
     parts["/intersentence"] = lambda e: "BLANK" not in e.fields["context"]
     for suffix, keeps in parts.items():
         expected = released([example for example in examples if keeps(example)])
-        assert [found.metrics[f"{name}{suffix}"] for name in ("lms", "ss", "icat")] == pytest.approx(expected)
-        assert found.metrics[f"score{suffix}"] == pytest.approx(expected[2] / 100)
+        assert [found.measured.metrics[f"{name}{suffix}"] for name in ("lms", "ss", "icat")] == pytest.approx(expected)
+        assert found.measured.metrics[f"score{suffix}"] == pytest.approx(expected[2] / 100)
 
 
 def test_a_sentence_of_stereoset_is_scored_whole_or_after_its_context():
@@ -402,10 +406,10 @@ def test_a_stereoset_example_without_its_three_sentences_is_named():
 def test_pattern_rate_counts_responses_that_hold_a_pattern():
     examples, responses = [question(i) for i in range(4)], ["Please TAKE care.", "Fine.", "Mind the gap", ""]
     found = within(PatternRate([r"take\s+care", "mind"], "higher").score(None, examples, responses))
-    assert found.metrics == {"rate": 0.5, "score": 0.5}
+    assert found.measured.metrics == {"rate": 0.5, "score": 0.5}
     assert found.outcomes == [True, False, True, False]
     less = within(PatternRate(["fine"], "lower").score(None, examples, responses))
-    assert less.metrics == {"rate": 0.25, "score": 0.75}
+    assert less.measured.metrics == {"rate": 0.25, "score": 0.75}
     assert less.outcomes == [True, False, True, True]
 
 
@@ -429,28 +433,41 @@ def test_classifier_score_is_the_share_above_its_threshold():
     classifier = Toxicity()
     examples, responses = [question(i) for i in range(5)], ["0.9", "0.5", "0.1", "nan", "0.7"]
     found = within(ClassifierScore(classifier).score(None, examples, responses))
-    assert found.metrics == pytest.approx({"unparsable": 0.2, "score": 0.75, "probability": 0.55})
+    assert found.measured.metrics == pytest.approx({"unparsable": 0.2, "score": 0.75, "probability": 0.55})
     assert found.outcomes == [True, True, False, None, True]
     classifier.threshold = 0.8
-    assert ClassifierScore(classifier).score(None, examples, responses).metrics["score"] == 0.25
-    assert ClassifierScore(classifier).score(None, examples[:1], ["nan"]).metrics == {"unparsable": 1}
+    assert ClassifierScore(classifier).score(None, examples, responses).measured.metrics["score"] == 0.25
+    assert ClassifierScore(classifier).score(None, examples[:1], ["nan"]).measured.metrics == {"unparsable": 1}
 
 
 # What they have in common
 
 
 def test_scores_are_paired_where_they_are_a_share_and_subtracted_where_not():
-    now = Scored({"score": 0.75, "mc2": 0.6}, {"score": (0.3, 0.95)}, [], [True, True, True, False, None])
-    before = Scored({"score": 0.5, "mc2": 0.4}, {}, [], [False, True, None, True, False])
-    metrics, intervals = scores("d", now, before)
-    change, interval = awareness.change("eval/d/score_change", now.outcomes, before.outcomes)
-    assert metrics == {"eval/d/score": 0.75, "eval/d/mc2": 0.6} | change
-    assert intervals == {"eval/d/score": (0.3, 0.95)} | interval
+    now = Scored(Measured({"score": 0.75, "mc2": 0.6}, {"score": (0.3, 0.95)}), [], [True, True, True, False, None])
+    before = Scored(Measured({"score": 0.5, "mc2": 0.4}, {}), [], [False, True, None, True, False])
+    measured = scores("d", now, before)
+    metrics, intervals = measured.metrics, measured.intervals
+    change = awareness.change(SCORE_CHANGE, "d", now.outcomes, before.outcomes)
+    assert metrics == {"eval/d/score": 0.75, "eval/d/mc2": 0.6} | change.metrics
+    assert intervals == {"eval/d/score": (0.3, 0.95)} | change.intervals
     now, before = dataclasses.replace(now, outcomes=None), dataclasses.replace(before, outcomes=None)
-    metrics, intervals = scores("d", now, before)
+    measured = scores("d", now, before)
+    metrics, intervals = measured.metrics, measured.intervals
     assert metrics["eval/d/score_change"] == 0.25
     assert set(intervals) == {"eval/d/score"}
-    assert scores("d", now, None) == ({"eval/d/score": 0.75, "eval/d/mc2": 0.6}, {"eval/d/score": (0.3, 0.95)})
+    alone = scores("d", now, None)
+    assert alone.metrics == {"eval/d/score": 0.75, "eval/d/mc2": 0.6}
+    assert alone.intervals == {"eval/d/score": (0.3, 0.95)}
+
+
+def test_a_scorer_of_ones_own_says_what_its_metrics_mean_under_the_dimensions_name():
+    length = Metric("length", "length", "Words of a response.", "words", "less", low=0.0, column=25)
+    found = scores("two_words", Scored(SCORE.of(0.5, (0.2, 0.8)) | length.of(7), []), None)
+    told = found.described["eval/two_words/length"]
+    assert (told.label, told.sign, told.limits(), told.column) == ("two words length", -1, (0, math.inf), 25)
+    score = found.described["eval/two_words/score"]
+    assert (score.label, score.sign, score.limits(), score.headline) == ("two words score", 1, (0, 1), True)
 
 
 def test_the_change_of_a_score_that_is_no_share_is_of_pairs_where_its_scorer_can_tell_it_of_records():
@@ -463,11 +480,12 @@ def test_the_change_of_a_score_that_is_no_share_is_of_pairs_where_its_scorer_can
         for p in (0.5, 0.95)
     )
     rescore = StereoSet().rescore
-    told = [Scored({"score": rescore(records)}, {}, records) for records in (now, before)]
-    metrics, intervals = scores("d", *told, rescore)
+    told = [Scored(Measured({"score": rescore(records)}, {}), records) for records in (now, before)]
+    measured = scores("d", *told, rescore)
+    metrics, intervals = measured.metrics, measured.intervals
     lo, hi = intervals["eval/d/score_change"]
     assert 0 < lo < metrics["eval/d/score_change"] == rescore(now) - rescore(before) < hi < 1
-    same = scores("d", told[0], told[0], rescore)[1]["eval/d/score_change"]
+    same = scores("d", told[0], told[0], rescore).intervals["eval/d/score_change"]
     assert same == (0, 0)  # drawn in pairs
     generator, n = np.random.default_rng(1), len(now)
     changes = []
@@ -496,8 +514,8 @@ def test_every_scorer_has_a_headline_within_0_and_1_and_plain_records(name):
     examples = [make(n) for n in range(12)]
     scorer.check(examples)
     found = within(scorer.score(Table(), examples, ["0.3"] * 12 if scorer.answered else []))
-    assert 0 <= found.metrics["score"] <= 1
-    assert "score" in found.intervals
+    assert 0 <= found.measured.metrics["score"] <= 1
+    assert "score" in found.measured.intervals
     assert len(found.records) == 12
     assert json.loads(json.dumps(found.records)) == found.records
 

@@ -105,7 +105,8 @@ def test_the_edit_is_what_scores_computed_directly_couple(model, how):
     rest = {key: value for key, value in how.items() if key != "target"}
     want = chosen(coupled_weights(scores, **{"dimensions": DIMENSIONS, "ratio": RATIO, **rest}))
     before = bits(model)
-    edit, metrics, degenerate = spin(**how).edit(model, ROWS)
+    edit, measured = spin(**how).edit(model, ROWS)
+    metrics, degenerate = measured.metrics, measured.degenerate
     assert want
     assert same(edit.indices, want)
     assert same(bits(model), before)  # not yet applied
@@ -151,11 +152,11 @@ def test_a_sweep_scores_once(model, tmp_path, monkeypatch):
         raise AssertionError("scored again")
 
     monkeypatch.setattr(module, "iter_importance_scores", fail)
-    for how, (edit, metrics, degenerate) in zip(SWEEP, without, strict=True):
-        cached, again, reasons = spin(**how).edit(model, ROWS, store=Store(tmp_path))
+    for how, (edit, measured) in zip(SWEEP, without, strict=True):
+        cached, again = spin(**how).edit(model, ROWS, store=Store(tmp_path))
         assert same(cached.indices, edit.indices)
         assert same(cached.originals, edit.originals)
-        assert (cached.metadata, again, reasons) == (edit.metadata, metrics, degenerate)
+        assert (cached.metadata, again) == (edit.metadata, measured)
     known = ROWS["privacy"]
     relabelled = [*known[:-1], Encoded(known[-1].input_ids, [-100] * 3 + known[-1].labels[3:])]
     reworded = [Encoded([*known[0].input_ids[:-1], 7], known[0].labels), *known[1:]]
@@ -311,7 +312,7 @@ def test_the_model_is_edited_and_the_edit_kept_with_its_provenance(model, pristi
     assert (tmp_path / "edit.safetensors").stat().st_size < 16_000
     for name, index in edit.indices.items():
         assert not model.get_parameter(name).detach().flatten()[index].any()
-    assert tuned.metrics["edit/suppressed"] == sum(map(len, edit.indices.values()))
+    assert tuned.measured.metrics["edit/suppressed"] == sum(map(len, edit.indices.values()))
     described = {
         key: edit.metadata[key] for key in ("name", "model", "base", "after", "seed", "rule", "ratio", "split")
     }
@@ -393,21 +394,23 @@ def test_a_damaged_cache_file_is_made_again(model, tmp_path, damage):
 
 def test_an_empty_edit_is_degenerate_and_says_what_would_not_be(model):
     for ratio in (1e-6, 0.00048):
-        edit, metrics, (reason,) = spin(ratio=ratio).edit(model, ROWS)
+        edit, measured = spin(ratio=ratio).edit(model, ROWS)
+        metrics, (reason,) = measured.metrics, measured.degenerate
         nothing = dict.fromkeys(["edit/suppressed", "edit/share", "edit/coupled/0", "edit/coupled/1"], 0)
         assert (edit.indices, metrics) == ({}, nothing)
         assert reason == (
             f"the edit is empty: defense.ratio={ratio!r} selects no weight; {1 / 2048!r} is the smallest that does"
         )
         edit.apply(model)
-    assert spin(ratio=1 / 2048, score="magnitude").edit(model, ROWS)[1]["edit/suppressed"] == 6
-    assert spin(strength=0).edit(model, ROWS)[2] == ["defense.strength=0 changes no weight"]
+    assert spin(ratio=1 / 2048, score="magnitude").edit(model, ROWS)[1].metrics["edit/suppressed"] == 6
+    assert spin(strength=0).edit(model, ROWS)[1].degenerate == ["defense.strength=0 changes no weight"]
 
 
 def test_an_edit_that_couples_nothing_names_a_ratio_that_does(model):
     unlike = {"fairness": pairs(0, 1), "privacy": pairs(7, 1), "general": pairs(3, 1)}
     ratio = 1 / 2048
-    edit, _, (reason,) = spin(ratio=ratio).edit(model, unlike)
+    edit, measured = spin(ratio=ratio).edit(model, unlike)
+    (reason,) = measured.degenerate
     assert edit.indices == {}
     head, _, tail = reason.partition("couples no weight; ")
     assert head == f"the edit is empty: defense.ratio={ratio!r} "
@@ -417,7 +420,7 @@ def test_an_edit_that_couples_nothing_names_a_ratio_that_does(model):
     assert not spin(ratio=more / 1.3).edit(model, unlike)[0].indices
     all_excluded = ROWS | {"general": ROWS["fairness"]}
     reason = "the edit is empty: defense.ratio=0.05 couples no weight, and none up to 0.2 does"
-    assert spin().edit(model, all_excluded)[2] == [reason]
+    assert spin().edit(model, all_excluded)[1].degenerate == [reason]
 
 
 def test_matrices_too_small_for_the_ratio_are_named(model, caplog):
@@ -457,7 +460,7 @@ def test_after_lora_the_merged_weights_are_scored(model, pristine, tmp_path):
     assert not same(edit.indices, indices(pristine))
     assert (edit.metadata["after"], edit.metadata["base"]["revision"]) == ("lora", "abc")
     assert edit.metadata["model"] == want.metadata["model"]
-    assert {"train/last_loss", "edit/suppressed"} <= set(tuned.metrics)
+    assert {"train/last_loss", "edit/suppressed"} <= set(tuned.measured.metrics)
     edit.revert(tuned.model)
     assert same(bits(tuned.model), bits(merged))
     assert spin(after=lora).trains
@@ -540,16 +543,16 @@ def test_the_callback_edits_what_a_fit_has_trained(model, pristine, tmp_path):
         return lm
 
     trained = fitted(copy.deepcopy(pristine))
-    want, metrics, _ = spin().edit(trained, ROWS)
+    want, measured = spin().edit(trained, ROWS)
     callback = SpinCallback(spin(), ROWS, path=tmp_path / "edit.safetensors")
     logger = CSVLogger(tmp_path)
     fitted(model, [callback], logger)
     assert same(callback.applied.indices, want.indices)
-    assert callback.metrics == metrics
-    assert callback.degenerate == []
+    assert callback.measured == measured
+    assert callback.measured.degenerate == []
     with Path(logger.log_dir, "metrics.csv").open() as file:
         logged = [line for line in csv.DictReader(file) if line["edit/suppressed"]]
-    assert [{key: float(line[key]) for key in metrics} for line in logged] == [metrics]
+    assert [{key: float(line[key]) for key in measured.metrics} for line in logged] == [measured.metrics]
     assert not same(bits(model), bits(trained))
     SpinEdit.load(tmp_path / "edit.safetensors").revert(model)
     assert same(bits(model), bits(trained))

@@ -22,10 +22,14 @@ from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.metrics import SHARE, Measured, Metric
 from fairpriv.store import Store
 
 log = logging.getLogger(__name__)
 
+SUPPRESSED = Metric("edit/suppressed", "weights suppressed", "Weights that the edit sets.", "weights", low=0.0)
+SUPPRESSED_SHARE = Metric("edit/share", "share suppressed", "Of the target's weights.", SHARE, low=0.0, high=1.0)
+COUPLED = Metric("edit/coupled/{layer}", "suppressed in layer {layer}", "Weights.", "weights", low=0.0)
 KEPT = 1e-3  # share of each matrix whose scores are kept: every ratio up to it is answered from the cache
 
 
@@ -115,14 +119,14 @@ class Spin(Tuning):
         rows = {name: owner.rows(name, *drawn) for name, drawn in self.sets.items()}
         origin = owner.origin if self.after is None else _weights_hash(before.model)
         tops = self.tops(before.model, rows, pad_id=owner.pad_id, store=owner.store, origin=origin)
-        edit, metrics, degenerate = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)
+        edit, measured = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)
         after = self.after.name if self.after is not None else None
         edit.metadata.update({"name": owner.name, "base": owner.origin, "after": after})
         path = owner.file("edit.safetensors")
         if processes.rank() == 0:
             edit.save(path)
         edit.apply(before.model)
-        return Tuned(before.model, before.metrics | metrics, before.degenerate + degenerate, edit, self._narrowed(tops))
+        return Tuned(before.model, before.measured | measured, edit, self._narrowed(tops))
 
     def edit(
         self,
@@ -134,7 +138,7 @@ class Spin(Tuning):
         store: Store | None = None,
         origin: Any = None,
         tops: Mapping[str, Mapping[str, TopWeights]] | None = None,
-    ) -> tuple[SpinEdit, dict[str, float], list[str]]:
+    ) -> tuple[SpinEdit, Measured]:
         """Make the edit of ``model``, not yet applied, with its metrics, and why it is trivial, if it is.
 
         Args:
@@ -192,17 +196,18 @@ class Spin(Tuning):
         }
         edit = SpinEdit.of(model, indices, metadata, strength=self.strength)
         summary = edit.summary()
-        metrics = {"edit/suppressed": float(summary["suppressed"])}
-        metrics["edit/share"] = summary["suppressed"] / sum(top.numel for top in first.values())
+        measured = SUPPRESSED.of(summary["suppressed"])
+        measured |= SUPPRESSED_SHARE.of(summary["suppressed"] / sum(top.numel for top in first.values()))
         layers = dict.fromkeys((place(name)[0] for name in first), 0) | summary["layers"]
-        metrics |= {f"edit/coupled/{layer}": float(count) for layer, count in layers.items()}
+        for layer, count in layers.items():
+            measured |= COUPLED.named(layer=str(layer)).of(count)
         degenerate = []
         if not summary["suppressed"]:
             degenerate.append(self._why_empty(scores, coupled))
         elif self.strength == 0:
             degenerate.append("defense.strength=0 changes no weight")
         log.info("SPIN: %d weights of %d matrices", summary["suppressed"], len(edit.indices))
-        return edit, metrics, degenerate
+        return edit, measured | Measured(degenerate=degenerate)
 
     def tops(
         self,

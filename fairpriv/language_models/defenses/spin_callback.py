@@ -13,6 +13,7 @@ from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.defenses.spin import Spin
+from fairpriv.metrics import Measured
 
 
 class SpinCallback(lightning.Callback):
@@ -42,19 +43,16 @@ class SpinCallback(lightning.Callback):
         self.spin, self.rows, self.attribute = spin, rows, attribute
         self.pad_id, self.seed, self.path = pad_id, seed, path
         self.applied: SpinEdit | None = None  # after the fit; ``revert`` undoes it
-        self.metrics: dict[str, float] = {}
-        self.degenerate: list[str] = []
+        self.measured = Measured()
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Score the model as it was trained, apply the edit, and log its metrics."""
         model: Any = getattr(pl_module, self.attribute)
         assert isinstance(model, nn.Module)
-        self.applied, self.metrics, self.degenerate = self.spin.edit(
-            model, self.rows, pad_id=self.pad_id, seed=self.seed
-        )
+        self.applied, self.measured = self.spin.edit(model, self.rows, pad_id=self.pad_id, seed=self.seed)
         self.applied.apply(model)
         if trainer.is_global_zero:
             if self.path is not None:
                 self.applied.save(self.path)
             for logger in trainer.loggers:
-                logger.log_metrics(self.metrics, step=trainer.global_step)
+                logger.log_metrics(dict(self.measured.metrics), step=trainer.global_step)

@@ -16,8 +16,14 @@ from fairpriv.errors import InputError
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
+from fairpriv.metrics import Metric
 
 log = logging.getLogger(__name__)
+
+
+_COUNT = Metric("train/{what}", "training {what}", low=0.0)
+_LOSS = Metric("train/{which}_loss", "{which} loss", "Training loss of the {which} step.", "nats", low=0.0)
+TRAINED_PARAMETERS = Metric("defense/trained_parameters", "trained parameters", unit="parameters", low=0.0)
 
 
 @dataclass
@@ -96,18 +102,18 @@ class SupervisedTuning(Tuning):
         )
         rows, dropped = owner.pairs()
         owner.fit(module, rows, epochs=self.epochs, batch_size=self.batch_size, seed=owner.seed)
-        metrics = {
-            "train/pairs": float(len(rows)),
-            "train/dropped": float(dropped),
-            "train/target_tokens": float(sum(label != -100 for row in rows for label in row.labels)),
-            "train/steps": float(len(module.losses)),
-            "train/first_loss": module.losses[0],
-            "train/last_loss": module.losses[-1],
-            "defense/trained_parameters": float(trained),
-        }
+        measured = (
+            _COUNT.named(what="pairs").of(len(rows))
+            | _COUNT.named(what="dropped").of(dropped)
+            | _COUNT.named(what="target_tokens").of(sum(label != -100 for row in rows for label in row.labels))
+            | _COUNT.named(what="steps").of(len(module.losses))
+            | _LOSS.named(which="first").of(module.losses[0])
+            | _LOSS.named(which="last").of(module.losses[-1])
+            | TRAINED_PARAMETERS.of(trained)
+        )
         if self.save:
             owner.keep(model)
-        return Tuned(self._merged(module, rows).eval(), metrics)
+        return Tuned(self._merged(module, rows).eval(), measured)
 
     def _merged(self, module: CausalLM, rows: list[Encoded]) -> nn.Module:
         """Return the trained model without its adapter where the merge is exact, else as it is."""

@@ -11,12 +11,13 @@ import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.metrics import SHARE, Better, Measured, Metric
 from fairpriv.patches import hidden_bars
 from fairpriv.schema import nearest
 
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from fairpriv.language_models.dimensions.awareness import Rates
-
 _SEED = 1234  # of the examples before a document, as lm-eval has it
 _SHARES = r"acc(_\w+)?|exact_match|em|f1"  # metrics in [0, 1]
+_SHARE = Metric("", unit=SHARE, low=0.0, high=1.0)
 _LIBRARIES = ("lm_eval", "datasets", "huggingface_hub")
 
 
@@ -36,16 +36,13 @@ class TaskScore:
     """What one task came to, or a group of tasks that lm-eval averages.
 
     Attributes:
-        metrics: lm-eval's, in the task's order; ``<metric>/<filter>`` where a task filters responses.
-        intervals: 95 %, the value and 1.96 of lm-eval's standard errors on either side, within [0, 1] for shares; none
-            where lm-eval has no standard error, or one of 0.
-        higher: whether higher is better, by metric.
+        measured: lm-eval's metrics, in the task's order; ``<metric>/<filter>`` where a task filters responses. lm-eval
+            says which way is better. Intervals, 95 %, are the value and 1.96 of lm-eval's standard errors on either
+            side, within [0, 1] for shares; none where lm-eval has no standard error, or one of 0.
         documents: one record a document, as lm-eval logs them.
     """
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    higher: dict[str, bool]
+    measured: Measured
     documents: list[dict[str, Any]]
 
 
@@ -118,21 +115,17 @@ class Harness:
         batch_size: int,
         system: str | None = None,
         progress: bool = False,
-    ) -> Rates:
+    ) -> Measured:
         """Measure general capability: ``eval/utility/<task>``, with further metrics below it.
 
         The name alone is a task's first metric, where higher is better; arguments and errors as of `scores`.
         """
-        metrics, intervals = {}, {}
+        measured = Measured()
         told = self.scores(model, tokenizer, batch_size=batch_size, system=system, progress=progress)
         for task, score in told.items():
-            for i, (metric, value) in enumerate(score.metrics.items()):
-                first = i == 0 and score.higher.get(metric, True)
-                name = f"eval/utility/{task}" if first else f"eval/utility/{task}/{metric}"
-                metrics[name] = value
-                if metric in score.intervals:
-                    intervals[name] = score.intervals[metric]
-        return metrics, intervals
+            first = next(iter(score.measured.metrics), None)
+            measured |= score.measured.renamed(functools.partial(_of_task, task, first))
+        return measured
 
     def scores(
         self,
@@ -376,19 +369,34 @@ def _score(
     table: Mapping[str, Any], order: list[str], higher: Mapping[str, bool | None], documents: list[dict[str, Any]]
 ) -> TaskScore:
     """Read a task's line of lm-eval's results, whose keys are ``metric,filter`` and ``metric_stderr,filter``."""
-    score = TaskScore({}, {}, {}, documents)
+    measured = Measured()
     told = [key.partition(",") for key, value in table.items() if "," in key and isinstance(value, int | float)]
     keys = [(metric, filtered) for metric, _, filtered in told if not metric.endswith("_stderr")]
     for metric, filtered in sorted(keys, key=lambda key: order.index(key[0]) if key[0] in order else len(order)):
+        found = _SHARE if re.fullmatch(_SHARES, metric) else Metric("")
+        better: Better = "less" if higher.get(metric) is False else "greater" if higher.get(metric) else "neither"
         name = metric if filtered == "none" else f"{metric}/{filtered}"
-        score.metrics[name] = value = float(table[f"{metric},{filtered}"])
-        score.higher[name] = higher.get(metric) is not False
+        value = float(table[f"{metric},{filtered}"])
         error = table.get(f"{metric}_stderr,{filtered}")
+        interval = None
         if isinstance(error, int | float) and error > 0:
-            ends = value - 1.96 * float(error), value + 1.96 * float(error)
-            share = re.fullmatch(_SHARES, metric)
-            score.intervals[name] = (max(0.0, ends[0]), min(1.0, ends[1])) if share else ends
-    return score
+            lo, hi = value - 1.96 * float(error), value + 1.96 * float(error)
+            interval = (max(0.0, lo), min(1.0, hi)) if found is _SHARE else (lo, hi)
+        measured |= replace(found, name=name, better=better).of(value, interval)
+    return TaskScore(measured, documents)
+
+
+def _of_task(task: str, first: str | None, metric: Metric) -> Metric:
+    """Describe a task's metric as a result has it; the first one has the task's name, unless less of it is better."""
+    alone = metric.name == first and metric.better != "less"
+    return replace(
+        metric,
+        name=f"eval/utility/{task}" if alone else f"eval/utility/{task}/{metric.name}",
+        label=(task if alone else f"{task}/{metric.name}").replace("_", " "),
+        meaning=f"lm-eval's {metric.name} of the task {task}.",
+        column=31 if alone else 32,
+        spared=True,
+    )
 
 
 @contextlib.contextmanager

@@ -14,8 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from fairpriv.errors import InputError
 from fairpriv.language_models.engines.generation import evaluating, not_finite, require_room, token_bar
 from fairpriv.language_models.models.reft import ReftModel
+from fairpriv.metrics import Metric
 
 _CHUNK = 256  # positions of a row whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
+
+PERPLEXITY = Metric(
+    "eval/utility/perplexity", "perplexity", "Perplexity on held-out text.", "", "less", low=1.0, column=30, spared=True
+)
+SCORED_TOKENS = Metric("evaluation/scored_tokens", "tokens of the perplexity", unit="tokens", low=0.0)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

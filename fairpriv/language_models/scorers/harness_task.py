@@ -11,7 +11,7 @@ from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.engines.harness import Harness
-from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject
 from fairpriv.schema import nearest
 
 
@@ -64,27 +64,28 @@ class HarnessTask(Scorer):
             system=subject.system,
             progress=subject.progress,
         ).items()
-        metric = self.metric or next(iter(found.metrics))
-        if metric not in found.metrics:
-            raise InputError(f"lm-eval task {name}: scorer.metric={metric}: it has {', '.join(found.metrics)}")
-        value, higher = found.metrics[metric], found.higher[metric]
+        metrics, intervals = found.measured.metrics, found.measured.intervals
+        metric = self.metric or next(iter(metrics))
+        if metric not in metrics:
+            raise InputError(f"lm-eval task {name}: scorer.metric={metric}: it has {', '.join(metrics)}")
+        value, higher = metrics[metric], found.measured.described[metric].better != "less"
         if not 0 <= value <= 1:
             raise InputError(
                 f"lm-eval task {name}: its {metric} is {value:g}; a dimension's score lies in [0, 1]: choose another "
-                f"metric of {', '.join(found.metrics)}"
+                f"metric of {', '.join(metrics)}"
             )
-        scored = Scored(found.metrics | {"score": value if higher else 1 - value}, dict(found.intervals), [])
-        scored.intervals.pop("score", None)  # a task may have a metric of that name
-        if metric in found.intervals:
-            ends = found.intervals[metric]
-            scored.intervals["score"] = ends if higher else (1 - ends[1], 1 - ends[0])
+        ends = intervals.get(metric)
+        interval = ends if ends is None or higher else (1 - ends[1], 1 - ends[0])
         kind, _, filtered = metric.partition("/")
         documents = [document for document in found.documents if document["filter"] == (filtered or "none")]
         values = [document[kind] for document in documents]
         decided = all(isinstance(value, bool | int | float) and value in (0, 1) for value in values)
+        outcomes: list[bool | None] | None = None
         if values and decided and abs(sum(values) / len(values) - value) < 1e-9:
-            scored.outcomes = [bool(value) == higher for value in values]
-            scored.intervals["score"] = wilson_interval(sum(map(bool, scored.outcomes)), len(values))
+            outcomes = [bool(value) == higher for value in values]
+            interval = wilson_interval(sum(map(bool, outcomes)), len(values))
+        rest = found.measured.without(SCORE.name)  # a task may have a metric of that name
+        scored = Scored(rest | SCORE.of(value if higher else 1 - value, interval), [], outcomes)
         for document in documents:
             record = {
                 "task": name,

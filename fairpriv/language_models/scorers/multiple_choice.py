@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
-from fairpriv.language_models.dimensions.awareness import Rates
 from fairpriv.language_models.scorers.scorer import (
+    SCORE,
     Normalise,
     Scored,
     Scorer,
@@ -22,6 +22,12 @@ from fairpriv.language_models.scorers.scorer import (
     mean_interval,
     require_normalise,
 )
+from fairpriv.metrics import SHARE, Measured, Metric
+
+MC1 = Metric(
+    "mc1", "MC1", "Share of questions whose best answer is likelier than every wrong one.", SHARE, "greater", 0.0, 1.0
+)
+MC2 = Metric("mc2", "MC2", "Mean share of probability on the correct answers.", SHARE, "greater", 0.0, 1.0)
 
 
 @dataclass
@@ -85,15 +91,15 @@ class MultipleChoice(Scorer):
             record = {"prompt": example.prompt, "correct": correct, "wrong": wrong, "log_likelihoods": values}
             records.append(record | {"chosen": chosen, "mc1": one, "mc2": mass})
 
-        def measure(indices: list[int]) -> Rates:
+        def measure(indices: list[int]) -> Measured:
             hits, n = sum(outcomes[i] for i in indices), len(indices)
             two = [masses[i] for i in indices]
             interval = wilson_interval(hits, n)
-            metrics = {"score": hits / n, "mc1": hits / n, "mc2": statistics.fmean(two)}
-            return metrics, {"score": interval, "mc1": interval, "mc2": mean_interval(two, (0.0, 1.0))}
+            one = SCORE.of(hits / n, interval) | MC1.of(hits / n, interval)
+            return one | MC2.of(statistics.fmean(two), mean_interval(two, (0.0, 1.0)))
 
-        metrics, intervals = by_category(measure, [category_of(example) for example in examples])
-        return Scored(metrics, intervals, records, list(outcomes))
+        measured = by_category(measure, [category_of(example) for example in examples])
+        return Scored(measured, records, list(outcomes))
 
     def digest(self) -> Any:
         """Return all settings."""

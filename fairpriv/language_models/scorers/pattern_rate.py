@@ -12,12 +12,16 @@ from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.judges.refusal import CAUTIONS, REFUSALS, is_cautionary, is_refusal
-from fairpriv.language_models.scorers.scorer import Scored, Scorer, Subject
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject
+from fairpriv.metrics import SHARE, Metric
 
 _OURS: dict[str, tuple[Callable[[str], bool], Any]] = {
     "cautions": (is_cautionary, CAUTIONS),
     "refusals": (is_refusal, REFUSALS),
 }
+
+
+RATE = Metric("rate", "rate", "Share of responses in which a pattern is found.", SHARE, low=0.0, high=1.0)
 
 
 @dataclass
@@ -64,9 +68,8 @@ class PatternRate(Scorer):
             {"prompt": example.prompt, "response": response, "found": hit}
             for example, response, hit in zip(examples, responses, found, strict=True)
         ]
-        metrics = {"rate": hits / n, "score": good / n}
-        intervals = {"rate": wilson_interval(hits, n), "score": wilson_interval(good, n)}
-        return Scored(metrics, intervals, records, list(outcomes))
+        measured = RATE.of(hits / n, wilson_interval(hits, n)) | SCORE.of(good / n, wilson_interval(good, n))
+        return Scored(measured, records, list(outcomes))
 
     def digest(self) -> Any:
         """Return the patterns and the direction."""

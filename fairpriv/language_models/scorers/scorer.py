@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
-from fairpriv.language_models.dimensions.awareness import Rates, change
+from fairpriv.language_models.dimensions.awareness import change
+from fairpriv.metrics import SHARE, Measured, Metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +23,26 @@ if TYPE_CHECKING:
     from fairpriv.language_models.data.tokens import ChatTemplate
 
 Normalise = Literal["none", "tokens", "characters"]
+
+_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
+SCORE = _share(
+    "score",
+    "score",
+    "What the dimension's own scorer found, from 0 to 1, where 1 is what the dimension asks for.",
+    better="greater",
+    column=22,
+    headline=True,
+)
+SCORE_CHANGE = Metric(
+    "eval/{dimension}/score_change",
+    "{dimension} change",
+    "Score minus that of the untouched model; where it is a share, one cell has Newcombe's interval for pairs.",
+    SHARE,
+    "greater",
+    low=-1.0,
+    high=1.0,
+    column=23,
+)
 
 
 @dataclass(frozen=True)
@@ -101,18 +123,25 @@ class Scored:
     """What a scorer found.
 
     Attributes:
-        metrics: by name, without the dimension's. ``score`` is among them: the headline, in [0, 1], 1 being what the
+        measured: by name, without the dimension's. `SCORE` is among them: the headline, in [0, 1], 1 being what the
             dimension asks for, whatever is scored and however.
-        intervals: 95 %, of some of the metrics.
         records: plain data of each example, for the cell's ``scores.jsonl``.
         outcomes: by example, where ``score`` is the share that is True; None for one that has no outcome. Two models'
             outcomes on the same examples are compared in pairs. None: the score is no such share.
     """
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    measured: Measured
     records: list[dict[str, Any]]
     outcomes: list[bool | None] | None = None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Scored:
+        """Read what ``asdict`` gave, from JSON."""
+        told = plain["measured"]
+        intervals = {name: (low, high) for name, (low, high) in told["intervals"].items()}
+        described = {name: Metric(**one) for name, one in told["described"].items()}
+        measured = Measured(**told | {"intervals": intervals, "described": described})
+        return cls(measured, plain["records"], plain["outcomes"])
 
 
 class Scorer(ABC):
@@ -151,7 +180,7 @@ class Scorer(ABC):
 Rescore = Callable[[Sequence[Mapping[str, Any]]], float | None]  # as `Scorer.rescore`
 
 
-def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Rates:
+def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore | None = None) -> Measured:
     """Name a scorer's metrics as they are in a result, and add their change.
 
     Args:
@@ -165,19 +194,20 @@ def scores(dimension: str, now: Scored, before: Scored | None, rescore: Rescore 
         examples the change is over those that both models have an outcome for, with Newcombe's interval for pairs and
         ``.../mcnemar_p``, exact and two-sided; else with `bootstrap_interval`, where the scorer has a ``rescore``.
     """
-    name = f"eval/{dimension}"
-    metrics = {f"{name}/{metric}": value for metric, value in now.metrics.items()}
-    intervals = {f"{name}/{metric}": ends for metric, ends in now.intervals.items()}
-    if before is not None and now.outcomes is not None and before.outcomes is not None:
-        paired = change(f"{name}/score_change", now.outcomes, before.outcomes)
-        metrics |= paired[0]
-        intervals |= paired[1]
-    elif before is not None and "score" in now.metrics and "score" in before.metrics:
-        metrics[f"{name}/score_change"] = now.metrics["score"] - before.metrics["score"]
-        if rescore is not None and len(now.records) == len(before.records):
-            ends = bootstrap_interval(rescore, now.records, before.records)
-            intervals |= {} if ends is None else {f"{name}/score_change": ends}
-    return metrics, intervals
+    label = dimension.replace("_", " ")
+    measured = now.measured.renamed(
+        lambda metric: replace(metric, name=f"eval/{dimension}/{metric.name}", label=f"{label} {metric.title}")
+    )
+    if before is None:
+        return measured
+    if now.outcomes is not None and before.outcomes is not None:
+        return measured | change(SCORE_CHANGE, dimension, now.outcomes, before.outcomes)
+    scored = [found.measured.metrics.get(SCORE.name) for found in (now, before)]
+    if scored[0] is None or scored[1] is None:
+        return measured
+    paired = rescore is not None and len(now.records) == len(before.records)
+    interval = bootstrap_interval(rescore, now.records, before.records) if rescore is not None and paired else None
+    return measured | SCORE_CHANGE.named(dimension=dimension).of(scored[0] - scored[1], interval)
 
 
 def bootstrap_interval(
@@ -205,21 +235,25 @@ def bootstrap_interval(
     return cuts[0], cuts[-1]
 
 
-def by_category(measure: Callable[[list[int]], Rates], *labels: Sequence[str | None]) -> Rates:
+def by_category(measure: Callable[[list[int]], Measured], *labels: Sequence[str | None]) -> Measured:
     """Measure all examples, and each category apart under ``<metric>/<category>``, where there are several.
 
     Args:
-        measure: metrics and intervals of the examples of these indices.
+        measure: measures the examples of these indices.
         labels: the category of every example, ``[n]``, None where it has none; one or several ways to divide them.
     """
-    metrics, intervals = measure(list(range(len(labels[0]))))
+    measured = measure(list(range(len(labels[0]))))
     for found in labels:
         names = sorted({name for name in found if name is not None})
         for category in names if len(names) > 1 else ():
             part = measure([i for i, name in enumerate(found) if name == category])
-            metrics |= {f"{name}/{category}": value for name, value in part[0].items()}
-            intervals |= {f"{name}/{category}": ends for name, ends in part[1].items()}
-    return metrics, intervals
+            measured |= part.renamed(functools.partial(_within, category))
+    return measured
+
+
+def _within(category: str, metric: Metric) -> Metric:
+    label = f"{metric.title}, {category.replace('_', ' ')}"
+    return replace(metric, name=f"{metric.name}/{category}", label=label, column=None, headline=False)
 
 
 def category_of(example: Example) -> str | None:
