@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.nets.pool import Pool, fit_pool, member_seed
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.classifiers.nets.pool_training import member_seed
 
 ROWS, FEATURES, HIDDEN, LR = 2000, 100, (64, 32), 3e-3  # Adult's shape
 

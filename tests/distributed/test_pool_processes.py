@@ -7,7 +7,8 @@ import torch
 from torch import distributed, multiprocessing
 
 from fairpriv.classifiers.nets import pool as pools
-from fairpriv.classifiers.nets.pool import Dual, Pool, fit_pool
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.classifiers.nets.pool_training import Dual
 from fairpriv.store import Store
 
 HOW = {"hidden": (8, 4), "epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 3, "accelerator": "cpu"}

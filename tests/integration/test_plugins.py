@@ -5,11 +5,12 @@ import pytest
 ATTACK = """
 from dataclasses import dataclass
 
+from fairpriv.classifiers.attacks.attack import Attack
+
 
 @dataclass
-class MeanOutput:
+class MeanOutput(Attack):
     name: str
-    needs_shadows = True
 
     def run(self, game):
         zero, one = (probs.mean() for probs in game.shadow_probs(self.name))

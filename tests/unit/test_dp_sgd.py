@@ -21,7 +21,8 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.dp_sgd import DPSGD, PrivateClassifier, epsilon_spent, noise_multiplier
 from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.classifier import MLP, fit
-from fairpriv.classifiers.nets.pool import Pool, Private, clip_rows, fit_pool, mask_seed, member_seed, noise_seed
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.classifiers.nets.pool_training import Private, clip_rows, mask_seed, member_seed, noise_seed
 from fairpriv.errors import InputError
 from fairpriv.settings import TrainingSettings
 

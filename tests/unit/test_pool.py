@@ -12,9 +12,10 @@ import torch
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets import pool as pools
+from fairpriv.classifiers.nets import pool_training
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
-from fairpriv.classifiers.nets.pool import Dual, Pool, PoolAdamW, equalized_odds_penalties, fit_pool, member_seed
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.classifiers.nets.pool_training import Dual, PoolAdamW, equalized_odds_penalties, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.store import Store
@@ -166,7 +167,7 @@ def test_members_in_several_blocks_are_the_same(monkeypatch):
     for how in (HOW, HOW | PENALISED, HOW | {"batch_size": 500}, HOW | DUAL, HOW | STOPPING):
         whole = fit_pool(UNEVEN, **how)
         with monkeypatch.context() as patch:
-            patch.setitem(pools._BLOCK, "cpu", 2 * 8 * min(how["batch_size"], 230))
+            patch.setitem(pool_training.BLOCK, "cpu", 2 * 8 * min(how["batch_size"], 230))
             assert largest_difference(whole, fit_pool(UNEVEN, **how)) < ROUNDING
 
 
@@ -250,14 +251,14 @@ def test_the_penalty_lowers_the_gap_of_every_member():
 def lambdas(monkeypatch, **how) -> torch.Tensor:
     """What the members' lambdas are after each epoch [epochs, M], for members with equally many steps."""
     history = []
-    ascend = pools.PoolClassifier._ascend
+    ascend = pool_training.PoolClassifier._ascend
 
     def watched(self, ended, gap, dual):
         ascend(self, ended, gap, dual)
         history.append(self.penalty.clone())
 
     with monkeypatch.context() as patch:
-        patch.setattr(pools.PoolClassifier, "_ascend", watched)
+        patch.setattr(pool_training.PoolClassifier, "_ascend", watched)
         fit_pool([dataset(100, seed) for seed in range(4)], **HOW | how | {"validation": HELD_OUT[:4]})
     return torch.stack(history)
 
@@ -394,7 +395,7 @@ def test_probabilities_are_those_of_the_members(monkeypatch):
     with torch.inference_mode():
         each = torch.stack([pool.member(i)(X).softmax(-1)[:, 1] for i in range(len(pool))])
     for budget in (64 * 8 * 7, 2**20):
-        monkeypatch.setitem(pools._BLOCK, "cpu", budget)
+        monkeypatch.setitem(pool_training.BLOCK, "cpu", budget)
         assert torch.allclose(pool.predict_proba(X), each, atol=1e-4)
     assert pool.predict_proba(X[:0]).shape == (75, 0)
 
@@ -542,7 +543,7 @@ VALID = {"validation": [HELD_OUT[0]]}
         ([(X, Y), (X, Y + 1)], {}, r"datasets\[1\] has labels \[1, 2\]; they are 0 and 1"),
         ([(X, Y, S.float())], {}, r"groups of torch.float32; they are integer codes"),
         ([(X, Y, S)], {"steps_per_epoch": 2, "batch_size": 3}, r"datasets\[0\]: a batch of 3 rows cannot hold 4"),
-        ([(X, Y)], {"epochs": 0}, "epochs=0, .* at least 1"),
+        ([(X, Y)], {"epochs": 0}, "epochs=0: each is at least 1"),
         ([(X, Y)], {"lr": 0.0}, "lr=0.0, .* lr is above 0"),
         (
             [(X, Y)],

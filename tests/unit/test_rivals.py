@@ -28,7 +28,8 @@ from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 from fairpriv.classifiers.defenses.reweighting import Reweighting
 from fairpriv.classifiers.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, scores
-from fairpriv.classifiers.nets.pool import Pool, fit_pool, member_seed
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.classifiers.nets.pool_training import member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning

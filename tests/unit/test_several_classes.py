@@ -10,7 +10,8 @@ import torch
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
-from fairpriv.classifiers.nets.pool import Dual, Private, equalized_odds_penalties, fit_pool, member_seed
+from fairpriv.classifiers.nets.pool import fit_pool
+from fairpriv.classifiers.nets.pool_training import Dual, Private, equalized_odds_penalties, member_seed
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.functional.attacks import (

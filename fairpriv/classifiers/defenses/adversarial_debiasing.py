@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets.pool import Pool, member_seed
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.classifiers.nets.pool_training import member_seed
 from fairpriv.classifiers.nets.stopping import BestEpoch, refuse_few_rows
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.functional import equalized_odds_penalty

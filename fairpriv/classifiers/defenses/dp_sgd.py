@@ -18,7 +18,8 @@ from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defe
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
-from fairpriv.classifiers.nets.pool import Pool, Private, mask_seed, noise_seed
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.classifiers.nets.pool_training import Private, mask_seed, noise_seed
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.metrics import Metric
 

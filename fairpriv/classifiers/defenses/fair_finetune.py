@@ -19,7 +19,8 @@ from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defe
 from fairpriv.classifiers.data.batches import StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
-from fairpriv.classifiers.nets.pool import Dual, Pool
+from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.classifiers.nets.pool_training import Dual
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.functional.attacks import answers

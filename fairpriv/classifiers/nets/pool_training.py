@@ -1,0 +1,584 @@
+"""The training of a pool: batches of all members, one optimiser step for all, and what stops each of them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.adamw import adamw
+from torch.utils.data import IterableDataset
+
+from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches
+from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.nets.stopping import BestEpoch, constrained
+from fairpriv.errors import InputError
+from fairpriv.functional import equalized_odds_gaps, label_gaps
+
+log = logging.getLogger(__name__)
+
+PoolBatch = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (None: all rows), weights [k, B]
+
+
+# Numbers in the widest activation of the members that pass through the network together: about what the caches of a
+# core hold, so that large batches do not wait for memory, and a bound on memory whatever M is.
+BLOCK = {"cpu": 2**20, "cuda": 2**26}
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """Dual ascent on ``gap <= epsilon`` on validation rows, a lambda for every member; the rule is `Classifier`'s.
+
+    Attributes:
+        rate: above 0; after every epoch of a member ``lambda <- max(0, lambda + rate * (gap - epsilon))``.
+        epsilon: at least 0, the gap that is aimed at.
+    """
+
+    rate: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Private:
+    """DP-SGD (Abadi et al. 2016): a step sums its rows' gradients, clipped one by one, and adds Gaussian noise.
+
+    An epoch is ``steps_per_epoch`` batches, in each of which every row is with probability ``1 / steps_per_epoch``; the
+    noised sum is divided by the batches' expected size.
+
+    Attributes:
+        noise: the noise multiplier, at least 0: the noise's standard deviation in units of ``clip``.
+        clip: above 0, the largest norm of a row's gradient, all parameters together.
+    """
+
+    noise: float
+    clip: float
+
+
+def member_seed(seed: int, member: int) -> int:
+    """The seed of a member's initial weights and batches: the first word of numpy's ``SeedSequence([seed, member])``.
+
+    Unlike ``seed + member`` it is not shared by the neighbours of two pools with neighbouring seeds.
+    """
+    return int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
+
+
+def mask_seed(seed: int) -> int:
+    """The seed of DP-SGD's Poisson samples: not that of the initial weights, which a release makes known."""
+    return member_seed(seed, 2)
+
+
+def noise_seed(seed: int) -> int:
+    """The seed of DP-SGD's noise: noise that knows the batch, or the initial weights, hides nothing."""
+    return member_seed(seed, 1)
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How the members of a pool are trained; the arguments of `fit_pool` of these names.
+
+    Raises:
+        InputError: a value that nothing can be trained with, or values that do not go together.
+    """
+
+    batch_size: int
+    steps_per_epoch: int | None
+    lr: float
+    weight_decay: float
+    penalty: float
+    patience: int | None
+    seed: int
+    dual: Dual | None
+    private: Private | None
+
+    def __post_init__(self) -> None:
+        dual, private = self.dual, self.private
+        if self.batch_size < 1 or (self.steps_per_epoch is not None and self.steps_per_epoch < 1):
+            raise InputError(
+                f"batch_size={self.batch_size}, steps_per_epoch={self.steps_per_epoch}: each is at least 1"
+            )
+        if self.seed < 0 or not (self.lr > 0 and self.weight_decay >= 0 and self.penalty >= 0):
+            raise InputError(
+                f"seed={self.seed}, lr={self.lr}, weight_decay={self.weight_decay}, penalty={self.penalty}: lr is "
+                "above 0, the rest at least 0"
+            )
+        if dual is not None and not (0 < dual.rate < math.inf and dual.epsilon >= 0):
+            raise InputError(f"dual.rate={dual.rate}, dual.epsilon={dual.epsilon}: rate is above 0, epsilon at least 0")
+        if private is not None and not (0 < private.clip < math.inf and 0 <= private.noise < math.inf):
+            raise InputError(f"private.clip={private.clip}, noise={private.noise}: clip is above 0, noise at least 0")
+        if private is not None and (self.penalty or dual is not None or self.steps_per_epoch is None):
+            raise InputError(
+                "private: rows are clipped one by one, so it takes steps_per_epoch, no penalty and no weights"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience={self.patience}: it is at least 1, or None")
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether rows need groups."""
+        return self.penalty > 0 or self.dual is not None
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation rows decide which epoch is kept."""
+        return self.patience is not None or self.dual is not None
+
+
+class PoolBatches(IterableDataset[PoolBatch]):
+    """The batches of all members, step by step: of those that still learn, which are the first k.
+
+    A member's batches are those of `ShuffledBatches` or, with ``steps_per_epoch``, `StratifiedBatches` under its own
+    seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size: the
+    weighted sum of a loss is its mean. Private batches are those of `PoissonBatches`, their rows of weight 1. To be
+    walked through once.
+
+    Args:
+        members: their rows.
+        names: their numbers in the whole pool, which decide their seeds.
+        settings: batch_size, steps_per_epoch and seed.
+        epochs: of every member.
+        weights: of their rows; None: all 1.
+
+    Attributes:
+        order: the places in ``members`` of the first, second, ... member here: those with the most steps come first.
+        X, y, s: the rows of all members in that order, end to end: ``[rows, F]``, ``[rows]``, ``[rows]``; filled up to
+            equal numbers where every batch is the whole data.
+        steps, epoch: steps of every member, in that order; of all its epochs, and of one.
+        width: rows of the largest batch.
+    """
+
+    def __init__(
+        self,
+        members: list[Rows],
+        names: list[int],
+        settings: PoolSettings,
+        epochs: list[int],
+        *,
+        weights: list[Tensor] | None = None,
+    ) -> None:
+        self.batch_size, self.private = settings.batch_size, settings.private is not None
+        epoch = [settings.steps_per_epoch or -(-len(rows.y) // self.batch_size) for rows in members]
+        steps = [number * length for number, length in zip(epochs, epoch, strict=True)]
+        self.order = sorted(range(len(members)), key=lambda i: -steps[i])
+        self.steps, self.epoch = [steps[i] for i in self.order], [epoch[i] for i in self.order]
+        self.draws = [_draws(members[i], names[i], settings, epochs[i]) for i in self.order]
+        self.counts = [len(members[i].y) for i in self.order]
+        if self.private:  # the largest batch is known once all are drawn
+            drawn = (_draws(members[i], names[i], settings, epochs[i])[0] for i in self.order)
+            self.width = max(1, max(len(index) for draws in drawn for index in draws))
+        else:
+            self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
+        self.whole = self.batch_size >= max(self.counts) and not self.private
+        parts = [[getattr(members[i], name) for i in self.order] for name in "Xys"]
+        if weights is not None:
+            parts.append([weights[i] for i in self.order])
+        end_to_end = [
+            pad_sequence(part, batch_first=True).flatten(0, 1) if self.whole else torch.cat(part) for part in parts
+        ]
+        self.X, self.y, self.s = end_to_end[:3]
+        self.weights = end_to_end[3] if weights is not None else None
+
+    def __len__(self) -> int:
+        return self.steps[0]
+
+    def __iter__(self) -> Iterator[PoolBatch]:
+        counts = torch.tensor(self.counts)[:, None]
+        if self.whole:
+            weight = (torch.arange(self.width) < counts) / counts
+            if self.weights is not None:
+                weight = weight * self.weights.view_as(weight)
+            yield from itertools.repeat((None, weight), len(self))
+            return
+        first = counts.cumsum(0) - counts
+        streams = [(self._sampled if self.private else self._stream)(*draws) for draws in self.draws]
+        for step in range(len(self)):
+            while self.steps[len(streams) - 1] <= step:
+                streams.pop()
+            index, weights, sizes = zip(*map(next, streams), strict=True)
+            width = max(1, *sizes)
+            places = (torch.stack(index) + first[: len(index)])[:, :width]
+            weight = torch.stack(weights)[:, :width]
+            yield places, weight if self.weights is None else weight * self.weights[places]
+
+    def _stream(self, draws: Iterator[Tensor], weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """A member's batches: row numbers [width], weights [width], rows that count."""
+        size = min(self.batch_size, len(weight))
+        start, column = torch.arange(0, len(weight), size)[:, None], torch.arange(self.width)
+        real = (column < size) & (start + column < len(weight))
+        place = torch.where(real, start + column, 0)  # filled up with a row of the member's own
+        count = real.sum(1)
+        weights, sizes = (weight[place] * real / count[:, None]).unbind(), count.tolist()
+        for drawn in draws:
+            yield from zip(drawn[place].unbind(), weights, sizes, strict=True)
+
+    def _sampled(self, draws: Iterator[Tensor], _: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """A member's Poisson samples, as above."""
+        for drawn in draws:
+            place, weight = torch.zeros(self.width, dtype=torch.int64), torch.zeros(self.width)
+            place[: len(drawn)], weight[: len(drawn)] = drawn, 1.0
+            yield place, weight, len(drawn)
+
+
+def _draws(rows: Rows, name: int, settings: PoolSettings, epochs: int) -> tuple[Iterator[Tensor], Tensor]:
+    """Row numbers of one member, an epoch or a batch at a time, and the weights of such a draw."""
+    n, seed = len(rows.y), member_seed(settings.seed, name)
+    if settings.steps_per_epoch is None:  # what ShuffledBatches draws, without the rows
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randperm(n, generator=generator) for _ in range(epochs)), torch.ones(n)
+    numbers = Rows(torch.arange(n), rows.y, rows.s, rows.index)
+    if settings.private is not None:
+        samples = PoissonBatches(numbers, settings.steps_per_epoch, mask_seed(seed))
+        return (drawn for _ in range(epochs) for drawn, *_ in samples), torch.ones(n)
+    try:
+        batches = StratifiedBatches(numbers, settings.batch_size, settings.steps_per_epoch, seed)
+    except ValueError as error:
+        raise InputError(f"datasets[{name}]: {error}") from None
+    return (drawn for _ in range(epochs) for drawn, *_ in batches), batches.weight
+
+
+class HeldOut:
+    """Validation rows of all members, filled up to equal numbers.
+
+    Args:
+        members: their rows, each with one at least.
+
+    Attributes:
+        X, y, s: ``[M, V, F]``, ``[M, V]``, ``[M, V]``.
+        real: ``[M, V]``, False where a row only fills up.
+        groups: how many there are.
+    """
+
+    def __init__(self, members: list[Rows]) -> None:
+        self.X, self.y, self.s = (pad_sequence([getattr(rows, name) for rows in members], True) for name in "Xys")
+        sizes = torch.tensor([len(rows.y) for rows in members])
+        self.real = torch.arange(self.y.shape[1]) < sizes[:, None]
+        self.groups = int(self.s.max()) + 1
+
+
+class PoolClassifier(lightning.LightningModule):
+    """A pool in training. Gradients of members do not mix, so backpropagation is written out: no graph, no allocation.
+
+    Args:
+        start: the members, in the order of ``batches``; their tensors are trained in place.
+        batches: their rows.
+        names: what the log calls the members.
+        settings: how they are trained.
+        held_out: validation rows, where they decide which epoch is kept.
+    """
+
+    X: Tensor  # [rows, F]
+    y: Tensor  # [rows]
+    sign: (
+        Tensor  # [rows]: 1 for label 0, -1 for label 1, so that the cross-entropy of two is softplus(sign * (z1 - z0))
+    )
+    cell: Tensor  # [rows]: code of (label, group)
+    penalty: Tensor  # [M]: lambda of every member
+
+    def __init__(
+        self,
+        start: Sequence[tuple[Tensor, Tensor]],
+        diverged: Sequence[int],
+        batches: PoolBatches,
+        names: list[int],
+        settings: PoolSettings,
+        held_out: HeldOut | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings, self.names, self.width = settings, names, batches.width
+        self.sizes = (start[0][0].shape[1], *(b.shape[1] for _, b in start))
+        self.steps, self.epoch = torch.tensor(batches.steps), torch.tensor(batches.epoch)
+        self.dual, self.private, self.held_out = settings.dual, settings.private, held_out
+        if self.private is not None:
+            seeds = [noise_seed(member_seed(settings.seed, name)) for name in names]
+            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
+        self.weights = nn.ParameterList([W for W, _ in start])
+        self.biases = nn.ParameterList([b for _, b in start])
+        groups = int(batches.s.max()) + 1
+        self.classes = self.sizes[-1]
+        self.cells = self.classes * groups
+        self.register_buffer("X", batches.X, persistent=False)
+        self.register_buffer("y", batches.y, persistent=False)
+        self.register_buffer("sign", 1 - 2 * batches.y.float(), persistent=False)
+        self.register_buffer("cell", batches.y * groups + batches.s, persistent=False)
+        self.register_buffer("penalty", torch.full((len(names),), float(settings.penalty)), persistent=False)
+        self.diverged = torch.zeros(len(names), dtype=torch.bool)
+        self.diverged[list(diverged)] = True
+        self.best = BestEpoch(len(names), None if self.dual is not None else settings.patience)
+        self.kept: list[Tensor] = []  # every parameter as it was at its member's best epoch
+        self.kept_penalty = self.penalty.clone()
+        self.met = torch.ones(len(names), dtype=torch.bool)
+
+    def configure_optimizers(self) -> PoolAdamW:
+        """One AdamW for all members."""
+        self.optimizer = PoolAdamW(self.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        self.optimizer.frozen[self.diverged.to(self.optimizer.frozen.device)] = True
+        return self.optimizer
+
+    def on_train_start(self) -> None:
+        """Set aside what every step writes to."""
+        budget = BLOCK.get(self.device.type, BLOCK["cpu"])
+        self.block = max(1, budget // (self.width * max(self.sizes)))
+        room = min(self.block, len(self.names)) * self.width
+        self.activations = [self.X.new_empty(room * size) for size in self.sizes]
+        self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        if self.held_out is not None:
+            self.kept = [parameter.detach().clone() for parameter in self.parameters()]
+
+    @torch.no_grad()
+    def training_step(self, batch: PoolBatch, step: int) -> None:
+        """One step of the first k members."""
+        index, weight = batch
+        k = len(weight)
+        finite = torch.ones(k, dtype=torch.bool, device=weight.device)
+        for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
+            if not self.optimizer.frozen[part].all():
+                finite[part] = self._gradients(part, index, weight[part]).isfinite()
+        for parameter in self.parameters():
+            finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
+        if self.private is not None:
+            self._add_noise(self.private, k)
+        if not finite.all():
+            broken = ~finite & ~self.optimizer.frozen[:k]
+            for i in broken.nonzero().flatten().tolist():
+                log.warning("pool member %d diverged at step %d; it stays as it was before", self.names[i], step)
+            self.optimizer.frozen[:k] |= broken
+            self.diverged[:k] |= broken.cpu()
+        self.optimizer.active = k
+        cast(LightningOptimizer, self.optimizers()).step()
+        ended = ((step + 1) % self.epoch[:k] == 0) & ~self.optimizer.frozen[:k].cpu()
+        if self.held_out is not None and ended.any():
+            self._validate(ended.nonzero().flatten(), step, self.held_out)
+
+    def _add_noise(self, private: Private, k: int) -> None:
+        """Noise the sums of clipped gradients of the first k members, and divide by the batches' expected size."""
+        sizes = [parameter[0].numel() for parameter in self.parameters()]
+        drawn = torch.stack([torch.randn(sum(sizes), generator=generator) for generator in self.generators[:k]])
+        noises = (private.noise * private.clip * drawn).to(self.device).split(sizes, 1)
+        for parameter, noise in zip(self.parameters(), noises, strict=True):
+            gradient = cast(Tensor, parameter.grad)[:k]
+            expected = self.expected[:k].to(gradient).view(k, *[1] * (gradient.dim() - 1))
+            gradient.add_(noise.view_as(gradient)).div_(expected)
+
+    def _validate(self, ended: Tensor, step: int, rows: HeldOut) -> None:
+        """Keep the weights of the members whose best epoch just ended; move their lambdas, or stop them."""
+        X, y, s, real = (part[ended].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
+        logits = self.pool_logits(ended, X)
+        count = real.sum(1)
+        each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        loss = (each * real).sum(1) / count
+        epoch = (step + 1) // self.epoch[ended]
+        probs = logits.softmax(-1)
+        if self.dual is not None:
+            # one by one: the rows, and so the cells that they fill, are each member's own
+            own = zip(probs, y, s, real, strict=True)
+            gap = torch.stack([_gap(p[r], labels[r], groups[r], self.classes) for p, labels, groups, r in own])
+            better, _ = self.best.update(ended, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
+            self._keep(ended[better])
+            self.met[ended[better]] = gap[better] <= self.dual.epsilon
+            self._ascend(ended, gap, self.dual)
+            return
+        if self.settings.penalty:
+            cells = self.classes * rows.groups
+            cell = torch.where(real, y * rows.groups + s, cells)
+            shown = probs[..., 1] if self.classes == 2 else probs
+            loss = loss + self.penalty[ended] * equalized_odds_penalties(shown, cell, cells)
+        better, stopped = self.best.update(ended, epoch, loss)
+        self._keep(ended[better])
+        self.optimizer.frozen[ended[stopped]] = True
+        if (self.optimizer.frozen.cpu() | (self.steps <= step + 1)).all():
+            self.trainer.should_stop = True
+
+    def _ascend(self, ended: Tensor, gap: Tensor, dual: Dual) -> None:
+        """Move the lambdas of the members whose epoch ended."""
+        excess = (gap - dual.epsilon).to(self.penalty)
+        self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
+
+    def pool_logits(self, members: Tensor, X: Tensor) -> Tensor:
+        """Logits ``[k, V, C]`` of some members, each on rows ``[k, V, F]`` of its own."""
+        h = X
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(b[members, None], h.relu() if layer else h, W[members])
+        return h
+
+    def _keep(self, members: Tensor) -> None:
+        for kept, parameter in zip(self.kept, self.parameters(), strict=True):
+            kept[members] = parameter.detach()[members]
+        self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
+
+    def _gradients(self, part: slice, index: Tensor | None, weight: Tensor) -> Tensor:
+        """Write the gradients of the members in ``part``; their losses on this batch [k]."""
+        k, width = weight.shape
+        if index is None:
+            rows: slice | Tensor = slice(part.start * width, part.stop * width)
+            x = self.X[rows].view(k, width, -1)
+        else:
+            rows = index[part].flatten()
+            x = _view(self.activations[0], k, width, self.sizes[0])
+            torch.index_select(self.X, 0, rows, out=x.flatten(0, 1))
+        inputs = [x]
+        last = len(self.weights) - 1
+        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
+            torch.baddbmm(b[part, None], inputs[layer], W[part], out=out)
+            inputs.append(out if layer == last else out.relu_())
+        with torch.enable_grad():
+            if self.classes == 2:
+                z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
+                each = softplus(self.sign[rows].view(k, width) * z)
+            else:
+                z = inputs[-1].clone().requires_grad_()
+                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none").view(k, width)
+            losses = (weight * each).sum(1)
+            if self.settings.penalty or self.dual is not None:
+                cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
+                probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
+                losses = losses + self.penalty[part] * equalized_odds_penalties(probs, cell, self.cells)
+            (dz,) = torch.autograd.grad(losses.sum(), z)
+        # the loss's gradients at what the layers give out, first layer first
+        deltas = [torch.stack((-dz, dz), -1) if self.classes == 2 else dz]
+        for layer in range(last, 0, -1):
+            out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
+            delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
+            torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
+            deltas.insert(0, delta)
+        if self.private is not None:
+            clip_rows(inputs[: last + 1], deltas, self.private.clip)
+        for layer, delta in enumerate(deltas):
+            torch.bmm(inputs[layer].transpose(1, 2), delta, out=cast(Tensor, self.weights[layer].grad)[part])
+            torch.sum(delta, 1, out=cast(Tensor, self.biases[layer].grad)[part])
+        return losses.detach()
+
+    def trained(self) -> tuple[list[tuple[Tensor, Tensor]], list[int], dict[str, list[float]]]:
+        """Return weights, the members that diverged, and what the training reports of every member.
+
+        They are as they stand or, where validation rows decided, as they were at their best epochs.
+        """
+        stand = self.kept or [parameter.detach() for parameter in self.parameters()]
+        layers = len(self.weights)
+        weights = [(W.cpu(), b.cpu()) for W, b in zip(stand[:layers], stand[layers:], strict=True)]
+        told: dict[str, list[float]] = {"lambda": (self.kept_penalty if self.kept else self.penalty).tolist()}
+        told["epoch"] = (self.best.epoch if self.kept else self.optimizer.steps.cpu() // self.epoch).tolist()
+        if self.dual is not None:
+            told["constraint_met"] = self.met.double().tolist()
+        return weights, self.diverged.nonzero().flatten().tolist(), told
+
+
+def _gap(probs: Tensor, y: Tensor, s: Tensor, classes: int) -> Tensor:
+    """Equalized-odds gap of one member, on the CPU; cells without rows are left out."""
+    return equalized_odds_gaps(probs.argmax(-1)[None], y, s, classes=classes)[0].cpu()
+
+
+def _view(space: Tensor, *shape: int) -> Tensor:
+    return space[: math.prod(shape)].view(shape)
+
+
+class PoolAdamW(torch.optim.Optimizer):
+    """AdamW over parameters stacked along their first dimension, one entry per member.
+
+    Members start together and stop for good, so those that still learn share a step count. The others keep weights and
+    moments bit for bit.
+
+    Attributes:
+        active: the first so many members learn; it only falls.
+        frozen: bool [M], those among them that do not; it only fills.
+        steps: int64 [M], steps that each member has taken.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8})
+        stacked = self.param_groups[0]["params"]
+        for p in stacked:
+            self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": p.new_zeros(())}
+        self.active = len(stacked[0])
+        self.frozen = torch.zeros(self.active, dtype=torch.bool, device=stacked[0].device)
+        self.steps = torch.zeros(self.active, dtype=torch.int64, device=stacked[0].device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the members that learn."""
+        loss = closure() if closure is not None else None
+        (group,) = self.param_groups
+        k = self.active
+        params = [p[:k] for p in group["params"]]
+        states = [self.state[p] for p in group["params"]]
+        means, squares = ([state[name][:k] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        frozen = self.frozen[:k].nonzero().flatten()
+        kept = [(tensor, tensor[frozen]) for tensor in (*params, *means, *squares)] if len(frozen) else []
+        adamw(
+            params,
+            [p.grad[:k] for p in group["params"]],
+            means,
+            squares,
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for tensor, values in kept:
+            tensor[frozen] = values
+        self.steps[:k] += ~self.frozen[:k]
+        return loss
+
+
+def clip_rows(inputs: Sequence[Tensor], deltas: Sequence[Tensor], clip: float) -> None:
+    """Scale ``deltas`` in place so that no row's gradient, all linear layers together, is longer than ``clip``.
+
+    A row's gradient of a layer is the outer product of its input (and 1, for the bias) and its delta, so its squared
+    norm is the product of theirs: no gradient of a single row is ever made (Goodfellow 2015). The factor is Opacus's,
+    ``min(1, clip / (norm + 1e-6))``.
+
+    Args:
+        inputs: per layer ``[..., B, in]``.
+        deltas: per layer ``[..., B, out]``, gradients of every row's own loss at the layer's output.
+        clip: above 0.
+    """
+    squares = [(x.square().sum(-1) + 1) * d.square().sum(-1) for x, d in zip(inputs, deltas, strict=True)]
+    factor = (clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)[..., None]
+    for delta in deltas:
+        delta.mul_(factor)
+
+
+def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """``functional.equalized_odds_penalty`` of every member, vectorised.
+
+    Args:
+        probs: P(y=1) ``[M, B]``, or with C > 2 classes all probabilities ``[M, B, C]``.
+        cell: ``label * groups + group`` ``[M, B]``, or ``cells`` for a row that does not count.
+        cells: the number of classes times that of groups.
+
+    Returns:
+        ``[M]``; a (label, group) cell that a member's batch lacks contributes nothing.
+    """
+    if probs.dim() == 3:
+        classes = probs.shape[2]
+        empty = probs.new_zeros(len(probs), cells + 1, classes)
+        sums = empty.scatter_add(1, cell[..., None].expand_as(probs), probs)[:, :cells]
+        rows = empty[..., 0].scatter_add(1, cell, torch.ones_like(probs[..., 0]))[:, :cells, None]
+        means = (sums / rows.clamp(min=1)).masked_fill(rows == 0, torch.nan)
+        return label_gaps(means.view(len(probs), classes, -1, classes)).sum(1)
+    empty = probs.new_zeros(len(probs), cells + 1)
+    sums, rows = (empty.scatter_add(1, cell, values)[:, :cells] for values in (probs, torch.ones_like(probs)))
+    means = (sums / rows.clamp(min=1)).view(len(probs), 2, -1)
+    present = rows.view_as(means) > 0
+    high = torch.where(present, means, -torch.inf).amax(-1)
+    low = torch.where(present, means, torch.inf).amin(-1)
+    return torch.where(present.any(-1), high - low, 0.0).sum(1)
