@@ -129,11 +129,11 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
     if not missing_allowed:  # else options are checked one by one, whatever stands beside them
-        _check_track(config)
+        check_track(config)
         _check_property(config)
 
 
-def _check_track(config: Mapping[str, Any]) -> None:
+def check_track(config: Mapping[str, Any]) -> None:
     """Refuse parts of the other track: language models are tuned on pairs, classifiers are trained on tables."""
     model, dataset, defense = (config[group] for group in ("model", "dataset", "defense"))
     dimensions, attacks = config.get("dimensions") or {}, config.get("attack") or {}

@@ -19,7 +19,7 @@ from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, pla
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.plugins import plugin_folders
-from fairpriv.schema import check, nearest
+from fairpriv.schema import check, check_track, nearest
 
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts
@@ -78,7 +78,10 @@ def _composed(
                 if option in files:
                     grids[option] = _grids(files[option], known) or [[]]
             for grid in grids.get(overrides[0], [[]]):
-                check(plain(compose(conf, folders, [*overrides, *grid])), missing_allowed=True)
+                config = plain(compose(conf, folders, [*overrides, *grid]))
+                check(config, missing_allowed=True)
+                if overrides[0] in files:  # its parts are meant to go together
+                    check_track(config)
         except InputError as error:
             return str(error)
         except CONFIG_ERRORS as error:
