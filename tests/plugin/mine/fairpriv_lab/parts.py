@@ -8,8 +8,8 @@ from fairpriv.classifiers.contract import Defended, Defense
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.identity import content_hash
-from fairpriv.language_models.judges.judge import Verdict
-from fairpriv.language_models.scorers.scorer import Scored
+from fairpriv.language_models.judges.judge import Judge, Verdict
+from fairpriv.language_models.scorers.scorer import Scored, Scorer
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Noise(Defense):
 
 
 @dataclass
-class Wordlist:
+class Wordlist(Judge):
     name: str
     unsafe: list[str]
 
@@ -64,12 +64,10 @@ class Wordlist:
 
 
 @dataclass
-class Brevity:
+class Brevity(Scorer):
     words: int
     required, optional = ("prompt",), ()
     answered = True
-
-    def check(self, examples): ...
 
     def score(self, subject, examples, responses):
         short = [len(response.split()) <= self.words for response in responses]
