@@ -49,7 +49,7 @@ def train(rank: int, folder) -> None:
     trained["cache of one rank"] = fit_pool(
         datasets(), **ARMS["shuffled"], store=Store(cached if rank == 0 else folder / "new")
     )
-    pools._train = None  # all ranks find it: none trains
+    pools._PoolFit.train = None  # all ranks find it: none trains
     trained["read"] = fit_pool(datasets(), **ARMS["shuffled"], store=Store(folder / f"cache{rank}"))
     parts = {name: (pool.weights, pool.diverged, pool.told) for name, pool in trained.items()}
     torch.save(parts, folder / f"{rank}.pt")

@@ -20,6 +20,7 @@ from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.dp_sgd import DPSGD, PrivateClassifier, epsilon_spent, noise_multiplier
 from fairpriv.classifiers.nets import pool as pools
+from fairpriv.classifiers.nets import pool_training
 from fairpriv.classifiers.nets.classifier import MLP, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.nets.pool_training import Private, clip_rows, mask_seed, member_seed, noise_seed
@@ -59,13 +60,13 @@ def test_a_pools_sums_of_clipped_gradients_are_opacus_s_and_a_loops(monkeypatch,
     """The gradient of a pool's first step, before noise; at clip 1 some rows are clipped and some are not."""
     rows, model, noised = table(60), net(), []
     monkeypatch.setattr(pools, "_fresh", lambda sizes, seeds: Pool.of([model] * len(seeds)))
-    seen = pools.PoolClassifier._add_noise
+    seen = pool_training.PoolClassifier._add_noise
 
     def watched(self, private, k):
         noised.append([parameter.grad.clone() for parameter in self.parameters()])
         seen(self, private, k)
 
-    monkeypatch.setattr(pools.PoolClassifier, "_add_noise", watched)
+    monkeypatch.setattr(pool_training.PoolClassifier, "_add_noise", watched)
     how = {"hidden": (8, 4), "epochs": 1, "batch_size": 1, "lr": 0.01, "seed": 3, "accelerator": "cpu"}
     fit_pool([(rows.X, rows.y)] * 2, private=Private(0.0, clip), steps_per_epoch=3, **how)
     for member in range(2):
@@ -138,7 +139,7 @@ def test_opacus_leaves_a_plain_module_behind():
 
 def test_noise_of_a_pool_has_the_promised_deviation_and_is_each_members_own(monkeypatch):
     rows, seen = table(40), []
-    add = pools.PoolClassifier._add_noise
+    add = pool_training.PoolClassifier._add_noise
 
     def watched(self, private, k):
         before = [parameter.grad.clone() for parameter in self.parameters()]
@@ -147,7 +148,7 @@ def test_noise_of_a_pool_has_the_promised_deviation_and_is_each_members_own(monk
         noise = [p.grad * expected - b for p, b in zip(self.parameters(), before, strict=True)]
         seen.append(torch.cat([part.flatten(1) for part in noise], 1))
 
-    monkeypatch.setattr(pools.PoolClassifier, "_add_noise", watched)
+    monkeypatch.setattr(pool_training.PoolClassifier, "_add_noise", watched)
     how = {"hidden": (64, 32), "epochs": 1, "steps_per_epoch": 5, "batch_size": 1, "lr": 0.01, "seed": 3}
     fit_pool([(rows.X, rows.y)] * 3, private=Private(2.0, 1.5), accelerator="cpu", **how)
     noise = torch.stack(seen)  # [steps, members, parameters]
@@ -328,7 +329,7 @@ def test_the_first_batchs_members_do_not_follow_from_the_initial_weights_seed():
 def test_a_pools_batches_are_drawn_from_the_mask_seed():
     rows = table(60)
     asked = []
-    build = pools.PoissonBatches
+    build = pool_training.PoissonBatches
 
     class Watched(build):
         def __init__(self, rows, steps, seed):
@@ -336,7 +337,7 @@ def test_a_pools_batches_are_drawn_from_the_mask_seed():
             super().__init__(rows, steps, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pools, "PoissonBatches", Watched)
+        patch.setattr(pool_training, "PoissonBatches", Watched)
         fit_pool(
             [(rows.X, rows.y)], hidden=[4], epochs=1, steps_per_epoch=2, batch_size=1, lr=0.01, seed=5,
             private=Private(1.0, 1.0), accelerator="cpu",
