@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fairpriv import __version__, patches
 from fairpriv.errors import InputError
 from fairpriv.plugins import plugin_folders, put_on_path, refuse_hidden
-from fairpriv.schema import check, nearest
+from fairpriv.schema import check, nearest, tasks_of
 from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
@@ -280,7 +280,7 @@ def edit_model(given: argparse.Namespace) -> int:
 
     if model in groups([CONF, *plugin_folders(), *given.folders])["model"]:
         config = plain(compose(CONF, given.folders, [f"model={model}"]))
-        if not str(config["model"]["_target_"]).endswith(".PretrainedLM"):
+        if tasks_of("model", str(config["model"]["_target_"])) != ["language_model"]:
             raise InputError(f"--model {model}: is no language model")
         if config["model"]["path"] == "???":
             raise InputError(f"--model {model}: its path has no value; give the model's folder or name on the hub")
@@ -541,7 +541,7 @@ def show(result: Result) -> None:
     # labels and names of the data are printed as they are
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
     parts = [config["dataset"]["name"], config["defense"]["name"]]
-    parts += [config["model"]["name"]] if config["dimensions"] else [f"world {config['game']['world']}"]
+    parts += [f"world {config['game']['world']}"] if "game" in config else [config["model"]["name"]]
     title = f"{', '.join(parts)}, seed {config['seed']}: {result.status}"
     if result.metrics:
         floors = {name: value for name, value in result.metrics.items() if name.endswith("_floor")}

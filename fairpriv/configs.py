@@ -16,11 +16,12 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv.errors import InputError
 from fairpriv.plugins import plugin_folders
-from fairpriv.schema import Config, nearest
+from fairpriv.schema import TASKS, nearest, of_other_task, tasks_of
 
 Part = TypeVar("Part")
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
+SECTIONS = {"dimension": "dimensions"}  # where a group's choice stands, if not under its own name
 ENGINES = {  # launchers of other packages, by the extra that installs them
     "submitit_local": ("slurm", "hydra-submitit-launcher"),
     "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
@@ -57,9 +58,24 @@ def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
     for name in words or known:
         print(name)
         width = max(len(option) for option in known[name])
+        mixed = name in ("model", "dataset", "defense")
         for option, file in known[name].items():
-            print(f"  {option:<{width}}  {describe(file)}".rstrip())
+            tasks = tasks_of(name, _target(known[name], option)) if mixed else []
+            whose = "any task" if len(tasks) == len(TASKS) else " and ".join(tasks)
+            print(f"  {option:<{width}}  {f'{whose:<14}  ' if mixed else ''}{describe(file)}".rstrip())
     return 0
+
+
+def _target(options: Mapping[str, Path], name: str) -> str:
+    """The class that an option names, itself or by the option that it begins with."""
+    from omegaconf import OmegaConf
+
+    read: Any = OmegaConf.to_container(OmegaConf.load(options[name]))
+    read = read if isinstance(read, dict) else {}
+    parents = [parent for parent in read.get("defaults", []) if isinstance(parent, str) and parent in options]
+    return str(
+        read.get("_target_") or next((found for p in parents if p != name and (found := _target(options, p))), "")
+    )
 
 
 def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
@@ -94,10 +110,11 @@ def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
 
 
 def register_schema() -> None:
-    """Make the root's dataclass known to Hydra, under the name that config.yaml's defaults list gives it."""
+    """Make the root's dataclasses known to Hydra, under the names that the defaults lists of tasks give them."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="fairpriv_schema", node=Config)
+    for name, task in TASKS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=task.config)
 
 
 def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hydra: bool = False) -> Any:
@@ -187,13 +204,15 @@ def left_to_cells(overrides: Sequence[str]) -> list[str]:
     """Overrides for a grid, those below a group as a choice of one value.
 
     Hydra also composes what a grid's cells have in common, without the groups that differ among them: there
-    ``defense.epochs=3`` would be an unknown key if the default defence has no epochs.
+    ``defense.epochs=3`` would be an unknown key if the default defence has no epochs. So are the groups of one task, if
+    the datasets, which imply it, differ.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     words = []
     for word in overrides:
-        if re.match(r"(?!hydra\.|paths\.)\w+\.[\w.]+=.", word):
+        below, group = re.match(r"(?!hydra\.|paths\.)\w+\.[\w.]+=.", word), word.partition("=")[0]
+        if below or any(SECTIONS.get(group, group) in task.foreign for task in TASKS.values()):
             override = OverridesParser.create().parse_overrides([word])[0]
             if not override.is_sweep_override():
                 value = "'null'" if override.value() is None else override.get_value_element_as_str()
@@ -289,6 +308,11 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         return f"{where}{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{ambiguous[1]}: several values make a grid, which needs -m; a list is written key=[a,b]"
+    missing = re.search(r"Could not override '(\w+)'.\s+No match|[Kk]ey '(\w+)' (?:is )?not in ", text)
+    section = next(filter(None, missing.groups())) if missing else ""
+    section = SECTIONS.get(section, section)
+    if any(section in task.foreign for task in TASKS.values()):
+        return where + of_other_task(section)
     if nothing := re.search(r"Could not override '([^']+)'.\s+No match in the defaults list", text):
         return f"{where}there is no group {nothing[1]}{nearest(nothing[1], options)}"
     key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)

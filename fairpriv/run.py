@@ -129,10 +129,8 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """The cell's parts: language models are tuned on pairs, classifiers are trained on tables."""
-    from fairpriv.language_models.data.pairs import Pairs
-
-    if isinstance(dataset, Pairs):  # each track imports its own libraries, which take seconds
+    """Build what measures a cell of the config's task. Each task imports its own libraries, which take seconds."""
+    if config["task"] == "language_model":
         from fairpriv.language_models.experiment import TugOfWar
 
         return TugOfWar(config, dataset, defense)
@@ -200,7 +198,8 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
 def described(config: Mapping[str, Any]) -> str:
     """A few words that tell people which cell this is."""
     names = [config[group]["name"] for group in ("dataset", "model", "defense")]
-    return f"{' '.join(names)} world {config['game']['world']} seed {config['seed']}"
+    world = f" world {config['game']['world']}" if "game" in config else ""
+    return f"{' '.join(names)}{world} seed {config['seed']}"
 
 
 def device_name() -> str:

@@ -38,15 +38,6 @@ FIT_SETS = {  # of lightning.Trainer
     "limit_val_batches",
     "log_every_n_steps",
 }
-PARTS = {  # what the parts of a group, or of a key of that name, can do: one of these
-    "model": ("forward", "network", "load"),
-    "dataset": ("load", "models"),
-    "defense": ("defend", "tune"),
-    "attack": ("run",),
-    "judge": ("judge",),
-    "scorer": ("score",),
-    "source": ("locate",),
-}
 
 
 @dataclass
@@ -61,6 +52,7 @@ class PathsConfig:
 class Config:
     """Root of every composed config; nodes without a dataclass are checked against their target's signature."""
 
+    task: str = MISSING
     seed: int = 0
     sweep: str | None = None  # the sweep this cell was asked for by; set by the command line
     retry: str = "failed"  # which cells that have a result are run again: none, failed or all
@@ -68,17 +60,66 @@ class Config:
     model: Any = MISSING
     dataset: Any = MISSING
     defense: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = None
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ClassifierConfig(Config):
+    """Root of a classifier's config."""
+
     game: GameSettings = field(default_factory=GameSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     attack: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LanguageModelConfig(Config):
+    """Root of a language model's config."""
+
     dimensions: dict[str, Any] = field(default_factory=dict)  # what dimension=[...] chooses
     judge: Any = None
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     utility: Any = None  # further tasks of general capability
     analysis: Any = None  # what a language model's edit is looked at with, beside what costs nothing
-    trainer: Any = MISSING
-    logger: Any = None
-    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of experiment: the root of its configs, and what its parts can do (one of these methods each)."""
+
+    config: type[Config]
+    parts: Mapping[str, tuple[str, ...]]
+    dataset: str  # one that implies it
+
+    @property
+    def sections(self) -> set[str]:
+        """Keys of the root that other tasks may lack."""
+        return {f.name for f in dataclasses.fields(self.config)} - {f.name for f in dataclasses.fields(Config)}
+
+    @property
+    def foreign(self) -> set[str]:
+        """Keys of the root that only other tasks have."""
+        return {key for other in TASKS.values() for key in other.sections} - self.sections
+
+
+TASKS = {
+    "classifier": Task(
+        ClassifierConfig,
+        {"model": ("forward", "network"), "dataset": ("load", "models"), "defense": ("defend",)},
+        "adult",
+    ),
+    "language_model": Task(
+        LanguageModelConfig, {"model": ("load",), "dataset": ("draw",), "defense": ("tune",)}, "pairs"
+    ),
+}
+PARTS = {  # the same for parts that no task shares with another, by group or key
+    "attack": ("run",),
+    "judge": ("judge",),
+    "scorer": ("score",),
+    "source": ("locate",),
+}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -103,7 +144,12 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         InputError: names the full key and the nearest right one; also for a value that is still ``???``, unless
             ``missing_allowed``.
     """
-    _check_fields(config, Config, "")
+    if config.get("task") not in TASKS:
+        raise InputError(f"task={config.get('task')}: must be one of {', '.join(TASKS)}")
+    task = TASKS[config["task"]]
+    if misplaced := task.foreign & set(config):
+        raise InputError(of_other_task(min(misplaced)))
+    _check_fields(config, task.config, "")
     retries = ("none", "failed", "all")
     if config["retry"] not in retries:
         raise InputError(f"retry={config['retry']}: must be one of {', '.join(retries)}")
@@ -114,9 +160,10 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     for key, seed in {"seed": config["seed"], "evaluation.seed": config.get("evaluation", {}).get("seed", 0)}.items():
         if not 0 <= seed < 2**63:  # what torch's generators take
             raise InputError(f"{key}={seed}: must be a whole number from 0 to {2**63 - 1}")
-    GameSettings(**config["game"])
-    TrainingSettings(**config["training"])
-    EvaluationSettings(**config.get("evaluation", {}))
+    for section in dataclasses.fields(task.config):
+        settings = section.default_factory
+        if dataclasses.is_dataclass(settings) and section.name in config:
+            settings(**config[section.name])  # which refuses what is out of range
     for group in ("model", "dataset", "defense", "trainer"):
         if not (isinstance(config[group], Mapping) and config[group].get("_target_")):
             raise InputError(f"{group}._target_ has no value: it names the class that the {group} is built of")
@@ -129,55 +176,54 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
     if not missing_allowed:  # else options are checked one by one, whatever stands beside them
-        check_track(config)
+        check_task(config)
         _check_property(config)
 
 
-def check_track(config: Mapping[str, Any]) -> None:
-    """Refuse parts of the other track: language models are tuned on pairs, classifiers are trained on tables."""
-    model, dataset, defense = (config[group] for group in ("model", "dataset", "defense"))
-    dimensions, attacks = config.get("dimensions") or {}, config.get("attack") or {}
-    language_model = str(model["_target_"]).endswith(".PretrainedLM")
-    defends = parameters(f"{defense['_target_']}.defend") is not None
-    tunes = [*(parameters(f"{defense['_target_']}.tune") or ({},))[0]] == ["owner"]
-    if str(dataset["_target_"]).endswith(".Pairs"):
-        if defends and not tunes:
+def of_other_task(section: str) -> str:
+    """Say whose a section of the config is that the task at hand has not."""
+    owner = next(name for name, task in TASKS.items() if section in task.sections)
+    others = [name for name, task in TASKS.items() if section not in task.sections]
+    return (
+        f"{section.replace('dimensions', 'dimension')} is of task={owner}, not of task={' or '.join(others)}: choose a "
+        f"dataset that implies it, such as dataset={TASKS[owner].dataset}"
+    )
+
+
+def tasks_of(group: str, target: str) -> list[str]:
+    """List the tasks that a model, a dataset or a defence is for, by what its class can do."""
+    able = {name: _can(target, task.parts[group]) for name, task in TASKS.items()}
+    return [name for name, can in able.items() if can] or [name for name, can in able.items() if can is None]
+
+
+def _can(target: str, methods: Iterable[str]) -> bool | None:
+    """Whether the class that a target builds has one of the methods; None where its parents cannot be read."""
+    owner = target.rpartition(".")[0]
+    built = target if parameters(owner) is None else owner  # by a class method
+    found = [parameters(f"{built}.{method}") for method in methods]
+    return True if any(each not in (None, ({}, True)) for each in found) else None if any(found) else False
+
+
+def check_task(config: Mapping[str, Any]) -> None:
+    """Refuse parts of another task, and a language model without dimensions."""
+    task = config["task"]
+    for group in ("defense", "dataset", "model"):
+        fitting = tasks_of(group, str(config[group]["_target_"]))
+        if task not in fitting:
+            here = f"dataset={config['dataset']['name']} of" if group != "dataset" else "the config asks for"
             raise InputError(
-                f"defense={defense['name']} defends classifiers; language models take none, full, lora, dora, reft, "
-                "spin and lora_spin"
+                f"{group}={config[group]['name']} is for task={' or '.join(fitting)}, and {here} task={task}: choose a "
+                f"{group} of that task (fairpriv ls {group})"
             )
-        if attacks:
-            raise InputError(f"attack={[*attacks]}: attacks are played on classifiers, not on language models")
-        if not dimensions:
-            raise InputError(
-                f"dimension=[]: dataset={dataset['name']} needs some, such as dimension=[fairness,privacy]"
-            )
-        if not language_model:
-            raise InputError(
-                f"model={model['name']} is no language model, which dataset={dataset['name']} is for: choose "
-                "model=smollm2_135m, or model=hf model.path=NAME_OR_FOLDER"
-            )
-        return
-    if dimensions:
+    if not config.get("dimensions", True):
         raise InputError(
-            f"dimension=[{','.join(dimensions)}]: dimensions are of language models, dataset={dataset['name']} is a "
-            "table: choose dataset=pairs"
-        )
-    if tunes and not defends:
-        raise InputError(
-            f"defense={defense['name']} tunes language models; for a classifier choose none, fair_finetune or another "
-            "that is not for language models (fairpriv ls defense)"
-        )
-    if language_model:
-        raise InputError(
-            f"model={model['name']} is a language model, dataset={dataset['name']} a table: choose dataset=pairs and "
-            "dimension=[...], or model=mlp"
+            f"dimension=[]: dataset={config['dataset']['name']} needs some, such as dimension=[fairness,privacy]"
         )
 
 
 def _check_property(config: Mapping[str, Any]) -> None:
     """Refuse a property group that is not among the groups that the config itself lists."""
-    wanted, dataset = config["game"].get("property"), config["dataset"]
+    wanted, dataset = config.get("game", {}).get("property"), config["dataset"]
     sensitive = dataset.get("sensitive")
     listed = (dataset.get("groups") or {}).get(sensitive) if isinstance(sensitive, str) else None
     if wanted is not None and isinstance(listed, list) and wanted not in map(str, listed):
@@ -218,9 +264,8 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}._target_={target}: {_unreadable(target)}")
     keys = where.split(".")
     part = keys[0] if keys[0] == "attack" else keys[-1]
-    methods = PARTS.get(part, ())
-    built = target if parameters(target.rpartition(".")[0]) is None else target.rpartition(".")[0]  # by a class method
-    if methods and all(parameters(f"{built}.{method}") is None for method in methods):
+    methods = PARTS.get(part) or [method for task in TASKS.values() for method in task.parts.get(part, ())]
+    if methods and _can(target, methods) is False:
         raise InputError(f"{where}._target_={target}: is no {part}, which is a class with {' or '.join(methods)}")
     hints, open_ended = found
     for key, value in node.items():
@@ -384,8 +429,13 @@ def _signature(
     inherited: dict[str, Any] = {}
     open_ended = found_above = False
     for parent in node.bases:
-        if isinstance(parent, ast.Name) and _signature(module, parent.id) is not None:
-            if (up := _signature(module, parent.id, method)) is not None:
+        place, above = module, parent.id if isinstance(parent, ast.Name) else ""
+        if isinstance(parent, ast.Attribute) and isinstance(parent.value, ast.Name):  # such as nn.Sequential
+            imported = definitions.get(parent.value.id)
+            if isinstance(imported, ast.ImportFrom):
+                place, above = f"{_origin(module, imported)}.{parent.value.id}", parent.attr
+        if above and _signature(place, above) is not None:
+            if (up := _signature(place, above, method)) is not None:
                 found_above = True
                 inherited |= up[0]
                 open_ended |= up[1]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from fairpriv.configs import CONFIG_ERRORS, build, compose, explain, groups, plain
+from fairpriv.configs import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.plugins import plugin_folders
-from fairpriv.schema import check, check_track, nearest
+from fairpriv.schema import TASKS, check, check_task, nearest, tasks_of
 
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts
@@ -55,7 +55,7 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
             for name in mine[group]:
                 option = f"{group}={name}"
                 for grid in found.get(option, [[]]) if option not in wrong else ():
-                    trial.run(option, plain(compose(conf, folders, [option, *grid])))
+                    trial.run(option, plain(compose(conf, folders, [option, *_task(group), *grid])))
     count = len({option for option, _ in problems})
     print(f"{sum(map(len, known.values()))} configs checked, {count} with problems")
     return 2 if problems else 0
@@ -67,9 +67,14 @@ def _composed(
     """Compose and check every option; returns the grids of the experiments."""
     # One composition takes about 0.1 s, so options of different groups share it; experiments may override them.
     words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
-    alone = [[word] for group in ("experiment", "debug") for word in words.pop(group, [])]
+    alone = [[word] for group in ("experiment", "debug", "task") for word in words.pop(group, [])]
     files = {f"experiment={name}": file for name, file in known.get("experiment", {}).items()}
-    together = [[word for word in row if word] for row in itertools.zip_longest(*words.values())]
+    tasks = {group: _task(group) for group in words}
+    together = [
+        [*task, *(word for word in row if word)]
+        for task in map(list, dict.fromkeys(map(tuple, tasks.values())))
+        for row in itertools.zip_longest(*(words[group] for group in words if tasks[group] == task))
+    ]
     grids: Grids = {}
 
     def problem(overrides: list[str]) -> str | None:
@@ -81,7 +86,7 @@ def _composed(
                 config = plain(compose(conf, folders, [*overrides, *grid]))
                 check(config, missing_allowed=True)
                 if overrides[0] in files:  # its parts are meant to go together
-                    check_track(config)
+                    check_task(config)
         except InputError as error:
             return str(error)
         except CONFIG_ERRORS as error:
@@ -90,9 +95,17 @@ def _composed(
 
     for overrides in alone + together:
         if text := problem(overrides):  # whose fault it is shows one at a time
-            each = {override: p for override in overrides if (p := problem([override]))} or {" ".join(overrides): text}
+            own = [word for word in overrides if not word.startswith("task=") or len(overrides) == 1]
+            each = {word: p for word in own if (p := problem([word, *_task(word.partition("=")[0])]))}
+            each = each or {" ".join(overrides): text}
             problems += [(of, " ".join(p.removeprefix(of.replace("=", "/") + ": ").split())) for of, p in each.items()]
     return grids
+
+
+def _task(group: str) -> list[str]:
+    """The override that an option needs beside itself, where only one task has its group."""
+    owners = [name for name, task in TASKS.items() if SECTIONS.get(group, group) in task.sections]
+    return [f"task={name}" for name in owners] if len(owners) == 1 else []
 
 
 def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:
@@ -141,8 +154,8 @@ class Trial:
         self.option = option
         group = option.partition("=")[0]
         for part in ["dimension", *PARTS] if group == "experiment" else [group]:
-            several = {"dimension": config["dimensions"], "attack": config["attack"]}
-            nodes = several[part] if part in several else {part: config[part]}
+            several = {"dimension": config.get("dimensions", {}), "attack": config.get("attack", {})}
+            nodes = several[part] if part in several else {part: config.get(part)}
             for name, node in nodes.items():
                 key = content_hash([part, node])
                 what = "" if part == group else part if part == name else f"{part} {name}"
@@ -207,11 +220,10 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
     from fairpriv.classifiers.data.tabular import TabularDataset
     from fairpriv.classifiers.known_truth import World
     from fairpriv.classifiers.nets.architecture import architecture_of
-    from fairpriv.language_models.data.pairs import Pairs
 
     dataset = build(config, name)
-    if isinstance(dataset, Pairs):  # of dimensions, which are read by themselves
-        return "pairs of dimensions"
+    if config["task"] == "language_model":
+        return "pairs of dimensions"  # which are read by themselves
     if isinstance(dataset, World):  # simulated, with models of its own
         return f"the best possible adversary's advantage is {dataset.optimal_advantage:.3f}"
     table = dataset.load()
@@ -231,7 +243,7 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
 
 def _model(config: Mapping[str, Any], name: str) -> str:
     """Find pretrained weights; run five random rows through a network that reads tables."""
-    if str(config[name]["_target_"]).endswith(".PretrainedLM"):
+    if tasks_of("model", config[name]["_target_"]) == ["language_model"]:
         return f"{config[name]['path']} is there, not loaded ({build(config, name).digest()[:12]})"
     import torch
 
@@ -249,8 +261,9 @@ def _takes_features(config: Mapping[str, Any]) -> bool:
     """Whether the model is a network that reads tables."""
     from fairpriv.classifiers.nets.architecture import architecture_of
 
-    language_model = str(config["model"]["_target_"]).endswith(".PretrainedLM")
-    return not language_model and architecture_of(config).modality == "table"
+    return (
+        "classifier" in tasks_of("model", config["model"]["_target_"]) and architecture_of(config).modality == "table"
+    )
 
 
 def _run(net: Any, features: Any, classes: int) -> None:

@@ -13,7 +13,6 @@ import torch
 from fairpriv.classifiers.attacks.attack import Attack
 from fairpriv.classifiers.nets.architecture import Architecture, architecture_of
 from fairpriv.configs import build, require
-from fairpriv.errors import InputError
 from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.store import Store
 from fairpriv.trainer import device_of, trainer_of
@@ -48,11 +47,6 @@ class Settings:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Settings:
         """Read a resolved plain config that was checked; raises InputError where parts do not go together."""
-        if config.get("analysis"):
-            raise InputError(
-                "analysis: looks at edits of language models, not at classifiers of "
-                f"dataset={config['dataset']['name']}"
-            )
         return cls(
             seed=config["seed"],
             game=GameSettings(**config["game"]),

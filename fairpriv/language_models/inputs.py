@@ -48,7 +48,7 @@ def read(settings: Settings) -> Data:
         InputError: a file, a dimension or a number of examples is not as it should be.
     """
     dimensions, defense, evaluation = settings.dimensions, settings.defense, settings.evaluation
-    pairs = settings.pairs.load(dimensions, settings.seed) if defense.trains else []
+    pairs = settings.pairs.draw(dimensions, settings.seed) if defense.trains else []
     asked = {(name, *which): drawn(dimensions, name, *which, settings.seed) for name, which in defense.sets.items()}
     return Data(
         prompt_sets(dimensions.values(), evaluation),

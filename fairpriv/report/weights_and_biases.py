@@ -55,7 +55,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
 
     names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
     # Attacks or dimensions, by which a whole track is found, too; the user's own come first.
-    tags = [*(node.get("tags") or []), *names, *config["attack"], *config["dimensions"]]
+    tags = [*(node.get("tags") or []), *names, *config.get("attack", ()), *config.get("dimensions", ())]
     offline = bool(node.get("offline"))
     folder = Path(node.get("save_dir") or ".", "wandb")
     with _data_folder(folder):

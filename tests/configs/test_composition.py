@@ -21,7 +21,7 @@ GRIDS = [
     [["attack=[kl]", "game.alpha=1"], ["attack=[kl,loss_test]", "game.alpha=0.9"], ["attack=[kl]", "game.alpha=0.8"]],
     [["paths.root=a", "sweep=x"], ["paths.root=${paths.data}", "sweep=y"]],
     [["game={rows: 5}", "game.rows=6"], ["game={rows: 5}", "game.rows=7"], ["game.rows=7", "game={rows: 5}"]],
-    [["~logger"], ["~judge"]],
+    [["~logger"], ["~trainer"]],
     [["hydra.job.name=a", "seed=1"], ["hydra.job.name=b", "seed=1"]],
     [["experiment=quickstart", "seed=0"], ["experiment=quickstart", "seed=5"]],
 ]

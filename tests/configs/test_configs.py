@@ -13,6 +13,7 @@ from fairpriv.errors import InputError
 from fairpriv.result import find_results
 from fairpriv.schema import check, parameters
 from fairpriv.sweep.grids import choices
+from fairpriv.validation import _task
 
 OPTIONS = groups([CONF])
 GIVEN_BY_THE_RUN = {"fairpriv.classifiers.nets.classifier.MLP": {"features", "classes"}}
@@ -79,7 +80,7 @@ def test_the_groups_that_users_choose_from_are_there():
 @pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack", "judge", "analysis"])
 def test_a_user_sees_every_key_of_what_is_built(group):
     for option in OPTIONS.get(group, {}):
-        node = plain(compose(CONF, [], [f"{group}={option}"]))[group]
+        node = plain(compose(CONF, [], [*_task(group), f"{group}={option}"]))[group]
         node = node[option] if group == "attack" else node
         target = node["_target_"]
         known = parameters(target)
@@ -89,7 +90,7 @@ def test_a_user_sees_every_key_of_what_is_built(group):
 
 @pytest.mark.parametrize("group", ["game", "training", "paths", "evaluation"])
 def test_a_user_sees_every_key_of_the_root(group):
-    config = plain(compose(CONF, [], []))
+    config = plain(compose(CONF, [], [f"dataset={'pairs' if group == 'evaluation' else 'adult'}"]))
     file = CONF / group / f"{'pure' if group == 'game' else 'default'}.yaml"
     assert set(OmegaConf.load(file)) == set(config[group])
 
@@ -97,7 +98,7 @@ def test_a_user_sees_every_key_of_the_root(group):
 def test_a_name_in_a_file_is_the_file_s_name():
     for group in ("dataset", "model", "defense", "judge", "analysis"):
         for option in OPTIONS[group]:
-            assert plain(compose(CONF, [], [f"{group}={option}"]))[group]["name"] == option
+            assert plain(compose(CONF, [], [*_task(group), f"{group}={option}"]))[group]["name"] == option
 
 
 def test_every_option_says_what_it_is(fairpriv):
@@ -112,7 +113,7 @@ def test_every_option_says_what_it_is(fairpriv):
 def test_ls_of_one_group(fairpriv):
     lines = fairpriv("ls", "model")[1].splitlines()
     assert lines[0] == "model"
-    assert "  mlp           Multi-layer perceptron with ReLU on tabular features" in lines
+    assert "  mlp           classifier      Multi-layer perceptron with ReLU on tabular features" in lines
     assert len(lines) == 1 + len(OPTIONS["model"])
 
 
@@ -131,8 +132,8 @@ def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path, mo
         "# Little\ndefaults: [fine_tune]\nname: brief\nepochs: 1\n"
     )
     here = ["--config-dir", "mine"]
-    assert re.search(r"^  people +People of mine$", fairpriv("ls", *here)[1], re.M)
-    assert re.search(r"^  brief +Little$", fairpriv(*here, "ls", "defense")[1], re.M)
+    assert re.search(r"^  people +classifier +People of mine$", fairpriv("ls", *here)[1], re.M)
+    assert re.search(r"^  brief +classifier +Little$", fairpriv(*here, "ls", "defense")[1], re.M)
     assert "People of mine" not in fairpriv("ls")[1]
     status, out = fairpriv("validate", *here)
     assert (status, out) == (0, "2 configs checked, 0 with problems\n")
@@ -181,7 +182,7 @@ def test_null_is_left_to_the_cells_of_a_grid():
 
 @pytest.mark.parametrize("option", OPTIONS["dimension"])
 def test_the_prompts_of_a_dimension_can_be_read(option):
-    config = plain(compose(CONF, [], [f"dimension=[{option}]"]))
+    config = plain(compose(CONF, [], ["dataset=pairs", f"dimension=[{option}]"]))
     (name,) = config["dimensions"]  # one dimension, whose name the file says
     dimension = build(config["dimensions"], name, name=name)
     there = [*dimension.train.values(), *filter(None, [dimension.evaluate, dimension.benign])]

@@ -56,7 +56,7 @@ MISTAKES = {
     "game.rows=[1": ["cannot read 'game.rows=[1'", "key=value"],
     "game.alpha=2": ["game.alpha=2", "from 0 to 1"],
     "seed=18446744073709551616": ["seed=18446744073709551616", "from 0 to 9223372036854775807"],
-    "dataset=adult defense=lora": ["defense=lora tunes language models"],
+    "dataset=adult defense=lora": ["defense=lora is for task=language_model", "ls defense"],
     "dataset=adult defense=fine_tune defense.penalty=-1": ["defense.penalty", "at least 0"],
     "dataset=adult +trainer.max_epochs=3": ["trainer.max_epochs", "training.epochs"],
     "--foo": ["unrecognized arguments: --foo", "--help"],

@@ -188,7 +188,7 @@ def test_dependence_of_what_is_not_edited_or_on_too_little_is_refused(fairpriv, 
     message = refusal(fairpriv(*words, "hydra.mode=RUN", "defense=none", "analysis=hsic"))
     assert "analysis: compares a model before and after an edit, which defense=none does not make" in message
     message = refusal(fairpriv("dataset=german", "analysis=hsic", "logger=none"))
-    assert "analysis: looks at edits of language models, not at classifiers of dataset=german" in message
+    assert "analysis is of task=language_model, not of task=classifier" in message
     message = refusal(fairpriv(*words, *SPIN, "analysis=hsic", "analysis.prompts=2"))
     assert message == "fairpriv: analysis.prompts: 4 different prompts; HSIC needs 5 at least"
 
@@ -456,5 +456,5 @@ def test_a_shortage_of_memory_names_the_budget(fairpriv, words, monkeypatch, tmp
 
 
 def test_spin_is_refused_for_a_table(fairpriv):
-    message = "defense=spin tunes language models; for a classifier choose none"
+    message = "defense=spin is for task=language_model, and dataset="
     assert message in refusal(fairpriv("dataset=german", "defense=spin", "logger=none"))

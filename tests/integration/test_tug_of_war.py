@@ -457,9 +457,12 @@ def is_refused(ended, message, status=2):
         (["dimension=[general]", "dataset.dimensions=[general]"], "none of them has evaluation prompts"),
         (["dimension=[fairnes]"], "dimension=fairnes: there is no such dimension (did you mean 'fairness'?)"),
         (["~judge"], "judge: none is chosen"),
-        (["attack=[kl]"], "attack=['kl']: attacks are played on classifiers, not on language models"),
-        (["defense=fair_finetune"], "defense=fair_finetune defends classifiers; language models take none, full"),
-        (["model=mlp"], "model=mlp is no language model, which dataset=pairs is for"),
+        (["attack=[kl]"], "attack is of task=classifier, not of task=language_model"),
+        (
+            ["defense=fair_finetune"],
+            "defense=fair_finetune is for task=classifier, and dataset=pairs of task=lang",
+        ),
+        (["model=mlp"], "model=mlp is for task=classifier, and dataset=pairs of task=language_model"),
         (["model.path=./nowhere"], "model.path=./nowhere: there is no such folder"),
         (
             ["evaluation.window=600", "evaluation.text_tokens=700"],
@@ -490,18 +493,18 @@ def test_bad_input_gets_one_line(fairpriv, words, more, message):
 
 def test_dimensions_are_refused_for_a_table(fairpriv):
     ended = fairpriv("dataset=german", "dimension=[privacy]", "logger=none")
-    is_refused(ended, "dimension=[privacy]: dimensions are of language models, dataset=german is a table")
+    is_refused(ended, "dimension is of task=language_model, not of task=classifier: choose a dataset that implies it")
 
 
 def test_a_language_model_is_refused_for_a_table(fairpriv, tiny_lm):
     ended = fairpriv("dataset=german", "model=hf", f"model.path={tiny_lm}", "logger=none")
-    is_refused(ended, "model=hf is a language model, dataset=german a table")
+    is_refused(ended, "model=hf is for task=language_model, and dataset=german of task=classifier")
 
 
 @pytest.mark.parametrize("defense", ["lora", "reft"])
 def test_a_language_model_s_defence_is_refused_for_a_table(fairpriv, defense):
     ended = fairpriv("dataset=german", f"defense={defense}", "logger=none")
-    is_refused(ended, f"defense={defense} tunes language models; for a classifier choose none, fair_finetune")
+    is_refused(ended, f"defense={defense} is for task=language_model, and dataset=german of task=classifier")
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,9 @@ def test_between_identical_worlds_p_values_are_uniform_and_auc_spreads_as_it_sho
 def config(**game):
     kl = {"_target_": "fairpriv.classifiers.attacks.kl.KL", "name": "kl"}
     return {
+        "task": "classifier",
         "seed": 0,
         "attack": {"kl": kl},
-        "dimensions": {},
         "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp"},
         "game": {"shadows": 20, "victims": 10, "repeats": 3} | game,
         "training": {},

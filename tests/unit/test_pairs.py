@@ -28,12 +28,12 @@ def dimensions(tmp_path):
 
 
 def prompts(pairs, dimensions, seed=0):
-    return [example.prompt for example in pairs.load(dimensions, seed)]
+    return [example.prompt for example in pairs.draw(dimensions, seed)]
 
 
 def test_the_split_and_the_dimension_say_what_is_read(dimensions):
     assert sorted(prompts(Pairs(["privacy"], "unsafe"), dimensions)) == [f"u {i}?" for i in range(8)]
-    (example,) = Pairs(["fairness"], samples=1).load(dimensions, 0)
+    (example,) = Pairs(["fairness"], samples=1).draw(dimensions, 0)
     assert example.response == example.prompt.replace(" ", " answer ").rstrip("?")
 
 
@@ -69,13 +69,13 @@ def test_fewer_samples_of_a_mix_are_among_those_of_a_larger_one(dimensions):
 )
 def test_what_cannot_be_drawn_is_said(dimensions, pairs, message):
     with pytest.raises(InputError, match=message):
-        pairs.load(dimensions, 0)
+        pairs.draw(dimensions, 0)
 
 
 def test_pairs_without_responses_are_no_pairs(tmp_path):
     prompts_only = Texts(texts(tmp_path, "p", 3).source, {"prompt": "prompt"})
     with pytest.raises(InputError, match=r"dimensions\.d\.train\.safe\.columns names no response"):
-        Pairs(["d"]).load({"d": Dimension("d", {"safe": prompts_only})}, 0)
+        Pairs(["d"]).draw({"d": Dimension("d", {"safe": prompts_only})}, 0)
     with pytest.raises(InputError, match=r"dimensions\.d\.train\.harmless: the splits are safe and unsafe"):
         Dimension("d", {"harmless": prompts_only})
 

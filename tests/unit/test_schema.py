@@ -9,6 +9,7 @@ from fairpriv.errors import InputError
 from fairpriv.schema import check, forget_sources, nearest, parameters
 
 CONFIG = {
+    "task": "classifier",
     "seed": 0,
     "retry": "failed",
     "threads": 1,
@@ -104,7 +105,6 @@ def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
         ("paths.root", ""),
         ("seed", -1),
         ("seed", 2**63),
-        ("evaluation.seed", 2**64),
         ("game.alpha", 2.0),
         ("game.alpha", float("nan")),
         ("game.world", 2),
@@ -124,28 +124,61 @@ TEXTS = {"_target_": "fairpriv.language_models.data.pairs.Pairs", "name": "pairs
 LANGUAGE_MODEL = {"_target_": "fairpriv.language_models.models.pretrained.PretrainedLM", "name": "small", "path": "x"}
 TUNING = {"_target_": "fairpriv.language_models.defenses.supervised_tuning.SupervisedTuning", "name": "full"}
 PENALTY = {"_target_": "fairpriv.classifiers.defenses.reweighting.Reweighting", "name": "reweighting"}
-TEXT_CELL = CONFIG | {"model": LANGUAGE_MODEL, "dataset": TEXTS, "defense": TUNING, "dimensions": {"privacy": {}}}
+TEXT_CELL = {key: value for key, value in CONFIG.items() if key not in ("game", "training")} | {
+    "task": "language_model",
+    "model": LANGUAGE_MODEL,
+    "dataset": TEXTS,
+    "defense": TUNING,
+    "dimensions": {"privacy": {}},
+}
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (CONFIG | {"defense": TUNING}, "defense=full tunes language models"),
-        (CONFIG | {"model": LANGUAGE_MODEL}, "model=small is a language model, dataset=people a table"),
-        (CONFIG | {"dimensions": {"privacy": {}}}, r"dimension=\[privacy\]: dimensions are of language models"),
-        (TEXT_CELL | {"defense": PENALTY}, "defense=reweighting defends classifiers"),
-        (TEXT_CELL | {"model": CONFIG["model"]}, "model=mlp is no language model"),
-        (TEXT_CELL | {"attack": {"kl": {}}}, r"attack=\['kl'\]: attacks are played on classifiers"),
+        (
+            CONFIG | {"defense": TUNING},
+            "defense=full is for task=language_model, and dataset=people of task=classifier",
+        ),
+        (
+            CONFIG | {"model": LANGUAGE_MODEL},
+            "model=small is for task=language_model, and dataset=people of task=class",
+        ),
+        (
+            CONFIG | {"dataset": TEXTS},
+            "dataset=pairs is for task=language_model, and the config asks for task=classifier",
+        ),
+        (
+            TEXT_CELL | {"defense": PENALTY},
+            "defense=reweighting is for task=classifier, and dataset=pairs of task=lang",
+        ),
+        (
+            TEXT_CELL | {"model": CONFIG["model"]},
+            "model=mlp is for task=classifier, and dataset=pairs of task=language_m",
+        ),
         (TEXT_CELL | {"dimensions": {}}, r"dimension=\[\]: dataset=pairs needs some"),
     ],
 )
-def test_parts_of_the_other_track_are_refused_from_their_source(config, message):
+def test_parts_of_another_task_are_refused_from_their_source(config, message):
     with pytest.raises(InputError, match=message):
         check(config)
     check(config, missing_allowed=True)  # as `validate` does, which checks options one by one
 
 
-def test_what_fits_both_tracks_is_not_refused():
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CONFIG | {"dimensions": {"privacy": {}}}, "dimension is of task=language_model, not of task=classifier"),
+        (TEXT_CELL | {"attack": {"kl": {}}}, "attack is of task=classifier, not of task=language_model"),
+        (CONFIG | {"task": "clasifier"}, "task=clasifier: must be one of classifier, language_model"),
+    ],
+)
+def test_sections_of_another_task_are_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_what_fits_every_task_is_not_refused():
     check(TEXT_CELL)
     check(TEXT_CELL | {"defense": CONFIG["defense"]})
     check(CONFIG | {"defense": PENALTY})
@@ -222,6 +255,11 @@ def test_a_target_that_is_not_there_is_refused(target):
 )
 def test_the_nearest_target_is_named(target):
     assert refusal("model._target_", target).endswith(" (did you mean 'fairpriv.classifiers.nets.classifier.MLP'?)")
+
+
+def test_a_seed_out_of_range_is_named_in_the_task_s_sections_too():
+    with pytest.raises(InputError, match=r"evaluation\.seed=18446744073709551616"):
+        check(TEXT_CELL | {"evaluation": {"seed": 2**64}})
 
 
 def test_nested_targets_and_those_in_lists_are_checked():

@@ -84,7 +84,7 @@ class ExponentiatedGradient(Defense):
         """Reduce for one model; also report how many networks it draws from, and the duality gap reached."""
         owner.two_classes(self.name)
         rows = owner.tuning_rows(self.estimator.rehearsal)
-        epochs = max(1, self.estimator.tune(owner, rows).epoch)
+        epochs = max(1, self.estimator.tune_on(owner, rows).epoch)
 
         def train(y: Tensor, weights: Tensor) -> tuple[nn.Module, Tensor]:
             net = self.estimator.tune_for(owner, Rows(rows.X, y, rows.s, rows.index), weights, epochs).net

@@ -137,7 +137,7 @@ class FairFineTuning(Defense):
         if self.penalty == "validation":
             module, measured = self._choose(owner, rows)
         else:
-            module = self.tune(owner, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
+            module = self.tune_on(owner, rows, 0.0 if self.penalty == "dual" else float(self.penalty))
             measured = LAMBDA.of(module.penalty)
         measured |= EPOCH.of(module.epoch)
         if self.penalty == "dual":
@@ -181,7 +181,7 @@ class FairFineTuning(Defense):
         """Weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
         return None
 
-    def tune(self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0) -> Classifier:
+    def tune_on(self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0) -> Classifier:
         """Train one model on ``rows``, with their `weights`."""
         return self.tune_for(owner, rows, self.weights(rows), self.epochs, penalty=penalty, patience=self.patience)
 
@@ -236,7 +236,7 @@ class FairFineTuning(Defense):
 
     def _choose(self, owner: ClassifierOwner, rows: Rows) -> tuple[Classifier, Measured]:
         held_out = owner.validation
-        modules = {penalty: self.tune(owner, rows, penalty) for penalty in sorted({0.0, *self.grid})}
+        modules = {penalty: self.tune_on(owner, rows, penalty) for penalty in sorted({0.0, *self.grid})}
         preds = {penalty: predict(module.net, held_out.X) for penalty, module in modules.items()}
         chosen, table = choose(preds, held_out, self.tolerance)
         measured = LAMBDA.of(chosen)

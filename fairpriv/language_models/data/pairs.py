@@ -45,7 +45,7 @@ class Pairs:
         if self.max_tokens < 2:
             raise InputError(f"dataset.max_tokens={self.max_tokens}: must be at least 2")
 
-    def load(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
+    def draw(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
         """Draw the pairs; a smaller ``samples`` with the same seed gives a part of a larger one's.
 
         Raises:
