@@ -1,0 +1,219 @@
+"""Membership inference: was a row among those that a model was trained on?
+
+Statistics of models' confidence in the rows' own labels, where reference models were trained on known random halves of
+the same rows. Larger scores are more like a member. After [LiRA] Carlini, Chien, Nasr, Song, Terzis and Tramer,
+"Membership Inference Attacks From First Principles", S&P 2022, and [RMIA] Zarifzadeh, Liu and Shokri, "Low-Cost
+High-Power Membership Inference Attacks", ICML 2024; what differs from them is said where it does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Normal
+
+_LEAST_DEVIATION = 1e-6  # of confidences; below it a model's answers are taken to be constant
+
+
+def label_probabilities(probs: Tensor, y: Tensor) -> Tensor:
+    """Return each model's probability of each row's own label, float64 ``[M, N]``.
+
+    Args:
+        probs: P(y=1) ``[M, N]`` of models with two classes, or ``[M, N, C]``.
+        y: labels ``[N]``.
+    """
+    probs = probs.double()
+    if probs.dim() == 3:
+        return probs.gather(2, y.long().view(1, -1, 1).expand(len(probs), -1, 1)).squeeze(2)
+    return torch.where(y.bool(), probs, 1 - probs)
+
+
+def confidences(own: Tensor) -> Tensor:
+    """Return the log odds of the probability of the own label, which are nearly normal over models [LiRA].
+
+    Probabilities are kept 1e-12 away from 0 and 1, so that the log odds are finite.
+    """
+    return own.double().clamp(1e-12, 1 - 1e-12).logit()
+
+
+def lira_scores(
+    victims: Tensor,
+    references: Tensor,
+    inside: Tensor,
+    *,
+    online: bool = True,
+    variance: Literal["row", "global"] = "row",
+) -> Tensor:
+    """Score membership by the likelihood ratio of [LiRA], for every victim and row.
+
+    Online, the score is log N(c; mean and deviation of references with the row) minus the same of those without it.
+    Offline, it is log P(C <= c) under the references without the row, which is as good as the paper's one-sided test.
+
+    Args:
+        victims: confidences ``[V, N]``.
+        references: confidences ``[M, N]``.
+        inside: whether reference m was trained on row n, ``[M, N]`` bool.
+        online: use references with the row, too.
+        variance: the deviation of each row's own confidences, or one for all rows, which is steadier where a row has
+            few references (the paper's advice below 64 of them).
+
+    Returns:
+        ``[V, N]`` float64.
+
+    Raises:
+        ValueError: a row has fewer than two references of a kind that is needed.
+    """
+    references, victims = references.double(), victims.double()
+    without = _Confidence.of(references, ~inside, "without", variance)
+    if not online:
+        # log of the normal's distribution function, which does not underflow far below the mean
+        return torch.special.log_ndtr((victims - without.mean) / without.deviation)
+    within = _Confidence.of(references, inside, "with", variance)
+    return within.log_density(victims) - without.log_density(victims)
+
+
+class _Confidence:
+    """Normal distributions of the confidence in every row."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        self.mean, self.deviation = mean, deviation
+
+    @classmethod
+    def of(cls, references: Tensor, chosen: Tensor, which: str, variance: str) -> _Confidence:
+        counts = chosen.sum(0)
+        if (counts < 2).any():
+            row = int((counts < 2).nonzero()[0])
+            raise ValueError(
+                f"row {row} has {int(counts[row])} reference models trained {which} it: two are needed, train more"
+            )
+        mean = torch.where(chosen, references, 0).sum(0) / counts
+        squares = torch.where(chosen, references - mean, 0).square().sum(0)
+        if variance == "global":
+            deviation = (squares.sum() / (counts - 1).sum()).sqrt().expand(len(mean))
+        else:
+            deviation = (squares / (counts - 1)).sqrt()
+        return cls(mean, deviation.clamp(min=_LEAST_DEVIATION))
+
+    def log_density(self, values: Tensor) -> Tensor:
+        return Normal(self.mean, self.deviation).log_prob(values)
+
+
+def rmia_scores(
+    victims: Tensor,
+    references: Tensor,
+    inside: Tensor,
+    population: Tensor,
+    reference_population: Tensor,
+    *,
+    gamma: float = 2.0,
+    offline_slope: float = 0.3,
+    online: bool = False,
+) -> Tensor:
+    """Score membership by [RMIA]: the share of other rows over which a row's likelihood ratio dominates.
+
+    The ratio of a row x is the victim's probability of its label over the mean of the references'. Offline, where only
+    references without x are used, that mean is (1 + a) P_out / 2 + (1 - a) / 2, with slope a.
+
+    Args:
+        victims: probabilities of the rows' own labels, ``[V, N]``.
+        references: the same of reference models, ``[M, N]``.
+        inside: whether reference m was trained on row n, ``[M, N]`` bool.
+        population: victims' probabilities of other rows' own labels, ``[V, Z]``; no victim was trained on them.
+        reference_population: the references' ones, ``[M, Z]``.
+        gamma: by how much the ratio must exceed that of a population row, at least 1.
+        offline_slope: a, in [0, 1].
+        online: average references with and without the row in equal parts.
+
+    Returns:
+        ``[V, N]`` float64 in [0, 1].
+
+    Raises:
+        ValueError: a row has no reference of a kind that is needed.
+    """
+    references = references.double()
+    outside = _mean(references, ~inside, "without")
+    if online:
+        marginal = (_mean(references, inside, "with") + outside) / 2
+    else:
+        marginal = (1 + offline_slope) * outside / 2 + (1 - offline_slope) / 2
+    ratios = victims.double() / marginal.clamp(min=1e-300)
+    others = population.double() / reference_population.double().mean(0).clamp(min=1e-300)
+    # how many of the population's ratios lie at or below ratio / gamma, by a sorted search
+    below = torch.searchsorted(others.sort(1).values, (ratios / gamma).contiguous(), right=True)
+    return below.double() / others.shape[1]
+
+
+def _mean(references: Tensor, chosen: Tensor, which: str) -> Tensor:
+    counts = chosen.sum(0)
+    if (counts < 1).any():
+        raise ValueError(f"row {int((counts < 1).nonzero()[0])} has no reference model trained {which} it: train more")
+    return torch.where(chosen, references, 0).sum(0) / counts
+
+
+def rates_at(scores: Tensor, member: Tensor, fpr: float) -> tuple[float, tuple[float, float]]:
+    """Return the share of members found where a share ``fpr`` of non-members is taken for members at most.
+
+    The threshold is the least one that keeps to ``fpr``; rows at the threshold count as not found.
+
+    Args:
+        scores: ``[N]``, larger being more like a member.
+        member: ``[N]`` bool.
+        fpr: in (0, 1).
+
+    Returns:
+        the true-positive rate, and its exact 95 % interval (Clopper and Pearson, 1934), which takes rows for
+        independent and the threshold as given.
+
+    Raises:
+        ValueError: no members, no non-members, or an ``fpr`` below one over the number of non-members, which is the
+            least that can be told.
+    """
+    positive, negative = scores[member], scores[~member]
+    if not len(positive) or not len(negative):
+        raise ValueError(f"{len(positive)} members and {len(negative)} non-members: both are needed")
+    if fpr * len(negative) < 1:
+        raise ValueError(
+            f"a false-positive rate of {fpr:g} needs {math.ceil(1 / fpr)} non-members at least, there are "
+            f"{len(negative)}"
+        )
+    allowed = math.floor(fpr * len(negative) + 1e-9)
+    threshold = negative.sort(descending=True).values[allowed] if allowed < len(negative) else -math.inf
+    found, n = int((positive > threshold).sum()), len(positive)
+    low = float(stats.beta.ppf(0.025, found, n - found + 1)) if found else 0.0
+    high = float(stats.beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+    return found / n, (low, high)
+
+
+def membership_auc(scores: Tensor, member: Tensor) -> float:
+    """Return the chance that a member scores above a non-member, ties counting half.
+
+    Args:
+        scores: ``[N]``.
+        member: ``[N]`` bool; members and non-members occur.
+    """
+    ranks = stats.rankdata(scores.double().cpu().numpy())
+    inside = member.cpu().numpy()
+    n1, n0 = int(inside.sum()), int((~inside).sum())
+    return float((ranks[inside].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def balanced_accuracy_of(scores: Tensor, member: Tensor) -> float:
+    """Return the greatest mean of true-positive and true-negative rate over all thresholds; at least 1/2."""
+    order = scores.argsort(descending=True)
+    sorted_scores, inside = scores[order], member[order]
+    gain = inside.double().cumsum(0) / inside.sum() - (~inside).double().cumsum(0) / (~inside).sum()
+    last = torch.ones(len(scores), dtype=torch.bool)
+    last[:-1] = sorted_scores[1:] != sorted_scores[:-1]  # equal scores fall on one side together
+    return float(0.5 + gain[last].clamp(min=0).max() / 2)
+
+
+def dp_true_positive_bound(epsilon: float, delta: float, fpr: float) -> float:
+    """Return the greatest true-positive rate that (epsilon, delta)-differential privacy allows at ``fpr``.
+
+    min(e^epsilon fpr + delta, 1 - e^-epsilon (1 - delta - fpr)), at most 1 (Kairouz, Oh and Viswanath, ICML 2015).
+    """
+    return min(1.0, math.exp(epsilon) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr))

@@ -1,0 +1,168 @@
+"""Membership inference against double loops, closed forms, and worlds where nothing or everything leaks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from fairpriv.functional.membership import (
+    balanced_accuracy_of,
+    confidences,
+    dp_true_positive_bound,
+    label_probabilities,
+    lira_scores,
+    membership_auc,
+    rates_at,
+    rmia_scores,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def world(rng):
+    """Confidences of victims and references, and which reference had which row."""
+    inside = torch.as_tensor(rng.random((24, 7)) < 0.5)
+    inside[:2], inside[2:4] = True, False  # two of each kind at least
+    references = torch.as_tensor(rng.normal(size=(24, 7)) + 1.5 * inside.numpy())
+    return torch.as_tensor(rng.normal(size=(5, 7))), references, inside
+
+
+@pytest.mark.parametrize("variance", ["row", "global"])
+@pytest.mark.parametrize("online", [True, False])
+def test_lira_is_the_ratio_of_two_normal_densities(world, online, variance):
+    victims, references, inside = world
+    found = lira_scores(victims, references, inside, online=online, variance=variance)
+
+    def normal(row: int, chosen: bool):
+        columns = [references[inside[:, n] == chosen, n].numpy() for n in range(7)]
+        own = columns[row]
+        if variance == "row":
+            return own.mean(), own.std(ddof=1)
+        squares = sum(((column - column.mean()) ** 2).sum() for column in columns)
+        return own.mean(), math.sqrt(squares / sum(len(column) - 1 for column in columns))
+
+    for v in range(5):
+        for n in range(7):
+            c, out = float(victims[v, n]), stats.norm(*normal(n, False))
+            expected = stats.norm(*normal(n, True)).logpdf(c) - out.logpdf(c) if online else out.logcdf(c)
+            assert float(found[v, n]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lira_reaches_the_power_of_the_neyman_pearson_test_on_gaussian_means(rng):
+    # A confidence is N(0, 1) outside and N(1.5, 1) inside: the AUC of the best test is Phi(1.5 / sqrt 2).
+    rows, shift = 4000, 1.5
+    inside = torch.as_tensor(rng.random((200, rows)) < 0.5)
+    references = torch.as_tensor(rng.normal(size=(200, rows)) + shift * inside.numpy())
+    member = torch.as_tensor(rng.random(rows) < 0.5)
+    victim = torch.as_tensor(rng.normal(size=(1, rows)) + shift * member.numpy())
+    best = stats.norm.cdf(shift / math.sqrt(2))
+    for options in ({}, {"online": False}, {"variance": "global"}):
+        scores = lira_scores(victim, references, inside, **options)[0]
+        assert membership_auc(scores, member) == pytest.approx(best, abs=0.02)  # standard error 0.006
+    power = 1 - stats.norm.cdf(stats.norm.ppf(0.99) - shift)
+    assert rates_at(scores, member, 0.01)[0] == pytest.approx(
+        power, abs=0.1
+    )  # four standard errors, the threshold's in
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_rmia_counts_the_population_rows_that_a_row_dominates(rng, online):
+    inside = torch.as_tensor(rng.random((9, 6)) < 0.5)
+    inside[0], inside[1] = True, False
+    victims, references = torch.as_tensor(rng.random((3, 6))), torch.as_tensor(rng.random((9, 6)))
+    population, beside = torch.as_tensor(rng.random((3, 40))), torch.as_tensor(rng.random((9, 40)))
+    found = rmia_scores(victims, references, inside, population, beside, gamma=1.3, offline_slope=0.4, online=online)
+    for v in range(3):
+        for n in range(6):
+            out = np.mean([float(references[m, n]) for m in range(9) if not inside[m, n]])
+            within = np.mean([float(references[m, n]) for m in range(9) if inside[m, n]])
+            marginal = (within + out) / 2 if online else 0.7 * out + 0.3
+            ratio = float(victims[v, n]) / marginal
+            wins = [
+                ratio / (float(population[v, z]) / np.mean([float(beside[m, z]) for m in range(9)])) >= 1.3
+                for z in range(40)
+            ]
+            assert float(found[v, n]) == pytest.approx(np.mean(wins))
+
+
+def test_nothing_is_found_of_a_model_that_ignores_its_data(rng):
+    inside = torch.as_tensor(rng.random((64, 3000)) < 0.5)
+    references = torch.as_tensor(rng.normal(size=(64, 3000)))
+    member = torch.as_tensor(rng.random(3000) < 0.5)
+    victim = torch.as_tensor(rng.normal(size=(1, 3000)))
+    scores = lira_scores(victim, references, inside)[0]
+    assert membership_auc(scores, member) == pytest.approx(0.5, abs=4 * 0.0106)  # four standard errors of no signal
+    assert rates_at(scores, member, 0.01)[0] < 0.03  # 0.01, and five standard errors with the threshold's
+
+
+def test_everything_is_found_of_a_table_look_up(rng):
+    # It is sure of what it has seen, and guesses otherwise.
+    inside = torch.as_tensor(rng.random((16, 500)) < 0.5)
+    inside[:2], inside[2:4] = True, False
+    member = torch.as_tensor(rng.random(500) < 0.5)
+    own, victim = (torch.where(known, 0.999, 0.5) for known in (inside, member[None]))
+    for options in ({}, {"online": False}):
+        scores = lira_scores(confidences(victim), confidences(own), inside, **options)[0]
+        assert membership_auc(scores, member) == 1
+        assert rates_at(scores, member, 0.01)[0] == 1
+        assert balanced_accuracy_of(scores, member) == 1
+    population = torch.full((1, 100), 0.5)
+    scores = rmia_scores(victim, own, inside, population, torch.full((16, 100), 0.5), gamma=1.1)[0]
+    assert membership_auc(scores, member) == 1
+
+
+def test_rates_agree_with_scikit_learn(rng):
+    scores = torch.as_tensor(rng.integers(0, 30, 800).astype(float))  # with ties
+    member = torch.as_tensor(rng.random(800) < 0.4 + scores.numpy() / 100)
+    false, true, _ = roc_curve(member, scores, drop_intermediate=False)
+    assert membership_auc(scores, member) == pytest.approx(roc_auc_score(member, scores))
+    assert balanced_accuracy_of(scores, member) == pytest.approx(0.5 + (true - false).max() / 2)
+    for fpr in (0.01, 0.1, 0.5):
+        found, (low, high) = rates_at(scores, member, fpr)
+        assert found == pytest.approx(true[false <= fpr + 1e-12].max())
+        n = int(member.sum())
+        exact = stats.binomtest(round(found * n), n).proportion_ci(method="exact")
+        assert (low, high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_rate_below_what_can_be_told_is_refused():
+    scores, member = torch.arange(100.0), torch.arange(100) % 2 == 0
+    assert rates_at(scores, member, 0.02)[0] >= 0
+    with pytest.raises(ValueError, match=r"0\.001 needs 1000 non-members at least, there are 50"):
+        rates_at(scores, member, 0.001)
+    with pytest.raises(ValueError, match="100 members and 0 non-members"):
+        rates_at(scores, torch.ones(100, dtype=torch.bool), 0.1)
+
+
+def test_a_row_without_references_is_named():
+    inside = torch.ones(6, 3, dtype=torch.bool)
+    inside[:3, :2] = False
+    with pytest.raises(ValueError, match="row 2 has 0 reference models trained without it"):
+        lira_scores(torch.zeros(1, 3), torch.zeros(6, 3), inside)
+
+
+def test_the_label_s_own_probability():
+    two = torch.tensor([[0.2, 0.7]])
+    assert label_probabilities(two, torch.tensor([0, 1]))[0].tolist() == pytest.approx([0.8, 0.7])
+    three = torch.tensor([[[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]])
+    assert label_probabilities(three, torch.tensor([2, 0]))[0].tolist() == pytest.approx([0.7, 0.5])
+    assert confidences(torch.tensor([0.5, 1.0])).isfinite().all()
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.5, 0.0), (1.0, 1e-5), (8.0, 0.01)])
+def test_randomised_response_meets_the_bound_of_differential_privacy_and_nothing_exceeds_it(epsilon, delta):
+    # Randomised response tells the truth with e^eps / (1 + e^eps): the corner of the region for delta = 0.
+    truth = math.exp(epsilon) / (1 + math.exp(epsilon))
+    assert dp_true_positive_bound(epsilon, 0.0, 1 - truth) == pytest.approx(truth)
+    grid = np.linspace(0, 1, 101)
+    bounds = [dp_true_positive_bound(epsilon, delta, fpr) for fpr in grid]
+    assert all(np.diff(bounds) >= -1e-12)
+    assert bounds[-1] == 1
+    assert all(bound >= fpr for bound, fpr in zip(bounds, grid, strict=True))
