@@ -1,0 +1,78 @@
+"""Attribute privacy: what a model's answers add to guessing a row's sensitive attribute."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.dimensions.probe import Probe, Subject
+from fairpriv.errors import InputError
+from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
+from fairpriv.metrics import SHARE, Measured
+
+
+@dataclass
+class AttributeInference(Probe):
+    """Infer the sensitive attribute of test rows, with the model's answers and without them.
+
+    The adversary has rows of its own half with their attribute. It fits one classifier (gradient boosting) on features
+    and label, which is imputation, what is known without the model; and another on the same and the model's output.
+    Only the difference is the model's (Jayaraman and Evans, CCS 2022).
+    """
+
+    name: str
+    iterations: int = 60  # of boosting
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise InputError(f"dimensions.{self.name}.iterations={self.iterations}: must be at least 1")
+
+    def measure(self, subject: Subject) -> Measured:
+        """Fit both adversaries and compare them on the same rows."""
+        own = subject.data.part("query", 0) + subject.data.part("query", 1)
+        rows = subject.rows
+        if rows.X.dim() != 2 or not rows.X.is_floating_point():
+            raise InputError(f"dimension={self.name} reads features: choose a table, or model.tune=head")
+        labels = len(subject.data.label_names)
+        known = [torch.cat([part.X, one_hot(part.y, labels).float()], 1) for part in (own, rows)]
+        answered = [torch.cat([x, self._output(subject, part)], 1) for x, part in zip(known, (own, rows), strict=True)]
+        without = self._right(subject.seed, known[0], own.s, known[1], rows.s)
+        given = self._right(subject.seed, answered[0], own.s, answered[1], rows.s)
+        n, share = len(rows.s), functools.partial(self.metric, unit=SHARE, high=1.0)
+        imputed = share(
+            "imputation_accuracy", "imputation accuracy", "Rows whose attribute is guessed without the model.", low=0.0
+        )
+        guessed = share("accuracy", "attribute accuracy", "The same with the model's answers.", low=0.0, better="less")
+        gain = share(
+            "gain",
+            "attribute gain",
+            "Rows whose sensitive attribute is guessed with the model's answers, minus those without.",
+            low=-1.0,
+            better="less",
+            headline=True,
+            column=62,
+        )
+        both = [int(count.sum()) for count in (given & without, given & ~without, ~given & without, ~given & ~without)]
+        return (
+            imputed.of(without.double().mean(), wilson_interval(float(without.sum()), n))
+            | guessed.of(given.double().mean(), wilson_interval(float(given.sum()), n))
+            | gain.of((both[1] - both[2]) / n, paired_rate_difference_interval(*both), floor=0.0)
+        )
+
+    def _output(self, subject: Subject, rows: Rows) -> Tensor:
+        """The model's probabilities, or its answers where it gives nothing else; ``[N, C]``."""
+        if subject.defended.net is None or subject.defended.predict is not None:
+            return subject.answers(rows)[:, None].float()
+        probs = subject.probabilities(rows, self.name)
+        return probs if probs.dim() == 2 else probs[:, None]
+
+    def _right(self, seed: int, train: Tensor, s: Tensor, test: Tensor, truth: Tensor) -> Tensor:
+        model = HistGradientBoostingClassifier(max_iter=self.iterations, random_state=seed % 2**32)
+        model.fit(train.numpy(), s.numpy())
+        return torch.from_numpy(model.predict(test.numpy())) == truth

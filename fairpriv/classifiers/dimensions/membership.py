@@ -1,0 +1,187 @@
+"""Membership privacy: whether a row was among those that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.classifiers.data.game import Deal
+from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.dimensions.probe import Probe, Subject
+from fairpriv.classifiers.nets.models import Models
+from fairpriv.errors import InputError
+from fairpriv.functional import membership
+from fairpriv.metrics import SHARE, Measured, Metric
+
+
+@dataclass
+class Membership(Probe):
+    """Play membership inference on a pool of models like the subject, defended as it is.
+
+    Every model is trained on half of the audited rows, drawn at random, and passes through the defence. Each of
+    ``victims`` of them is attacked in turn, with all others for references. The audited rows are training rows of the
+    world that the subject was trained on first; whether a row is a member is whether it was trained on there, whatever
+    the defence saw later.
+
+    Attacks: LiRA online and offline (Carlini et al., S&P 2022), RMIA offline (Zarifzadeh et al., ICML 2024), and as
+    baselines the loss (Yeom et al., CSF 2018) and the greatest probability, one threshold for all rows.
+    """
+
+    trains: ClassVar[bool] = True
+
+    name: str
+    models: int = 64  # trained in one pool
+    victims: int = 16  # of them, attacked in turn
+    rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
+    fpr: list[float] = field(default_factory=lambda: [0.01, 0.001])  # false-positive rates of which TPR is told
+
+    def __post_init__(self) -> None:
+        if self.models < 8 or self.models % 2:
+            raise InputError(f"dimensions.{self.name}.models={self.models}: must be even, and at least 8")
+        if not 1 <= self.victims <= self.models:
+            raise InputError(f"dimensions.{self.name}.victims={self.victims}: must be from 1 to models={self.models}")
+        if any(not 0 < rate < 1 for rate in self.fpr):
+            raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
+
+    def measure(self, subject: Subject) -> Measured:
+        """Train the pool and attack it."""
+        rows, deals, inside = self._deals(subject)
+        models = subject.pool(deals, self.name)
+        if len(models.diverged):
+            raise InputError(f"dimension={self.name}: {len(models.diverged)} models diverged: lower training.lr")
+        parts = [subject.data.part(part, subject.world) for part in ("rates", "gap")]
+        population = parts[0] + parts[1]  # of the same world, and no model was trained on them
+        audited, others = (_answers(models, part) for part in (rows, population))
+        scores = self._scores(audited, others, rows.y, population.y, inside)
+        member = inside[: self.victims]
+        found = Measured()
+        for name, of_victims in scores.items():
+            found |= self._rates(name, of_victims, member)
+        return found | self._by_group(scores["lira"], member, rows.s, subject.data.group_names)
+
+    def _deals(self, subject: Subject) -> tuple[Rows, list[Deal], Tensor]:
+        """The audited rows, what each model is dealt, and which model has which row, ``[M, N]``."""
+        data, world = subject.data, subject.world
+        audited, other = data.part("train", world), data.part("train", 1 - world)
+        held_out = [data.part("validation", b) for b in (0, 1)]
+        generator = torch.Generator().manual_seed(subject.seed)
+        if self.rows is not None and self.rows < len(audited.y):
+            chosen = torch.randperm(len(audited.y), generator=generator)[: self.rows]
+            audited = audited.take(chosen.sort().values)
+        n = len(audited.y)
+        if n < 40:
+            raise InputError(f"dimension={self.name}: {n} training rows to audit, 40 are needed: give more data")
+        half = audited + other + held_out[0] + held_out[1]
+        starts = [0, n, n + len(other.y), n + len(other.y) + len(held_out[0].y), len(half.y)]
+        others, *validation = (torch.arange(a, b) for a, b in pairwise(starts[1:]))
+        # Halves in pairs: every row is a member of exactly half of the models.
+        inside = torch.zeros(self.models, n, dtype=torch.bool)
+        for pair in range(0, self.models, 2):
+            inside[pair, torch.randperm(n, generator=generator)[: n // 2]] = True
+            inside[pair + 1] = ~inside[pair]
+        deals = []
+        for member in inside:
+            own = member.nonzero()[:, 0]
+            tuned_on = others[torch.randperm(len(others), generator=generator)[: len(own)]]
+            # The first world of a deal is the one that a model is trained on first.
+            deals.append(Deal(half, (own, tuned_on), (validation[world], validation[1 - world])))
+        return audited, deals, inside
+
+    def _scores(
+        self, audited: Tensor, others: Tensor, y: Tensor, population_y: Tensor, inside: Tensor
+    ) -> dict[str, Tensor]:
+        """Every attack's scores ``[victims, N]`` of the audited rows."""
+        own = membership.label_probabilities(audited, y)
+        beside = membership.label_probabilities(others, population_y)
+        confident = membership.confidences(own)
+        greatest = audited.amax(2) if audited.dim() == 3 else torch.maximum(audited, 1 - audited)
+        found: dict[str, list[Tensor]] = {name: [] for name in _ATTACKS}
+        for victim in range(self.victims):
+            refs = [m for m in range(self.models) if m != victim]
+            given = confident[[victim]], confident[refs], inside[refs]
+            found["lira"].append(membership.lira_scores(*given, variance="global"))
+            found["lira_offline"].append(membership.lira_scores(*given, online=False, variance="global"))
+            found["rmia"].append(
+                membership.rmia_scores(own[[victim]], own[refs], inside[refs], beside[[victim]], beside[refs])
+            )
+            found["loss"].append(own[[victim]])
+            found["confidence"].append(greatest[[victim]].double())
+        return {name: torch.cat(scores) for name, scores in found.items()}
+
+    def _rates(self, attack: str, scores: Tensor, member: Tensor) -> Measured:
+        label = _ATTACKS[attack]
+        auc = [membership.membership_auc(one, truth) for one, truth in zip(scores, member, strict=True)]
+        about = self._about(
+            f"{attack}_auc",
+            f"{label} AUC",
+            f"Chance that {label} scores a member above a non-member; 0.5 is guessing. Mean over victims.",
+            headline=attack == "lira",
+            column=60 if attack in ("lira", "rmia") else None,
+        )
+        found = about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
+        scores, member = scores.flatten(), member.flatten()
+        found |= self._about(
+            f"{attack}_accuracy",
+            f"{label} accuracy",
+            "Balanced accuracy at the best threshold, which favours the attack.",
+        ).of(membership.balanced_accuracy_of(scores, member))
+        for rate in self.fpr:
+            try:
+                tpr, interval = membership.rates_at(scores, member, rate)
+            except ValueError as error:
+                raise InputError(f"dimensions.{self.name}.fpr: {error}: raise rows or victims") from None
+            percent = f"{100 * rate:g} %"
+            found |= self._about(
+                f"{attack}_tpr_at_{100 * rate:g}",
+                f"{label} TPR at {percent}",
+                f"Members found where {percent} of non-members are taken for members, all victims' rows together.",
+            ).of(tpr, interval, floor=rate)
+        return found
+
+    def _by_group(self, scores: Tensor, member: Tensor, groups: Tensor, names: Sequence[str]) -> Measured:
+        """Whose membership leaks more: the AUC of every group that has members and others."""
+        found = Measured()
+        for code, name in enumerate(names):
+            own = groups == code
+            auc = [
+                membership.membership_auc(one[own], truth[own])
+                for one, truth in zip(scores, member, strict=True)
+                if truth[own].any() and not truth[own].all()
+            ]
+            if auc:
+                about = self._about(f"lira_auc/{name}", f"LiRA AUC, {name}", f"The AUC of LiRA among rows of {name}.")
+                found |= about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
+        return found
+
+    def _about(self, key: str, label: str, meaning: str, **more: object) -> Metric:
+        return self.metric(key, label, meaning, unit=SHARE, better="less", low=0.0, high=1.0, **more)
+
+
+_ATTACKS = {
+    "lira": "LiRA",
+    "lira_offline": "offline LiRA",
+    "rmia": "RMIA",
+    "loss": "loss",
+    "confidence": "confidence",
+}
+
+
+def _answers(models: Models, rows: Rows) -> Tensor:
+    with torch.inference_mode():
+        return models.ask(rows.X, rows.s)
+
+
+def _t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % t interval of the mean over victims, within [0, 1]; none for a single one."""
+    if len(values) < 2:
+        return None
+    sample = torch.tensor(values, dtype=torch.double)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * sample.std() / len(values) ** 0.5)
+    mean = float(sample.mean())
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -1,0 +1,218 @@
+"""Dimensions that are measures of predictions: any torchmetrics metric, or any function of ``(probs, y, groups)``."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairpriv.classifiers.dimensions.probe import Probe, Subject
+from fairpriv.errors import InputError
+from fairpriv.metrics import Better, Measured, Metric
+
+_DRAWS = 200  # of the bootstrap, and of the floor
+
+
+class Sample(NamedTuple):
+    """Rows as a metric sees them: probabilities or answers, labels and groups."""
+
+    given: Tensor  # [N] or [N, C]
+    y: Tensor  # [N]
+    groups: Tensor  # [N]
+
+    def take(self, index: Tensor) -> Sample:
+        """Choose rows, by place or by a mask."""
+        return Sample(self.given[index], self.y[index], self.groups[index])
+
+
+@dataclass
+class PredictionMetric:
+    """One measure of predictions on test rows, with its direction and range.
+
+    Attributes:
+        measure: a torchmetrics metric whose ``update`` takes ``(probs, y)`` or ``(probs, y, groups)``, or a function
+            of the same that returns one number (in YAML with ``_partial_: true``).
+        better: which values are better.
+        low: least possible value, null: none.
+        high: greatest possible value, null: none.
+        label: a few words for the head of a column.
+        meaning: what it measures, in a sentence.
+        takes: probabilities, or answers (predicted classes), which every defence gives.
+        per_group: whether it is also measured of every sensitive group, with the gap between the worst and the best.
+        headline: whether trade-offs are drawn of it.
+        floor: what it would be with nothing to find: ``groups`` deals the groups at random among the rows of a label,
+            ``calibrated`` draws labels from the probabilities; null: no floor.
+    """
+
+    measure: Any
+    better: Better = "neither"
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+    meaning: str = ""
+    takes: Literal["probabilities", "answers"] = "probabilities"
+    per_group: bool = False
+    headline: bool = False
+    floor: Literal["groups", "calibrated"] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.measure):
+            raise InputError(
+                f"measure={self.measure!r}: must be a torchmetrics metric, or a function given with _partial_: true"
+            )
+        if self.floor == "calibrated" and self.takes == "answers":
+            raise InputError("floor=calibrated draws labels from probabilities: set takes=probabilities")
+
+    def value(self, sample: Sample) -> float:
+        """Return the number; a ValueError says what else came back."""
+        args = sample[: self._arguments]
+        if hasattr(self.measure, "update"):
+            self.measure.reset()
+            self.measure.update(*args)
+            found = self.measure.compute()
+        else:
+            found = self.measure(*args)
+        if isinstance(found, Tensor) and found.numel() != 1:
+            raise ValueError(f"returned a tensor of shape {list(found.shape)}, not one number")
+        try:
+            return float(found)
+        except (TypeError, ValueError):
+            raise ValueError(f"returned a {type(found).__name__}, not one number") from None
+
+    @property
+    def _arguments(self) -> int:
+        """How many of probs, y and groups it takes."""
+        called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
+        required = [p for p in taken if p.default is p.empty]
+        return 3 if len(required) > 2 or any(p.name == "groups" for p in taken) else 2
+
+
+@dataclass
+class Predictions(Probe):
+    """A dimension of one or several measures of predictions, on the test rows of both worlds together.
+
+    Intervals are percentiles of a bootstrap over rows, 200 draws. They take the model as given.
+    """
+
+    name: str
+    metrics: dict[str, PredictionMetric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise InputError(f"dimensions.{self.name}.metrics: name one at least")
+        for key, metric in self.metrics.items():
+            if not isinstance(metric, PredictionMetric):
+                raise InputError(
+                    f"dimensions.{self.name}.metrics.{key}: must be a "
+                    "{_target_: fairpriv.classifiers.dimensions.prediction.PredictionMetric}"
+                )
+
+    def measure(self, subject: Subject) -> Measured:
+        """Measure every metric on the test rows, and of every group where it says so."""
+        rows, found = subject.rows, Measured()
+        for key, metric in self.metrics.items():
+            answers = metric.takes == "answers"
+            given = subject.answers(rows) if answers else subject.probabilities(rows, self.name)
+            generator = torch.Generator().manual_seed(subject.seed)
+            sample = Sample(given, rows.y, rows.s)
+            found |= self._whole(key, metric, sample, generator)
+            if metric.per_group:
+                found |= self._by_group(key, metric, sample, subject.data.group_names, generator)
+        return found
+
+    def _whole(self, key: str, metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> Measured:
+        about = replace(self._about(key, metric), headline=metric.headline, column=30)
+        floor = None
+        if metric.floor == "groups":
+            floor = _mean(metric.value(_dealt(sample, generator)) for _ in range(_DRAWS))
+        elif metric.floor == "calibrated":
+            floor = _mean(metric.value(_calibrated(sample, generator)) for _ in range(_DRAWS))
+        return about.of(_value(about, metric, sample), _interval(metric, sample, generator), floor=floor)
+
+    def _by_group(
+        self, key: str, metric: PredictionMetric, sample: Sample, names: Sequence[str], generator: torch.Generator
+    ) -> Measured:
+        found, values = Measured(), []
+        for code, name in enumerate(names):
+            about, own = self._about(f"{key}/{name}", metric, f", {name}"), sample.take(sample.groups == code)
+            values.append(_value(about, metric, own))
+            found |= about.of(values[-1], _interval(metric, own, generator))
+        whole = self._about(key, metric)
+        high = None if metric.low is None or metric.high is None else metric.high - metric.low
+        gap = replace(
+            whole,
+            name=f"{whole.name}_gap",
+            label=f"{whole.label} gap",
+            meaning=f"Range over groups of {whole.name}.",
+            better="less",
+            low=0.0,
+            high=high,
+        )
+
+        def dealt() -> float:
+            drawn = _dealt(sample, generator)
+            of_group = [metric.value(drawn.take(drawn.groups == code)) for code in range(len(names))]
+            return max(of_group) - min(of_group)
+
+        return found | gap.of(max(values) - min(values), floor=_mean(dealt() for _ in range(_DRAWS)))
+
+    def _about(self, key: str, metric: PredictionMetric, more: str = "") -> Metric:
+        label = f"{metric.label or key.replace('_', ' ')}{more}"
+        return self.metric(key, label, metric.meaning, better=metric.better, low=metric.low, high=metric.high)
+
+
+def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
+    """Measure, or raise `InputError` for what is no number within the metric's own range."""
+    try:
+        value = metric.value(sample)
+    except Exception as error:  # of a user's function, or of torchmetrics
+        raise InputError(f"{about.name}: {' '.join(str(error).split())[:300]}") from error
+    if not math.isfinite(value):
+        raise InputError(
+            f"{about.name} is {value} on {len(sample.y)} rows: it is undefined there, for want of a label or a group; "
+            "leave the metric out, or give more rows"
+        )
+    low, high = about.limits()
+    if not low - 1e-6 <= value <= high + 1e-6:
+        raise InputError(f"{about.name} is {value:g}, outside its own range [{low:g}, {high:g}]: mend low or high")
+    return value
+
+
+def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> tuple[float, float] | None:
+    """Percentiles over draws of the rows; none where it is undefined in half of them."""
+    n = len(sample.y)
+    drawn = [metric.value(sample.take(torch.randint(n, (n,), generator=generator))) for _ in range(_DRAWS)]
+    values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
+    if len(values) < _DRAWS // 2:
+        return None
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return low, high
+
+
+def _mean(drawn: Iterable[float]) -> float | None:
+    values = [value for value in drawn if math.isfinite(value)]
+    return sum(values) / len(values) if values else None
+
+
+def _dealt(sample: Sample, generator: torch.Generator) -> Sample:
+    """The groups dealt anew among the rows of each label."""
+    groups = sample.groups.clone()
+    for label in sample.y.unique():
+        places = (sample.y == label).nonzero()[:, 0]
+        groups[places] = groups[places[torch.randperm(len(places), generator=generator)]]
+    return sample._replace(groups=groups)
+
+
+def _calibrated(sample: Sample, generator: torch.Generator) -> Sample:
+    """Labels drawn from the probabilities, by which the model is calibrated."""
+    probs = sample.given
+    if probs.dim() == 2:
+        return sample._replace(y=torch.multinomial(probs, 1, generator=generator)[:, 0])
+    return sample._replace(y=(torch.rand(len(probs), generator=generator, dtype=probs.dtype) < probs).long())

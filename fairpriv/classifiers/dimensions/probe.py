@@ -1,0 +1,106 @@
+"""What a dimension of a classifier is given, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from fairpriv.classifiers.contract import Defended, Defense, PoolOwner
+from fairpriv.classifiers.data.game import Deal, GameDataModule
+from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.nets.classifier import logits, predict
+from fairpriv.classifiers.nets.models import Models
+from fairpriv.errors import InputError
+from fairpriv.metrics import Measured, Metric
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A defended classifier as a probe meets it: its answers, the game's rows, and the means to train its like.
+
+    Attributes:
+        defended: the model.
+        defense: what defended it.
+        data: the game's rows, set up.
+        world: the bit b; the model was trained on G_b first.
+        seed: of the cell; a probe derives every random choice from it.
+        owner: makes the owner of a pool of such models from what each is dealt; None where the model's architecture
+            cannot be trained in pools.
+    """
+
+    defended: Defended
+    defense: Defense
+    data: GameDataModule
+    world: int
+    seed: int
+    owner: Callable[[Sequence[Deal]], PoolOwner] | None = None
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Test rows of both worlds, which no model was trained, stopped or tuned on."""
+        parts = [self.data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
+        return parts[0] + parts[1] + parts[2] + parts[3]
+
+    @torch.inference_mode()
+    def probabilities(self, rows: Rows, dimension: str) -> Tensor:
+        """Return P(y=1) ``[N]``, or ``[N, C]`` with more than two classes.
+
+        Raises:
+            InputError: the defence leaves answers only; names the dimension that asks.
+        """
+        if self.defended.net is None:
+            raise InputError(
+                f"dimension={dimension} needs probabilities, which defense={self.defense.name} does not give, only "
+                "answers: leave one of them out"
+            )
+        probs = logits(self.defended.net, rows.X).softmax(1)
+        return probs[:, 1] if probs.shape[1] == 2 else probs
+
+    def answers(self, rows: Rows) -> Tensor:
+        """Return predicted labels ``[N]``."""
+        if self.defended.predict is not None:
+            return self.defended.predict(rows)
+        return predict(cast(nn.Module, self.defended.net), rows.X)
+
+    def pool(self, deals: Sequence[Deal], dimension: str) -> Models:
+        """Train a pool of such models, each on what it is dealt, and defend it.
+
+        Raises:
+            InputError: the architecture cannot be trained in pools; names the dimension that asks.
+        """
+        if self.owner is None:
+            raise InputError(
+                f"dimension={dimension} trains pools of model=mlp with model.dropout=0, or of such networks on a "
+                "frozen encoder's features (model.tune=head), and of no other: choose one of these"
+            )
+        return self.defense.defend_pool(self.owner(deals))
+
+
+class Probe(ABC):
+    """Base class of a classifier's dimensions: built from its YAML, called once a cell.
+
+    Metrics are called ``eval/<name>/...``; what is declared by a `Metric` there gives columns, goals, axes and search
+    directions. The one that a trade-off is drawn of says ``headline=True``.
+
+    Attributes:
+        name: of the dimension; the YAML's ``@package dimensions.<name>`` gives it.
+        trains: whether it trains models of its own, which is most of its cost.
+    """
+
+    name: str
+    trains: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Measured:
+        """Measure the subject; raise InputError where that is undefined."""
+
+    def metric(self, name: str, label: str, meaning: str, **more: object) -> Metric:
+        """Describe a metric of this dimension, ``eval/<dimension>/<name>``."""
+        about = Metric(f"eval/{self.name}/{name}", label, meaning)
+        return replace(about, **more)  # type: ignore[arg-type]

@@ -1,0 +1,201 @@
+"""Dimensions of a classifier, on worlds where the right value is known."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import BinaryAccuracy, BinaryConfusionMatrix
+
+from fairpriv.classifiers.contract import Defended, PoolOwner
+from fairpriv.classifiers.data.game import GameDataModule
+from fairpriv.classifiers.data.tabular import TabularDataset
+from fairpriv.classifiers.dimensions.attribute import AttributeInference
+from fairpriv.classifiers.dimensions.membership import Membership
+from fairpriv.classifiers.dimensions.prediction import PredictionMetric, Predictions
+from fairpriv.classifiers.dimensions.probe import Subject
+from fairpriv.classifiers.dimensions.robustness import Robustness
+from fairpriv.classifiers.nets.pool import fit_pool
+from fairpriv.data.sources import Files
+from fairpriv.errors import InputError
+from fairpriv.functional import predictions
+from fairpriv.settings import GameSettings
+from fairpriv.undefended import Undefended
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> GameDataModule:
+    """3,200 people of two groups; label and features follow a number x, and one feature the group."""
+    folder, g = tmp_path_factory.mktemp("people"), torch.Generator().manual_seed(0)
+    x, noise = torch.randn(3200, generator=g), torch.rand(3200, generator=g)
+    lines = ["x,z,group,label"]
+    for i, (a, b) in enumerate(zip(x.tolist(), noise.tolist(), strict=True)):
+        lines.append(f"{a:.5f},{(i * 7919) % 1009},{'ab'[i % 2]},{int(a + 0.5 * b > 0.25)}")
+    (folder / "people.csv").write_text("\n".join(lines))
+    module = GameDataModule(
+        TabularDataset(
+            name="people",
+            source=Files(files=["people.csv"], folder=str(folder)),
+            target="label",
+            positive=[1],
+            sensitive="group",
+            groups={"group": ["a", "b"]},
+        ),
+        GameSettings(alpha=0.5),
+        seed=0,
+    )
+    module.setup()
+    return module
+
+
+def linear(*weights: float, bias: float = 0.0) -> nn.Module:
+    """A network of two classes whose log odds are linear in the features."""
+    net = nn.Linear(len(weights), 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0] * len(weights), list(weights)]))
+        net.bias.copy_(torch.tensor([0.0, bias]))
+    return net
+
+
+@pytest.fixture
+def subject(data):
+    def make(net: nn.Module | None = None, *, epochs: int = 2, hidden=(4,), **more) -> Subject:
+        fit = functools.partial(fit_pool, hidden=list(hidden))
+        training = {"epochs": epochs, "batch_size": 32, "lr": 0.01, "weight_decay": 0.0}
+        net = linear(4.0, 0.0) if net is None else net
+        return Subject(
+            Defended(net),
+            Undefended(),
+            data,
+            0,
+            0,
+            owner=lambda deals: PoolOwner(deals, len(deals), 0, fit, training),
+            **more,
+        )
+
+    return make
+
+
+def dimension(**metric) -> Predictions:
+    return Predictions("mine", {"it": PredictionMetric(**metric)})
+
+
+def test_a_torchmetrics_metric_is_a_dimension(subject):
+    one = subject()
+    found = dimension(measure=BinaryAccuracy(), better="greater", low=0, high=1, headline=True).measure(one)
+    right = float((one.answers(one.rows) == one.rows.y).double().mean())
+    assert found.metrics["eval/mine/it"] == pytest.approx(right)
+    low, high = found.intervals["eval/mine/it"]
+    half = 1.96 * (right * (1 - right) / len(one.rows.y)) ** 0.5
+    assert (low, high) == pytest.approx((right - half, right + half), abs=half / 3)
+    about = found.described["eval/mine/it"]
+    assert (about.better, about.low, about.high, about.headline) == ("greater", 0, 1, True)
+
+
+def test_a_function_is_told_the_groups_where_it_takes_them(subject):
+    found = dimension(
+        measure=functools.partial(predictions.worst_group_accuracy), better="greater", low=0, high=1, floor="groups"
+    ).measure(subject())
+    plain = dimension(measure=functools.partial(predictions.accuracy)).measure(subject())
+    assert found.metrics["eval/mine/it"] <= plain.metrics["eval/mine/it"]
+    # The groups are alike here: the worst of them is as bad as one dealt at random.
+    assert found.metrics["eval/mine/it"] == pytest.approx(found.metrics["eval/mine/it_floor"], abs=0.03)
+
+
+def test_every_group_is_measured_and_the_gap_has_a_floor(subject):
+    one = subject()
+    found = dimension(measure=functools.partial(predictions.accuracy), low=0, high=1, per_group=True).measure(one)
+    right = one.answers(one.rows) == one.rows.y
+    of_groups = [float(right[one.rows.s == code].double().mean()) for code in (0, 1)]
+    assert [found.metrics[f"eval/mine/it/{name}"] for name in "ab"] == pytest.approx(of_groups)
+    assert found.metrics["eval/mine/it_gap"] == pytest.approx(abs(of_groups[0] - of_groups[1]))
+    assert 0 < found.metrics["eval/mine/it_gap_floor"] < 0.05
+    assert found.described["eval/mine/it_gap"].better == "less"
+
+
+def test_the_floor_of_a_calibration_error_is_that_of_a_calibrated_model(subject):
+    ece = {"measure": functools.partial(predictions.expected_calibration_error), "better": "less", "low": 0, "high": 1}
+    off = dimension(**ece, floor="calibrated").measure(subject(linear(40.0, 0.0))).metrics
+    assert off["eval/mine/it"] > 4 * off["eval/mine/it_floor"]  # it is far too sure
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ({"measure": lambda probs, y: probs}, "eval/mine/it: returned a tensor of shape [1280], not one number"),
+        ({"measure": lambda probs, y: "good"}, "eval/mine/it: returned a str, not one number"),
+        ({"measure": lambda probs, y: float("nan")}, "eval/mine/it is nan on 1280 rows: it is undefined there"),
+        ({"measure": lambda probs, y: 1.5, "high": 1}, "eval/mine/it is 1.5, outside its own range [-inf, 1]"),
+        ({"measure": lambda probs, y: 1 / 0}, "eval/mine/it: division by zero"),
+        ({"measure": BinaryConfusionMatrix()}, "eval/mine/it: returned a tensor of shape [2, 2], not one number"),
+    ],
+)
+def test_what_is_no_number_within_its_range_is_refused(subject, metric, message):
+    with pytest.raises(InputError) as error:
+        dimension(**metric).measure(subject())
+    assert message in str(error.value).replace(str(len(subject().rows.y)), "1280")
+
+
+def test_probabilities_are_asked_of_answers_in_vain(subject, data):
+    one = subject()
+    labels_only = Subject(Defended(None, predict=lambda rows: rows.y), Undefended("mine"), data, 0, 0)
+    with pytest.raises(InputError, match=r"dimension=mine needs probabilities, which defense=mine does not give"):
+        dimension(measure=BinaryAccuracy()).measure(labels_only)
+    found = dimension(measure=BinaryAccuracy(), takes="answers").measure(labels_only)
+    assert found.metrics["eval/mine/it"] == 1
+    assert one.rows.y.shape == labels_only.rows.y.shape
+
+
+def test_a_linear_model_is_as_robust_as_its_margin(subject):
+    one = subject(linear(1.0, 0.0))
+    x = one.rows.X[:, 0]
+    expected = ((x.abs() >= 0.3) & ((x > 0) == one.rows.y.bool())).double().mean()
+    found = Robustness("robustness", epsilon=0.3).measure(one).metrics
+    assert found["eval/robustness/attack_accuracy"] == pytest.approx(float(expected), abs=0.002)
+    assert found["eval/robustness/noise_accuracy"] > found["eval/robustness/attack_accuracy"]
+    still = Robustness("robustness", epsilon=0.0).measure(one).metrics
+    clean = float((one.answers(one.rows) == one.rows.y).double().mean())
+    assert still["eval/robustness/attack_accuracy"] == still["eval/robustness/noise_accuracy"] == pytest.approx(clean)
+
+
+def test_models_that_memorise_leak_membership_and_those_that_hardly_learn_do_not(subject):
+    probe = Membership("membership", models=32, victims=8, rows=200, fpr=[0.05])
+    sure = probe.measure(subject(epochs=150, hidden=(64,))).metrics
+    shy = probe.measure(subject(epochs=1, hidden=(2,)))
+    assert sure["eval/membership/lira_auc"] > 0.55
+    low, high = shy.intervals["eval/membership/lira_auc"]
+    assert low < 0.5 + 0.02
+    assert high > 0.5 - 0.02
+    assert sure["eval/membership/lira_auc"] > shy.metrics["eval/membership/lira_auc"] + 0.04
+    for attack in ("lira", "lira_offline", "rmia", "loss", "confidence"):
+        assert {f"eval/membership/{attack}_{of}" for of in ("auc", "accuracy", "tpr_at_5")} <= set(sure)
+    assert {"eval/membership/lira_auc/a", "eval/membership/lira_auc/b"} <= set(sure)
+
+
+def test_a_rate_that_so_few_rows_cannot_tell_is_refused(subject):
+    probe = Membership("membership", models=8, victims=1, rows=100, fpr=[0.001])
+    with pytest.raises(InputError, match=r"0\.001 needs 1000 non-members at least, there are 50: raise rows or victims"):
+        probe.measure(subject(epochs=1))
+
+
+def test_an_architecture_without_pools_has_no_membership(data):
+    with pytest.raises(InputError, match="dimension=membership trains pools of model=mlp"):
+        Membership("membership").measure(Subject(Defended(linear(1.0, 0.0)), Undefended(), data, 0, 0))
+
+
+def test_only_what_the_model_adds_counts_as_attribute_inference(subject, data):
+    nothing = AttributeInference("attribute", iterations=20).measure(subject()).metrics
+    assert nothing["eval/attribute/gain"] == pytest.approx(0, abs=0.04)
+
+    def tells(rows):  # a model whose answer is the group
+        return rows.s
+
+    everything = AttributeInference("attribute", iterations=20).measure(
+        Subject(Defended(None, predict=tells), Undefended(), data, 0, 0)
+    )
+    assert everything.metrics["eval/attribute/accuracy"] == 1
+    assert everything.metrics["eval/attribute/gain"] == pytest.approx(
+        1 - everything.metrics["eval/attribute/imputation_accuracy"]
+    )
+    low, _ = everything.intervals["eval/attribute/gain"]
+    assert low > 0.3

@@ -1,0 +1,105 @@
+"""Measures of predictions against scikit-learn, torchmetrics and fairlearn."""
+
+import numpy as np
+import pytest
+import torch
+from fairlearn import metrics as fairlearn
+from sklearn import metrics as sklearn
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
+
+from fairpriv.functional import predictions
+
+
+@pytest.fixture(params=[2, 4])
+def sample(request):
+    """Probabilities, labels and groups of 600 rows with two or four classes, some probabilities equal."""
+    rng = np.random.default_rng(request.param)
+    probs = rng.dirichlet(np.ones(request.param), 600).round(2) + 1e-3
+    probs = torch.as_tensor(probs / probs.sum(1, keepdims=True))
+    y, groups = (torch.as_tensor(rng.integers(0, n, 600)) for n in (request.param, 3))
+    return probs if request.param > 2 else probs[:, 1], y, groups
+
+
+def columns(probs):
+    return probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)
+
+
+def test_utility_agrees_with_scikit_learn(sample):
+    probs, y, _ = sample
+    preds = columns(probs).argmax(1)
+    assert predictions.accuracy(probs, y) == pytest.approx(sklearn.accuracy_score(y, preds))
+    assert predictions.balanced_accuracy(probs, y) == pytest.approx(sklearn.balanced_accuracy_score(y, preds))
+    assert predictions.log_loss(probs, y) == pytest.approx(sklearn.log_loss(y, columns(probs)))
+    assert predictions.auroc(probs, y) == pytest.approx(sklearn.roc_auc_score(y, probs, multi_class="ovr"))
+
+
+def test_brier_s_score_agrees_with_scikit_learn(sample):
+    probs, y, _ = sample
+    if probs.dim() == 1:
+        assert predictions.brier_score(probs, y) == pytest.approx(sklearn.brier_score_loss(y, probs))
+    else:
+        hot = np.eye(4)[y]
+        assert predictions.brier_score(probs, y) == pytest.approx(((probs.numpy() - hot) ** 2).sum(1).mean() / 2)
+
+
+def test_calibration_error_agrees_with_torchmetrics(sample):
+    probs, y, _ = sample
+    if probs.dim() == 2:
+        oracle = multiclass_calibration_error(probs, y, num_classes=4, n_bins=15)
+    else:  # torchmetrics bins P(y=1) of two classes; confidence is of the predicted class here
+        preds = (probs > 0.5).long()
+        oracle = binary_calibration_error(torch.where(preds == 1, probs, 1 - probs), (preds == y).long(), n_bins=15)
+    assert predictions.expected_calibration_error(probs, y) == pytest.approx(float(oracle), abs=1e-6)
+
+
+def test_a_calibrated_model_s_error_falls_as_rows_grow():
+    rng = np.random.default_rng(0)
+    errors = []
+    for n in (200, 20_000):
+        probs = torch.as_tensor(rng.random(n))
+        errors.append(predictions.expected_calibration_error(probs, torch.as_tensor(rng.random(n) < probs.numpy())))
+    assert errors[1] < errors[0] / 4
+
+
+def test_group_fairness_agrees_with_fairlearn(sample):
+    probs, y, groups = sample
+    if probs.dim() == 2:
+        pytest.skip("fairlearn knows two classes")
+    preds = (probs > 0.5).long()
+    given = {"sensitive_features": groups.numpy()}
+    y_, preds_ = y.numpy(), preds.numpy()
+    assert predictions.demographic_parity_gap(probs, y, groups) == pytest.approx(
+        fairlearn.demographic_parity_difference(y_, preds_, **given)
+    )
+    assert predictions.equal_opportunity_gap(probs, y, groups) == pytest.approx(
+        fairlearn.equal_opportunity_difference(y_, preds_, **given)
+    )
+    assert predictions.equalized_odds(probs, y, groups) == pytest.approx(
+        fairlearn.equalized_odds_difference(y_, preds_, **given)
+    )
+    frame = fairlearn.MetricFrame(metrics=sklearn.precision_score, y_true=y_, y_pred=preds_, **given)
+    assert predictions.predictive_parity_gap(probs, y, groups) == pytest.approx(frame.difference())
+    frame = fairlearn.MetricFrame(metrics=sklearn.accuracy_score, y_true=y_, y_pred=preds_, **given)
+    assert predictions.worst_group_accuracy(probs, y, groups) == pytest.approx(frame.group_min())
+
+
+def test_groups_by_a_loop(sample):
+    probs, y, groups = sample
+    preds = columns(probs).argmax(1)
+    classes = range(1, 2) if probs.dim() == 1 else range(4)
+
+    def spread(values):
+        return max(values) - min(values)
+
+    rates = [[float((preds[groups == g] == c).double().mean()) for g in range(3)] for c in classes]
+    assert predictions.demographic_parity_gap(probs, y, groups) == pytest.approx(max(map(spread, rates)))
+    recalls = [[float((preds[(groups == g) & (y == c)] == c).double().mean()) for g in range(3)] for c in classes]
+    assert predictions.equal_opportunity_gap(probs, y, groups) == pytest.approx(max(map(spread, recalls)))
+    worst = max(predictions.expected_calibration_error(probs[groups == g], y[groups == g]) for g in range(3))
+    assert predictions.calibration_gap(probs, y, groups) == worst
+
+
+def test_what_is_undefined_is_nan():
+    probs, ones = torch.tensor([0.2, 0.7, 0.9]), torch.ones(3, dtype=torch.long)
+    assert np.isnan(predictions.auroc(probs, ones))
+    assert np.isnan(predictions.demographic_parity_gap(probs, ones, ones))
