@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from torch import nn
 
 from fairpriv.classifiers.attacks.game import deal, playable
 from fairpriv.classifiers.attacks.play import Played, Split, play
-from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.dataset import Dataset
 from fairpriv.classifiers.data.game import GameDataModule, Part
+from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.known_truth import KnownTruth, World
 from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit
-from fairpriv.classifiers.nets.pool import fit_pool
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.settings import Settings
 from fairpriv.configs import require
 from fairpriv.metrics import Measured, Metric
@@ -61,8 +62,9 @@ class DistributionInference:
         settings.architecture.refuse_other_than(dataset.modality, dataset.name)
         if not settings.architecture.reads_features:
             defense.refuse_inputs()
-        if settings.attacks:
+        if settings.attacks or any(dimension.trains for dimension in settings.dimensions):
             settings.architecture.pool_hidden()
+        if settings.attacks:
             settings.game.refuse_unattackable()
         self.attacks, self.omitted = playable(settings.attacks, defense)
 
@@ -101,6 +103,21 @@ class DistributionInference:
                 if rank() == 0:
                     record(result, play(splits, self.attacks, pure=data.pure), self.omitted, folder)
 
+        if settings.dimensions:
+            with stage("dimensions"):
+                fit_one = self._fit_pool(data)
+                subject = Subject(
+                    defended,
+                    self.defense,
+                    data,
+                    settings.seed,
+                    lambda deals: PoolOwner(deals, len(deals), settings.seed, fit_one, settings.training),
+                )
+                for dimension in settings.dimensions:
+                    found = dimension.measure(subject)
+                    if rank() == 0:
+                        result.add(found)
+
     def _owner(self, data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
         """Make the owner's side: how it makes a model, trains it, and gets its base model."""
         settings, world, classes = self.settings, data.game.world, len(data.label_names)
@@ -138,18 +155,27 @@ class DistributionInference:
 
     def splits(self, data: GameDataModule) -> list[Split]:
         """Train and defend pools of victims and of shadows, on every repeated split."""
-        settings = self.settings
-        fit_one = functools.partial(
-            fit_pool,
-            hidden=settings.architecture.pool_hidden(),
-            classes=len(data.label_names),
-            store=settings.store,
-            accelerator=settings.accelerator,
-        )
+        fit_one, training = self._fit_pool(data), self.settings.training
         return [
-            deal(data.repeat(number), self.defense.defend_pool, fit_one, settings.training)
-            for number in range(settings.game.repeats)
+            deal(data.repeat(number), self.defense.defend_pool, fit_one, training)
+            for number in range(self.settings.game.repeats)
         ]
+
+    def _fit_pool(self, data: GameDataModule) -> Callable[..., Pool]:
+        """Give `fit_pool` all that is the same for every pool of the cell."""
+        settings = self.settings
+
+        def fit_one(*args: Any, **more: Any) -> Pool:
+            return fit_pool(
+                *args,
+                hidden=settings.architecture.pool_hidden(),
+                classes=len(data.label_names),
+                store=settings.store,
+                accelerator=settings.accelerator,
+                **more,
+            )
+
+        return fit_one
 
 
 def tell(data: GameDataModule) -> None:

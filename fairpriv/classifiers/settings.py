@@ -11,6 +11,7 @@ import lightning
 import torch
 
 from fairpriv.classifiers.attacks.attack import Attack
+from fairpriv.classifiers.dimensions.probe import Probe
 from fairpriv.classifiers.nets.architecture import Architecture, architecture_of
 from fairpriv.configs import build, require
 from fairpriv.settings import GameSettings, TrainingSettings
@@ -27,6 +28,7 @@ class Settings:
         game, training: as in the config.
         architecture: of the model.
         attacks: in the order of the config.
+        dimensions: likewise.
         trainer: makes what makes a Trainer; an InputError where Lightning refuses a setting.
         accelerator, device: what models are trained on.
         logged: whether measures of training are logged.
@@ -38,6 +40,7 @@ class Settings:
     training: TrainingSettings
     architecture: Architecture
     attacks: list[Attack]
+    dimensions: list[Probe]
     trainer: Callable[[], partial[lightning.Trainer]]
     accelerator: str
     device: torch.device
@@ -53,6 +56,10 @@ class Settings:
             training=TrainingSettings(**config["training"]),
             architecture=architecture_of(config),
             attacks=[require(Attack, build(config["attack"], name), f"attack={name}") for name in config["attack"]],
+            dimensions=[
+                require(Probe, build(config["dimensions"], name, name=name), f"dimension={name}")
+                for name in config["dimensions"]
+            ],
             trainer=partial(trainer_of, config),
             accelerator=config["trainer"]["accelerator"],
             device=device_of(config),

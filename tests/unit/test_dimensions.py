@@ -1,6 +1,7 @@
 """Dimensions of a classifier, on worlds where the right value is known."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
 from fairpriv.functional import predictions
-from fairpriv.settings import GameSettings
+from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.undefended import Undefended
 
 
@@ -59,18 +60,16 @@ def linear(*weights: float, bias: float = 0.0) -> nn.Module:
 
 @pytest.fixture
 def subject(data):
-    def make(net: nn.Module | None = None, *, epochs: int = 2, hidden=(4,), **more) -> Subject:
+    def make(net: nn.Module | None = None, *, epochs: int = 2, hidden=(4,)) -> Subject:
         fit = functools.partial(fit_pool, hidden=list(hidden))
-        training = {"epochs": epochs, "batch_size": 32, "lr": 0.01, "weight_decay": 0.0}
+        training = TrainingSettings(epochs=epochs, patience=0, batch_size=32, lr=0.01, weight_decay=0.0)
         net = linear(4.0, 0.0) if net is None else net
         return Subject(
             Defended(net),
             Undefended(),
             data,
             0,
-            0,
             owner=lambda deals: PoolOwner(deals, len(deals), 0, fit, training),
-            **more,
         )
 
     return make
@@ -136,9 +135,9 @@ def test_what_is_no_number_within_its_range_is_refused(subject, metric, message)
     assert message in str(error.value).replace(str(len(subject().rows.y)), "1280")
 
 
-def test_probabilities_are_asked_of_answers_in_vain(subject, data):
+def test_probabilities_are_asked_of_answers_in_vain(subject):
     one = subject()
-    labels_only = Subject(Defended(None, predict=lambda rows: rows.y), Undefended("mine"), data, 0, 0)
+    labels_only = replace(one, defended=Defended(None, predict=lambda rows: rows.y), defense=Undefended("mine"))
     with pytest.raises(InputError, match=r"dimension=mine needs probabilities, which defense=mine does not give"):
         dimension(measure=BinaryAccuracy()).measure(labels_only)
     found = dimension(measure=BinaryAccuracy(), takes="answers").measure(labels_only)
@@ -178,12 +177,7 @@ def test_a_rate_that_so_few_rows_cannot_tell_is_refused(subject):
         probe.measure(subject(epochs=1))
 
 
-def test_an_architecture_without_pools_has_no_membership(data):
-    with pytest.raises(InputError, match="dimension=membership trains pools of model=mlp"):
-        Membership("membership").measure(Subject(Defended(linear(1.0, 0.0)), Undefended(), data, 0, 0))
-
-
-def test_only_what_the_model_adds_counts_as_attribute_inference(subject, data):
+def test_only_what_the_model_adds_counts_as_attribute_inference(subject):
     nothing = AttributeInference("attribute", iterations=20).measure(subject()).metrics
     assert nothing["eval/attribute/gain"] == pytest.approx(0, abs=0.04)
 
@@ -191,7 +185,7 @@ def test_only_what_the_model_adds_counts_as_attribute_inference(subject, data):
         return rows.s
 
     everything = AttributeInference("attribute", iterations=20).measure(
-        Subject(Defended(None, predict=tells), Undefended(), data, 0, 0)
+        replace(subject(), defended=Defended(None, predict=tells))
     )
     assert everything.metrics["eval/attribute/accuracy"] == 1
     assert everything.metrics["eval/attribute/gain"] == pytest.approx(

@@ -52,7 +52,7 @@ class Membership(Probe):
     def measure(self, subject: Subject) -> Measured:
         """Train the pool and attack it."""
         rows, deals, inside = self._deals(subject)
-        models = subject.pool(deals, self.name)
+        models = subject.pool(deals)
         if len(models.diverged):
             raise InputError(f"dimension={self.name}: {len(models.diverged)} models diverged: lower training.lr")
         parts = [subject.data.part(part, subject.world) for part in ("rates", "gap")]

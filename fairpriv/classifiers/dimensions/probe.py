@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairpriv.classifiers.contract import Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.game import Deal, GameDataModule
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets.classifier import logits, predict
+from fairpriv.classifiers.nets.classifier import logits
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric
@@ -28,18 +28,20 @@ class Subject:
         defended: the model.
         defense: what defended it.
         data: the game's rows, set up.
-        world: the bit b; the model was trained on G_b first.
         seed: of the cell; a probe derives every random choice from it.
-        owner: makes the owner of a pool of such models from what each is dealt; None where the model's architecture
-            cannot be trained in pools.
+        owner: makes the owner of a pool of such models from what each is dealt; asked by probes that ``train`` only.
     """
 
     defended: Defended
     defense: Defense
     data: GameDataModule
-    world: int
     seed: int
-    owner: Callable[[Sequence[Deal]], PoolOwner] | None = None
+    owner: Callable[[Sequence[Deal]], PoolOwner]
+
+    @property
+    def world(self) -> int:
+        """The bit b: the model was trained on G_b first."""
+        return self.data.game.world
 
     @cached_property
     def rows(self) -> Rows:
@@ -64,21 +66,10 @@ class Subject:
 
     def answers(self, rows: Rows) -> Tensor:
         """Return predicted labels ``[N]``."""
-        if self.defended.predict is not None:
-            return self.defended.predict(rows)
-        return predict(cast(nn.Module, self.defended.net), rows.X)
+        return self.defended.answers(rows)
 
-    def pool(self, deals: Sequence[Deal], dimension: str) -> Models:
-        """Train a pool of such models, each on what it is dealt, and defend it.
-
-        Raises:
-            InputError: the architecture cannot be trained in pools; names the dimension that asks.
-        """
-        if self.owner is None:
-            raise InputError(
-                f"dimension={dimension} trains pools of model=mlp with model.dropout=0, or of such networks on a "
-                "frozen encoder's features (model.tune=head), and of no other: choose one of these"
-            )
+    def pool(self, deals: Sequence[Deal]) -> Models:
+        """Train a pool of such models, each on what it is dealt, and defend it."""
         return self.defense.defend_pool(self.owner(deals))
 
 
@@ -90,7 +81,7 @@ class Probe(ABC):
 
     Attributes:
         name: of the dimension; the YAML's ``@package dimensions.<name>`` gives it.
-        trains: whether it trains models of its own, which is most of its cost.
+        trains: whether it trains pools of models, which is most of its cost and needs a model that can be.
     """
 
     name: str
