@@ -30,7 +30,7 @@ OUTCOME_VERSION = 2
 
 # Where a cell runs, what it tells meanwhile, which sweep asks for it; the task, which the dataset implies.
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads", "task"})
-_LANGUAGE_MODELS_ONLY = frozenset({"dimensions", "judge", "evaluation", "utility", "analysis"})
+_LANGUAGE_MODELS_ONLY = frozenset({"judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
 _NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
     "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
@@ -62,6 +62,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
     language_model = config["task"] == "language_model" if config.get("task") else bool(config.get("dimensions"))
     unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if language_model else _LANGUAGE_MODELS_ONLY)
     kept = {key: _counted(value) for key, value in config.items() if key not in unread}
+    if not kept.get("dimensions"):
+        kept.pop("dimensions", None)
     if kept.get("analysis") is None:  # cells without one are the same cells as before there were any
         kept.pop("analysis", None)
     if not (kept.get("utility") or {}).get("tasks"):

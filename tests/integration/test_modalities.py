@@ -85,7 +85,7 @@ def test_all_of_a_text_encoder_is_trained(cell, tiny_encoder):
     ended, _ = cell("dataset=bias_in_bios", "model=text_encoder", f"model.path={tiny_encoder}", "model.tune=all",
                     "attack=[loss_test]")  # fmt: skip
     assert ended.status == 2
-    assert "attacks train pools of model=mlp" in ended.err
+    assert "attacks and dimension=membership train pools of model=mlp" in ended.err
     assert "model.tune=head" in ended.err
 
 

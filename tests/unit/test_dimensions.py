@@ -62,7 +62,7 @@ def linear(*weights: float, bias: float = 0.0) -> nn.Module:
 def subject(data):
     def make(net: nn.Module | None = None, *, epochs: int = 2, hidden=(4,)) -> Subject:
         fit = functools.partial(fit_pool, hidden=list(hidden))
-        training = TrainingSettings(epochs=epochs, patience=0, batch_size=32, lr=0.01, weight_decay=0.0)
+        training = TrainingSettings(epochs=epochs, patience=None, batch_size=32, lr=0.01, weight_decay=0.0)
         net = linear(4.0, 0.0) if net is None else net
         return Subject(
             Defended(net),

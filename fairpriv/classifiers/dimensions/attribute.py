@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -26,6 +27,7 @@ class AttributeInference(Probe):
     Only the difference is the model's (Jayaraman and Evans, CCS 2022).
     """
 
+    kind: ClassVar[str] = "attribute_inference"
     name: str
     iterations: int = 60  # of boosting
 

@@ -33,6 +33,7 @@ class Membership(Probe):
     baselines the loss (Yeom et al., CSF 2018) and the greatest probability, one threshold for all rows.
     """
 
+    kind: ClassVar[str] = "membership"
     trains: ClassVar[bool] = True
 
     name: str

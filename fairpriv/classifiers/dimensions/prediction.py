@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class PredictionMetric:
             ``calibrated`` draws labels from the probabilities; null: no floor.
     """
 
+    kind: ClassVar[str] = "prediction_metric"
     measure: Any
     better: Better = "neither"
     low: float | None = None
@@ -101,6 +102,7 @@ class Predictions(Probe):
     Intervals are percentiles of a bootstrap over rows, 200 draws. They take the model as given.
     """
 
+    kind: ClassVar[str] = "predictions"
     name: str
     metrics: dict[str, PredictionMetric] = field(default_factory=dict)
 

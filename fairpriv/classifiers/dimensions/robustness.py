@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class Robustness(Probe):
     2018): steps along the sign of the loss' gradient from a random start, projected into the bounds.
     """
 
+    kind: ClassVar[str] = "robustness"
     name: str
     epsilon: float = 0.1  # greatest change of a feature, in deviations
     steps: int = 10  # of the attack
