@@ -648,7 +648,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
     from fairpriv.report.awareness_plots import curve_figure
     from fairpriv.report.game_plots import advantage_figure, attack_figure, bound_figure
     from fairpriv.report.tradeoff import tradeoff_figure
-    from fairpriv.report.tradeoff_matrix import matrix_figure
+    from fairpriv.report.tradeoff_matrix import classifier_matrix_figure, matrix_figure
 
     figures: dict[str, str] = {}
     undrawn: list[str] = []
@@ -656,6 +656,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
     more = {
         "Awareness curves": ("curves", curve_figure),
         "Trade-off matrix": ("trade_off_matrix", matrix_figure),
+        "Trade-off matrix of classifiers": ("trade_off_classifier", classifier_matrix_figure),
         "Coupled weights": ("coupling", coupling_figure),
         "Dependence of the dimensions": ("dependence", dependence_figure),
         "Cautionary phrases": ("cautions", caution_figure),

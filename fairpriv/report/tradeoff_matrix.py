@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Mapping, Sequence
+from math import nan
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fairpriv.report.comparison import Comparison, Group, comparable
+from fairpriv.report.comparison import Comparison, Estimate, Group, comparable
 from fairpriv.report.selection import show
 
 if TYPE_CHECKING:
@@ -28,9 +31,6 @@ def matrix_figure(table: Comparison) -> Figure | None:
     A change is of the dimension's awareness or score, with its 95 % interval; bold where that excludes zero. What a row
     aims at is framed. None unless at least two rows aim at different dimensions and two dimensions are measured.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
     columns = {match[1]: metric for metric in table.metrics if (match := CHANGE.fullmatch(metric))}
     rows = [group for group in table.groups if aimed_at(group)]
     if len(columns) < 2 or len({tuple(aimed_at(group)) for group in rows}) < 2:
@@ -42,39 +42,99 @@ def matrix_figure(table: Comparison) -> Figure | None:
         more = [f"{key.rpartition('.')[2]}={show(group.leaves[key])}" for key in told if key in group.leaves]
         return f"{group.defence}: {', '.join([' + '.join(aimed_at(group)), *more])}"
 
-    labels = [label(group) for group in rows]
-    left, below, side, height = 0.5 + 0.065 * max(map(len, labels)), 1.05, 1.25, 0.46
-    width, tall = left + side * len(columns) + 0.9, below + height * len(rows) + 0.55
+    tables = {
+        "Rows aim at what is framed": [
+            Row(
+                label(group) + ("†" if group.degenerate else ""),
+                [group.estimates.get(metric) for metric in columns.values()],
+                [dimension in aimed_at(group) for dimension in columns],
+            )
+            for group in rows
+        ]
+    }
+    heads = [name.replace("_", " ") for name in columns]
+    return _heat_maps(tables, heads, [1] * len(heads), "change against the untouched model")
+
+
+def classifier_matrix_figure(table: Comparison) -> Figure | None:
+    """One map for each dataset and game: what every defence does to every dimension of a classifier, against `none`.
+
+    A change is the mean paired difference over seeds with its 95 % interval; bold where that excludes zero. Colour says
+    better or worse, relative to the largest change of the column. None unless two dimensions are measured and a defence
+    is compared with the baseline.
+    """
+    columns = [metric for metric in table.headlines if table.described[metric].sign]
+    settings = {
+        title: [group for group in groups if any(metric in group.differences for metric in columns)]
+        for title, groups in table.settings.items()
+        if any("game.alpha" in group.leaves for group in groups)  # classifiers; of language models see above
+    }
+    settings = {title: groups for title, groups in settings.items() if groups}
+    if len(columns) < 2 or not settings:
+        return None
+    tables = {
+        title: [
+            Row(table.name(group) + ("†" if group.degenerate else ""), [group.differences.get(m) for m in columns], [])
+            for group in groups
+        ]
+        for title, groups in settings.items()
+    }
+    heads = [table.described[metric].title for metric in columns]
+    signs = [table.described[metric].sign for metric in columns]
+    cells = sum(len(rows) * len(columns) for rows in tables.values())
+    about = f"paired change against the baseline; of {cells} intervals, {cells / 20:.0f} exclude zero by chance"
+    return _heat_maps(tables, heads, signs, about)
+
+
+class Row(NamedTuple):
+    """A line of a heat map."""
+
+    label: str
+    changes: list[Estimate | None]
+    framed: list[bool]
+
+
+def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs: Sequence[int], about: str) -> Figure:
+    """Draw one map below another; a cell is coloured by its change times its column's sign, dark where it is great."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    labels = [row.label for rows in tables.values() for row in rows]
+    left, side, height, between, below = 0.5 + 0.065 * max(map(len, labels)), 1.25, 0.46, 0.5, 1.05
+    width = left + side * len(heads) + 0.9
+    tall = below + sum(between + height * len(rows) for rows in tables.values())
     figure = Figure(figsize=(width, tall))
-    ax = figure.add_axes((left / width, below / tall, side * len(columns) / width, height * len(rows) / tall))
-    values: list[list[float]] = [
-        [g.estimates[m].mean if m in g.estimates else float("nan") for m in columns.values()] for g in rows
-    ]
-    most = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
-    image: Any = ax.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
-    for y, group in enumerate(rows):
-        for x, (dimension, metric) in enumerate(columns.items()):
-            if dimension in aimed_at(group):
-                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
-            estimate = group.estimates.get(metric)
-            if estimate is None:
-                ax.text(x, y, "not measured", ha="center", va="center", fontsize=7, color="0.4")
-                continue
-            known = estimate.lo is not None and estimate.hi is not None
-            clear = known and not estimate.lo <= 0 <= estimate.hi  # type: ignore[operator]
-            text = f"{estimate.mean:+.3f}" + (f"\n[{estimate.lo:+.2f}, {estimate.hi:+.2f}]" if known else "")
-            dark = abs(estimate.mean) > 0.7 * most
-            weight = "bold" if clear else "normal"
-            colour = "white" if dark else "black"
-            ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour, fontweight=weight)
-    degenerate = ["†" if group.degenerate else "" for group in rows]
-    ax.set_yticks(range(len(rows)), [name + mark for name, mark in zip(labels, degenerate, strict=True)])
-    ax.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns])
-    ax.set_xlabel("change against the untouched model,\n95 % interval; bold: it excludes zero", labelpad=8)
-    ax.set_title("Rows aim at what is framed", loc="left", fontsize=9)
-    ax.tick_params(length=0)
-    bar = figure.colorbar(
-        image, cax=figure.add_axes((1 - 0.7 / width, below / tall, 0.15 / width, height * len(rows) / tall))
-    )
+    alike = len({*signs}) == 1  # changes of one scale, which share their colours
+    top = tall
+    for title, rows in tables.items():
+        top -= between + height * len(rows)
+        box = (left / width, top / tall, side * len(heads) / width, height * len(rows) / tall)
+        ax = figure.add_axes(box)
+        values = [[nan if one is None else one.mean for one in row.changes] for row in rows]
+        columns = [[abs(row[x]) for row in values if row[x] == row[x]] for x in range(len(heads))]
+        most = [max(column, default=0.0) or 1.0 for column in columns]
+        most = [max(most)] * len(most) if alike else most
+        shades = [[sign * v / m for v, sign, m in zip(row, signs, most, strict=True)] for row in values]
+        image: Any = ax.imshow(shades, cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
+        for y, row in enumerate(rows):
+            for x, estimate in enumerate(row.changes):
+                if row.framed and row.framed[x]:
+                    ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.6))
+                if estimate is None:
+                    ax.text(x, y, "not measured", ha="center", va="center", fontsize=7, color="0.4")
+                    continue
+                known = estimate.lo is not None and estimate.hi is not None
+                clear = known and not estimate.lo <= 0 <= estimate.hi  # type: ignore[operator]
+                text = f"{estimate.mean:+.3f}" + (f"\n[{estimate.lo:+.2f}, {estimate.hi:+.2f}]" if known else "")
+                colour = "white" if abs(shades[y][x]) > 0.7 else "black"
+                weight = "bold" if clear else "normal"
+                ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour, fontweight=weight)
+        ax.set_yticks(range(len(rows)), [row.label for row in rows])
+        ax.set_xticks(range(len(heads)), [textwrap.fill(head, 14) for head in heads])
+        ax.set_title(title, loc="left", fontsize=9)
+        ax.tick_params(length=0, labelbottom=title == [*tables][-1])
+    ax.set_xlabel(f"{about}\n95 % interval; bold: it excludes zero", labelpad=8)
+    bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.7 / width, top / tall, 0.15 / width, box[3])))
+    bar.set_ticks([-1, 0, 1], labels=["worse", "0", "better"])
     bar.outline.set_visible(False)
     return figure

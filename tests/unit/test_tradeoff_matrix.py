@@ -1,7 +1,8 @@
 import pytest
 
+from fairpriv.metrics import Metric
 from fairpriv.report.comparison import Comparison
-from fairpriv.report.tradeoff_matrix import aimed_at, matrix_figure
+from fairpriv.report.tradeoff_matrix import aimed_at, classifier_matrix_figure, matrix_figure
 from fairpriv.result import Result
 
 
@@ -49,3 +50,49 @@ def test_a_single_aim_or_a_single_dimension_makes_no_matrix(results):
     for one in results:
         one.metrics = {name: value for name, value in one.metrics.items() if "fairness" in name}
     assert matrix_figure(Comparison.of(results)) is None
+
+
+AUROC = Metric("eval/utility/auroc", "AUROC", better="greater", low=0.0, high=1.0, headline=True)
+LEAK = Metric("eval/membership/lira_auc", "LiRA AUC", better="less", low=0.0, high=1.0, headline=True)
+
+
+def classifier(defense, dataset, seed, auroc, leak):
+    config = {"seed": seed, "model": {"name": "mlp"}, "dataset": {"name": dataset}, "defense": {"name": defense}}
+    config |= {
+        "task": "classifier",
+        "game": {"alpha": 1.0, "world": 0},
+        "dimensions": {"utility": {}, "membership": {}},
+    }
+    return Result(
+        f"{defense}{dataset}{seed}",
+        "completed",
+        config,
+        {AUROC.name: auroc, LEAK.name: leak},
+        described={AUROC.name: AUROC, LEAK.name: LEAK},
+    )
+
+
+def test_what_each_defence_of_a_classifier_does_to_each_dimension_against_none():
+    shifts = {"a": 0.1, "b": 0.0}  # what the defence costs in AUROC on each dataset
+    results = [
+        classifier(name, data, seed, 0.8 + 0.01 * seed - cost * (name != "none"), 0.7 - 0.2 * (name != "none"))
+        for data, cost in shifts.items()
+        for name in ("none", "dp_sgd")
+        for seed in range(3)
+    ]
+    figure = classifier_matrix_figure(Comparison.of(results))
+    of_a, of_b, _ = figure.axes
+    assert [ax.get_title(loc="left") for ax in (of_a, of_b)] == ["a", "b"]
+    assert [label.get_text() for label in of_b.get_xticklabels()] == ["LiRA AUC", "AUROC"]
+    protects, costs = [text.get_text() for text in of_a.texts]
+    assert protects.startswith("-0.200")
+    assert costs.startswith("-0.100")
+    shades = of_a.images[0].get_array()
+    assert shades[0][0] > 0 > shades[0][1]  # better, and worse
+    assert [text.get_fontweight() for text in of_a.texts] == ["bold", "bold"]
+    assert "of 4 intervals, 0 exclude zero by chance" in of_b.get_xlabel()
+
+
+def test_one_dimension_or_no_other_arm_makes_no_matrix_of_classifiers():
+    results = [classifier("none", "a", seed, 0.8, 0.6) for seed in range(3)]
+    assert classifier_matrix_figure(Comparison.of(results)) is None
