@@ -58,7 +58,7 @@ def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
     for name in words or known:
         print(name)
         width = max(len(option) for option in known[name])
-        mixed = name in ("model", "dataset", "defense")
+        mixed = name in TASKS["classifier"].parts
         for option, file in known[name].items():
             tasks = tasks_of(name, _target(known[name], option)) if mixed else []
             whose = "any task" if len(tasks) == len(TASKS) else " and ".join(tasks)

@@ -60,6 +60,7 @@ class Config:
     model: Any = MISSING
     dataset: Any = MISSING
     defense: Any = MISSING
+    dimensions: dict[str, Any] = field(default_factory=dict)  # what dimension=[...] chooses
     trainer: Any = MISSING
     logger: Any = None
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -78,7 +79,6 @@ class ClassifierConfig(Config):
 class LanguageModelConfig(Config):
     """Root of a language model's config."""
 
-    dimensions: dict[str, Any] = field(default_factory=dict)  # what dimension=[...] chooses
     judge: Any = None
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     utility: Any = None  # further tasks of general capability
@@ -107,11 +107,18 @@ class Task:
 TASKS = {
     "classifier": Task(
         ClassifierConfig,
-        {"model": ("forward", "network"), "dataset": ("load", "models"), "defense": ("defend",)},
+        {
+            "model": ("forward", "network"),
+            "dataset": ("load", "models"),
+            "defense": ("defend",),
+            "dimension": ("measure",),
+        },
         "adult",
     ),
     "language_model": Task(
-        LanguageModelConfig, {"model": ("load",), "dataset": ("draw",), "defense": ("tune",)}, "pairs"
+        LanguageModelConfig,
+        {"model": ("load",), "dataset": ("draw",), "defense": ("tune",), "dimension": ("measured_on",)},
+        "pairs",
     ),
 }
 PARTS = {  # the same for parts that no task shares with another, by group or key
@@ -206,16 +213,18 @@ def _can(target: str, methods: Iterable[str]) -> bool | None:
 
 def check_task(config: Mapping[str, Any]) -> None:
     """Refuse parts of another task, and a language model without dimensions."""
-    task = config["task"]
-    for group in ("defense", "dataset", "model"):
-        fitting = tasks_of(group, str(config[group]["_target_"]))
+    task, dimensions = config["task"], config["dimensions"]
+    named = [(group, config[group]["name"], config[group]) for group in ("defense", "dataset", "model")]
+    named += [("dimension", name, node) for name, node in dimensions.items() if "_target_" in node]
+    for group, name, node in named:
+        fitting = tasks_of(group, str(node["_target_"]))
         if task not in fitting:
             here = f"dataset={config['dataset']['name']} of" if group != "dataset" else "the config asks for"
             raise InputError(
-                f"{group}={config[group]['name']} is for task={' or '.join(fitting)}, and {here} task={task}: choose a "
-                f"{group} of that task (fairpriv ls {group})"
+                f"{group}={name} is for task={' or '.join(fitting)}, and {here} task={task}: choose a {group} of that "
+                f"task (fairpriv ls {group})"
             )
-    if not config.get("dimensions", True):
+    if task == "language_model" and not dimensions:
         raise InputError(
             f"dimension=[]: dataset={config['dataset']['name']} needs some, such as dimension=[fairness,privacy]"
         )

@@ -173,6 +173,9 @@ class Trial:
         """Read its pairs and prompts; if nothing is wrong, ask its scorer or the judge about five of them."""
         before = len(self.problems)
         node = config["dimensions"][name]
+        if config["task"] == "classifier":
+            self.part(what, lambda: f"{type(build(config['dimensions'], name, name=name)).__name__} is built")
+            return
         texts = {f"train.{split}": part for split, part in (node.get("train") or {}).items()}
         texts |= {key: node[key] for key in ("evaluate", "benign") if node.get(key)}
         for key in texts:

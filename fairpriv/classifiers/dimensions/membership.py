@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -40,14 +40,15 @@ class Membership(Probe):
     models: int = 64  # trained in one pool
     victims: int = 16  # of them, attacked in turn
     rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
-    fpr: list[float] = field(default_factory=lambda: [0.01, 0.001])  # false-positive rates of which TPR is told
+    # False-positive rates at which true-positive ones are told; null: of 1 % and 0.1 % those that so many rows can tell.
+    fpr: list[float] | None = None
 
     def __post_init__(self) -> None:
         if self.models < 8 or self.models % 2:
             raise InputError(f"dimensions.{self.name}.models={self.models}: must be even, and at least 8")
         if not 1 <= self.victims <= self.models:
             raise InputError(f"dimensions.{self.name}.victims={self.victims}: must be from 1 to models={self.models}")
-        if any(not 0 < rate < 1 for rate in self.fpr):
+        if any(not 0 < rate < 1 for rate in self.fpr or []):
             raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
 
     def measure(self, subject: Subject) -> Measured:
@@ -132,7 +133,8 @@ class Membership(Probe):
             f"{label} accuracy",
             "Balanced accuracy at the best threshold, which favours the attack.",
         ).of(membership.balanced_accuracy_of(scores, member))
-        for rate in self.fpr:
+        others = int((~member).sum())
+        for rate in [rate for rate in _RATES if rate * others >= 1] if self.fpr is None else self.fpr:
             try:
                 tpr, interval = membership.rates_at(scores, member, rate)
             except ValueError as error:
@@ -164,6 +166,7 @@ class Membership(Probe):
         return self.metric(key, label, meaning, unit=SHARE, better="less", low=0.0, high=1.0, **more)
 
 
+_RATES = (0.01, 0.001)  # false-positive ones that the field reports
 _ATTACKS = {
     "lira": "LiRA",
     "lira_offline": "offline LiRA",
