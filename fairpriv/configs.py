@@ -72,7 +72,8 @@ def _target(options: Mapping[str, Path], name: str) -> str:
 
     read: Any = OmegaConf.to_container(OmegaConf.load(options[name]))
     read = read if isinstance(read, dict) else {}
-    parents = [parent for parent in read.get("defaults", []) if isinstance(parent, str) and parent in options]
+    parents = [parent.partition("@")[0] for parent in read.get("defaults", []) if isinstance(parent, str)]
+    parents = [parent for parent in parents if parent in options]
     return str(
         read.get("_target_") or next((found for p in parents if p != name and (found := _target(options, p))), "")
     )

@@ -40,7 +40,7 @@ class Membership(Probe):
     models: int = 64  # trained in one pool
     victims: int = 16  # of them, attacked in turn
     rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
-    # False-positive rates at which true-positive ones are told; null: of 1 % and 0.1 % those that so many rows can tell.
+    # False-positive rates at which true-positive ones are told; null: of 1 % and 0.1 % those that the rows can tell.
     fpr: list[float] | None = None
 
     def __post_init__(self) -> None:
