@@ -1,7 +1,8 @@
 """The identity of a cell: a hash of what determines its outcome, and of nothing else.
 
 A class counts by the ``kind`` that it declares, so that code may move; one that declares none, such as a foreign
-library's, by its import path. It also declares which of its fields change no outcome::
+library's, by its import path. A function of ours counts by its name. A class also declares which of its fields change
+no outcome::
 
     @dataclass
     class Spin:
@@ -100,8 +101,8 @@ def declared(target: str) -> tuple[str, frozenset[str]]:
         fields, its bases' included, that change no outcome.
     """
     definition = class_definition(target)
-    if definition is None:
-        return target, frozenset()
+    if definition is None:  # a function, say: one of ours counts by its name, since it may move
+        return target.rpartition(".")[2] if target.startswith("fairpriv.") else target, frozenset()
     (module, node), kind = definition, target
     bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != node.name]
     without = {name for base in bases for name in declared(f"{module}.{base}")[1]}

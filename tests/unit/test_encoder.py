@@ -38,6 +38,7 @@ SETTINGS = {  # of a cell, beside its model
     "game": {},
     "training": {},
     "attack": {},
+    "dimensions": {},
     "trainer": {"accelerator": "cpu"},
     "logger": None,
     "paths": {"root": "outputs"},

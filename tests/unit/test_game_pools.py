@@ -44,6 +44,7 @@ CONFIG = {
     "game": {},
     "training": {},
     "attack": {},
+    "dimensions": {},
     "trainer": {"accelerator": "cpu"},
     "logger": None,
     "paths": {"root": "outputs"},
