@@ -130,6 +130,7 @@ def config(**game):
         "task": "classifier",
         "seed": 0,
         "attack": {"kl": kl},
+        "dimensions": {},
         "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp"},
         "game": {"shadows": 20, "victims": 10, "repeats": 3} | game,
         "training": {},
