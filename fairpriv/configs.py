@@ -60,22 +60,24 @@ def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
         width = max(len(option) for option in known[name])
         mixed = name in TASKS["classifier"].parts
         for option, file in known[name].items():
-            tasks = tasks_of(name, _target(known[name], option)) if mixed else []
+            tasks = tasks_of(name, target_of(known[name], option)) if mixed else []
             whose = "any task" if len(tasks) == len(TASKS) else " and ".join(tasks)
             print(f"  {option:<{width}}  {f'{whose:<14}  ' if mixed else ''}{describe(file)}".rstrip())
     return 0
 
 
-def _target(options: Mapping[str, Path], name: str) -> str:
-    """The class that an option names, itself or by the option that it begins with."""
+def target_of(options: Mapping[str, Path], name: str) -> str:
+    """Find the class that an option names, itself or by the option that it begins with."""
     from omegaconf import OmegaConf
 
-    read: Any = OmegaConf.to_container(OmegaConf.load(options[name]))
+    read: Any = None
+    with contextlib.suppress(*CONFIG_ERRORS, UnicodeDecodeError):  # which shows when it is composed
+        read = OmegaConf.to_container(OmegaConf.load(options[name]))
     read = read if isinstance(read, dict) else {}
     parents = [parent.partition("@")[0] for parent in read.get("defaults", []) if isinstance(parent, str)]
     parents = [parent for parent in parents if parent in options]
     return str(
-        read.get("_target_") or next((found for p in parents if p != name and (found := _target(options, p))), "")
+        read.get("_target_") or next((found for p in parents if p != name and (found := target_of(options, p))), "")
     )
 
 

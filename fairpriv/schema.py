@@ -24,11 +24,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from fairpriv.errors import InputError
 from fairpriv.settings import EvaluationSettings, GameSettings, TrainingSettings
 
+MISSING: Any = "???"  # omegaconf's, which takes a while to import
 FIT_SETS = {  # of lightning.Trainer
     "max_epochs",
     "logger",
@@ -213,7 +212,7 @@ def _can(target: str, methods: Iterable[str]) -> bool | None:
 
 def check_task(config: Mapping[str, Any]) -> None:
     """Refuse parts of another task, and a language model without dimensions."""
-    task, dimensions = config["task"], config["dimensions"]
+    task, dimensions = config["task"], config.get("dimensions") or {}
     named = [(group, config[group]["name"], config[group]) for group in ("defense", "dataset", "model")]
     named += [("dimension", name, node) for name, node in dimensions.items() if "_target_" in node]
     for group, name, node in named:

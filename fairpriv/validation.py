@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from fairpriv.configs import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain
+from fairpriv.configs import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain, target_of
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.plugins import plugin_folders
@@ -55,7 +55,7 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
             for name in mine[group]:
                 option = f"{group}={name}"
                 for grid in found.get(option, [[]]) if option not in wrong else ():
-                    trial.run(option, plain(compose(conf, folders, [option, *_task(group), *grid])))
+                    trial.run(option, plain(compose(conf, folders, [option, *_task(option, known), *grid])))
     count = len({option for option, _ in problems})
     print(f"{sum(map(len, known.values()))} configs checked, {count} with problems")
     return 2 if problems else 0
@@ -69,11 +69,11 @@ def _composed(
     words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
     alone = [[word] for group in ("experiment", "debug", "task") for word in words.pop(group, [])]
     files = {f"experiment={name}": file for name, file in known.get("experiment", {}).items()}
-    tasks = {group: _task(group) for group in words}
+    tasks = {word: _task(word, known) for of_group in words.values() for word in of_group}
     together = [
         [*task, *(word for word in row if word)]
         for task in map(list, dict.fromkeys(map(tuple, tasks.values())))
-        for row in itertools.zip_longest(*(words[group] for group in words if tasks[group] == task))
+        for row in itertools.zip_longest(*([w for w in of_group if tasks[w] == task] for of_group in words.values()))
     ]
     grids: Grids = {}
 
@@ -96,16 +96,19 @@ def _composed(
     for overrides in alone + together:
         if text := problem(overrides):  # whose fault it is shows one at a time
             own = [word for word in overrides if not word.startswith("task=") or len(overrides) == 1]
-            each = {word: p for word in own if (p := problem([word, *_task(word.partition("=")[0])]))}
+            each = {word: p for word in own if (p := problem([word, *_task(word, known)]))}
             each = each or {" ".join(overrides): text}
             problems += [(of, " ".join(p.removeprefix(of.replace("=", "/") + ": ").split())) for of, p in each.items()]
     return grids
 
 
-def _task(group: str) -> list[str]:
-    """The override that an option needs beside itself, where only one task has its group."""
-    owners = [name for name, task in TASKS.items() if SECTIONS.get(group, group) in task.sections]
-    return [f"task={name}" for name in owners] if len(owners) == 1 else []
+def _task(option: str, known: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """Find the override that an option needs beside itself, where it is of one task only."""
+    group, _, name = option.partition("=")
+    owners = [task for task, kind in TASKS.items() if SECTIONS.get(group, group) in kind.sections]
+    if group == "dimension" and name in known[group]:
+        owners = tasks_of(group, target_of(known[group], name))
+    return [f"task={owner}" for owner in owners] if len(owners) == 1 else []
 
 
 def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:

@@ -31,6 +31,7 @@ TINY = [  # a language model's cells with a model of the tests
 IN_MINIATURE = {
     "quickstart": ["dataset=german"],
     "distribution_inference": ["dataset=german", "defense=fine_tune", "game.shadows=4", "game.victims=2"],
+    "trade_off_classifier": ["dataset=german", "defense=none,rehearsal", "game.shadows=4", "game.victims=2"],
     "bound": ["dataset=compas", "defense=none", "game.alpha=0.6,0.8", "game.shadows=4", "game.victims=2"],
     "quickstart_llm": TINY,
     "tug_of_war": [*TINY, "defense=none,reft"],

@@ -493,7 +493,7 @@ def test_bad_input_gets_one_line(fairpriv, words, more, message):
 
 def test_dimensions_are_refused_for_a_table(fairpriv):
     ended = fairpriv("dataset=german", "dimension=[privacy]", "logger=none")
-    is_refused(ended, "dimension is of task=language_model, not of task=classifier: choose a dataset that implies it")
+    is_refused(ended, "dimension=privacy is for task=language_model, and dataset=german of task=classifier")
 
 
 def test_a_language_model_is_refused_for_a_table(fairpriv, tiny_lm):
@@ -611,7 +611,7 @@ def test_the_packaged_model_answers_and_learns(smollm2):
 
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
     tuned = SupervisedTuning("lora", adapter=lora, epochs=2, lr=1e-3, warmup=0.0).tune(owner)
-    assert tuned.metrics["train/last_loss"] < tuned.metrics["train/first_loss"] - 0.01
+    assert tuned.measured.metrics["train/last_loss"] < tuned.measured.metrics["train/first_loss"] - 0.01
 
 
 def test_a_dimension_with_fewer_prompts_than_wanted_is_measured_on_all(cell):

@@ -188,7 +188,7 @@ def test_a_line_for_every_fault(validate, tmp_path):
             "green.csv has question, answer, lie",
         ),
         ("dimension=row", "scorer MultipleChoice: green.csv, line 2: label 'For fun.' is no position among its 1"),
-        ("dimension=scorer", "(did you mean 'fairpriv.language_models.scorers.multiple_choice.MultipleChoice'?)"),
+        ("dimension=scorer", "is no scorer, which is a class with score"),
         ("dimension=two", "evaluate: columns.prompt: no column 'quest' in green.csv"),
         ("dimension=two", "scorer.normalise=x: must be one of none, tokens, characters"),
         ("judge=folder", "judge folder: cannot load"),

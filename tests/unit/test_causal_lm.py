@@ -167,20 +167,22 @@ def test_what_is_frozen_stays_bit_for_bit(tiny_lms, family, name):
     result = tuned(model, name, compare, save=True, lr=0.01)
     assert seen
     assert all(seen)
-    assert result.metrics["train/last_loss"] < result.metrics["train/first_loss"]
+    assert result.measured.metrics["train/last_loss"] < result.measured.metrics["train/first_loss"]
     assert (logits(result.model) - answers).abs().max() > 1e-3
     weights = sum(p.numel() for p, _ in before)
-    assert 0 < result.metrics["defense/trained_parameters"] < weights
+    assert 0 < result.measured.metrics["defense/trained_parameters"] < weights
 
 
 def test_full_fine_tuning_trains_every_weight(tiny_lm):
     model = language_model(tiny_lm).requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = tuned(model, "full", lr=0.01)
-    assert result.metrics["defense/trained_parameters"] == sum(p.numel() for p in before.values())
+    assert result.measured.metrics["defense/trained_parameters"] == sum(p.numel() for p in before.values())
     assert not [name for name, p in result.model.named_parameters() if torch.equal(p, before[name])]
-    assert result.metrics["train/steps"] == 8
-    assert result.metrics["train/target_tokens"] == sum(label != -100 for row in rows() for label in row.labels)
+    assert result.measured.metrics["train/steps"] == 8
+    assert result.measured.metrics["train/target_tokens"] == sum(
+        label != -100 for row in rows() for label in row.labels
+    )
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
@@ -281,7 +283,7 @@ def test_an_adapter_of_a_bfloat16_model_trains_in_float32(tiny_lm, name, trainer
         result = tuned(model, name, trainer=trainer, lr=0.01)
     assert kinds == {torch.float32}
     assert all(torch.equal(p, was) for p, was in frozen)
-    assert result.metrics["train/last_loss"] < result.metrics["train/first_loss"]
+    assert result.measured.metrics["train/last_loss"] < result.measured.metrics["train/first_loss"]
 
 
 def test_a_precision_that_lightning_rounds_to_leaves_the_frozen_weights_as_they_were(tiny_lm):
@@ -347,7 +349,7 @@ def test_an_adapter_on_tied_weights_is_measured_as_it_was_trained(tiny_lm, modul
     options = {"adapter": {"target_modules": modules}, "lr": 0.05, "save": True}
     result = tuned(model, "lora", lambda model: adapted.append(logits(model)), **options)
     assert torch.equal(logits(result.model), adapted[0])
-    assert result.metrics["train/last_loss"] < result.metrics["train/first_loss"]
+    assert result.measured.metrics["train/last_loss"] < result.measured.metrics["train/first_loss"]
 
 
 def test_a_merge_that_changes_the_loss_stops_the_cell(tiny_lm, monkeypatch):

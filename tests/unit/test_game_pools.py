@@ -384,7 +384,7 @@ ALL = [
 def splits_alike(tmp_path_factory):
     """Forty splits of a table small enough for models to memorise, both worlds being one distribution."""
     dataset = people(tmp_path_factory.mktemp("alike"))
-    how = {"epochs": 6, "batch_size": 64, "lr": 0.05, "weight_decay": 0.0}
+    how = TrainingSettings(epochs=6, patience=None, batch_size=64, lr=0.05, weight_decay=0.0)
     found = []
     for seed in range(40):
         data = GameDataModule(dataset, ALIKE, seed)

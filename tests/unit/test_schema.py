@@ -124,6 +124,8 @@ TEXTS = {"_target_": "fairpriv.language_models.data.pairs.Pairs", "name": "pairs
 LANGUAGE_MODEL = {"_target_": "fairpriv.language_models.models.pretrained.PretrainedLM", "name": "small", "path": "x"}
 TUNING = {"_target_": "fairpriv.language_models.defenses.supervised_tuning.SupervisedTuning", "name": "full"}
 PENALTY = {"_target_": "fairpriv.classifiers.defenses.reweighting.Reweighting", "name": "reweighting"}
+DIMENSION = "fairpriv.language_models.dimensions.dimension.Dimension"
+PROBE = "fairpriv.classifiers.dimensions.robustness.Robustness"
 TEXT_CELL = {key: value for key, value in CONFIG.items() if key not in ("game", "training")} | {
     "task": "language_model",
     "model": LANGUAGE_MODEL,
@@ -157,6 +159,14 @@ TEXT_CELL = {key: value for key, value in CONFIG.items() if key not in ("game", 
             "model=mlp is for task=classifier, and dataset=pairs of task=language_m",
         ),
         (TEXT_CELL | {"dimensions": {}}, r"dimension=\[\]: dataset=pairs needs some"),
+        (
+            CONFIG | {"dimensions": {"privacy": {"_target_": DIMENSION}}},
+            "dimension=privacy is for task=language_model, and dataset=people of task=classifier",
+        ),
+        (
+            TEXT_CELL | {"dimensions": {"robustness": {"_target_": PROBE, "name": "robustness"}}},
+            "dimension=robustness is for task=classifier, and dataset=pairs of task=language_model",
+        ),
     ],
 )
 def test_parts_of_another_task_are_refused_from_their_source(config, message):
@@ -168,7 +178,7 @@ def test_parts_of_another_task_are_refused_from_their_source(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (CONFIG | {"dimensions": {"privacy": {}}}, "dimension is of task=language_model, not of task=classifier"),
+        (CONFIG | {"judge": {}}, "judge is of task=language_model, not of task=classifier"),
         (TEXT_CELL | {"attack": {"kl": {}}}, "attack is of task=classifier, not of task=language_model"),
         (CONFIG | {"task": "clasifier"}, "task=clasifier: must be one of classifier, language_model"),
     ],
