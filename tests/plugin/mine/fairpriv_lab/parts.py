@@ -9,7 +9,10 @@ from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.identity import content_hash
 from fairpriv.language_models.judges.judge import Judge, Verdict
-from fairpriv.language_models.scorers.scorer import Scored, Scorer
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
+from fairpriv.metrics import Metric
+
+SIGMA = Metric("defense/sigma", "noise", "Deviation of the noise on weights.", low=0.0)
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Noise(Defense):
         with torch.no_grad():
             for weight in net.parameters():
                 weight += self.sigma * torch.randn(weight.shape, generator=generator)
-        return Defended(net, {"defense/sigma": self.sigma})
+        return Defended(net, SIGMA.of(self.sigma))
 
     def defend_pool(self, owner):
         pool = owner.base()
@@ -72,9 +75,7 @@ class Brevity(Scorer):
     def score(self, subject, examples, responses):
         short = [len(response.split()) <= self.words for response in responses]
         hits, n = sum(short), len(short)
-        return Scored(
-            {"score": hits / n}, {"score": wilson_interval(hits, n)}, [{"response": r} for r in responses], short
-        )
+        return Scored(SCORE.of(hits / n, wilson_interval(hits, n)), [{"response": r} for r in responses], short)
 
     def digest(self):
         return self.words
