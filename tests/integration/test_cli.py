@@ -244,7 +244,7 @@ FILES = {
     ("experiment", "seed: 3\n"): ["# @package _global_"],
     ("experiment", "# @package _global_\nhydra: {mode: MULTIRUNN}\n"): ["hydra.mode", "RUN, MULTIRUN"],
     ("experiment", "# @package _global_\ndefaults:\n  - override /defense: lora\n"): [
-        "defense=lora tunes language models"
+        "defense=lora is for task=language_model"
     ],
 }
 

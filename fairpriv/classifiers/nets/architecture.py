@@ -71,8 +71,11 @@ class TableNetwork(Architecture):
     settings: Mapping[str, Any]
 
     def network(self, features: int, classes: int) -> nn.Module:
-        """Make a network with fresh weights."""
-        made: nn.Module = self.network_class(features, classes, **self.settings)
+        """Make a network with fresh weights; raise InputError with what its constructor refuses."""
+        try:
+            made: nn.Module = self.network_class(features, classes, **self.settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model: {error}") from error
         return made
 
     def pool_hidden(self) -> list[int]:
