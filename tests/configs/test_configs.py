@@ -81,7 +81,7 @@ def test_the_groups_that_users_choose_from_are_there():
 @pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack", "judge", "analysis"])
 def test_a_user_sees_every_key_of_what_is_built(group):
     for option in OPTIONS.get(group, {}):
-        node = plain(compose(CONF, [], [*_task(group), f"{group}={option}"]))[group]
+        node = plain(compose(CONF, [], [*_task(f"{group}={option}", OPTIONS), f"{group}={option}"]))[group]
         node = node[option] if group == "attack" else node
         target = node["_target_"]
         known = parameters(target)
@@ -99,7 +99,7 @@ def test_a_user_sees_every_key_of_the_root(group):
 def test_a_name_in_a_file_is_the_file_s_name():
     for group in ("dataset", "model", "defense", "judge", "analysis"):
         for option in OPTIONS[group]:
-            assert plain(compose(CONF, [], [*_task(group), f"{group}={option}"]))[group]["name"] == option
+            assert plain(compose(CONF, [], [*_task(f"{group}={option}", OPTIONS), f"{group}={option}"]))[group]["name"] == option
 
 
 def test_every_option_says_what_it_is(fairpriv):
