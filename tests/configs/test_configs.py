@@ -99,7 +99,8 @@ def test_a_user_sees_every_key_of_the_root(group):
 def test_a_name_in_a_file_is_the_file_s_name():
     for group in ("dataset", "model", "defense", "judge", "analysis"):
         for option in OPTIONS[group]:
-            assert plain(compose(CONF, [], [*_task(f"{group}={option}", OPTIONS), f"{group}={option}"]))[group]["name"] == option
+            word = f"{group}={option}"
+            assert plain(compose(CONF, [], [*_task(word, OPTIONS), word]))[group]["name"] == option
 
 
 def test_every_option_says_what_it_is(fairpriv):
