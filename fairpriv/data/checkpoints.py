@@ -30,10 +30,11 @@ class Pretrained:
     package: str | None = field(default=None, metadata={"outcome": False})
 
     def digest(self) -> str:
-        """What the weights are: the hub's commit, else a hash of the files; equal models have equal digests.
+        """Identify the weights by the hub's commit, else by a hash of the files; equal models have equal digests.
 
         Raises:
-            InputError: there is no such model here and the hub cannot be reached; one line that says what was tried.
+            InputError: no such model is found here and the hub cannot be reached; the message says on one line what was
+                tried.
         """
         return self._found[1]
 
@@ -115,7 +116,7 @@ class Pretrained:
 
 
 def unreadable(error: Exception) -> str:
-    """Why files hold no model, on one line; where memory ran out, it is raised again."""
+    """Say on one line why files hold no model; raise the error again where memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         raise error
     if isinstance(error, pickle.UnpicklingError):  # whose own words advise to run what it holds
@@ -124,7 +125,7 @@ def unreadable(error: Exception) -> str:
 
 
 def tell_unexpected(where: str, keys: Iterable[str]) -> None:
-    """Say in the log that files hold weights which the model has no place for, and goes on without."""
+    """Log that the files hold weights without a place in the model, which are left out."""
     if left := sorted(keys):
         log.warning(
             "%s: %d of the files' weights have no place in the model and are left out: %s", where, len(left), left[0]
@@ -143,7 +144,7 @@ def _hashed(file: Path, changed: int, size: int) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Hash of a model folder's weights, configs and tokenizer, by name and content."""
+    """Hash a model folder's weights, configs and tokenizer, by name and content."""
     files = sorted(
         f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
     )

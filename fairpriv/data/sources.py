@@ -28,21 +28,21 @@ _checksums: dict[tuple[str, int, int], str] = {}
 
 
 class Source(Protocol):
-    """What a dataset needs to know of its origin."""
+    """What a dataset needs to know of where its files come from."""
 
     def locate(self) -> list[Path]:
-        """Files in order, fetched if need be; `InputError` when they cannot be had."""
+        """Return the files in order, fetched if need be; raise `InputError` where they cannot be had."""
 
     def digest(self) -> str:
-        """Content hash: equal exactly when the files' contents are equal."""
+        """Hash the content: hashes are equal exactly when the files' contents are."""
 
 
 @dataclass
 class Files:
     """Files looked for in a local folder, then in an installed carrier package, then at their canonical address.
 
-    The package only carries files: it need not be importable, and another installed version than ``package`` names is
-    used as well, since `digest` shows what was read.
+    The package only carries files and need not be importable. Another installed version than ``package`` names is used
+    as well, since `digest` shows what was read.
     """
 
     kind: ClassVar[str] = "files"
@@ -63,7 +63,7 @@ class Files:
             )
 
     def locate(self) -> list[Path]:
-        """The files' paths; raises `InputError` that says where was looked and how to get them."""
+        """Return the files' paths; raise an `InputError` that says where they were looked for and how to get them."""
         reasons = []
         if self.folder is not None or all(Path(name).is_absolute() for name in self.files):
             folder = Path(self.folder or "/").expanduser()
@@ -94,7 +94,7 @@ class Files:
         )
 
     def digest(self) -> str:
-        """Sha256 over the files' checksums, in order."""
+        """Hash the files' checksums, in order, by SHA-256."""
         return _digest(self.locate())
 
     def _fetch(self, name: str, url: str, sha256: str) -> Path:
@@ -132,7 +132,7 @@ class Folder:
     patterns: list[str] = field(default_factory=lambda: ["*"])  # as in a shell, one level deep
 
     def locate(self) -> list[Path]:
-        """The files in the order of their names; raises `InputError` where there are none."""
+        """Return the files in the order of their names; raise `InputError` where there are none."""
         folder = Path(self.folder).expanduser()
         if not folder.is_dir():
             raise InputError(f"source.folder: there is no folder {folder.absolute()}")
@@ -142,7 +142,7 @@ class Folder:
         return sorted(found)
 
     def digest(self) -> str:
-        """Sha256 over the files' names and checksums, in order."""
+        """Hash the files' names and checksums, in order, by SHA-256."""
         paths = self.locate()
         return hashlib.sha256("\n".join(f"{path.name} {checksum(path)}" for path in paths).encode()).hexdigest()
 
@@ -151,9 +151,9 @@ class Folder:
 class Folktables:
     """ACS person files (PUMS, census CSV): looked for in a local folder, else downloaded through folktables.
 
-    File names are the census's own: ``psam_p06.csv`` from 2017 on, ``ss16pca.csv`` before, or ``csv_pca.zip``, in which
-    it comes. They lie in the folder itself, or below it as folktables puts them, ``2018/1-Year``. Downloading needs the
-    extra ``acs``; reading a local file does not.
+    File names are those of the census: ``psam_p06.csv`` from 2017 on, ``ss16pca.csv`` before, or the ``csv_pca.zip``
+    that it is published in. Files lie in the folder itself, or in ``2018/1-Year`` below it, as folktables puts them.
+    Downloading needs the extra ``acs``; reading a local file does not.
     """
 
     kind: ClassVar[str] = "folktables"
@@ -173,13 +173,13 @@ class Folktables:
             raise InputError(f"source.horizon: '{self.horizon}'; it is 1-Year or 5-Year")
 
     def locate(self) -> list[Path]:
-        """One file a state; raises `InputError` that says where was looked and how to get them."""
+        """Return one file a state; raise an `InputError` that says where they were looked for and how to get them."""
         if self.files:
             return Files(self.files, folder=self.folder).locate()
         return [self._file(state) for state in self.states]
 
     def digest(self) -> str:
-        """Sha256 over the files' checksums, in order."""
+        """Hash the files' checksums, in order, by SHA-256."""
         return _digest(self.locate())
 
     def _file(self, state: str) -> Path:
@@ -233,7 +233,7 @@ class Bundled:
     files: list[str]  # names in order
 
     def locate(self) -> list[Path]:
-        """The files' paths; raises `InputError` that lists the files there are."""
+        """Return the files' paths; raise an `InputError` that lists the bundled files if one is missing."""
         folder = Path(__file__).parent / "bundled"
         missing = [name for name in self.files if not (folder / name).is_file()]
         if missing:
@@ -242,13 +242,13 @@ class Bundled:
         return [folder / name for name in self.files]
 
     def digest(self) -> str:
-        """Sha256 over the files' checksums, in order."""
+        """Hash the files' checksums, in order, by SHA-256."""
         return _digest(self.locate())
 
 
 @dataclass
 class Hub:
-    """Files of a Hugging Face dataset repository: looked for in a local folder, then in the hub's cache and the hub."""
+    """Files of a Hugging Face dataset repository, looked for in a local folder, the hub's cache and the hub in turn."""
 
     kind: ClassVar[str] = "hub"
 
@@ -258,7 +258,7 @@ class Hub:
     folder: str | None = None  # local folder that is looked into first
 
     def locate(self) -> list[Path]:
-        """The files' paths; raises `InputError` that says where was looked and where to put them."""
+        """Return the files' paths; raise an `InputError` that says where they were looked for and where to put them."""
         folder = Path(self.folder).expanduser() if self.folder is not None else None
         if folder is not None and (paths := _local(self.files, folder) or _flat(self.files, folder)):
             return paths
@@ -274,7 +274,7 @@ class Hub:
             ) from error
 
     def digest(self) -> str:
-        """Sha256 over the files' checksums, in order."""
+        """Hash the files' checksums, in order, by SHA-256."""
         return _digest(self.locate())
 
 
@@ -286,7 +286,7 @@ def _from_hub(repo: str, name: str, revision: str | None) -> Path:
 
 
 def _local(files: list[str], folder: Path) -> list[Path]:
-    """All the files in a folder, or an empty list; some of them only is an `InputError`."""
+    """Return all the files in a folder, or an empty list; raise `InputError` if only some are there."""
     missing = [name for name in files if not (folder / name).is_file()]
     if not missing:
         return [folder / name for name in files]
@@ -296,13 +296,13 @@ def _local(files: list[str], folder: Path) -> list[Path]:
 
 
 def _flat(files: list[str], folder: Path) -> list[Path]:
-    """All the files in a folder, without the folders that they lie in elsewhere; or an empty list."""
+    """Return all the files in a folder by their names alone, without the folders they lie in; or an empty list."""
     names = [Path(name).name for name in files]
     return _local(names, folder) if len(set(names)) == len(names) and names != files else []
 
 
 def checksum(path: Path) -> str:
-    """Sha256 of a file's content, computed once per process for an unchanged file."""
+    """Hash a file's content by SHA-256, once per process for an unchanged file."""
     stat = path.stat()
     key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
     if key not in _checksums:

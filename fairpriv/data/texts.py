@@ -1,4 +1,4 @@
-"""Prompts, and pairs of prompt and response, from tables and lists of many formats: by a column map and a filter."""
+"""Prompts, and pairs of prompt and response, read from files of many formats with a column map and a filter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, with its response where there is one."""
+    """A prompt, and its response where there is one."""
 
     prompt: str
     response: str | None
@@ -46,18 +46,18 @@ _examples: dict[tuple[str, ...], list[Example]] = {}  # by content, and the path
 class Texts:
     """Description of a set of prompts or pairs, and its reader.
 
-    Formats by the files' endings: .csv, .tsv, .jsonl or .ndjson (one object a line), .json (a list of objects), .txt
-    (one prompt a line, in a column ``prompt``), each also packed as .gz, and .parquet. UTF-8 throughout. A column
-    inside another is named with dots: ``category.privacy_violation``. Where a .json file is no list, ``under`` names
-    the lists inside it in the same way; they are read one after another.
+    The ending of a file tells its format: .csv, .tsv, .jsonl or .ndjson (one object a line), .json (a list of objects),
+    .txt (one prompt a line, in a column ``prompt``), each also packed as .gz, and .parquet. All are UTF-8. Dots name a
+    column inside another: ``category.privacy_violation``. Where a .json file is not a list, ``under`` names the lists
+    inside it in the same way; they are read one after another.
 
-    ``columns`` names a column for ``prompt``, for pairs one for ``response``, and one for whatever else a scorer reads;
-    several columns together give the list of what they hold, up to the last that is not empty.
+    ``columns`` names a column for ``prompt``, for pairs one for ``response``, and one for anything else a scorer reads.
+    Several columns together give the list of their values, up to the last that is not empty.
 
-    ``where`` keeps the rows that fulfil every condition: the value itself, a list of values, or some of
-    ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared by their
-    spelling (1, 1.0 and "1" are the same, so are true and "True"; a list is its items, joined by commas), parts
-    without regard to case. A row whose value is null or absent is left out.
+    ``where`` keeps the rows that fulfil every condition: a value, a list of values, or some of
+    ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared as text
+    (1, 1.0 and "1" are the same, and so are true and "True"; a list is its items, joined by commas), and parts of a
+    text without regard to case. A row whose value is null or absent is left out.
     """
 
     kind: ClassVar[str] = "texts"
@@ -81,10 +81,10 @@ class Texts:
                     )
 
     def takes(self, required: Sequence[str], optional: Sequence[str], where: str) -> None:
-        """Raise `InputError` unless ``columns`` names all that is required, and nothing but that and the optional.
+        """Raise `InputError` unless ``columns`` names everything required, and nothing but required and optional names.
 
         Args:
-            required: names that a reader cannot do without.
+            required: names that the reader needs.
             optional: further names that it knows.
             where: the config key of these texts, for the message.
         """
@@ -101,9 +101,9 @@ class Texts:
             )
 
     def load(self) -> list[Example]:
-        """Read the rows that `where` keeps, in the files' order; raises `InputError` that names file and line.
+        """Read the rows that `where` keeps, in the files' order; raise an `InputError` that names file and line.
 
-        Files that have not changed are read once a process: a sweep asks in every cell.
+        Unchanged files are read once a process, since a sweep asks in every cell.
         """
         paths = self.source.locate()
         key = (self.digest(), *map(str, paths))
@@ -112,12 +112,12 @@ class Texts:
         return list(_examples[key])
 
     def digest(self) -> str:
-        """Content hash: of the files, the column map and the filter."""
+        """Hash the content of the files, the column map and the filter."""
         described = json.dumps([self.source.digest(), self.columns, self.where, self.under], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
     def table(self) -> dict[str, list[Any]]:
-        """What ``columns`` names, by name, None where it is empty; and as ``row`` where each was read."""
+        """Return columns by the names in ``columns``, None where empty, and as ``row`` where each row was read."""
         table: dict[str, list[Any]] = {name: [] for name in ("row", *self.columns)}
         for where, row in self._rows(self.source.locate()):
             table["row"].append(where)
@@ -135,7 +135,7 @@ class Texts:
         return examples
 
     def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows that ``where`` keeps, one at least, and where each was read."""
+        """Yield the rows that ``where`` keeps, at least one, and where each was read."""
         kept = total = 0
         for path in paths:
             rows = _read(path, self.under)
@@ -164,7 +164,7 @@ class Texts:
                 raise InputError(f"{key}: no column '{column}' in {path.name}; {hint}there are {_shown(there)}")
 
     def _there(self) -> str:
-        """What columns the first file has, where it can be read; for a message."""
+        """Name the first file's columns for a message, where it can be read."""
         with contextlib.suppress(InputError, OSError):
             path = self.source.locate()[0]
             return f"; {path.name} has {_shown(_names([row for _, row in _read(path, self.under)]))}"
@@ -184,10 +184,10 @@ class Texts:
 
 
 def choose(examples: Sequence[Example], n: int | None, seed: int, *, key: str = "dataset.samples") -> list[Example]:
-    """The first ``n`` of a seeded permutation: a smaller ``n`` gives a prefix. ``None``: all of them.
+    """Take the first ``n`` of a seeded permutation, so that a smaller ``n`` gives a prefix; ``None`` takes all.
 
     Raises:
-        InputError: fewer than asked for; names ``key``, the config key that asks.
+        InputError: there are fewer than asked for; names ``key``, the config key that asks.
     """
     if n is not None and n < 1:
         raise InputError(f"{key}={n}: must be at least 1, or null for all")
@@ -200,9 +200,10 @@ def choose(examples: Sequence[Example], n: int | None, seed: int, *, key: str = 
 
 
 def mix(sets: Mapping[str, Sequence[Example]], shares: Mapping[str, float], n: int, seed: int) -> list[Example]:
-    """``n`` examples of several sets by their shares, shuffled together.
+    """Draw ``n`` examples from several sets by their shares, and shuffle them together.
 
-    Shares need not sum to one. Counts by largest remainder, ties to the set named first; from each set its `choose`.
+    Shares need not sum to one. Counts follow the largest remainder, with ties to the set named first; `choose` draws
+    them.
     """
     unknown = [name for name in shares if name not in sets]
     if unknown:
@@ -228,7 +229,7 @@ _ABSENT = object()
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    """What a row holds in a column, one with dots in its name or one inside another; else ``_ABSENT``."""
+    """Return a row's value in a column, whose dots may be in its name or lead inside another; else ``_ABSENT``."""
     if column in row:
         return row[column]
     outer, dot, inner = column.partition(".")
@@ -236,7 +237,7 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns of any of the rows; of one inside another with dots."""
+    """List the columns that any row has; dots name one inside another."""
     found: dict[str, None] = {}
     for row in rows:
         for name, value in row.items():
@@ -250,7 +251,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _held(row: Mapping[str, Any], column: str | list[str], where: str) -> Any:
-    """What a row holds in a column, or in several; empty, or all of them empty, is an `InputError`."""
+    """Return a row's value in a column, or values in several; raise `InputError` if all are empty."""
     columns = column if isinstance(column, list) else [column]
     values = ["" if _empty(value := _value(row, name)) else value for name in columns]
     while values and values[-1] == "":
@@ -265,7 +266,7 @@ def _empty(value: Any) -> bool:
 
 
 def _text(told: dict[str, Any], name: str, columns: Mapping[str, Any], where: str) -> str | None:
-    """Take a text out of what was told, where it is there."""
+    """Remove and return a text from what was read, if it is there."""
     value = told.pop(name, None)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: '{columns[name]}' holds a {type(value).__name__}, not text")

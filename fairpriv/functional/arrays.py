@@ -1,4 +1,4 @@
-"""What the functions take: tensors, and whatever numpy makes an array of."""
+"""The arguments that the functions accept: tensors, and anything that numpy can turn into an array."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Values = Tensor | ArrayLike
 
 
 def as_tensor(values: Values, name: str = "values") -> Tensor:
-    """Return a tensor as it is, and an array, a column of a table or a list as a tensor of its own on the CPU.
+    """Return a tensor unchanged, or a new CPU tensor of an array, a column of a table or a list.
 
     Raises:
-        ValueError: it holds no numbers; ``name`` says what.
+        ValueError: the values are not numbers; the message calls them ``name``.
     """
     if isinstance(values, Tensor):
         return values

@@ -1,11 +1,11 @@
 """Statistics of distribution-inference attacks on outputs P(y=1) of shadow models and victims.
 
-Outputs of models with two classes are P(y=1) ``[M, N]``; with C classes, more than two, they are ``[M, N, C]``, and
-what a statistic makes of these is ours.
+Outputs of models with two classes are P(y=1) ``[M, N]``. With C > 2 classes they are ``[M, N, C]``; how the statistics
+extend to these is ours.
 
-Every score is one victim's own: it depends on the shadows and on that victim's outputs, never on the other victims.
-Larger is more like world 1, and 0 is the border. After [SE22] Suri and Evans, PETS 2022, and [SA23] Suri, Lu, Chen and
-Evans, SaTML 2023, with their released code; what differs from them is said where it does.
+Every score depends on the shadows and on one victim's outputs, never on other victims. Larger scores are more like
+world 1, and 0 is the border. The methods are those of [SE22] Suri and Evans, PETS 2022, and [SA23] Suri, Lu, Chen and
+Evans, SaTML 2023, with their released code; each docstring says what differs from them.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ _COLUMNS = 1024  # sorted at a time, which bounds memory
 
 
 def answers(probs: Tensor) -> Tensor:
-    """Predicted classes ``[M, N]``, int64: of P(y=1) ``[M, N]``, above 1/2 being class 1, or of ``[M, N, C]``."""
+    """Return predicted classes ``[M, N]``, int64.
+
+    Args:
+        probs: P(y=1) ``[M, N]``, where above 1/2 means class 1; or ``[M, N, C]``.
+    """
     return probs.argmax(-1) if probs.dim() == 3 else (probs > 0.5).long()
 
 
 def calibrate(scores0: Tensor, scores1: Tensor) -> tuple[float, float]:
-    """Border and direction of an attack's scores, from those of shadows that the attack was not fitted to. Ours.
+    """Find border and direction of an attack's scores, from shadows that the attack was not fitted to. Ours.
 
-    The border lies midway between the medians of the two worlds, a place that few shadows settle better than the best
-    cut. The direction is the attack's own, 1, unless the AUC lies two standard errors (of no signal) below 1/2: a weak
-    signal is not to be turned round by noise.
+    The border lies midway between the medians of the two worlds; with few shadows this is steadier than the best cut.
+    The direction is the attack's own, 1, unless the AUC lies two standard errors (of no signal) below 1/2, so that
+    noise does not reverse a weak signal.
 
     Args:
-        scores0: of world 0's shadows, ``[M0]``.
-        scores1: of world 1's, ``[M1]``.
+        scores0: scores of world 0's shadows, ``[M0]``.
+        scores1: scores of world 1's shadows, ``[M1]``.
 
     Returns:
         border, and direction, 1.0 or -1.0.
@@ -47,7 +51,7 @@ def calibrate(scores0: Tensor, scores1: Tensor) -> tuple[float, float]:
 
 
 def loss_test_scores(probs: Tensor, y: Tensor, world: Tensor) -> Tensor:
-    """Accuracy on world 1's rows minus accuracy on world 0's rows [SE22].
+    """Subtract accuracy on world 0's rows from accuracy on world 1's rows [SE22].
 
     Args:
         probs: outputs of the victims.
@@ -62,14 +66,14 @@ def loss_test_scores(probs: Tensor, y: Tensor, world: Tensor) -> Tensor:
 
 
 def rank_points(values0: Tensor, values1: Tensor) -> Tensor:
-    """Places ``[N]`` of the query points, the ones that the worlds' shadows answer most differently first.
+    """Return the places ``[N]`` of the query points, in order of how differently the two worlds' shadows answer them.
 
-    The order is that of the absolute difference of mean answers, as in the released code, summed over classes where
-    there are several; equal ones stay in order.
+    The most different come first. The measure is the absolute difference of mean answers, as in the released code,
+    summed over classes where there are several; ties keep their order.
 
     Args:
         values0: answers of world 0's shadows, ``[M0, N]``, probabilities or labels; or ``[M0, N, C]``, labels one-hot.
-        values1: answers of world 1's, ``[M1, N]`` or ``[M1, N, C]``.
+        values1: answers of world 1's shadows, ``[M1, N]`` or ``[M1, N, C]``.
     """
     difference = (values1.mean(0, dtype=torch.double) - values0.mean(0, dtype=torch.double)).abs()
     difference = difference.sum(-1) if difference.dim() == 2 else difference
@@ -77,10 +81,10 @@ def rank_points(values0: Tensor, values1: Tensor) -> Tensor:
 
 
 def best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
-    """Per column, the cut and direction that best tell world 0's values from world 1's, by balanced accuracy.
+    """Find, per column, the cut and direction that best separate world 0's values from world 1's.
 
-    Exact, where the released code walks a grid: cuts lie halfway between neighbouring values, and of equally good ones
-    the one in the widest gap is taken (ours).
+    The criterion is balanced accuracy. The result is exact, where the released code searches a grid: cuts lie halfway
+    between neighbouring values, and of equally good ones the one in the widest gap is taken (ours).
 
     Args:
         values0: ``[M0, K]``.
@@ -116,15 +120,15 @@ def _best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
 def threshold_test_scores(
     shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tensor, counts: Sequence[int]
 ) -> Tensor:
-    """Accuracy on the most telling points against a threshold that is chosen on shadows [SE22].
+    """Score by accuracy on the most telling points, against a threshold chosen on shadows [SE22].
 
-    Points are ranked by the difference of the shadows' mean predicted labels; of how often each label is predicted,
-    where there are several.
+    Points are ranked by the difference of the shadows' mean predicted labels, or with several classes by how often each
+    label is predicted.
 
     Args:
         shadows0: outputs of world 0's shadows.
-        shadows1: of world 1's.
-        probs: of the models to be judged.
+        shadows1: outputs of world 1's shadows.
+        probs: outputs of the models to be judged.
         y: labels, ``[N]``.
         counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
 
@@ -146,17 +150,17 @@ def threshold_test_scores(
 
 
 def per_point_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tensor, counts: Sequence[int]) -> Tensor:
-    """Unweighted vote of the most telling points, each with a threshold of its own on P(y=1) [SA23].
+    """Score by an unweighted vote of the most telling points, each with its own threshold on P(y=1) [SA23].
 
-    Points are ranked by the difference of the shadows' mean P(y=1); with several classes the probability of the row's
-    own label takes its place, which needs the label. A point at which no cut of the shadows is better
-    than chance does not vote, and an output that lies on its point's threshold votes for neither (ours).
+    Points are ranked by the difference of the shadows' mean P(y=1). With several classes the probability of the row's
+    own label takes its place, which needs the label. A point does not vote where no cut of the shadows is better than
+    chance, and an output exactly on its point's threshold votes for neither world (ours).
 
     Args:
         shadows0: outputs of world 0's shadows.
-        shadows1: of world 1's.
-        probs: of the models to be judged.
-        y: labels, ``[N]``; with two classes not used.
+        shadows1: outputs of world 1's shadows.
+        probs: outputs of the models to be judged.
+        y: labels, ``[N]``; not used with two classes.
         counts: how many of the first-ranked points are used, each from 1 to N, ``[F]``.
 
     Returns:
@@ -176,15 +180,15 @@ def per_point_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, y: Tenso
 
 
 def mean_kl(shadows: Tensor, probs: Tensor, *, clip: float) -> Tensor:
-    """KL(shadow || victim) of the outputs, averaged over shadows and points.
+    """Average KL(shadow || victim) of the outputs over shadows and points.
 
-    The mean of p log p/q over shadows needs their mean entropy and mean p alone, so no pair is ever formed.
+    The mean of p log p/q over shadows needs only their mean entropy and mean p, so no pairs are formed.
 
     Args:
         shadows: outputs of the shadows.
-        probs: of the victims.
+        probs: outputs of the victims.
         clip: both are clipped to [clip, 1 - clip], inside (0, 1/2); with several classes every probability is raised to
-            ``clip`` at least and a row's are made to sum to 1 again.
+            at least ``clip`` and each row is rescaled to sum to 1.
 
     Returns:
         ``[V]`` float64, nats.
@@ -200,15 +204,16 @@ def mean_kl(shadows: Tensor, probs: Tensor, *, clip: float) -> Tensor:
 
 
 def kl_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, clip: float = 1e-4) -> Tensor:
-    """Mean KL from world 0's shadows to the victim minus that from world 1's [SA23].
+    """Subtract the mean KL from world 1's shadows to the victim from that of world 0's shadows [SA23].
 
-    It is the mean over all pairs of one shadow of each world. The released code takes a random part of the pairs and
-    then rescales every pair over the set of victims, which lets one victim's decision depend on the others: not here.
+    The score equals the mean over all pairs of one shadow of each world. The released code takes a random part of the
+    pairs and rescales every pair over the set of victims, so that one victim's decision depends on the others; this
+    does not.
 
     Args:
         shadows0: outputs of world 0's shadows.
-        shadows1: of world 1's.
-        probs: of the victims.
+        shadows1: outputs of world 1's shadows.
+        probs: outputs of the victims.
         clip: as in :func:`mean_kl`.
 
     Returns:
@@ -220,16 +225,16 @@ def kl_scores(shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, clip: float 
 def label_only_kl_scores(
     shadows0: Tensor, shadows1: Tensor, probs: Tensor, *, smoothing: float = 0.01, clip: float = 1e-4
 ) -> Tensor:
-    """:func:`kl_scores` against a victim that answers with labels alone [SA23].
+    """Score as :func:`kl_scores` a victim that answers with labels alone [SA23].
 
-    As in the released code the shadows keep their probabilities, since they are the adversary's own, and a victim's
-    label c stands for P(y=1) = c, moved by ``smoothing`` away from 0 or 1; with several classes ``smoothing`` is shared
-    by the others.
+    As in the released code the shadows keep their probabilities, since they are the adversary's own. A victim's label c
+    stands for P(y=1) = c, moved away from 0 or 1 by ``smoothing``; with several classes the other classes share
+    ``smoothing``.
 
     Args:
         shadows0: outputs of world 0's shadows.
-        shadows1: of world 1's.
-        probs: of the victims; nothing but the predicted class is used.
+        shadows1: outputs of world 1's shadows.
+        probs: outputs of the victims; only the predicted class is used.
         smoothing: inside (0, 1/2). It scales the part of a score that depends on the victim, by
             log((1 - smoothing) / smoothing), against the difference of the worlds' entropies, which is the same for
             all victims.

@@ -1,13 +1,14 @@
-"""How far one model's accuracy can differ between two worlds of unlike make-up, given its rates per label and group.
+"""Bounds on how far one model's accuracy differs between two worlds, given its rates per label and group.
 
-Derived (ours). r[y, s, c] = P(prediction c | label y, group s), composition p_b(s | y) and prior pi_b(y) in world b;
-P(x | y, s) is assumed common to both worlds. Then, for every label,
+Derived (ours). The worlds differ in their composition of groups and in their base rates. r[y, s, c] is
+P(prediction c | label y, group s), p_b(s | y) the composition and pi_b(y) the prior of world b; P(x | y, s) is assumed
+to be the same in both. Then, for every label,
 ``|recall_1(y) - recall_0(y)| <= delta_y w_y`` with delta_y the range of the rates over groups and
 w_y = TV(p_0(. | y), p_1(. | y)); for binary labels and groups it is an equality. These bounds are about one fixed model
-measured on two worlds; they bound no adversary that guesses which world a model was trained on.
+measured on two worlds; they do not bound an adversary that guesses which world a model was trained on.
 
-Every function takes tensors, arrays and lists, and many cases at once, as equal leading dimensions of all its
-arguments; it returns a tensor.
+Every function takes tensors, arrays and lists, and returns a tensor. All its arguments may have the same leading
+dimensions, for many cases at once.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from fairpriv.functional.fairness import label_gaps, total_variation
 
 
 def label_recall(rates: Values, composition: Values) -> Tensor:
-    """recall(y) = sum over s of p(s | y) r[y, s, y], a world's share of label y that is predicted rightly.
+    """Compute recall(y) = sum over s of p(s | y) r[y, s, y], the share of a world's label y predicted correctly.
 
     Args:
-        rates: ``[..., Y, S, C]`` with C >= Y; a NaN cell counts for nothing where its composition is 0.
+        rates: ``[..., Y, S, C]`` with C >= Y; a NaN cell is ignored where its composition is 0.
         composition: p(s | y), ``[Y, S]``, rows summing to 1.
 
     Returns:
         ``[..., Y]``.
 
     Raises:
-        ValueError: shapes that do not fit, a composition that is none, or a NaN cell that has weight.
+        ValueError: shapes do not fit, a composition is not a distribution, or a NaN cell has weight.
     """
     rates, (composition,), _ = require_distributions(rates, [composition], [])
     hits = rates[..., : composition.shape[-2]].diagonal(dim1=-3, dim2=-1).mT
@@ -40,7 +41,9 @@ def label_recall(rates: Values, composition: Values) -> Tensor:
 
 
 def label_shift(rates: Values, composition0: Values, prior0: Values, prior1: Values) -> Tensor:
-    """Accuracy gap that unlike base rates alone can make: TV(pi_0, pi_1) * (range over y of recall_0(y)). Derived.
+    """Compute the accuracy gap that different base rates alone can make. Derived.
+
+    It is TV(pi_0, pi_1) * (range over y of recall_0(y)).
 
     Args:
         rates: ``[Y, S, C]`` as from ``group_rates``.
@@ -62,9 +65,9 @@ def label_shift(rates: Values, composition0: Values, prior0: Values, prior1: Val
 def accuracy_gap_bound(
     rates: Values, composition0: Values, composition1: Values, prior0: Values, prior1: Values
 ) -> Tensor:
-    """Upper bound of ``|accuracy in world 1 - accuracy in world 0|`` of one model. Derived.
+    """Bound ``|accuracy in world 1 - accuracy in world 0|`` of one model from above. Derived.
 
-    ``sum_y pi_1(y) delta_y w_y`` plus :func:`label_shift`, without which it is false.
+    The bound is ``sum_y pi_1(y) delta_y w_y`` plus :func:`label_shift`; without the latter it does not hold.
 
     Args:
         rates: ``[Y, S, C]`` as from ``group_rates``; a NaN cell is left out if no world gives it weight.
@@ -86,9 +89,9 @@ def accuracy_gap_bound(
 
 
 def balanced_accuracy_gap_bound(rates: Values, composition0: Values, composition1: Values) -> Tensor:
-    """Upper bound of one model's gap in balanced accuracy between two worlds: the mean over y of delta_y w_y. Derived.
+    """Bound one model's gap in balanced accuracy between two worlds from above: mean over y of delta_y w_y. Derived.
 
-    Arguments and errors are those of :func:`accuracy_gap_bound`; base rates play no part.
+    Arguments and errors are those of :func:`accuracy_gap_bound`; base rates are not needed.
 
     Returns:
         scalar in [0, 1], at most the equalized-odds gap times ``shift_weight``.
@@ -100,10 +103,11 @@ def balanced_accuracy_gap_bound(rates: Values, composition0: Values, composition
 def require_distributions(
     rates: Values, compositions: Sequence[Values], priors: Sequence[Values]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return what is given as tensors.
+    """Convert rates, compositions and priors to tensors, and check them.
 
     Raises:
-        ValueError: the shapes do not fit, a distribution is none, or a cell with weight has NaN rates.
+        ValueError: shapes do not fit, a composition or prior is not a distribution, or a cell with weight has NaN
+            rates.
     """
     rates = as_tensor(rates, "rates")
     make_up = [as_tensor(part, "composition") for part in compositions]

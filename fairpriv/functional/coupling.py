@@ -1,4 +1,4 @@
-"""Coupled weights: those that matter most to every dimension at once, and so carry the trade-off between them."""
+"""Coupled weights: those most important to every dimension at once, which so carry the trade-off between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairpriv.functional.arrays import Values, as_tensor
 
 
 class TopWeights(NamedTuple):
-    """The highest scores of one weight matrix: all that need be kept of a score per weight."""
+    """The highest scores of one weight matrix, kept in place of a score for every weight."""
 
     indices: Tensor  # int64, flat, ascending
     values: Tensor  # float32, in the order of the indices
@@ -27,14 +27,14 @@ Scores = Mapping[str, Values | TopWeights]  # by weight name
 
 
 def selected(numel: int, ratio: float) -> int:
-    """How many of ``numel`` entries a ratio in [0, 1] selects: rounded down, as in the released code of SPIN."""
+    """Count the entries that a ratio in [0, 1] selects of ``numel``: rounded down, as in the released code of SPIN."""
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio {ratio} must lie in [0, 1]")
     return int(ratio * numel)
 
 
 def smallest_ratio(numel: int) -> float:
-    """The smallest ratio that selects one of ``numel`` >= 1 entries, found by trying: 1 / numel can fall short."""
+    """Find the smallest ratio that selects one of ``numel`` >= 1 entries; 1 / numel itself can round to none."""
     ratio = 1 / numel
     while selected(numel, ratio) < 1:
         ratio = math.nextafter(ratio, 1)
@@ -44,20 +44,20 @@ def smallest_ratio(numel: int) -> float:
 
 
 def top_weights(scores: Scores, *, max_ratio: float) -> dict[str, TopWeights]:
-    """Keep the top ``max_ratio`` of each matrix's entries; of equal scores those of lower index.
+    """Keep the top ``max_ratio`` of each matrix's entries; of equal scores, those of lower index.
 
     Args:
-        scores: per weight name, tensors or arrays of any shape, no NaN; or top weights, of which the best are taken.
+        scores: per weight name, tensors or arrays of any shape without NaN; or top weights, to be reduced further.
         max_ratio: share of a matrix's entries, in [0, 1].
 
     Returns:
-        per weight name; :func:`coupled_weights` makes the same of it as of the scores, up to ``max_ratio``.
+        per weight name; :func:`coupled_weights` gives the same result for these as for the scores, up to ``max_ratio``.
 
     Raises:
-        ValueError: a ratio outside [0, 1] or above that of the top weights given, or a NaN score.
+        ValueError: a ratio is outside [0, 1] or above that of the top weights given, or a score is NaN.
 
     Warns:
-        UserWarning: the ratio selects nothing in some matrix; names the smallest that would.
+        UserWarning: the ratio selects nothing in some matrix; names the smallest ratio that would.
     """
     given = _read(scores)
     _warn_if_none({name: _numel(score) for name, score in given.items()}, max_ratio, "max_ratio")
@@ -73,16 +73,17 @@ def coupled_weights(
     exclude_ratio: float | None = None,
     rule: str = "intersection",
 ) -> dict[str, Tensor]:
-    """Find, per matrix, the entries among the top ``ratio`` of every dimension and of no excluded set.
+    """Find, per matrix, the entries in the top ``ratio`` of every dimension and in the top of no excluded set.
 
-    Source: Qian et al., ACL 2025 for ``intersection``; for ``released`` the code published with it, which computes
-    another set: each dimension's top indices are sorted, each position is marked where its index is in no excluded
-    set, and the first dimension's indices stay at the positions that every dimension marks. Coupled or not, most of
-    the first dimension's indices stay.
+    Source: Qian et al., ACL 2025 for ``intersection``. ``released`` is the code published with it, which computes
+    another
+    set: each dimension's top indices are sorted, each position is marked where its index is in no excluded set, and the
+    first dimension's indices are kept at the positions that every dimension marks. So most of the first dimension's
+    indices are kept, coupled or not.
 
     Args:
-        scores: per dimension and excluded set what ``importance_scores`` or :func:`top_weights` returned, for the same
-            weights. Of equal scores the lower index comes first, whichever of the two it was.
+        scores: per dimension and excluded set, what ``importance_scores`` or :func:`top_weights` returned for the same
+            weights. Of equal scores the lower index comes first, with either of them.
         dimensions: two or more; their order matters to ``released`` only.
         exclude: sets whose top ``exclude_ratio`` is left out; ``()`` for none.
         ratio: share of a matrix's entries, in [0, 1].
@@ -93,11 +94,11 @@ def coupled_weights(
         per weight name, flat indices, int64, ascending; empty where nothing is coupled.
 
     Raises:
-        ValueError: sets that are missing or of other weights, a ratio outside [0, 1] or above the ``max_ratio`` of top
-            weights, an unknown rule, or ``released`` with two ratios (the released code fails there as well).
+        ValueError: sets are missing or of other weights, a ratio is outside [0, 1] or above the ``max_ratio`` of top
+            weights, the rule is unknown, or ``released`` has two ratios (the released code fails there as well).
 
     Warns:
-        UserWarning: a ratio selects nothing in some matrix; names the smallest that would.
+        UserWarning: a ratio selects nothing in some matrix; names the smallest ratio that would.
     """
     exclude_ratio = ratio if exclude_ratio is None else exclude_ratio
     if rule not in ("intersection", "released"):

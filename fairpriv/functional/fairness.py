@@ -1,4 +1,4 @@
-"""Equalized odds: rates of predictions per (label, group) cell, their spread over groups, a differentiable form."""
+"""Equalized odds: prediction rates per (label, group) cell, their range over groups, and a differentiable form."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from fairpriv.functional.arrays import Values, as_tensor
 
 
 def permuted_counts(counts: Tensor, *, draws: int = 500, seed: int = 0) -> Tensor:
-    """Deal the predictions of each label's rows at random to these rows: what counts look like with no true gap.
+    """Permute predictions among the rows of each label, to show what counts look like with no true gap.
 
-    The permutation distribution, drawn as counts (hypergeometric, class by class) rather than row by row. A gap's mean
-    over the draws is its floor: an absolute gap is positive even where predictions know nothing of the group.
+    This is the permutation distribution, drawn as counts (hypergeometric, class by class) rather than row by row. The
+    mean of a gap over the draws is its floor: an absolute gap is positive even where predictions do not depend on the
+    group.
 
     Args:
-        counts: rows per label, group and class, integers ``[Y, S, C]`` as from :func:`group_counts`; what is counted as
-            groups may be worlds.
-        draws: how many.
-        seed: of the draws, which are the same on every device.
+        counts: rows per label, group and class, integers ``[Y, S, C]`` as from :func:`group_counts`; worlds may take
+            the place of groups.
+        draws: number of draws.
+        seed: seed of the draws, which are the same on every device.
 
     Returns:
         int64 ``[draws, Y, S, C]`` on the CPU, each with the sums of ``counts`` over groups and over classes.
@@ -42,7 +43,7 @@ def permuted_counts(counts: Tensor, *, draws: int = 500, seed: int = 0) -> Tenso
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Total variation distance of distributions over the last dimension, in [0, 1]; the other dimensions broadcast."""
+    """Compute the total variation distance of distributions over the last dimension, in [0, 1]; others broadcast."""
     return (p - q).abs().sum(-1) / 2
 
 
@@ -61,7 +62,7 @@ def group_counts(
         preds: predicted classes, integers ``[N]``, codes 0 to C - 1.
         target: labels, integers ``[N]``, codes 0 to Y - 1.
         groups: sensitive groups, integers ``[N]``, codes 0 to S - 1.
-        labels: Y; by default as many as the data need.
+        labels: Y; by default the largest code plus one.
         group_count: S; likewise.
         classes: C, at least Y; likewise, but at least 2.
 
@@ -92,21 +93,21 @@ def group_rates(
     group_count: int | None = None,
     classes: int | None = None,
 ) -> Tensor:
-    """r[y, s, c] = P(prediction c | label y, group s).
+    """Compute the rates r[y, s, c] = P(prediction c | label y, group s).
 
     Arguments and errors are those of :func:`group_counts`.
 
     Returns:
-        float64 ``[Y, S, C]`` (float32 on MPS, which has no float64). Every cell sums to 1 over its classes; a cell
-        without rows is NaN throughout.
+        float64 ``[Y, S, C]`` (float32 on MPS, which has no float64). Every cell sums to 1 over its classes; all entries
+        of a cell without rows are NaN.
     """
     return shares(group_counts(preds, target, groups, labels=labels, group_count=group_count, classes=classes))
 
 
 def label_gaps(rates: Tensor) -> Tensor:
-    """delta_y: per label, the range over groups of the rates, in total variation of the prediction distribution.
+    """Compute delta_y: per label, the range of the rates over groups, in total variation of the predicted classes.
 
-    With two classes this is the plain range of P(pred=1 | y, s).
+    With two classes this is the range of P(pred=1 | y, s).
 
     Args:
         rates: ``[..., Y, S, C]`` as from :func:`group_rates`; cells with a NaN are left out.
@@ -119,7 +120,7 @@ def label_gaps(rates: Tensor) -> Tensor:
 
 
 def equalized_odds_gap(preds: Values, target: Values, groups: Values, *, missing: str = "raise") -> Tensor:
-    """Largest violation of equalized odds (Hardt, Price and Srebro, 2016), over labels and pairs of groups.
+    """Compute the largest violation of equalized odds (Hardt, Price and Srebro, 2016), over labels and pairs of groups.
 
     For binary predictions, the max over labels y of the range over groups g of P(pred=1 | y, g): fairlearn's
     ``equalized_odds_difference`` with ``agg="worst_case"``. With more classes (ours) the range is taken in total
@@ -129,20 +130,21 @@ def equalized_odds_gap(preds: Values, target: Values, groups: Values, *, missing
         preds: predicted classes, integers ``[N]``; any codes, for labels and groups too.
         target: labels, integers ``[N]``.
         groups: sensitive groups, integers ``[N]``.
-        missing: what a (label, group) cell without rows does: ``"raise"`` is an error that names it, ``"skip"`` leaves
-            it out with one warning.
+        missing: what to do about a (label, group) cell without rows: ``"raise"`` an error that names it, or ``"skip"``
+            the cell with one warning.
 
     Returns:
         scalar in [0, 1] on the inputs' device, dtype as :func:`group_rates`; 0 for a single group.
 
     Raises:
-        ValueError: no rows, unequal shapes, a floating dtype, an unknown ``missing``, or an empty cell.
+        ValueError: no rows, unequal shapes, a floating dtype, an unknown ``missing``, or an empty cell
+            with ``missing="raise"``.
     """
     return label_gaps(shares(observed_counts(preds, target, groups, missing))).amax()
 
 
 def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor, *, classes: int = 2) -> Tensor:
-    """Equalized-odds gaps of many classifiers on the same rows; :func:`equalized_odds_gap` of each, at once.
+    """Compute :func:`equalized_odds_gap` of many classifiers on the same rows at once.
 
     Args:
         preds: predicted classes, codes 0 to C - 1, integer or, with two classes, bool ``[M, N]``.
@@ -166,20 +168,20 @@ def equalized_odds_gaps(preds: Tensor, target: Tensor, groups: Tensor, *, classe
 
 
 def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Tensor:
-    """Differentiable violation of equalized odds: the sum over labels of the range over groups of the mean score.
+    """Compute a differentiable violation of equalized odds: over labels, sum the range over groups of mean scores.
 
-    The penalty of fair fine-tuning (FFt) as this project builds it. It is biased upward in small batches: with no true
-    gap, the range of the means of finite cells is still positive.
+    This is the penalty of fair fine-tuning (FFt) as this project builds it. It is biased upward in small batches: with
+    no true gap, the range of the means of finite cells is still positive.
 
     Args:
-        probs: P(pred=1) ``[N]``, or probabilities of all classes ``[N, C]``, of which the range is the largest total
-            variation between two groups' mean vectors (ours; for C = 2 equal to the first form).
+        probs: P(pred=1) ``[N]``, or probabilities of all classes ``[N, C]``, whose range is the largest total variation
+            between two groups' mean vectors (ours; for C = 2 equal to the first form).
         target: labels, integers ``[N]``, any codes.
         groups: sensitive groups, integers ``[N]``, any codes.
 
     Returns:
         scalar >= 0, in float32 or ``probs``' dtype if that is wider. An absent (label, group) cell contributes nothing,
-        a label with a single group 0, and no rows at all give a 0 that still has a graph.
+        a label with a single group contributes 0, and without any rows the result is a 0 that still has a graph.
 
     Raises:
         ValueError: unequal lengths, integer ``probs``, or floating ``target`` or ``groups``.
@@ -206,20 +208,20 @@ def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Ten
 
 
 def shift_weight(target0: Values, groups0: Values, target1: Values, groups1: Values) -> Tensor:
-    """W = max over labels y of TV(p_0(g | y), p_1(g | y)): how far two worlds differ in their make-up of groups.
+    """Compute W = max over labels y of TV(p_0(g | y), p_1(g | y)): how far the group compositions of two worlds differ.
 
     Args:
         target0: labels of world 0's rows, integers ``[N0]``, any codes.
-        groups0: their groups, integers ``[N0]``, any codes.
+        groups0: groups of world 0's rows, integers ``[N0]``, any codes.
         target1: labels of world 1's rows, ``[N1]``.
-        groups1: their groups, ``[N1]``.
+        groups1: groups of world 1's rows, ``[N1]``.
 
     Returns:
-        scalar in [0, 1], dtype as :func:`group_rates`: 0 for the same make-up, 1 for pure groups.
+        scalar in [0, 1], dtype as :func:`group_rates`: 0 for the same composition, 1 for pure groups.
 
     Raises:
-        ValueError: no rows, unequal shapes, a floating dtype, or a label that one world lacks, for which p(g | y) does
-            not exist.
+        ValueError: no rows, unequal shapes, a floating dtype, or a label that one world lacks, so that p(g | y) is
+            undefined there.
     """
     worlds = [_codes(target0=target0, groups0=groups0), _codes(target1=target1, groups1=groups1)]
     for target, _ in worlds:
@@ -240,7 +242,7 @@ def shift_weight(target0: Values, groups0: Values, target1: Values, groups1: Val
 
 
 def observed_counts(preds: Values, target: Values, groups: Values, missing: str) -> Tensor:
-    """Rows per label, group and class that occur at all, int64 ``[Y, S, C]``; see :func:`equalized_odds_gap`."""
+    """Count rows per label, group and class that occur, int64 ``[Y, S, C]``; see :func:`equalized_odds_gap`."""
     if missing not in ("raise", "skip"):
         raise ValueError(f"missing={missing!r} must be 'raise' or 'skip'")
     preds, target, groups = _codes(preds=preds, target=target, groups=groups)
@@ -253,7 +255,9 @@ def observed_counts(preds: Values, target: Values, groups: Values, missing: str)
 
 
 def occurring(counts: Tensor, missing: str) -> Tensor:
-    """Drop the labels and groups without rows from counts as of :func:`group_counts`, and treat empty cells likewise.
+    """Drop labels and groups without rows from counts as of :func:`group_counts`, and handle empty cells.
+
+    ``missing`` works as in :func:`equalized_odds_gap`.
 
     Raises:
         ValueError: no rows; or, with ``missing="raise"``, a cell without rows.
@@ -287,7 +291,7 @@ def _tally(preds: Tensor, target: Tensor, groups: Tensor, shape: tuple[int, int,
 
 
 def shares(counts: Tensor) -> Tensor:
-    """Counts over their sum along the last dimension; NaN where that is 0."""
+    """Divide counts by their sum along the last dimension; NaN where that is 0."""
     counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
     return counts / counts.sum(-1, keepdim=True)
 

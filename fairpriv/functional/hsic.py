@@ -1,4 +1,4 @@
-"""The Hilbert-Schmidt independence criterion: how far two sets of paired vectors are from independent."""
+"""The Hilbert-Schmidt independence criterion: how strongly two sets of paired vectors depend on each other."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def hsic(x: Values, y: Values, *, kernel: str = "rbf", bandwidth: float | str = 
     """Estimate the HSIC between paired rows without bias: zero in expectation where they are independent.
 
     Source: Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 4. It can be negative.
-    Rows must be paired, row i of ``x`` with row i of ``y``: of rows that are not it says nothing.
+    Row i of ``x`` must belong to row i of ``y``; for unpaired rows the estimate means nothing.
 
     Args:
         x: ``[n, d]``, n >= 4; a tensor, an array or a list of rows.
         y: ``[n, k]``.
         kernel: ``rbf``, ``exp(-|a - b|^2 / (2 bandwidth^2))``, or ``linear``, ``a . b``.
-        bandwidth: of the rbf kernel, for both sides; ``median``: per side, the median distance between two rows (the
-            lower middle one), or where that is zero, of those that differ. Where all rows coincide the estimate is
-            zero, up to rounding.
+        bandwidth: bandwidth of the rbf kernel, for both sides; ``median``: per side, the median distance between two
+            rows (the lower of two middle ones), or where that is zero, of those that differ. Where all rows coincide
+            the estimate is zero, up to rounding.
 
     Returns:
         a float64 scalar.
@@ -44,7 +44,9 @@ def hsic_test(
     permutations: int = 1000,
     seed: int = 0,
 ) -> tuple[Tensor, float]:
-    """:func:`hsic`, whose arguments and errors it shares, and the p value of independence by permuting the pairs.
+    """Compute :func:`hsic`, and the p value of independence by permuting the pairs.
+
+    Arguments and errors are those of :func:`hsic`.
 
     Returns:
         the estimate; and ``(1 + permutations that reach it) / (1 + permutations)``, which is valid at every level: the
@@ -76,17 +78,17 @@ def hsic_change(
     bandwidth: float | str = "median",
     level: float = 0.95,
 ) -> tuple[Tensor, tuple[float, float]]:
-    """:func:`hsic` of ``after`` minus that of ``before``, with an interval for the same n things seen twice.
+    """Subtract :func:`hsic` of ``before`` from that of ``after``, with an interval, for the same n things seen twice.
 
-    Ours: the jackknife over rows of the difference, with the bandwidths held at those of all rows, and a normal
-    quantile. For dependent rows both are asymptotically normal U-statistics and the jackknife is consistent; where
+    Ours: the jackknife over rows of the difference, with the bandwidths fixed at those of all rows, and a normal
+    quantile. For dependent rows both are asymptotically normal U-statistics and the jackknife is consistent. Where
     neither shows any dependence, their distribution is not normal and the interval only gives a scale.
 
     Args:
         before: x and y, ``[n, d]`` and ``[n, k]``, n >= 5.
-        after: likewise; row i is of the same thing in all four.
+        after: x and y again; row i is about the same thing in all four.
         kernel: as in :func:`hsic`.
-        bandwidth: likewise.
+        bandwidth: as in :func:`hsic`.
         level: coverage.
 
     Returns:
@@ -137,7 +139,7 @@ def _kernel(rows: Tensor, kernel: str, bandwidth: float | str) -> Tensor:
 
 
 def _median(distances: Tensor) -> float:
-    """The median over pairs; 1 where all rows coincide, whatever the bandwidth then is."""
+    """The median over pairs; 1 where all rows coincide, since the bandwidth then does not matter."""
     first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
     pairs = distances[first, second]
     apart = pairs[pairs > 0]
@@ -152,7 +154,7 @@ def _unbiased(k: Tensor, m: Tensor) -> Tensor:
 
 
 def _leaving_one_out(k: Tensor, m: Tensor) -> Tensor:
-    """``_unbiased`` without row and column i of both, for every i: ``[n]``."""
+    """``_unbiased`` without row and column i of both matrices, for every i: ``[n]``."""
     n = len(k) - 1
     rows_k, rows_m = k.sum(1), m.sum(1)
     left_k, left_m = (

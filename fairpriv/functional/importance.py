@@ -1,4 +1,4 @@
-"""Importance of every weight for a set of samples, as SPIN defines it, at the price of one backward pass."""
+"""Importance of every weight for a set of samples, as SPIN defines it, at the cost of one backward pass."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def importance_scores(
     memory_budget: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> dict[str, Tensor]:
-    """Score weights of linear layers, ``|W| * mean_i |dL_i/dW|``, L_i being sample i's mean loss over target tokens.
+    """Score weights of linear layers by ``|W| * mean_i |dL_i/dW|``, L_i being sample i's mean loss over target tokens.
 
-    Source: Qian et al., ACL 2025. It does not depend on batching, padding, ``memory_budget`` or checkpointing, beyond
-    floating-point noise. The model is scored in eval mode and comes back as it was. Where ``torch.distributed`` is
+    Source: Qian et al., ACL 2025. The scores do not depend on batching, padding, ``memory_budget`` or checkpointing,
+    beyond floating-point noise. The model is scored in eval mode and then restored. Where ``torch.distributed`` is
     initialised every process must call this, with its own samples; all receive the scores over all samples.
 
     Args:
-        model: a causal language model that returns ``.logits``; a DistributedDataParallel wrapper is taken off.
+        model: a causal language model that returns ``.logits``; a DistributedDataParallel wrapper is removed.
         batches: ``{"input_ids", "labels"[, "attention_mask"]}``, each ``[B, T]``; labels -100 where no loss, shifted
             here; tensors, arrays or lists. Every row is a sample of its own. Padding without an attention mask must be
             on the right.
-        target: ``mlp``, ``self_attn`` or ``all`` linear layers of the decoder blocks, told by the module's path.
+        target: ``mlp``, ``self_attn`` or ``all`` linear layers of the decoder blocks, chosen by the module's path.
         memory_budget: bytes for the accumulators (float32, one number a weight) and one matrix's gradient. Matrices
-            are then scored in groups that fit, one pass over the batches each, and the scores kept in main memory.
+            are then scored in groups that fit, with one pass over the batches each, and the scores kept in main memory.
         gradient_checkpointing: recompute each decoder block in the backward pass instead of keeping its activations.
 
     Returns:
@@ -58,8 +58,8 @@ def importance_scores(
         that is used several times in a forward pass has its gradients summed per sample before the absolute value.
 
     Raises:
-        ValueError: a layer that cannot be scored exactly (named by class), no layer or sample at all, a row without a
-            target token, or a memory budget too small for one matrix.
+        ValueError: a layer cannot be scored exactly (named by class), there is no layer or sample at all, a row has no
+            target token, or the memory budget is too small for one matrix.
         FloatingPointError: a gradient is not finite; names the sample.
         MemoryError: out of memory; says what to change.
     """
@@ -77,7 +77,7 @@ def iter_importance_scores(
     memory_budget: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """:func:`importance_scores`, one matrix after another, for a caller that keeps less than a score per weight."""
+    """Yield :func:`importance_scores` matrix by matrix, for a caller that keeps less than a score per weight."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         model = model.module
     groups = _groups(matrices_of(model, target), memory_budget)
@@ -93,10 +93,10 @@ def iter_importance_scores(
 
 
 def matrices_of(model: nn.Module, target: str) -> Matrices:
-    """The linear layers of the decoder blocks by the name of their weight: ``mlp``, ``self_attn`` or ``all``.
+    """Find the linear layers of the decoder blocks by the name of their weight: ``mlp``, ``self_attn`` or ``all``.
 
     Raises:
-        ValueError: an unknown target, no such layers, or one that cannot be scored exactly (named by class).
+        ValueError: the target is unknown, no layer fits, or one cannot be scored exactly (named by class).
     """
     if target not in _TARGETS:
         raise ValueError(f"target '{target}' must be one of {', '.join(_TARGETS)}")
@@ -159,7 +159,7 @@ def _groups(matrices: Matrices, budget: int | None) -> list[Matrices]:
 def _reduced(
     model: nn.Module, batches: Iterable[Mapping[str, Values]], matrices: Matrices, checkpointing: bool
 ) -> tuple[dict[str, Tensor], int]:
-    """Per matrix the sum over samples of |gradient|, and the number of samples, over all processes."""
+    """Sum |gradient| over samples per matrix, and count the samples, over all processes."""
     several = distributed.is_available() and distributed.is_initialized()
     totals: dict[str, Tensor] = {}
     samples, failure = 0, None
@@ -200,7 +200,7 @@ def _summed(
 
 
 class _Gradients:
-    """The sums over samples of |dL_i/dW|: ``totals``."""
+    """Sums over samples of |dL_i/dW|, in ``totals``."""
 
     def __init__(self, model: nn.Module, matrices: Matrices) -> None:
         self.model, self.matrices = model, matrices
@@ -218,7 +218,7 @@ class _Gradients:
         self.in_forward = False
 
     def add(self, batches: Iterable[Mapping[str, Values]]) -> int:
-        """The number of samples added."""
+        """Add all samples of the batches; returns their number."""
         samples = 0
         with ExitStack() as hooks:
             for name, layers in self.matrices.items():
@@ -306,25 +306,25 @@ class _Gradients:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity; on the way back it hands a layer's input and the gradient of its output to ``receive``."""
+    """The identity; in the backward pass it gives ``receive`` a layer's input and the gradient of its output."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, receive: Callable[..., None]) -> Tensor:
-        """``anchor`` requires a gradient, so that the backward pass comes here, and goes no further than it must."""
+        """Return the output; ``anchor`` requires a gradient, so that the backward pass reaches this function."""
         ctx.save_for_backward(inputs)  # checkpointing knows of tensors saved so
         ctx.receive = receive
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, None, None, None]:
-        """The gradient passes unchanged."""
+        """Pass the gradient on unchanged."""
         ctx.receive(*ctx.saved_tensors, delta)
         return delta if ctx.needs_input_grad[0] else None, None, None, None
 
 
 @contextmanager
 def _prepared(model: nn.Module, checkpointing: bool) -> Iterator[None]:
-    """In eval mode, with gradients of activations but of no parameter, until left."""
+    """Put the model in eval mode, with gradients of activations but not of parameters; restore it at the end."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     paths = {match.group() for path, _ in model.named_modules() if (match := _BLOCK.match(path))}

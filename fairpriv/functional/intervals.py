@@ -1,8 +1,8 @@
 """Intervals that can cover zero: Wilson's, those of pairs, and simultaneous bootstrap intervals of rates' differences.
 
 A percentile bootstrap of a maximum of absolute differences never covers zero. Here the signed differences of all pairs
-of groups are covered at once, and what is a function of them (the gap, the bound) is bounded over that box. Cells are
-resampled as binomial or multinomial counts with their sizes fixed; compositions and priors are taken as given.
+of groups get simultaneous intervals, and functions of them (the gap, the bound) are bounded over the box that these
+form. Cells are resampled as binomial or multinomial counts of fixed size; compositions and priors are taken as given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fairpriv.functional.fairness import observed_counts, shares, total_variatio
 
 
 def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a rate, ``successes`` out of ``n``; within [0, 1], never of zero width.
+    """Compute Wilson's score interval (1927) of a rate, ``successes`` out of ``n``: within [0, 1], not of zero width.
 
     Raises:
         ValueError: ``n`` is not positive, or ``successes`` lies outside 0 to ``n``.
@@ -35,9 +35,9 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
 
 
 def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the plain mean of independent rates, such as balanced accuracy: recalls per label.
+    """Compute an interval of the plain mean of independent rates, such as balanced accuracy as a mean of recalls.
 
-    Wilson intervals combined by the method of variance estimates recovery (Zou, Huang and Zhang, 2009).
+    Wilson intervals are combined by the method of variance estimates recovery (Zou, Huang and Zhang, 2009).
 
     Args:
         successes: successes of each rate, ``[K]``.
@@ -60,16 +60,16 @@ def mean_rate_gap_interval(
     n1: Sequence[float],
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Interval of the absolute difference of two samples' mean rates, such as a model's accuracy gap of two worlds.
+    """Compute an interval of the absolute difference of two samples' mean rates, such as a model's gap between worlds.
 
     The signed difference gets an interval as in :func:`mean_rate_interval` (for single rates it is Newcombe's hybrid
     score interval, 1998), which is then mapped to the absolute value: its lower end is 0 if the signed one covers 0.
 
     Args:
-        successes0: successes of each rate in sample 0, ``[K]``; K = 1 for accuracy, one a label for balanced accuracy.
+        successes0: successes of each rate in sample 0, ``[K]``; K = 1 for accuracy, one per label if it is balanced.
         n0: rows of each rate in sample 0, ``[K]``.
-        successes1: likewise in sample 1, ``[K]``.
-        n1: likewise, ``[K]``.
+        successes1: successes of each rate in sample 1, ``[K]``.
+        n1: rows of each rate in sample 1, ``[K]``.
         level: coverage.
 
     Returns:
@@ -84,9 +84,9 @@ def mean_rate_gap_interval(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's exact two-sided p value (1947) of equal rates in pairs: the binomial test of the discordant ones.
+    """Compute McNemar's exact two-sided p value (1947) of equal rates in pairs: a binomial test of the discordant ones.
 
-    Without the mid-p correction, so it is conservative: the error of the first kind stays below its nominal level.
+    It has no mid-p correction, so it is conservative: the type I error stays below its nominal level.
 
     Args:
         only_first: pairs in which only the first succeeds.
@@ -108,16 +108,16 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_rate_difference_interval(
     both: int, only_first: int, only_second: int, neither: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of the first rate minus the second in pairs, such as two models' answers to the same prompts.
+    """Compute an interval of the first rate minus the second in pairs, such as two models' answers to the same prompts.
 
-    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson intervals of the two rates, squared and
-    added with their correlation phi, whose numerator is moved towards 0 by n/2 where it is positive.
+    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson intervals of the two rates, combined in
+    squares with their correlation phi, whose numerator is moved towards 0 by n/2 where it is positive.
 
     Args:
         both: pairs in which both succeed.
         only_first: pairs in which only the first succeeds.
         only_second: pairs in which only the second succeeds.
-        neither: pairs in which none succeeds.
+        neither: pairs in which neither succeeds.
         level: coverage.
 
     Returns:
@@ -156,17 +156,17 @@ def equalized_odds_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of :func:`~fairpriv.functional.equalized_odds_gap`, whose arguments and errors it shares.
+    """Compute an interval of :func:`~fairpriv.functional.equalized_odds_gap`, whose arguments and errors it shares.
 
-    Its lower end is 0 if and only if every signed difference's interval covers 0. ``draws`` bootstrap draws, the same
-    for the same ``seed``. See :func:`delta_intervals`.
+    Its lower end is 0 if and only if every signed difference's interval covers 0. ``draws`` is the number of bootstrap
+    draws, which are the same for the same ``seed``. See :func:`delta_intervals`.
     """
     lo, hi = delta_intervals(observed_counts(preds, target, groups, missing), level=level, draws=draws, seed=seed)
     return float(lo.amax()), float(hi.amax())
 
 
 def delta_intervals(counts: Tensor, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Intervals of delta_y, the spread of each label's rates over groups, that hold for all labels at once.
+    """Compute intervals of delta_y, the range of each label's rates over groups, that hold for all labels at once.
 
     The signed differences of rates of all pairs of groups, per label and class, get simultaneous intervals by a
     parametric bootstrap of their studentised maximum. Ours: it draws from, and is centred at, rates that are smoothed
@@ -176,9 +176,9 @@ def delta_intervals(counts: Tensor, *, level: float = 0.95, draws: int = 2000, s
 
     Args:
         counts: rows ``[Y, S, C]`` as from ``group_counts``; cells without rows are left out.
-        level: coverage of all of them together.
-        draws: bootstrap draws.
-        seed: of the draws.
+        level: joint coverage of all intervals.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
 
     Returns:
         (lo, hi), float64 ``[Y]`` each, on the CPU, within [0, 1]; both 0 for a label with fewer than two groups.
@@ -196,21 +196,21 @@ def balanced_accuracy_gap_bound_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Conservative interval of ``balanced_accuracy_gap_bound``, from the box of :func:`delta_intervals`.
+    """Compute a conservative interval of ``balanced_accuracy_gap_bound``, from the box of :func:`delta_intervals`.
 
     Args:
         counts: rows ``[Y, S, C]`` that the rates come from.
         composition0: p_0(s | y), ``[Y, S]``, taken as known.
         composition1: p_1(s | y), ``[Y, S]``, taken as known.
-        level: coverage.
-        draws: bootstrap draws.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
         seed: of the draws.
 
     Returns:
-        (lo, hi), which holds the bound at the observed rates.
+        (lo, hi), which contains the bound at the observed rates.
 
     Raises:
-        ValueError: shapes that do not fit, what is no distribution, or a cell without rows that has weight.
+        ValueError: shapes do not fit, a composition is not a distribution, or a cell without rows has weight.
     """
     require_distributions(shares(counts), [composition0, composition1], [])
     lo, hi, _ = _family(counts, None, level, draws, seed)
@@ -229,10 +229,10 @@ def accuracy_gap_bound_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Conservative interval of ``accuracy_gap_bound``.
+    """Compute a conservative interval of ``accuracy_gap_bound``.
 
-    From one box of simultaneous intervals: the differences of :func:`delta_intervals` and, for the label shift, the
-    signed differences between labels of recall in world 0. So it is a little wider than those alone.
+    It comes from one box of simultaneous intervals: the differences of :func:`delta_intervals` and, for the label
+    shift, the signed differences between labels of recall in world 0. So it is a little wider than those alone.
 
     Args:
         counts: rows ``[Y, S, C]`` that the rates come from.
@@ -240,15 +240,15 @@ def accuracy_gap_bound_interval(
         composition1: p_1(s | y), ``[Y, S]``, taken as known.
         prior0: pi_0(y), ``[Y]``, taken as known.
         prior1: pi_1(y), ``[Y]``, taken as known.
-        level: coverage.
-        draws: bootstrap draws.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
         seed: of the draws.
 
     Returns:
-        (lo, hi), which holds the bound at the observed rates.
+        (lo, hi), which contains the bound at the observed rates.
 
     Raises:
-        ValueError: shapes that do not fit, what is no distribution, or a cell without rows that has weight.
+        ValueError: shapes do not fit, an argument is not a distribution, or a cell without rows has weight.
     """
     require_distributions(shares(counts), [composition0, composition1], [prior0, prior1])
     *deltas, recall_range = _family(counts, composition0.cpu(), level, draws, seed)
@@ -276,7 +276,7 @@ def _combination_interval(
 def _family(
     counts: Tensor, composition0: Tensor | None, level: float, draws: int, seed: int
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Ends of delta_y ``[Y]`` and of the range over labels of recall in world 0 (0 without its composition)."""
+    """Ends of delta_y ``[Y]``, and of the range over labels of recall in world 0 (0 without its composition)."""
     counts = counts.cpu()  # one generator, so the same draws whatever the device
     labels, _, classes = counts.shape
     present = counts.sum(-1) > 0
@@ -311,7 +311,7 @@ def _family(
 def _simultaneous(
     counts: Tensor, differences: Callable[[Tensor], Tensor], level: float, draws: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Ends ``[K]`` in [-1, 1] that cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map, all at once."""
+    """Ends ``[K]`` in [-1, 1] that jointly cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map."""
     n = counts.sum(-1, keepdim=True).double()
     smooth = (counts + 2 / counts.shape[-1]) / (n + 2)
     drawn = differences(_draw(n, smooth, draws, torch.Generator().manual_seed(seed)) / n)
@@ -327,7 +327,7 @@ def _simultaneous(
 
 
 def _draw(n: Tensor, probs: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """Multinomial counts ``[B, Y, S, C]``, class by class as binomials of what is left of n ``[Y, S, 1]``."""
+    """Draw multinomial counts ``[B, Y, S, C]`` of n ``[Y, S, 1]``, class by class as binomials of what is left."""
     left = n.squeeze(-1).repeat(draws, 1, 1)
     rest = torch.ones_like(n.squeeze(-1))
     drawn = []

@@ -1,9 +1,9 @@
 """Membership inference: was a row among those that a model was trained on?
 
-Statistics of models' confidence in the rows' own labels, where reference models were trained on known random halves of
-the same rows. Larger scores are more like a member. After [LiRA] Carlini, Chien, Nasr, Song, Terzis and Tramer,
-"Membership Inference Attacks From First Principles", S&P 2022, and [RMIA] Zarifzadeh, Liu and Shokri, "Low-Cost
-High-Power Membership Inference Attacks", ICML 2024; what differs from them is said where it does.
+The statistics use models' confidence in the rows' own labels, with reference models trained on known random halves of
+the same rows. Larger scores are more like a member. The methods are those of [LiRA] Carlini, Chien, Nasr, Song, Terzis
+and Tramer, "Membership Inference Attacks From First Principles", S&P 2022, and [RMIA] Zarifzadeh, Liu and Shokri,
+"Low-Cost High-Power Membership Inference Attacks", ICML 2024; each docstring says what differs from them.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ def _mean(references: Tensor, chosen: Tensor, which: str) -> Tensor:
 
 
 def rates_at(scores: Tensor, member: Tensor, fpr: float) -> tuple[float, tuple[float, float]]:
-    """Return the share of members found where a share ``fpr`` of non-members is taken for members at most.
+    """Return the share of members found where at most a share ``fpr`` of non-members is mistaken for members.
 
-    The threshold is the least one that keeps to ``fpr``; rows at the threshold count as not found.
+    The threshold is the lowest that keeps to ``fpr``; rows at the threshold count as not found.
 
     Args:
         scores: ``[N]``, larger being more like a member.
@@ -165,12 +165,12 @@ def rates_at(scores: Tensor, member: Tensor, fpr: float) -> tuple[float, tuple[f
         fpr: in (0, 1).
 
     Returns:
-        the true-positive rate, and its exact 95 % interval (Clopper and Pearson, 1934), which takes rows for
+        the true-positive rate, and its exact 95 % interval (Clopper and Pearson, 1934), which treats rows as
         independent and the threshold as given.
 
     Raises:
         ValueError: no members, no non-members, or an ``fpr`` below one over the number of non-members, which is the
-            least that can be told.
+            smallest rate that can be measured.
     """
     positive, negative = scores[member], scores[~member]
     if not len(positive) or not len(negative):

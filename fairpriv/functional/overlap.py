@@ -1,4 +1,4 @@
-"""How far sets of entries overlap, against sets of the same sizes drawn at random from the same matrices."""
+"""How far sets of entries overlap, compared with random sets of the same sizes from the same matrices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Overlap(NamedTuple):
-    """The overlap of two sets, and what chance would make of sets as large."""
+    """The overlap of two sets, and what it would be by chance for sets of these sizes."""
 
     sizes: tuple[int, int]
     shared: int
@@ -23,20 +23,20 @@ class Overlap(NamedTuple):
 def overlap(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], numel: Mapping[str, int], *, level: float = 0.95
 ) -> Overlap:
-    """Jaccard's index of two sets of entries of some matrices, against sets drawn at random within each matrix.
+    """Compute Jaccard's index of two sets of entries of matrices, and its distribution for sets drawn at random.
 
-    By chance, ours to compare with: in every matrix, both sets have the sizes they have and are drawn uniformly and
-    independently of one another. What they share is then hypergeometric in a matrix and a sum of independent such
-    numbers over several, whose exact distribution gives mean and interval.
+    The comparison is ours: in every matrix, two sets of the given sizes are drawn uniformly and independently. The
+    number that they share is then hypergeometric in each matrix, and its sum over matrices has an exact distribution,
+    which gives mean and interval.
 
     Args:
         first: per matrix, distinct flat indices.
-        second: the same matrices.
-        numel: entries of each matrix.
-        level: of the interval, which goes from the (1 - level) / 2 quantile to that of (1 + level) / 2.
+        second: the same for the second set, of the same matrices.
+        numel: number of entries of each matrix.
+        level: level of the interval, from the (1 - level) / 2 quantile to the (1 + level) / 2 quantile.
 
     Raises:
-        ValueError: other matrices in one than in the other, or more indices than a matrix has entries.
+        ValueError: the arguments name different matrices, or there are more indices than a matrix has entries.
     """
     if not set(first) == set(second) == set(numel):
         raise ValueError(f"sets of {sorted(first)}, {sorted(second)} and numel of {sorted(numel)}: not the same")
@@ -63,7 +63,7 @@ def overlap(
 def _hypergeometric(numel: int, a: int, b: int) -> tuple[int, Tensor]:
     """The distribution of what two random sets of ``a`` and ``b`` of ``numel`` entries share: least value and mass.
 
-    By the ratio of neighbouring terms, which is exact where factorials of millions would not be.
+    It uses the ratio of neighbouring terms, which stays exact where factorials of millions would not.
     """
     least, most = max(0, a + b - numel), min(a, b)
     k = torch.arange(least, most, dtype=torch.float64)
@@ -73,7 +73,7 @@ def _hypergeometric(numel: int, a: int, b: int) -> tuple[int, Tensor]:
 
 
 def _trimmed(start: int, mass: Tensor) -> tuple[int, Tensor]:
-    """Without the tails that no interval reaches, so that many can be added up."""
+    """Drop the tails that no interval reaches, so that many distributions can be added up."""
     kept = (mass > 1e-18).nonzero()
     low, high = int(kept[0]), int(kept[-1]) + 1
     return start + low, mass[low:high]

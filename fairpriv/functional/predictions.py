@@ -1,7 +1,7 @@
 """Measures of predictions ``(probs, y)`` or ``(probs, y, groups)``: utility, calibration and group fairness.
 
 ``probs`` are P(y=1) ``[N]`` of two classes, or ``[N, C]``; ``y`` are labels ``[N]`` and ``groups`` codes ``[N]``. Each
-returns one number. A class has the prediction where its probability is greatest; of two classes, above one half.
+function returns one number. The predicted class is the most probable one; of two classes, class 1 above one half.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def predicted(probs: Tensor) -> Tensor:
 
 
 def accuracy(probs: Tensor, y: Tensor) -> float:
-    """Return the share of rows whose label is predicted."""
+    """Return the share of rows whose label is predicted correctly."""
     return float((predicted(probs) == y).double().mean())
 
 
 def balanced_accuracy(probs: Tensor, y: Tensor) -> float:
-    """Return the mean over labels of the share of their rows that is predicted."""
+    """Return the mean over labels of recall."""
     right = (predicted(probs) == y).double()
     return float(torch.stack([right[y == label].mean() for label in y.unique()]).mean())
 
@@ -33,7 +33,7 @@ def balanced_accuracy(probs: Tensor, y: Tensor) -> float:
 def auroc(probs: Tensor, y: Tensor) -> float:
     """Return the chance that a row of a label has a greater probability of it than another row, ties counting half.
 
-    With more than two classes, the mean over labels, each against the rest. NaN where all rows have one label.
+    With more than two classes it is the mean over labels, each against the rest. NaN where all rows have one label.
     """
     columns = probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)
     labels = y.unique().tolist()
@@ -60,7 +60,7 @@ def log_loss(probs: Tensor, y: Tensor) -> float:
 def brier_score(probs: Tensor, y: Tensor) -> float:
     """Return the mean squared distance of the probabilities from the label, in [0, 1] (Brier, 1950).
 
-    Of two classes (p - y)^2, which is half of the sum over both; of more, half of the sum over all.
+    For two classes it is (p - y)^2, half of the sum over both; for more, half of the sum over all classes.
     """
     columns = (probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)).double()
     hot = torch.nn.functional.one_hot(y.long(), columns.shape[1]).double()
@@ -70,8 +70,8 @@ def brier_score(probs: Tensor, y: Tensor) -> float:
 def expected_calibration_error(probs: Tensor, y: Tensor, bins: int = 15) -> float:
     """Return the mean over rows of |accuracy - confidence| of their bin (Guo et al., ICML 2017).
 
-    Confidence is the probability of the predicted class; bins have equal width. A finite sample of a calibrated model
-    has more than 0: see its floor.
+    Confidence is the probability of the predicted class; bins have equal width. For a finite sample even a calibrated
+    model has more than 0; the metric's floor says how much.
     """
     columns = (probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)).double()
     confidence, label = columns.max(1)
@@ -82,35 +82,35 @@ def expected_calibration_error(probs: Tensor, y: Tensor, bins: int = 15) -> floa
 
 
 def worst_group_accuracy(probs: Tensor, y: Tensor, groups: Tensor) -> float:
-    """Return the least accuracy of a group."""
+    """Return the lowest accuracy of any group."""
     right = (predicted(probs) == y).double()
     return min(float(right[groups == group].mean()) for group in groups.unique())
 
 
 def demographic_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
-    """Return the largest range over groups of the rate of a predicted class; of two classes, of class 1."""
+    """Return the largest range over groups of the rate at which a class is predicted; of two classes, class 1."""
     preds = predicted(probs)
     return max(_range((preds == c).double(), groups) for c in _classes(probs))
 
 
 def equal_opportunity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
-    """Return the range over groups of the rate of class 1 predicted among rows of label 1 (Hardt et al., 2016).
+    """Return the range over groups of the rate at which rows of label 1 are predicted 1 (Hardt et al., 2016).
 
-    With more than two classes, the largest over labels of the range of their recall.
+    With more than two classes it is the largest over labels of the range of recall.
     """
     preds = predicted(probs)
     return max(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs))
 
 
 def equalized_odds(probs: Tensor, y: Tensor, groups: Tensor) -> float:
-    """Return `equalized_odds_gap` of the predicted classes."""
+    """Return :func:`~fairpriv.functional.equalized_odds_gap` of the predicted classes."""
     return float(equalized_odds_gap(predicted(probs), y, groups, missing="skip"))
 
 
 def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     """Return the range over groups of the share of rows predicted 1 whose label is 1 (Chouldechova, 2017).
 
-    With more than two classes, the largest over classes. NaN where no two groups have rows of that prediction.
+    With more than two classes it is the largest over classes. NaN where no two groups have rows of that prediction.
     """
     preds = predicted(probs)
     found = [_range((y == c).double()[preds == c], groups[preds == c]) for c in _classes(probs)]
@@ -118,7 +118,7 @@ def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
 
 
 def calibration_gap(probs: Tensor, y: Tensor, groups: Tensor, bins: int = 15) -> float:
-    """Return the greatest expected calibration error of a group: calibration within groups."""
+    """Return the highest expected calibration error of any group: calibration within groups."""
     return max(
         expected_calibration_error(probs[groups == group], y[groups == group], bins) for group in groups.unique()
     )

@@ -1,4 +1,4 @@
-"""Wanda's score of a weight: its magnitude times the norm of what it is multiplied with. A control for SPIN."""
+"""Wanda's score of a weight, its magnitude times the norm of its input: a control for SPIN."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fairpriv.functional.importance import matrices_of
 def wanda_scores(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, target: str = "mlp"
 ) -> dict[str, Tensor]:
-    """``|W_ij| * ||x_j||_2``, x_j being input feature j over all attended tokens of all samples.
+    """Score weights by ``|W_ij| * ||x_j||_2``, x_j being input feature j over all attended tokens of all samples.
 
     Source: Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024. Used per
-    dimension, as importance is, it is a control of ours and the paper's on SPIN: no gradient, no loss.
+    dimension, as importance is, it is a control on SPIN, ours and the paper's: it needs no gradient and no loss.
 
     Args:
-        model: a causal language model; left in the mode it was in.
-        batches: ``{"input_ids"[, "attention_mask"]}``, each ``[B, T]``; other entries are not read.
+        model: a causal language model; its mode is restored at the end.
+        batches: ``{"input_ids"[, "attention_mask"]}``, each ``[B, T]``; other entries are ignored.
         target: as in ``importance_scores``.
 
     Returns:
