@@ -1,6 +1,6 @@
 """Measure, attack and mend the trade-offs between fairness, privacy and other dimensions of models.
 
-Names load when they are first used, so that ``import fairpriv`` costs nothing.
+Names load when they are first used, so that ``import fairpriv`` takes no time.
 """
 
 from __future__ import annotations

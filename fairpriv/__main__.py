@@ -1,4 +1,4 @@
-"""``python -m fairpriv``: the same as the console script."""
+"""``python -m fairpriv``, which does the same as the console script."""
 
 from fairpriv.cli import main
 

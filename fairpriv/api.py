@@ -1,4 +1,4 @@
-"""What ``fairpriv.compose`` and ``fairpriv.load_results`` are: configs and results from Python."""
+"""Configs and results from Python: ``fairpriv.compose`` and ``fairpriv.load_results``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Place] = ())
         config_dirs: folders of your own configs, as for ``--config-dir``.
 
     Returns:
-        The config, which `fairpriv.run` takes; it can be changed before.
+        The config, which `fairpriv.run` takes; it may be changed first.
 
     Raises:
         InputError: an override or a config is wrong, or asks for a grid.
@@ -51,16 +51,16 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Place] = ())
 
 
 def load_results(places: Place | Sequence[Place], *, all_keys: bool = False) -> DataFrame:
-    """Load every result below a folder, or below several, as `fairpriv compare` finds them.
+    """Load every result below one folder or several, found as `fairpriv compare` finds them.
 
     Args:
         places: folders, such as ``outputs``.
-        all_keys: every config key, instead of those that differ and the names of dataset, model and defence.
+        all_keys: return every config key, instead of those that differ and the names of dataset, model and defence.
 
     Returns:
         A row for each cell, the oldest first: ``id``, ``status``, ``error``, ``degenerate`` (the reasons, joined),
         dotted config keys (lists as tuples), metrics by their names, and the ends of their 95 % intervals as
-        ``NAME.low`` and ``NAME.high``. What a cell does not have is missing (NaN or None).
+        ``NAME.low`` and ``NAME.high``. Values that a cell lacks are missing (NaN or None).
 
     Raises:
         InputError: there is no such folder, or no result in it.
@@ -93,7 +93,7 @@ def load_results(places: Place | Sequence[Place], *, all_keys: bool = False) -> 
 
 
 def _cell(value: Any) -> Any:
-    """A config value that can be grouped by."""
+    """Convert a config value to one that can be grouped by."""
     if isinstance(value, list):
         return tuple(map(_cell, value))
     return json.dumps(value) if isinstance(value, dict) else value

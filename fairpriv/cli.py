@@ -1,4 +1,4 @@
-"""The ``fairpriv`` command: Hydra runs the cells, a few verbs stand beside it. Nothing heavy is imported here."""
+"""The ``fairpriv`` command: Hydra runs the cells, and a few verbs do the rest. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Exit status: 0 done, 2 the input is wrong, 130 interrupted (Ctrl-C), 1 anything 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script and of ``python -m fairpriv``; exits with the documented status."""
+    """Run the console script or ``python -m fairpriv``; exit with the documented status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         status = dispatch(args)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def leave_output() -> None:
-    """Let what is left of the output go nowhere if it cannot be written, or Python would complain at its end."""
+    """Discard what is left of the output if it cannot be written, since Python would complain at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -89,23 +89,23 @@ def leave_output() -> None:
 
 
 class Command(argparse.ArgumentParser):
-    """One sub-command: its arguments in any order, its help, and what it does. A mistake is an `InputError`."""
+    """One sub-command: its arguments in any order, its help, and its action. A mistake is an `InputError`."""
 
     def __init__(self, usage: str, description: str, act: Callable[[argparse.Namespace], int]) -> None:
         super().__init__(f"fairpriv {usage.split()[0]}", f"fairpriv {usage}", description, allow_abbrev=False)
         self.act = act
 
     def option(self, name: str, **more: Any) -> None:
-        """Add an option that is given once at most."""
+        """Add an option that may be given at most once."""
         self.add_argument(name, action=_Once, **more)
 
     def error(self, message: str) -> NoReturn:
-        """Say on one line what is wrong, and how the command is written."""
+        """Raise an `InputError` of one line that says what is wrong and how the command is written."""
         verb, _, usage = str(self.usage).removeprefix("fairpriv ").partition(" ")
         raise InputError(f"{verb}: {message}; the command is {verb} {usage}".rstrip())
 
     def run(self, words: Sequence[str], folders: Sequence[Path]) -> int:
-        """Read the words and act on them; returns the exit status."""
+        """Parse the words and act on them; return the exit status."""
         given, unknown = self.parse_known_intermixed_args(words, argparse.Namespace(folders=folders))
         if unknown:
             known = re.findall(r"--[\w-]+", self.format_help())
@@ -121,7 +121,7 @@ class _Once(argparse.Action):
 
 
 def commands() -> dict[str, Command]:
-    """Every sub-command by its name, in the order of the help."""
+    """List every sub-command by its name, in the order of the help."""
     compare = Command(
         "compare DIR... [options]", "table, report.html, table.csv and plots of the results below DIR", compare_results
     )
@@ -180,7 +180,7 @@ def commands() -> dict[str, Command]:
 
 
 def dispatch(args: list[str]) -> int:
-    """Carry out one command line; returns the exit status."""
+    """Carry out one command line; return the exit status."""
     words, folders = config_dir(args)
     known = commands()
     asked = known.get(next((word for word in words if word not in ("help", "--help", "-h")), ""))
@@ -323,7 +323,7 @@ def log_cells(given: argparse.Namespace) -> int:
 
 
 def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Split ``--config-dir DIR`` from the other words, and let its Python files be imported."""
+    """Split ``--config-dir DIR`` from the other words, and make its Python files importable."""
     words: list[str] = []
     folders: list[Path] = []
     rest = list(args)
@@ -339,7 +339,7 @@ def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def own_configs(folders: Sequence[str | Path]) -> list[Path]:
-    """Let the Python files in folders of a user's own configs be imported; returns the folders.
+    """Make the Python files in folders of a user's own configs importable; return the folders.
 
     Raises:
         InputError: a folder does not exist.
@@ -353,7 +353,7 @@ def own_configs(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def hydra_options(args: Sequence[str]) -> argparse.Namespace:
-    """Read the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
+    """Parse the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
     options = patches.hydra_parser().parse_intermixed_args(args)
     chosen = [options.run, options.multirun, options.shell_completion, options.cfg, options.info]
     if sum(map(bool, chosen)) > 1:
@@ -366,11 +366,11 @@ def hydra_options(args: Sequence[str]) -> argparse.Namespace:
 
 
 def job(cfg: DictConfig) -> dict[str, Any]:
-    """Hydra's task, in this process or in a launcher's: run one cell and say what it came to.
+    """Run one cell as Hydra's task, in this process or in a launcher's, and return its outcome.
 
     Returns:
         ``id`` and ``status`` of the cell; ``error``: one line, or None; ``metrics`` and ``degenerate`` of its result;
-        ``raised``: the exception, where there is no result to speak of. All of it can cross processes.
+        ``raised``: the exception, where there is no result. All of it can be sent between processes.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -410,7 +410,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
 
 
 def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
-    """Hand the command line to Hydra; its errors become one line, a sweep ends with its table."""
+    """Hand the command line to Hydra; turn its errors into one line, and end a sweep with its table."""
     if not any(args):
         raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
@@ -478,7 +478,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
 
 
 def conclude(sweep: SweepProgress) -> int:
-    """Compare the results of a sweep that came to its end, and say what became of its cells."""
+    """Compare the results of a finished sweep, and say how its cells ended."""
     from fairpriv.report.page import compare
     from fairpriv.sweep import search
     from fairpriv.sweep.status import Survey, closing
@@ -506,9 +506,9 @@ def conclude(sweep: SweepProgress) -> int:
 
 
 def sweep_override(overrides: Sequence[str]) -> list[str]:
-    """``sweep=NAME``, unless it is given: a name that the same command gets again.
+    """Build the override ``sweep=NAME``, unless it is given, with a name that the same command gets again.
 
-    It is the experiment's, with a hash of the other overrides that choose or change cells, if there are any.
+    The name is the experiment's, with a hash of the other overrides that choose or change cells, if there are any.
     """
     for word in overrides:
         if word.startswith("sweep="):

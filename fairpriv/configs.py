@@ -1,4 +1,4 @@
-"""The configs that exist: listing, checking and explaining them. Hydra and omegaconf are the heaviest imports here."""
+"""The available configs: listing, checking and explaining them. Hydra and omegaconf are the heaviest imports here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # what a wr
 
 
 def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
-    """Every config group with its options, ``{group: {option: file}}``; later folders win."""
+    """Find every config group with its options, ``{group: {option: file}}``; later folders win."""
     found: dict[str, dict[str, Path]] = {}
     for folder in folders:
         for file in sorted(folder.glob("*/*.yaml")):
@@ -40,7 +40,7 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def describe(file: Path) -> str:
-    """The first comment of a YAML file that is no directive: what the option is."""
+    """Read what the option is from the first comment of its YAML file that is no directive."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ")
@@ -50,7 +50,7 @@ def describe(file: Path) -> str:
 
 
 def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
-    """Print the options of every group, or of the groups named; returns the exit status."""
+    """Print the options of every group, or of the groups named; return the exit status."""
     known = groups(folders)
     for word in words:
         if word not in known:
@@ -67,7 +67,7 @@ def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
 
 
 def target_of(options: Mapping[str, Path], name: str) -> str:
-    """Find the class that an option names, itself or by the option that it begins with."""
+    """Find the class that an option names, itself or through an option in its defaults list."""
     from omegaconf import OmegaConf
 
     read: Any = None
@@ -82,7 +82,7 @@ def target_of(options: Mapping[str, Path], name: str) -> str:
 
 
 def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
-    """Print the files of options, each given as ``group=name``, and those that they begin with; returns 0.
+    """Print the files of options, each given as ``group=name``, and of those in their defaults lists; return 0.
 
     Raises:
         InputError: there is no such option; names the nearest one.
@@ -113,7 +113,7 @@ def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
 
 
 def register_schema() -> None:
-    """Make the root's dataclasses known to Hydra, under the names that the defaults lists of tasks give them."""
+    """Register the root's dataclasses with Hydra, under the names that the defaults lists of tasks use."""
     from hydra.core.config_store import ConfigStore
 
     for name, task in TASKS.items():
@@ -121,7 +121,7 @@ def register_schema() -> None:
 
 
 def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hydra: bool = False) -> Any:
-    """The config that the command line would make of ``overrides``, outside a Hydra run; on demand with Hydra's own."""
+    """Compose outside a Hydra run what the command line would make of ``overrides``; on demand with Hydra's config."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -133,10 +133,10 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
 
 
 def readable(word: str) -> str:
-    """Quote in an override what Hydra's grammar has no words for: many names of folders, and text beyond ASCII.
+    """Quote those parts of an override that Hydra's grammar cannot read: many folder names, and text beyond ASCII.
 
-    A value of ``paths`` is one folder, whatever it holds; elsewhere a file that exists is one value. What is quoted
-    already, and what is wrong otherwise, stays as it is.
+    A value of ``paths`` is one folder, whatever its name; elsewhere a file that exists is one value. Quoted text, and
+    anything that is wrong in another way, stays as it is.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -169,7 +169,7 @@ def readable(word: str) -> str:
 
 
 def bare_or_quoted(text: str) -> str:
-    """A word of Hydra's grammar as it is, any other text in quotes."""
+    """Return a word of Hydra's grammar unchanged, and any other text in quotes."""
     return text if re.fullmatch(r"[\w./:+-]+", text, re.ASCII) else _quoted(text.strip())
 
 
@@ -180,7 +180,7 @@ def _quoted(text: str) -> str:
 
 
 def emptied(words: Iterable[str]) -> list[str]:
-    """Overrides with every ``key={}`` taken at its word: Hydra merges mappings, and would leave all that is there."""
+    """Rewrite overrides so that ``key={}`` empties the key; Hydra merges mappings and would keep its content."""
     found = []
     for word in words:
         key = word.removesuffix("={}")
@@ -191,7 +191,7 @@ def emptied(words: Iterable[str]) -> list[str]:
 
 
 def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bool:
-    """Whether the config itself asks for Hydra's multirun, as studies do."""
+    """Return whether the config itself asks for Hydra's multirun, as studies do."""
     from hydra.types import RunMode
 
     if asked := [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]:
@@ -204,11 +204,11 @@ def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bo
 
 
 def left_to_cells(overrides: Sequence[str]) -> list[str]:
-    """Overrides for a grid, those below a group as a choice of one value.
+    """Write overrides for a grid, with those below a group as a choice of one value.
 
-    Hydra also composes what a grid's cells have in common, without the groups that differ among them: there
-    ``defense.epochs=3`` would be an unknown key if the default defence has no epochs. So are the groups of one task, if
-    the datasets, which imply it, differ.
+    Hydra also composes what a grid's cells have in common, without the groups that differ among them. There
+    ``defense.epochs=3`` would be an unknown key if the default defence has no epochs. The same is true of the groups of
+    one task, if the datasets, which imply it, differ.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -255,7 +255,7 @@ def refuse_repeated_dimensions(folders: Sequence[Path], overrides: Sequence[str]
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A composed config as plain containers with interpolations resolved; ``???`` stays as it is."""
+    """Convert a composed config to plain containers with interpolations resolved; ``???`` stays as it is."""
     from omegaconf import OmegaConf
 
     try:
@@ -267,7 +267,7 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 
 def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
-    """The object that ``config[group]`` describes; what its constructor refuses is an `InputError`."""
+    """Build the object that ``config[group]`` describes; raise `InputError` for what its constructor refuses."""
     from hydra.utils import instantiate
 
     try:
@@ -279,9 +279,9 @@ def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> A
 
 
 def require(kind: type[Part], part: Any, where: str) -> Part:
-    """Return a part that was built; raise InputError where its class does not inherit from ``kind``.
+    """Return a built part; raise `InputError` where its class does not inherit from ``kind``.
 
-    What a part can do is declared by attributes of ``kind``, which has their defaults.
+    The attributes of ``kind``, which have defaults there, declare what a part can do.
     """
     if not isinstance(part, kind):
         own, base = type(part), f"{kind.__module__}.{kind.__qualname__}"
@@ -290,7 +290,7 @@ def require(kind: type[Part], part: Any, where: str) -> Part:
 
 
 def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> str:
-    """One line for one of `CONFIG_ERRORS`: where, the full key, and the nearest right one."""
+    """Explain one of `CONFIG_ERRORS` on one line: where it is, the full key, and the nearest right one."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
@@ -341,7 +341,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _known_keys(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
-    """Every dotted key of the configs with the groups chosen on the command line, else of the default config."""
+    """List every dotted key of the configs with the groups chosen on the command line, else of the default config."""
     from hydra.core.global_hydra import GlobalHydra
 
     choices = [re.findall(r"\w+(?==)|\[.*\]|\w+", word) for word in overrides if re.fullmatch(r"\w+=[\w,\[\]]+", word)]

@@ -1,4 +1,4 @@
-"""What the metrics of earlier versions mean, whose results do not say it. Nothing is added here: results now do."""
+"""Descriptions of metrics for results of earlier versions, which hold none. Newer results describe their own."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ _TABLE = [
 
 
 def earlier(name: str, value: float | None, names: Mapping[str, object]) -> Metric:
-    """What a metric means whose result does not say it.
+    """Describe a metric whose result does not describe it.
 
     Args:
-        name: of the metric.
-        value: of it; gaps were signed once, and an AUC was not folded.
-        names: of all metrics of the result.
+        name: the metric's name.
+        value: the metric's value; gaps were signed once, and an AUC was not folded.
+        names: the names of all metrics of the result.
     """
     metric = known(name) or Metric(name)
     if value is not None and metric.low is not None and value < metric.low:
@@ -141,7 +141,7 @@ def earlier(name: str, value: float | None, names: Mapping[str, object]) -> Metr
 
 @cache
 def known(name: str) -> Metric | None:
-    """What a metric of this name meant, whatever its value; None for one that no earlier version had."""
+    """Describe a metric of this name for any value; None for one that no earlier version had."""
     for template in _TABLE:
         if match := _pattern(template.name).fullmatch(name):
             return template.named(**match.groupdict())

@@ -1,4 +1,4 @@
-"""An edit of a model's weights as a small file: what it changes, what stood there, and where it comes from."""
+"""An edit of a model's weights as a small file: the changed places, their original values, and its provenance."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class SpinEdit:
-    """Scales single entries of weight matrices by ``1 - strength``, and puts them back bit for bit.
+    """An edit that scales single entries of weight matrices by ``1 - strength``, and restores them bit for bit.
 
-    ``metadata`` is plain JSON: the caller's provenance (model, revision, data, seed, rule, ratio), and of the edit
-    itself ``strength`` and the ``shapes`` of its matrices.
+    ``metadata`` is plain JSON: the caller's provenance (model, revision, data, seed, rule, ratio), and ``strength`` and
+    the ``shapes`` of the matrices.
 
     Raises:
-        InputError: its parts do not belong together, are of dtypes that no weight is edited in, or a strength outside
+        InputError: its parts do not belong together, are of dtypes that cannot be edited, or the strength is outside
             [0, 1].
     """
 
@@ -64,17 +64,17 @@ class SpinEdit:
     def of(
         cls, model: nn.Module, indices: Mapping[str, Tensor], metadata: Mapping[str, Any], *, strength: float = 1.0
     ) -> SpinEdit:
-        """An edit of ``model`` as it is now; nothing is changed yet.
+        """Make an edit of ``model`` in its present state, without changing it.
 
         Args:
-            model: names are those of its ``named_parameters()``.
+            model: a model whose ``named_parameters()`` have the names in ``indices``.
             indices: per weight name, flat indices, as from ``coupled_weights``; empty ones are dropped.
             metadata: provenance, anything that JSON can hold.
             strength: in [0, 1]; 1 sets the entries to zero, which is SPIN.
 
         Raises:
-            InputError: a name or an index that the model does not have, indices that are no whole numbers, weights of
-                a dtype that is not edited, or a strength outside [0, 1].
+            InputError: a name or an index is not in the model, indices are not whole numbers, weights are of a dtype
+                that cannot be edited, or the strength is outside [0, 1].
         """
         _require_strength(strength)
         for name, index in indices.items():
@@ -103,7 +103,7 @@ class SpinEdit:
         _write(weights, self.indices, edited)
 
     def revert(self, model: nn.Module) -> None:
-        """Put the original values back, bit for bit; all of them or, where anything does not fit, none.
+        """Restore the original values bit for bit; all of them or, where anything does not fit, none.
 
         Raises:
             InputError: the edit is not applied to this model.
@@ -118,7 +118,7 @@ class SpinEdit:
         _write(weights, self.indices, self.originals)
 
     def summary(self) -> dict[str, Any]:
-        """``suppressed``, the number of entries, and the same by ``layers`` and by ``modules`` within them."""
+        """Count the suppressed entries: ``suppressed`` in all, and by ``layers`` and by ``modules`` within them."""
         layers: Counter[str] = Counter()
         modules: Counter[str] = Counter()
         for name, index in self.indices.items():
@@ -128,7 +128,7 @@ class SpinEdit:
         return {"suppressed": sum(layers.values()), "layers": dict(layers), "modules": dict(modules)}
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all; indices as int32 where they fit."""
+        """Write a safetensors file, whole or not at all; indices are int32 where they fit."""
         tensors = {}
         for name, index in self.indices.items():
             fits = index.numel() == 0 or int(index.max()) <= torch.iinfo(torch.int32).max
@@ -184,7 +184,7 @@ class SpinEdit:
         return weights
 
     def _differing(self, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-        """The first weight whose entries are not, bit for bit, those wanted."""
+        """Find the first weight whose entries are not, bit for bit, those wanted."""
         for name, index in self.indices.items():
             if not torch.equal(_values(weights[name], index).view(torch.uint8), wanted[name].view(torch.uint8)):
                 return name
@@ -192,14 +192,14 @@ class SpinEdit:
 
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer as one folder, whole or not at all.
+    """Write a model and its tokenizer into one folder, whole or not at all.
 
     Args:
-        model, tokenizer: of transformers.
-        folder: a new one, or an empty one that is there.
+        model, tokenizer: a model and tokenizer of transformers.
+        folder: a new folder, or an existing empty one.
 
     Raises:
-        InputError: the folder cannot be written; nothing is left of it.
+        InputError: the folder cannot be written; nothing of it is left then.
     """
     scratch = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -215,7 +215,7 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def place(name: str) -> tuple[str, str]:
-    """The layer and the module within it that a weight's name tells of; a weight of no layer has the layer ''."""
+    """Split a weight's name into its layer and the module within; the layer is '' where there is none."""
     block = re.match(r"(?:.*?\.)?(\d+)\.(.*)\.\w+$", name)
     return (block[1], block[2]) if block else ("", name.rpartition(".")[0])
 
@@ -228,7 +228,7 @@ def _require_strength(strength: Any) -> None:
 
 
 def _whole_numbers(index: Tensor) -> Tensor:
-    """The indices as int64, if they are whole numbers at all: others are left for `SpinEdit` to refuse."""
+    """Convert indices to int64 if they are whole numbers; others stay, and `SpinEdit` refuses them."""
     return index.long() if index.dtype in _WHOLE else index
 
 

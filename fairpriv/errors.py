@@ -1,13 +1,13 @@
-"""Errors whose text is meant for the person at the keyboard."""
+"""Errors whose text is meant for the user."""
 
 from fairpriv.secrets import masked
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message says what, where, and what would be right.
+    """An error in the user's input; the message says what is wrong, where, and what would be right.
 
-    The command line prints it as one line and exits with status 2. Secrets within it are masked: messages quote what
-    was given, and they are printed, kept in results and sent to loggers.
+    The command line prints it as one line and exits with status 2. Secrets in it are masked, because messages quote the
+    input, and are printed, kept in results and sent to loggers.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -15,4 +15,4 @@ class InputError(ValueError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the stage and the step where it began."""
+    """An error for a loss that became NaN or infinite; the message names the stage and the step where it began."""

@@ -1,15 +1,15 @@
-"""The identity of a cell: a hash of what determines its outcome, and of nothing else.
+"""The identity of a cell: a hash of everything that determines its outcome, and of nothing else.
 
-A class counts by the ``kind`` that it declares, so that code may move; one that declares none, such as a foreign
-library's, by its import path. A function of ours counts by its name. A class also declares which of its fields change
-no outcome::
+A class is identified by the ``kind`` that it declares, so that code may move; one without a kind, such as a foreign
+library's, by its import path. A function of ours is identified by its name. A class also declares which of its fields
+do not change the outcome::
 
     @dataclass
     class Spin:
         kind: ClassVar[str] = "spin"
         memory_budget: int | None = field(default=None, metadata={"outcome": False})
 
-A class that is no dataclass lists them: ``not_outcome: ClassVar[tuple[str, ...]] = ("cache",)``.
+A class that is not a dataclass lists them: ``not_outcome: ClassVar[tuple[str, ...]] = ("cache",)``.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
 
 
 def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Take out of a resolved plain config what cannot change the outcome, and name classes by their kind.
+    """Remove from a resolved plain config what cannot change the outcome, and name classes by their kind.
 
-    Left out are logging, folders, devices, display, fields that their class declares so, and the sections that only
-    the other kind of model reads: a cell with ``dimensions`` is a language model's.
+    Removed are logging, folders, devices, display, fields that their class declares so, and the sections that only
+    the other kind of model reads; a cell with ``dimensions`` is a language model's.
     """
     language_model = config["task"] == "language_model" if config.get("task") else bool(config.get("dimensions"))
     unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if language_model else _LANGUAGE_MODELS_ONLY)
@@ -76,12 +76,12 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """Collect, as plain data, all that determines a cell's outcome; the cell's id is its `content_hash`.
+    """Collect, as plain data, everything that determines a cell's outcome; the cell's id is its `content_hash`.
 
     Args:
         config: the resolved plain config.
-        digests: dotted config keys of inputs (``dataset.source``) and the hash of their content or their revision,
-            which stands here instead of where the input lies.
+        digests: dotted config keys of inputs (``dataset.source``), with the hash of their content or their revision,
+            which replaces the place of the input.
 
     Raises:
         KeyError: a key of ``digests`` is not in the outcome's part of the config.
@@ -94,11 +94,11 @@ def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, 
 
 @cache
 def declared(target: str) -> tuple[str, frozenset[str]]:
-    """Read what the class at an import path says of identity; from its source, nothing is imported.
+    """Read, from its source, what the class at an import path declares about identity; nothing is imported.
 
     Returns:
-        The ``kind`` that it declares itself, else the path: a subclass does something else and inherits none. And the
-        fields, its bases' included, that change no outcome.
+        The ``kind`` that the class itself declares, else the path, since a subclass does something else and inherits no
+        kind; and the fields that change no outcome, those of its bases included.
     """
     definition = class_definition(target)
     if definition is None:  # a function, say: one of ours counts by its name, since it may move
@@ -126,15 +126,15 @@ def declared(target: str) -> tuple[str, frozenset[str]]:
 
 
 def kind_of(built: type) -> str:
-    """Return what a class counts as in a hash: its own ``kind``, else its import path."""
+    """Return what identifies a class in a hash: its own ``kind``, else its import path."""
     return declared(f"{built.__module__}.{built.__qualname__}")[0]
 
 
 def content_hash(obj: Any) -> str:
     """Hash plain data (mappings, lists, strings, numbers, booleans, None): 16 hexadecimal digits of its SHA-256.
 
-    The order of keys does not matter, and an integer equals the same number written as a float; every other
-    difference changes the hash. Anything but plain data is a TypeError.
+    The order of keys does not matter, and an integer equals the same number written as a float; every other difference
+    changes the hash. Other data raise a TypeError.
     """
     text = json.dumps(_canonical(obj), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -146,7 +146,7 @@ def derived_seed(*parts: Any) -> int:
 
 
 def _counted(node: Any) -> Any:
-    """A part of a config with kinds for targets, and without the fields that do not count."""
+    """Replace targets by kinds in a part of a config, and drop the fields that do not count."""
     if isinstance(node, list):
         return [_counted(item) for item in node]
     if not isinstance(node, Mapping):
@@ -168,7 +168,7 @@ def _canonical(obj: Any) -> Any:
 
 
 def _replaced(node: Any, parts: list[str], value: Any, key: str) -> Any:
-    """A copy of ``node`` with ``value`` at ``parts``; ``node`` itself is left as it is."""
+    """Copy ``node`` with ``value`` at ``parts``; ``node`` itself does not change."""
     if not parts:
         return value
     if not isinstance(node, Mapping) or parts[0] not in node:

@@ -1,4 +1,4 @@
-"""The vocabulary of measurement: what a number means, declared once beside the code that computes it."""
+"""The vocabulary of measurement: what each number means, declared once beside the code that computes it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ SHARE = "share"  # the unit of a rate, or of a difference of rates: shown with t
 
 @dataclass(frozen=True)
 class Metric:
-    """What one number of ``result.json`` means; tables, marks, plots, searches and loggers read it from the result.
+    """Description of one number of ``result.json``; tables, plots, searches and loggers read it from the result.
 
-    Texts may hold words in braces, as ``eval/{dimension}/awareness``, which `named` fills in. A metric that is called
-    ``<name>_floor`` is what ``<name>`` would be if there were nothing to find.
+    Texts may hold words in braces, as ``eval/{dimension}/awareness``, which `named` fills in. The metric
+    ``<name>_floor`` is the value of ``<name>`` if there were nothing to find.
 
     Attributes:
         name: flat, with ``/`` between its parts.
         label: a few words for the head of a column or an axis.
         meaning: what it measures, in sentences.
         unit: ``share``, ``yes or no``, or the unit's name; empty for a plain number.
-        better: which values are better; no row is the best by a metric with ``neither``.
-        low: least possible value; None: none.
-        high: greatest possible value; None: none.
-        column: place among the table's columns, by number; None: shown in table.csv and with each cell only.
-        spared: whether a terminal that is too narrow leaves its column out.
-        headline: whether a dimension is measured by it, so that trade-offs are drawn of it.
-        instead: the metric that searches and fronts are to name in its place.
-        against: the metric that stands for its cost, on the other axis of a trade-off.
+        better: which values are better; with ``neither``, no row is marked as best by the metric.
+        low: lowest possible value; None: no limit.
+        high: highest possible value; None: no limit.
+        column: position among the table's columns, by number; None: shown only in table.csv and with each cell.
+        spared: whether its column is left out of a terminal that is too narrow.
+        headline: whether it is the main measure of a dimension, for which trade-offs are drawn.
+        instead: the metric that searches and fronts should name in its place.
+        against: the metric of its cost, on the other axis of a trade-off.
         magnitude: whether it is the size of a signed difference, so that its mean over seeds never covers 0.
         null_arm: whether its value in the same cells with game.alpha=0.5 is shown beside it.
     """
@@ -53,7 +53,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 where greater is better, -1 where less is, 0 where neither is."""
+        """1 where higher is better, -1 where lower is, 0 where neither is."""
         return {"greater": 1, "less": -1, "neither": 0}[self.better]
 
     @property
@@ -63,29 +63,29 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """↑ where greater is better, ↓ where less is, else nothing."""
+        """↑ where higher is better, ↓ where lower is, else nothing."""
         return {"greater": "↑", "less": "↓", "neither": ""}[self.better]
 
     @property
     def fraction(self) -> bool:
-        """Whether it is shown with three decimals: a share, or what lies between -1 and 1."""
+        """Whether it is shown with three decimals: a share, or a value between -1 and 1."""
         return self.unit == SHARE or (
             self.low is not None and self.high is not None and -1 <= self.low < self.high <= 1
         )
 
     @property
     def counted(self) -> bool:
-        """Whether tables say in how many cells it is true, rather than its mean."""
+        """Whether tables count the cells in which it is true, rather than show its mean."""
         return self.unit == YES_OR_NO
 
     def limits(self, values: Sequence[float] = ()) -> tuple[float, float]:
-        """Least and greatest value, without end where one of ``values`` shows that the declared end is not one."""
+        """Return the lowest and highest value; a declared end that one of ``values`` exceeds is infinite."""
         low = -math.inf if self.low is None or min(values, default=self.low) < self.low else self.low
         high = math.inf if self.high is None or max(values, default=self.high) > self.high else self.high
         return low, high
 
     def joined(self, other: Metric) -> Metric:
-        """Describe what two cells mean by one name: the range holds both, and there is a direction if both agree."""
+        """Combine two cells' descriptions of one name: the range holds both, and a direction stays if both agree."""
         return replace(
             self,
             better=self.better if self.better == other.better else "neither",
@@ -96,7 +96,7 @@ class Metric:
         )
 
     def named(self, **words: str) -> Metric:
-        """Fill in the words in braces; a label has blanks in place of underscores."""
+        """Fill in the words in braces; a label has spaces in place of underscores."""
         told = {key: getattr(self, key) for key in ("name", "label", "meaning", "instead", "against")}
         for word, value in words.items():
             for key, text in told.items():
@@ -111,14 +111,14 @@ class Metric:
         signed: list[list[float]] | None = None,
         floor: SupportsFloat | None = None,
     ) -> Measured:
-        """Measure it.
+        """Record a measured value of the metric.
 
         Args:
-            value: what was found.
+            value: the measured value.
             interval: its 95 % interval.
-            signed: the rows of signed differences that it is the largest magnitude of, see
+            signed: the rows of signed differences of which it is the largest magnitude, see
                 :class:`~fairpriv.result.Result`.
-            floor: what it would be on average if there were nothing to find.
+            floor: its average if there were nothing to find.
         """
         found = Measured(
             {self.name: float(value)},
@@ -139,14 +139,14 @@ class Metric:
         return found | below.of(floor)
 
     def plain(self) -> dict[str, Any]:
-        """What a result stores of it: direction and range always, the rest where it says something."""
+        """Return what a result stores of it: direction and range always, other fields only where they are set."""
         kept = ("label", "meaning", "unit", "better", "low", "high")
         found = {one.name: (getattr(self, one.name), one.default) for one in fields(self) if one.name != "name"}
         return {key: value for key, (value, default) in found.items() if key in kept or value != default}
 
 
 def read_metric(name: str, told: Any) -> Metric | None:
-    """Read what `Metric.plain` gave; None for what is nothing of the kind. Keys that are not known are passed over."""
+    """Read the output of `Metric.plain`; return None for anything else. Unknown keys are ignored."""
     if not isinstance(told, Mapping):
         return None
     defaults = {one.name: one.default for one in fields(Metric) if one.name != "name"}
@@ -163,14 +163,15 @@ def read_metric(name: str, told: Any) -> Metric | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a part of a cell has measured; parts are joined with ``|``, which refuses a metric that both have.
+    """Measurements of a part of a cell; parts are joined with ``|``, which refuses a metric that both have.
 
     Attributes:
-        metrics: by the metric's name.
-        intervals: the 95 % intervals of those that have one.
-        signed: of magnitudes, the rows of signed differences behind them, as in :class:`~fairpriv.result.Result`.
-        degenerate: why the outcome is trivial, a sentence each, if it is.
-        described: what each name means; a value without one is a plain number of which neither way is better.
+        metrics: values by the metric's name.
+        intervals: the 95 % intervals of the metrics that have one.
+        signed: for magnitudes, the rows of signed differences behind them, as in :class:`~fairpriv.result.Result`.
+        degenerate: why the outcome is trivial, if it is: a sentence for each reason.
+        described: what each name means; a value without a description is a plain number of which no direction is
+            better.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -191,7 +192,7 @@ class Measured:
         )
 
     def without(self, name: str) -> Measured:
-        """Leave a metric out."""
+        """Remove a metric."""
         return Measured(
             {key: value for key, value in self.metrics.items() if key != name},
             {key: ends for key, ends in self.intervals.items() if key != name},
@@ -201,7 +202,7 @@ class Measured:
         )
 
     def renamed(self, change: Callable[[Metric], Metric]) -> Measured:
-        """Describe every metric as ``change`` says, names included."""
+        """Replace the description of every metric, its name included, by what ``change`` returns."""
         new = {name: change(self.described.get(name) or Metric(name)) for name in self.metrics}
         return Measured(
             {new[name].name: value for name, value in self.metrics.items()},

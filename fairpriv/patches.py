@@ -1,6 +1,6 @@
-"""Every place where a foreign library is made to behave otherwise: one function each, with the reason and the report.
+"""All patches of foreign libraries: one function each, with the reason and the upstream report.
 
-They hold for the libraries' versions in constraints.txt; each can go when its report is resolved.
+They are valid for the versions in constraints.txt; each can be removed when its report is resolved.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def check_cells_before_the_first_runs() -> None:
-    """Let Hydra's sweepers check what a cell's config says, and not only that it can be composed.
+    """Make Hydra's sweepers check the content of each cell's config, and not only that it can be composed.
 
-    A wrong value in the last cell of a grid would show after all others have run.
+    Otherwise a wrong value in the last cell of a grid would show only after all others have run.
     Upstream: https://github.com/hydra-ecosystem/hydra/issues/776
     """
     from hydra.plugins.sweeper import Sweeper
@@ -42,7 +42,7 @@ def check_cells_before_the_first_runs() -> None:
 
 
 def take_the_mode_from_the_words() -> None:
-    """Spare Hydra a composition of everything that only finds the mode, which --run and --multirun say.
+    """Spare Hydra the composition of a whole config just to find the mode, which --run and --multirun give.
 
     Upstream: https://github.com/hydra-ecosystem/hydra/issues/3440
     """
@@ -52,9 +52,9 @@ def take_the_mode_from_the_words() -> None:
 
 
 def hydra_parser() -> ArgumentParser:
-    """Return Hydra's own parser, whose errors are an `InputError` on one line instead of its help and an exit.
+    """Return Hydra's own parser, with errors as a one-line `InputError` instead of its help and an exit.
 
-    Its ``parse_intermixed_args`` takes flags and overrides in any order.
+    Its ``parse_intermixed_args`` accepts flags and overrides in any order.
     Upstream: https://github.com/hydra-ecosystem/hydra/issues/3053
     """
     from hydra._internal.utils import get_args_parser
@@ -69,9 +69,9 @@ def hydra_parser() -> ArgumentParser:
 
 @contextlib.contextmanager
 def lost_jobs_fail() -> Iterator[None]:
-    """Make a job of submitit that left no result (it was killed, or out of time) a failed cell instead of an exception.
+    """Turn a submitit job that left no result (it was killed, or out of time) into a failed cell, not an exception.
 
-    Hydra's launcher would wait for no other job, while they go on.
+    Without this, Hydra's launcher would stop waiting for the other jobs while they still run.
     Upstream: https://github.com/hydra-ecosystem/hydra/issues/1377
     """
     try:
@@ -103,7 +103,7 @@ def lost_jobs_fail() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hidden_bars() -> Iterator[None]:
-    """Hide every progress bar of tqdm: lm-eval has no option for those of its tasks, of which there are dozens.
+    """Hide every progress bar of tqdm, since lm-eval has no option for those of its dozens of tasks.
 
     Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898
     """

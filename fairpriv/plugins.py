@@ -1,4 +1,4 @@
-"""Where users' own configs and classes come from: a ``--config-dir`` folder, and installed packages."""
+"""Sources of users' own configs and classes: a ``--config-dir`` folder, and installed packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENTRY_POINTS = "fairpriv.plugins"  # each names a package with a folder conf
 
 @cache
 def plugin_folders() -> tuple[Path, ...]:
-    """Find the ``conf`` folders of installed plug-ins; none of them is imported.
+    """Find the ``conf`` folders of installed plug-ins, without importing any.
 
     Raises:
         InputError: a plug-in has no such folder.
@@ -38,7 +38,7 @@ def plugin_folders() -> tuple[Path, ...]:
 
 
 def put_on_path(folder: Path) -> None:
-    """Let ``_target_`` name the classes of a folder's Python files. What is installed goes first.
+    """Let ``_target_`` name the classes of a folder's Python files; installed packages take precedence.
 
     Raises:
         InputError: a file has the name of another module, which would be imported in its place.
@@ -56,7 +56,7 @@ def put_on_path(folder: Path) -> None:
 
 
 def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:
-    """Raise `InputError` for a config of ``folders`` that has the name of another one: Hydra would take the first."""
+    """Raise `InputError` for a config of ``folders`` that has another's name, since Hydra would take the first."""
     first: dict[Path, Path] = {}
     for folder in (conf, *folders):
         for file in sorted(folder.glob("*/*.yaml")):

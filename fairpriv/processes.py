@@ -1,6 +1,6 @@
-"""The processes that train one model together: which of them this is, and what they tell one another.
+"""The processes that train one model together: which one this is, and how they exchange values.
 
-Without ``torch.distributed`` initialised there is one, and nothing here waits for anybody.
+Without ``torch.distributed`` initialised there is one process, and nothing here waits.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ T = TypeVar("T")
 
 
 def several() -> bool:
-    """Whether ``torch.distributed`` is initialised."""
+    """Return whether ``torch.distributed`` is initialised."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process; the first one, 0, writes files and measures."""
+    """Return the number of this process; the first one, 0, writes files and measures."""
     return distributed.get_rank() if several() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return distributed.get_world_size() if several() else 1
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, by rank; so each has come this far."""
+    """Return the value of every process, by rank; this waits until every process has called it."""
     if not several():
         return [value]
     values: list[Any] = [None] * count()
@@ -38,7 +38,7 @@ def gather(value: T) -> list[T]:
 
 
 def told(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, which alone calls it."""
+    """Call ``make`` in the first process only, and return its result in all."""
     if not several():
         return make()
     value: list[Any] = [make() if rank() == 0 else None]

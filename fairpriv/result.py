@@ -1,4 +1,4 @@
-"""``result.json``: what a cell leaves behind, written whole, and found again."""
+"""``result.json``, the record of a cell: writing it whole, and finding it again."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ _LARGEST_NUMBER = 1e100
 
 @dataclass
 class Result:
-    """One cell. The file holds these fields by name; NaN and infinities are null in it and None here.
+    """Record of one cell. The file holds these fields by name; NaN and infinities are null in it and None here.
 
-    Of metrics that are magnitudes, such as an absolute gap, ``signed`` holds the signed differences behind them, a row
-    each: the metric is its base (0 for a gap, one half for a folded AUC) plus the largest magnitude of its rows. A row
-    of one number has its absolute value for magnitude; a row of several, the difference of two distributions over the
-    classes, their total variation, half the sum of absolute values. Intervals over seeds need them, since one of the
-    magnitudes themselves never covers that there is no difference.
+    For metrics that are magnitudes, such as an absolute gap, ``signed`` holds the signed differences behind them, one
+    row
+    each: the metric is its base (0 for a gap, one half for a folded AUC) plus the largest magnitude of its rows. The
+    magnitude of a row of one number is its absolute value. A row of several numbers is the difference of two
+    distributions over the classes, and its magnitude their total variation, half the sum of absolute values. Intervals
+    over seeds need these rows, since an interval of the magnitudes themselves never covers zero difference.
     """
 
     id: str
@@ -62,19 +63,19 @@ class Result:
 
     @property
     def reason(self) -> str:
-        """Why the cell failed, on one line, after the stage that it failed in."""
+        """Why the cell failed, on one line, after the name of the stage in which it failed."""
         stage = [list(self.seconds)[-1]] if self.seconds else []
         return ": ".join([*stage, " ".join((self.error or "").split())])
 
     def metric(self, name: str) -> Metric:
-        """What one of the metrics means, as the file says, or as an earlier version meant it that said nothing."""
+        """Describe one of the metrics, from the file or, where that says nothing, as an earlier version meant it."""
         return self.described.get(name) or earlier(name, self.metrics.get(name), self.metrics)
 
     def add(self, measured: Measured) -> None:
-        """Add what a part of the cell has measured.
+        """Add the measurements of a part of the cell.
 
         Raises:
-            ValueError: the result has one of the metrics already.
+            ValueError: the result already has one of the metrics.
         """
         if doubles := sorted(self.metrics.keys() & measured.metrics.keys()):
             raise ValueError(f"{', '.join(doubles)}: measured twice")
@@ -85,7 +86,7 @@ class Result:
         self.described |= measured.described
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all, without secrets; what stood there before survives a failure."""
+        """Write the file whole or not at all, without secrets; after a failure the former file is still there."""
         document = {"schema_version": self.schema_version, **asdict(self)}
         document["described"] = {name: metric.plain() for name, metric in self.described.items()}
         document |= {"config": without_secrets(self.config), "outcome": without_secrets(self.outcome)}
@@ -113,7 +114,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What :func:`write_rows` wrote; nothing where there is no such file, or a line of it is damaged."""
+    """Read the output of :func:`write_rows`; return nothing where there is no such file, or a line is damaged."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError, RecursionError):
@@ -122,7 +123,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class _NotOursError(Exception):
-    """Why a file is not a result."""
+    """The reason why a file is not a result."""
 
 
 def _document(path: Path) -> Any:
@@ -157,7 +158,7 @@ def _result(document: Any, folder: Path) -> Result:
 
 
 def _metric(name: str, told: Any) -> Metric:
-    """What a result says of a metric; the same object for every cell that says the same."""
+    """Read a metric's description from a result; equal descriptions are one object."""
     try:
         return _shared_metric(name, tuple(told.items()))
     except (AttributeError, TypeError):  # no mapping, or one that holds lists
@@ -230,7 +231,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by temporary file, fsync and rename, so that a reader sees the old one or the new one."""
+    """Write a file by temporary file, fsync and rename, so that a reader sees either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -252,12 +253,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path, str]]]:
-    """Every result below the folders, oldest file first, and the files left out with the reason.
+    """Find every result below the folders, oldest file first, and the files left out with the reason.
 
-    A folder with ``cells.txt`` is a sweep: its results are those of the ids in it, in ``cells/`` two folders up, and
-    the reason for a missing one is ``NOT_FINISHED``; cells that the sweep has not come to are among these. Elsewhere
-    any ``*.json`` with our schema version counts. Other JSON files are passed over silently unless they are called
-    ``result.json``. A cell found twice counts once, preferably completed.
+    A folder with ``cells.txt`` is a sweep. Its results are those of the ids in it, in ``cells/`` two folders up, and
+    the reason for a missing one is ``NOT_FINISHED``, also for cells that the sweep has not come to. Elsewhere any
+    ``*.json`` with our schema version counts. Other JSON files are ignored silently unless they are called
+    ``result.json``. A cell found twice counts once; a completed one is preferred.
 
     Raises:
         InputError: a folder does not exist.
@@ -293,7 +294,7 @@ def _begins_as_ours(path: Path) -> bool:
 
 
 def _require_computable(result: Result) -> None:
-    """Raise `_NotOursError` for numbers whose squares no float holds, and for a config that nests without end."""
+    """Raise `_NotOursError` for numbers whose squares overflow a float, and for a config that is nested too deep."""
     ends = [(name, end) for name, interval in result.intervals.items() for end in interval]
     rows = [(name, value) for name, found in result.signed.items() for row in found for value in row]
     for name, value in (*result.metrics.items(), *ends, *rows, ("overlap", result.overlap), *result.seconds.items()):
@@ -335,11 +336,11 @@ _PACKAGES += ["pandas", "scipy", "scikit-learn", "transformers", "peft", "datase
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """What can change a number beside config and code; nothing is imported for it.
+    """Describe what can change a number beside config and code, without importing anything for it.
 
-    Versions of Python and of the installed packages; ``processor``, and ``kernels``, the linear algebra of those of
-    NumPy and PyTorch that are imported: on another processor the same cell may give other numbers. Looked up once per
-    process; not to be written to.
+    The entries are the versions of Python and of the installed packages; ``processor``; and ``kernels``, the linear
+    algebra of NumPy and PyTorch where they are imported. On another processor the same cell may give other numbers. The
+    result is looked up once per process and must not be changed.
     """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -362,7 +363,7 @@ def _processor() -> str:
 
 
 def _kernels() -> str:
-    """BLAS of NumPy and of PyTorch, and the instructions that PyTorch's own kernels use; of what is imported."""
+    """Name the BLAS of NumPy and of PyTorch where imported, and the instructions that PyTorch's own kernels use."""
     found = []
     if numpy := sys.modules.get("numpy"):
         blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -375,9 +376,9 @@ def _kernels() -> str:
 
 @functools.cache
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the repository around ``folder`` and whether its tracked files differ from it.
+    """Look up the commit of the repository around ``folder``, and whether its tracked files differ from it.
 
-    None outside a repository, before its first commit, or without git. Looked up once per process.
+    The result is None outside a repository, before its first commit, or without git. It is looked up once per process.
     """
 
     def git(*arguments: str) -> str:

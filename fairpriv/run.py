@@ -1,4 +1,4 @@
-"""One cell, top to bottom: check, build, identify, measure (see the two tracks), record."""
+"""One cell from start to end: check, build, identify, measure (see the two tracks), record."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ Stage = Callable[[str], contextlib.AbstractContextManager[None]]  # times what r
 
 
 class Cell(Protocol):
-    """What the two tracks have in common."""
+    """What cells of the two tracks have in common."""
 
     def digests(self) -> dict[str, str]:
-        """Content of every input, by the config key that its place stands in."""
+        """Hash the content of every input, by the config key of its place."""
         ...
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
-        """Run the cell and write what it came to into ``result``; further files go to ``folder``."""
+        """Run the cell and write its outcome into ``result``; further files go to ``folder``."""
         ...
 
 
 def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -> Result:
-    """Run one cell and write its ``result.json``; a cell that is finished is read, not run again.
+    """Run one cell and write its ``result.json``; read a finished cell instead of running it again.
 
-    While it runs, ``lock`` in the cell's folder says which process runs it.
+    While it runs, ``lock`` in the cell's folder names the process that runs it.
 
     Args:
         cfg: overrides as on the command line, such as ``["dataset=german", "seed=1"]``, or the config that
@@ -63,11 +63,11 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
         config_dirs: folders of your own configs, for overrides.
 
     Returns:
-        The result, also when the cell failed: ``status`` and ``error`` say so.
+        The result, also of a cell that failed: see ``status`` and ``error``.
 
     Raises:
         InputError: the config is wrong, its parts do not go together, or ``paths.root`` cannot be written; or the data
-            that the config names is wrong, which is recorded as a failed cell.
+            that the config names are wrong, which is also recorded as a failed cell.
         HeldError: another live process runs this cell.
     """
     config = plain(cfg if isinstance(cfg, DictConfig) else compose(cfg, config_dirs=config_dirs))
@@ -129,7 +129,7 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """Build what measures a cell of the config's task. Each task imports its own libraries, which take seconds."""
+    """Build what measures a cell of the config's task. Each task imports its own libraries, which takes seconds."""
     if config["task"] == "language_model":
         from fairpriv.language_models.experiment import TugOfWar
 
@@ -140,7 +140,7 @@ def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
 
 
 def prepare_root(root: Path) -> None:
-    """Make the folders that every cell writes to; what stands in the way shows here and not after the training."""
+    """Make the folders that every cell writes to, so that an obstacle shows here and not after the training."""
     for name in ("cells", "cache"):
         try:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def prepare_root(root: Path) -> None:
 
 @functools.cache
 def tell_of_other_code(then: str, now: str) -> None:
-    """Say, once, that finished cells are kept although the code is another one now."""
+    """Log once that finished cells are kept although the code has changed."""
     if then != now:
         log.warning(
             "cells that were finished by other code (%s; now %s) are kept; retry=all runs them again", then, now
@@ -164,9 +164,9 @@ def tell_of_other_code(then: str, now: str) -> None:
 
 @contextlib.contextmanager
 def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
-    """Write why the cell failed, where it does; nothing after Ctrl-C, nor where another process runs it.
+    """Write the reason where the cell fails, except after Ctrl-C or where another process runs it.
 
-    Only what is wrong in the input is raised again.
+    Only errors in the input are raised again.
     """
     try:
         yield
@@ -186,7 +186,7 @@ def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
-    """Time a stage and say that it is over."""
+    """Time a stage and log its end."""
     start = time.perf_counter()
     try:
         yield
@@ -196,21 +196,21 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
 
 
 def described(config: Mapping[str, Any]) -> str:
-    """A few words that tell people which cell this is."""
+    """Describe the cell in a few words for people."""
     names = [config[group]["name"] for group in ("dataset", "model", "defense")]
     world = f" world {config['game']['world']}" if "game" in config else ""
     return f"{' '.join(names)}{world} seed {config['seed']}"
 
 
 def device_name() -> str:
-    """The accelerator by name, else the CPU with the threads torch may use."""
+    """Name the accelerator, else the CPU with the threads that torch may use."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
 
 
 class _Callable(ModuleType):
-    """This module, which is also what ``fairpriv.run(...)`` calls: importing a module binds its name in the package."""
+    """This module, callable as ``fairpriv.run(...)``: importing a module binds its name in the package."""
 
     def __call__(self, cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -> Result:
         return run(cfg, config_dirs=config_dirs)

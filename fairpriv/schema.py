@@ -1,11 +1,11 @@
-"""What a config may say: dataclasses for the root, and the target's own signature for every ``_target_`` node.
+"""The schema of configs: dataclasses for the root, and the target's own signature for every ``_target_`` node.
 
 A target is any importable class: of fairpriv, of an installed package, or of a file in the ``--config-dir`` folder. Its
 constructor is its schema. Signatures are read from the source text, so that checking a config imports nothing.
 
-There is no list of allowed packages: who may write ``_target_`` into a config may write a Python file beside it, so a
-list would guard nothing. A config is a program, run by those who trust its author. Checked is the kind of a part:
-an attack has ``run``, a judge ``judge``. Nothing is ever built from results, edits or files of models.
+There is no list of allowed packages. Whoever may write ``_target_`` into a config may also write a Python file beside
+it, so a list would protect nothing. A config is a program, run by those who trust its author. The kind of a part is
+checked: an attack has ``run``, a judge ``judge``. Nothing is ever built from results, edits or files of models.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIT_SETS = {  # of lightning.Trainer
 
 @dataclass
 class PathsConfig:
-    """Where a run reads and writes. Nothing is written outside ``root``."""
+    """Folders that a run reads and writes. Nothing is written outside ``root``."""
 
     root: str = MISSING  # cells, sweeps, cache, wandb
     data: str = MISSING  # local data folders are looked for here first
@@ -86,7 +86,7 @@ class LanguageModelConfig(Config):
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of experiment: the root of its configs, and what its parts can do (one of these methods each)."""
+    """Description of a kind of experiment: the root of its configs, and methods of which each part has one."""
 
     config: type[Config]
     parts: Mapping[str, tuple[str, ...]]
@@ -129,7 +129,7 @@ PARTS = {  # the same for parts that no task shares with another, by group or ke
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest of ``known``; else an empty string.
+    """Suggest the closest of ``known`` as `` (did you mean 'x'?)``; return an empty string where none is close.
 
     Dotted keys are compared by their last part; one elsewhere in the config must be closer than one beside ``word``.
     """
@@ -147,8 +147,8 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     """Check a resolved plain config: ranges of the root, and every target's name, its keys and their types.
 
     Raises:
-        InputError: names the full key and the nearest right one; also for a value that is still ``???``, unless
-            ``missing_allowed``.
+        InputError: something is wrong; names the full key and the nearest right one. Also raised for a value that is
+            still ``???``, unless ``missing_allowed``.
     """
     if config.get("task") not in TASKS:
         raise InputError(f"task={config.get('task')}: must be one of {', '.join(TASKS)}")
@@ -187,7 +187,7 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
 
 
 def of_other_task(section: str) -> str:
-    """Say whose a section of the config is that the task at hand has not."""
+    """Name the task that has a section of the config which the task at hand lacks."""
     owner = next(name for name, task in TASKS.items() if section in task.sections)
     others = [name for name, task in TASKS.items() if section not in task.sections]
     return (
@@ -197,13 +197,13 @@ def of_other_task(section: str) -> str:
 
 
 def tasks_of(group: str, target: str) -> list[str]:
-    """List the tasks that a model, a dataset or a defence is for, by what its class can do."""
+    """List the tasks that a model, a dataset or a defence is for, judged by the methods of its class."""
     able = {name: _can(target, task.parts[group]) for name, task in TASKS.items()}
     return [name for name, can in able.items() if can] or [name for name, can in able.items() if can is None]
 
 
 def _can(target: str, methods: Iterable[str]) -> bool | None:
-    """Whether the class that a target builds has one of the methods; None where its parents cannot be read."""
+    """Return whether the class that a target builds has one of the methods; None where its parents cannot be read."""
     owner = target.rpartition(".")[0]
     built = target if parameters(owner) is None else owner  # by a class method
     found = [parameters(f"{built}.{method}") for method in methods]
@@ -288,7 +288,7 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
 
 
 def _unreadable(target: str) -> str:
-    """Say why a target's parameters cannot be read, and what would be right."""
+    """Explain why a target's parameters cannot be read, and what would be right."""
     top = target.partition(".")[0]
     spec = _spec(top)
     if spec is None:
@@ -301,10 +301,10 @@ def _unreadable(target: str) -> str:
 
 @cache
 def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
-    """Parameters of a class, function or class method, read from source: ``({name: type}, takes further keywords)``.
+    """Read the parameters of a class, function or class method from source.
 
-    None where the name does not exist, or has no Python source. Types that are not plain (a class of torch, say) are
-    ``Any``.
+    The result is ``({name: type}, takes further keywords)``; None where the name does not exist, or has no Python
+    source. Types that are not plain (a class of torch, say) are ``Any``.
     """
     module = target
     names: list[str] = []
@@ -318,7 +318,7 @@ def parameters(target: str) -> tuple[dict[str, Any], bool] | None:
 
 
 def class_definition(target: str) -> tuple[str, ast.ClassDef] | None:
-    """The module that defines the class at an import path, and its source; None where there is no such class."""
+    """Find the module that defines the class at an import path, and its source; None where there is no such class."""
     module, _, name = target.rpartition(".")
     node = _definitions(module)[0].get(name) if module else None
     if isinstance(node, ast.ImportFrom):  # a re-export: follow it
@@ -328,14 +328,14 @@ def class_definition(target: str) -> tuple[str, ast.ClassDef] | None:
 
 
 def forget_sources() -> None:
-    """Read modules anew, after a change of the path on which they lie."""
+    """Forget what was read of modules, after a change of the path on which they lie."""
     importlib.invalidate_caches()
     parameters.cache_clear()
     _definitions.cache_clear()
 
 
 def alike(target: str) -> str:
-    """Suggest as `nearest` among the classes and functions beside a target, or in all of a package of ours."""
+    """Suggest as `nearest` does among the classes and functions beside a target, or in all of a package of ours."""
     module = target
     while module and _source(module) is None:
         module = module.rpartition(".")[0]
@@ -374,7 +374,7 @@ def _source(module: str) -> Path | None:
 
 @cache
 def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
-    """What a module defines, assigns or imports at its top level, by name; and the modules it imports ``*`` from."""
+    """List what a module's top level defines, assigns or imports, by name, and modules it imports ``*`` from."""
     path = _source(module)
     found: dict[str, ast.stmt] = {}
     stars: list[str] = []
@@ -400,7 +400,7 @@ def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
 
 
 def _may_hold(module: str, name: str) -> bool:
-    """Whether it is worth parsing: packages such as transformers import ``*`` from thousands of files."""
+    """Return whether a module is worth parsing: packages such as transformers import ``*`` from thousands of files."""
     path = _source(module)
     text = path.read_text(encoding="utf-8", errors="replace") if path else ""
     return name in text or "import *" in text
@@ -480,7 +480,7 @@ _PLAIN = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {
 
 
 def _hint(annotation: ast.expr | None) -> Any:
-    """A type from an annotation's text; anything but plain types and their unions counts as ``Any``."""
+    """Read a type from an annotation; anything but plain types and their unions becomes ``Any``."""
     if annotation is None:
         return Any
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):

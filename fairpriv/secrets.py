@@ -1,4 +1,4 @@
-"""What a config or a message must not show: entries that are named like secrets, and secrets within texts."""
+"""Removal of secrets from configs and messages: entries that are named like secrets, and secrets within texts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _SHAPES = [
 
 
 def without_secrets(config: Any) -> Any:
-    """A copy of plain data without the entries whose key names a secret, and with secrets within texts masked.
+    """Copy plain data without the entries whose key names a secret, and with secrets within texts masked.
 
-    At any depth. A word such as ``password``, ``secret`` or ``credential`` anywhere in a key drops the entry; so do
-    ``token`` and ``key`` as its last word or before a text (``hf_token``, ``api_key``, ``token_value: abc``); and
-    ``tokens``, ``keys``, ``authorization``, ``cookie``, ``jwt``, ``dsn``, ``pat`` and the like before a text. Counts
-    and vocabularies stay: ``max_new_tokens``, ``tokenizer``, ``num_key_value_heads: 8``, ``eos_token_id: 2``,
-    ``pad_token``.
+    This holds at any depth. A word such as ``password``, ``secret`` or ``credential`` anywhere in a key drops the
+    entry. ``token`` and ``key`` drop it as the key's last word, or if its value is a text (``hf_token``, ``api_key``,
+    ``token_value: abc``). ``tokens``, ``keys``, ``authorization``, ``cookie``, ``jwt``, ``dsn``, ``pat`` and the like
+    drop it if its value is a text. Counts and vocabularies stay: ``max_new_tokens``, ``tokenizer``,
+    ``num_key_value_heads: 8``, ``eos_token_id: 2``, ``pad_token``.
     """
     if isinstance(config, Mapping):
         return {key: without_secrets(value) for key, value in config.items() if not secret(str(key), value)}
@@ -50,7 +50,7 @@ def without_secrets(config: Any) -> Any:
 
 
 def secret(key: str, value: Any) -> bool:
-    """Whether a key calls its value a secret."""
+    """Return whether a key names its value as a secret."""
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()
     parts = [part for part in (word.strip("0123456789") for word in re.split(r"[^a-z0-9]+", words)) if part]
     singular = [part.removesuffix("s") for part in parts]
@@ -68,10 +68,10 @@ def secret(key: str, value: Any) -> bool:
 
 
 def masked(text: str) -> str:
-    """The text with ``***`` in place of what looks like a secret in it.
+    """Replace what looks like a secret in the text by ``***``.
 
-    That is a user and password before a host, a value after a name that calls it a secret (``?api_key=...``,
-    ``Authorization: ...``), what follows ``Bearer``, and tokens of well-known forms.
+    That is a user and password before a host, a value after a name of a secret (``?api_key=...``,
+    ``Authorization: ...``), the text after ``Bearer``, and tokens of well-known forms.
     """
     if not _SUSPICIOUS.search(text):
         return text
@@ -99,9 +99,10 @@ def _mask_value(match: re.Match[str]) -> str:
 
 
 def without(text: str, known: str | None) -> str:
-    """The text without a secret that is known, not even the first part of it.
+    """Remove a known secret from the text, including a first part of it.
 
-    Whole or cut off anywhere behind its eighth character, as it is or as JSON, addresses and pages write it.
+    It is found whole or cut off after its eighth character or later, in plain form and as JSON, addresses and pages
+    write it.
     """
     if not known:
         return text
@@ -120,7 +121,7 @@ def without(text: str, known: str | None) -> str:
 
 
 def _shared(text: str, other: str) -> int:
-    """How many characters two texts begin with together."""
+    """Count the characters that two texts share at their start."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
 
 

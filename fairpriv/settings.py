@@ -1,6 +1,6 @@
-"""Settings of a cell that are no part of their own: the game, the training of base models, what is asked.
+"""Settings of a cell that are not parts of their own: the game, the training of base models, the evaluation.
 
-They are typed once, where a config is checked, and passed on as objects.
+They get types once, where a config is checked, and are passed on as objects.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fairpriv.errors import InputError
 
 @dataclass
 class GameSettings:
-    """The distribution-inference game: which two distributions, which of them the model is trained on, and the split.
+    """Settings of the distribution-inference game: its two distributions, the training world, and the split.
 
-    With property group A (``property``, else the first listed group of the sensitive attribute), world 0 holds a share
-    ``alpha`` of A and world 1 a share ``1 - alpha``; the other groups fill the rest in their natural proportions.
-    ``alpha`` 1 gives pure groups, 0.5 twice the same distribution (the null arm: what nothing looks like). Both worlds
-    always have equally many rows.
+    With property group A (``property``, else the first listed group of the sensitive attribute), world 0 has a share
+    ``alpha`` of A and world 1 a share ``1 - alpha``; the other groups fill the rest in their natural proportions. With
+    ``alpha`` 1 the groups are pure; with 0.5 both distributions are the same (the null arm, which shows results when
+    there is nothing to find). Both worlds always have the same number of rows.
     """
 
     world: int = 0  # the bit b: the model is trained on G_b and fine-tuned on G_(1-b)
@@ -68,7 +68,7 @@ class GameSettings:
                 raise InputError(f"game.{key}={getattr(self, key)}: it is 0 or more")
 
     def refuse_unattackable(self) -> None:
-        """Raise InputError where there is nobody to attack."""
+        """Raise `InputError` where there is nobody to attack."""
         if self.victims < 1 or self.repeats < 1:
             raise InputError(
                 f"game.victims={self.victims}, game.repeats={self.repeats}: an attack needs one of each at least"
@@ -77,7 +77,7 @@ class GameSettings:
 
 @dataclass
 class TrainingSettings:
-    """How the base model of a seed and world is trained."""
+    """Settings for training the base model of a seed and world."""
 
     epochs: int = 40  # at most
     patience: int | None = 5  # epochs without a smaller loss on validation rows after which it stops; null: never
@@ -95,7 +95,7 @@ class TrainingSettings:
 
 @dataclass
 class EvaluationSettings:
-    """What a language model is asked, and how it answers."""
+    """Settings for what a language model is asked, and how it answers."""
 
     prompts: int | None = None  # of each dimension that are measured, at most; null: all
     benign: int | None = None  # of each dimension, at most, to count refusals; null: all

@@ -1,7 +1,7 @@
-"""What is kept below ``paths.root``: results of cells, lists of sweeps, and what several cells would make alike.
+"""The files below ``paths.root``: results of cells, lists of sweeps, and a cache of what cells have in common.
 
-An entry of the cache is a file named by the hash of all that determines it; what is damaged, or lies in another's
-place, is made again.
+A cache entry is a file named by the hash of everything that determines it. An entry that is damaged, or lies in
+another's place, is made again.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ POLL = 0.2  # seconds between two looks at an entry that another process is maki
 
 
 class Store:
-    """What is kept below a folder.
+    """The files that are kept below a folder.
 
     Args:
-        root: the folder; what is not there is made when it is written.
+        root: the folder; missing folders are made when something is written.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
 
     def path(self, cell: str) -> Path:
-        """Return where a cell's result stands, whatever sweep asked for it."""
+        """Return the path of a cell's result, which does not depend on the sweep that asked for it."""
         return self.root / "cells" / cell / "result.json"
 
     def finished(self, cell: str, retry: str) -> Result | None:
-        """Read a cell's result where it stands and ``retry`` does not ask for it to be made again."""
+        """Read a cell's result if there is one and ``retry`` does not ask to make it again."""
         path = self.path(cell)
         if retry == "all" or not path.is_file():
             return None
@@ -68,7 +68,7 @@ class Store:
         return None
 
     def enlist(self, sweep: str | None, cell: str, *, finished: bool = False) -> None:
-        """Add a cell to its sweep's list, where it belongs to one: a sweep is a list of ids."""
+        """Add a cell to its sweep's list of ids, if it belongs to a sweep."""
         if sweep:
             listing.enlist(self.root / "sweeps" / sweep, cell, finished=finished)
 
@@ -82,18 +82,18 @@ class Store:
         load: Callable[[dict[str, Tensor], Any], T] | None = None,
         together: bool = False,
     ) -> T:
-        """Return what ``make`` makes, which is made once by whoever comes first and then read.
+        """Return the result of ``make``, which the first caller makes and later ones read.
 
-        Meanwhile other processes that want it wait. A disk that is full, or cannot be written, costs no more than that
-        it is made again the next time.
+        Other processes that want it wait meanwhile. If the disk is full or cannot be written, the only cost is that it
+        is made again the next time.
 
         Args:
             kind: the folder of such entries in ``cache``.
             key: plain data that determine it, beside the outcome version and the versions of torch and transformers.
             make: makes it.
-            save, load: to and from tensors and plain data; None: it is plain data, kept as JSON.
-            together: all processes of a group call this, and make it together: the first one reads, writes and tells.
-                Otherwise each is for itself, and finds what the first has left.
+            save, load: convert it to and from tensors and plain data; None: it is plain data, kept as JSON.
+            together: all processes of a group call this, and make it together: the first one reads, writes and tells
+                the others. Otherwise each process acts alone, and finds what the first has left.
         """
         path = self._place(kind, key, ".json" if save is None else ".safetensors")
 
@@ -119,7 +119,7 @@ class Store:
             return made
 
     def cached_folder(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """Return a folder that ``make`` fills, as `cached`; one whose files are not what they were is made again.
+        """Return a folder that ``make`` fills, as in `cached`; a folder whose files have changed is made again.
 
         Raises:
             OSError: it cannot be written.
@@ -157,7 +157,7 @@ def _file_digests(folder: Path) -> dict[str, str]:
 
 
 def _whole_folder(folder: Path) -> Path | None:
-    """The folder, if its files are those that were made; None, with a line in the log, if they are not."""
+    """Return the folder if its files are those that were made; else None, with a line in the log."""
     if not folder.is_dir():
         return None
     with contextlib.suppress(OSError, ValueError):
@@ -192,7 +192,7 @@ def _found_or_claimed(path: Path, read: Callable[[], T | None], held: contextlib
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced; None where there is none."""
+    """Return a value that changes when a file is replaced; None where there is no file."""
     try:
         return path.stat().st_ino, path.stat().st_mtime_ns
     except OSError:
@@ -200,7 +200,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def checksum(tensors: Mapping[str, Tensor], told: Any = None) -> str:
-    """SHA-256 of tensors on the CPU, with their names, dtypes and shapes, and of plain data; of nothing else."""
+    """Hash tensors on the CPU, with their names, dtypes and shapes, and plain data, by SHA-256."""
     digest = hashlib.sha256(json.dumps(told).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -218,7 +218,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Any = None) -
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:
-    """What `write_tensors` wrote; None where there is nothing, or, with a line in the log, where it does not fit."""
+    """Read the output of `write_tensors`; None where there is no file, or, with a line in the log, a wrong one."""
     if not path.is_file():
         return None
     try:
@@ -240,7 +240,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where there is nothing, or, with a line in the log, where it does not fit."""
+    """Read the output of `write_json`; None where there is no file, or, with a line in the log, a wrong one."""
     if not path.is_file():
         return None
     try:

@@ -26,7 +26,9 @@ EXPECTED_WARNINGS = (
 
 
 def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer]:
-    """What makes a Trainer of ``config["trainer"]``; a progress bar unless told otherwise where a person watches.
+    """Return a function that makes a Trainer of ``config["trainer"]``.
+
+    A progress bar is shown, unless the config says otherwise, where a person watches.
 
     Raises:
         InputError: a setting that Lightning refuses.
@@ -54,7 +56,7 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
 
 
 def strategy_of(wanted: Any) -> Any:
-    """The strategy of one fit: DDP where this is one of several processes, which are there already."""
+    """Choose the strategy of one fit: DDP where this is one of several processes, which run already."""
     if processes.count() > 1:
         return DDPStrategy(
             cluster_environment=LightningEnvironment(),  # whatever batch system the machine has
@@ -64,9 +66,9 @@ def strategy_of(wanted: Any) -> Any:
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
-    """The device that this process trains on: of ``trainer.accelerator`` and, where it is a list, ``trainer.devices``.
+    """Choose the device that this process trains on: ``trainer.accelerator`` and, if a list, ``trainer.devices``.
 
-    Else the first one of the accelerator that Lightning would choose.
+    Else it is the first one of the accelerator that Lightning would choose.
     """
     wanted, listed = config["trainer"]["accelerator"], config["trainer"].get("devices")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():

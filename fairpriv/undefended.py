@@ -1,4 +1,4 @@
-"""No defence, of a model of either kind."""
+"""The absence of a defence, for models of either kind."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Undefended(Defense, Tuning):
 
     @property
     def changes(self) -> bool:
-        """Whether it changes a language model: never."""
+        """Whether it changes a language model, which it never does."""
         return False
 
     def tune(self, owner: ModelOwner) -> Tuned:
-        """Return the language model that its owner has."""
+        """Return the owner's language model unchanged."""
         return owner.untouched()

@@ -1,4 +1,4 @@
-"""``fairpriv validate``: composes and checks every config; ``--deep`` opens what they name, and tries five samples."""
+"""``fairpriv validate``: compose and check every config; with ``--deep``, open what they name and try five samples."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Problems = list[tuple[str, str]]  # option, and what is wrong with it
 
 
 def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
-    """Compose every option of every group and check keys, types and targets; returns the exit status (0 or 2).
+    """Compose every option of every group and check keys, types and targets; return the exit status (0 or 2).
 
     Args:
-        conf: the configs that come with the project.
-        folders: the user's own.
+        conf: the project's own configs.
+        folders: the user's configs.
         deep: also try the user's own options, or all of them where there is no folder of theirs: see `Trial`.
     """
     known = groups([conf, *plugin_folders(), *folders])
@@ -64,7 +64,7 @@ def validate(conf: Path, folders: Sequence[Path], *, deep: bool) -> int:
 def _composed(
     conf: Path, folders: Sequence[Path], known: Mapping[str, Mapping[str, Path]], problems: Problems
 ) -> Grids:
-    """Compose and check every option; returns the grids of the experiments."""
+    """Compose and check every option; return the grids of the experiments."""
     # One composition takes about 0.1 s, so options of different groups share it; experiments may override them.
     words = {group: [f"{group}={option}" for option in options] for group, options in known.items()}
     alone = [[word] for group in ("experiment", "debug", "task") for word in words.pop(group, [])]
@@ -103,7 +103,7 @@ def _composed(
 
 
 def _task(option: str, known: Mapping[str, Mapping[str, Path]]) -> list[str]:
-    """Find the override that an option needs beside itself, where it is of one task only."""
+    """Find the override that an option needs with it if it is of one task only."""
     group, _, name = option.partition("=")
     owners = [task for task, kind in TASKS.items() if SECTIONS.get(group, group) in kind.sections]
     if group == "dimension" and name in known[group]:
@@ -112,7 +112,7 @@ def _task(option: str, known: Mapping[str, Mapping[str, Path]]) -> list[str]:
 
 
 def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str]]:
-    """The first choice of every key that an experiment varies by itself, per grid; group choices must all exist."""
+    """Take the first choice of every key that an experiment varies, per grid; group choices must all exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     sweeper = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper") or {}
@@ -138,13 +138,13 @@ def _grids(file: Path, known: Mapping[str, Mapping[str, Path]]) -> list[list[str
 
 
 class Trial:
-    """Opens what options name, and tries it on five samples; prints a line for each part, or what is wrong with it.
+    """A trial of options on five samples, which prints a line for each part, or what is wrong with it.
 
-    What was tried already is not tried again, and what waits for a value (``???``) is not tried at all. No language
-    model is loaded, and no model fetched: scorers are tried on a random one, as the lines say.
+    Each part is tried once, and one that still needs a value (``???``) is not tried. No language model is loaded or
+    fetched: scorers are tried on a random one, as the lines say.
 
     Args:
-        problems: what is wrong is added to it.
+        problems: the list to which problems are added.
     """
 
     def __init__(self, problems: Problems) -> None:
@@ -153,7 +153,7 @@ class Trial:
         self._tried: set[str] = set()
 
     def run(self, option: str, config: Mapping[str, Any]) -> None:
-        """Try what ``option``, as ``group=name``, is answerable for in a config composed with it."""
+        """Try what ``option``, given as ``group=name``, contributes to a config composed with it."""
         self.option = option
         group = option.partition("=")[0]
         for part in ["dimension", *PARTS] if group == "experiment" else [group]:
@@ -190,7 +190,7 @@ class Trial:
             self.part(f"{what} {by}".strip(), lambda: _tried(config, name))
 
     def part(self, what: str, attempt: Callable[[], str]) -> None:
-        """Print what ``attempt`` returns; or what is wrong, and remember it."""
+        """Print the return value of ``attempt``, or what is wrong, and remember the latter."""
         try:
             self.say(what, attempt())
         except Exception as error:  # whatever code of the user's own raises
@@ -205,7 +205,7 @@ class Trial:
 
 
 def _waiting(node: Any, where: str = "") -> Iterator[str]:
-    """The keys that have no value yet."""
+    """Yield the keys that have no value yet."""
     if node == MISSING:
         yield where
     if isinstance(node, Mapping):
@@ -264,7 +264,7 @@ def _model(config: Mapping[str, Any], name: str) -> str:
 
 
 def _takes_features(config: Mapping[str, Any]) -> bool:
-    """Whether the model is a network that reads tables."""
+    """Return whether the model is a network that reads tables."""
     from fairpriv.classifiers.nets.architecture import architecture_of
 
     return (
@@ -326,7 +326,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _tried(config: Mapping[str, Any], name: str) -> str:
-    """Five samples for a dimension's scorer, on the random model; or for the judge, with responses of their own."""
+    """Try five samples on a dimension's scorer with the random model, or on the judge with responses of their own."""
     dimension: Dimension = build(config["dimensions"], name, name=name)
     examples = dimension.measured_on() or []
     samples = examples[:SAMPLES]
@@ -342,7 +342,7 @@ def _tried(config: Mapping[str, Any], name: str) -> str:
 
 
 def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
-    """Have samples scored on the random model: its figures say nothing, their names do."""
+    """Score samples on the random model; only the names of its figures mean anything."""
     from fairpriv.language_models.scorers.scorer import Subject
 
     scorer.digest()
@@ -357,7 +357,7 @@ def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
 
 
 def _answered(samples: Sequence[Example]) -> list[Example]:
-    """The samples with the random model's responses, where they have none of their own."""
+    """Give the samples the random model's responses, where they have none of their own."""
     from fairpriv.language_models.data.tokens import encode_prompt
     from fairpriv.language_models.engines.generation import respond
 
@@ -373,7 +373,7 @@ def _answered(samples: Sequence[Example]) -> list[Example]:
 
 
 def _judged(judge: Judge, sets: Mapping[str, Sequence[Example]]) -> str:
-    """What a judge says of sets of responses; the name of each says whose they are."""
+    """Report a judge's verdicts on sets of responses; the name of each set says whose they are."""
     judge.digest()
     told = []
     for whose, examples in sets.items():
@@ -389,7 +389,7 @@ def _judged(judge: Judge, sets: Mapping[str, Sequence[Example]]) -> str:
 
 @functools.cache
 def _random_model() -> tuple[Any, Any]:
-    """A random causal language model of two layers, in eval mode, and a tokenizer that reads bytes."""
+    """Make a random causal language model of two layers, in eval mode, and a tokenizer that reads bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -416,7 +416,7 @@ def _random_model() -> tuple[Any, Any]:
 
 
 def _unfetched(node: Any) -> str | None:
-    """What is told of a judge or a scorer whose model is on the hub only; None where there is nothing to fetch.
+    """Describe a judge or a scorer whose model is only on the hub; None where there is nothing to fetch.
 
     Raises:
         InputError: the hub cannot be reached, or has no such model.

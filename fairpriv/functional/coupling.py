@@ -1,4 +1,4 @@
-"""Coupled weights: those most important to every dimension at once, which so carry the trade-off between them."""
+"""Coupled weights: those most important to every dimension at once, which carry the trade-off between them."""
 
 from __future__ import annotations
 
@@ -76,10 +76,9 @@ def coupled_weights(
     """Find, per matrix, the entries in the top ``ratio`` of every dimension and in the top of no excluded set.
 
     Source: Qian et al., ACL 2025 for ``intersection``. ``released`` is the code published with it, which computes
-    another
-    set: each dimension's top indices are sorted, each position is marked where its index is in no excluded set, and the
-    first dimension's indices are kept at the positions that every dimension marks. So most of the first dimension's
-    indices are kept, coupled or not.
+    another set: each dimension's top indices are sorted, each position is marked where its index is in no excluded set,
+    and the first dimension's indices are kept at the positions that every dimension marks. So most of the first
+    dimension's indices are kept, coupled or not.
 
     Args:
         scores: per dimension and excluded set, what ``importance_scores`` or :func:`top_weights` returned for the same

@@ -105,7 +105,7 @@ def group_rates(
 
 
 def label_gaps(rates: Tensor) -> Tensor:
-    """Compute delta_y: per label, the range of the rates over groups, in total variation of the predicted classes.
+    """Compute delta_y: per label, the range over groups of the prediction distribution, in total variation.
 
     With two classes this is the range of P(pred=1 | y, s).
 

@@ -19,7 +19,7 @@ from fairpriv.functional.fairness import observed_counts, shares, total_variatio
 
 
 def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Compute Wilson's score interval (1927) of a rate, ``successes`` out of ``n``: within [0, 1], not of zero width.
+    """Compute Wilson's score interval (1927) of a rate, ``successes`` out of ``n``: within [0, 1], never of zero width.
 
     Raises:
         ValueError: ``n`` is not positive, or ``successes`` lies outside 0 to ``n``.
@@ -66,7 +66,7 @@ def mean_rate_gap_interval(
     score interval, 1998), which is then mapped to the absolute value: its lower end is 0 if the signed one covers 0.
 
     Args:
-        successes0: successes of each rate in sample 0, ``[K]``; K = 1 for accuracy, one per label if it is balanced.
+        successes0: successes of each rate in sample 0, ``[K]``; K = 1 for accuracy, one a label for balanced accuracy.
         n0: rows of each rate in sample 0, ``[K]``.
         successes1: successes of each rate in sample 1, ``[K]``.
         n1: rows of each rate in sample 1, ``[K]``.
