@@ -33,8 +33,7 @@ _LARGEST_NUMBER = 1e100
 class Result:
     """Record of one cell. The file holds these fields by name; NaN and infinities are null in it and None here.
 
-    For metrics that are magnitudes, such as an absolute gap, ``signed`` holds the signed differences behind them, one
-    row
+    For metrics that are magnitudes, such as an absolute gap, ``signed`` holds the signed differences behind them, a row
     each: the metric is its base (0 for a gap, one half for a folded AUC) plus the largest magnitude of its rows. The
     magnitude of a row of one number is its absolute value. A row of several numbers is the difference of two
     distributions over the classes, and its magnitude their total variation, half the sum of absolute values. Intervals

@@ -1,4 +1,4 @@
-"""The analyses of language models drawn: where dimensions couple, how they depend, what responses say, what turned."""
+"""Plots of the analyses of language models: coupling, dependence, cautionary phrases and flipped verdicts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MOST = 8  # groups that a figure draws, which says so where there are more
 
 
 def coupling_figure(table: Comparison) -> Figure | None:
-    """Suppressed weights by layer and module, and by layer the overlap of the dimensions' top weights.
+    """Draw suppressed weights by layer and module, and by layer the overlap of the dimensions' top weights.
 
-    One row a group, means over its seeds: left a heat map; right Jaccard's index of every pair of dimensions, and of
-    each with an excluded set (dotted), beside its mean and central 95 % by chance, for random sets of the same sizes.
-    None where no cell has kept its details.
+    Each row is a group, with means over its seeds. Left is a heat map. Right is Jaccard's index of every pair of
+    dimensions, and of each with an excluded set (dotted), beside its mean and central 95 % by chance, for random sets
+    of the same sizes. None where no cell has kept its details.
     """
     found = _kept(table, "overlaps", "overlaps.jsonl")
     if not found:
@@ -54,11 +54,11 @@ def coupling_figure(table: Comparison) -> Figure | None:
 
 
 def dependence_figure(table: Comparison) -> Figure | None:
-    """HSIC of the dimensions' representations by layer, before and after each group's edit.
+    """Draw HSIC of the dimensions' representations by layer, before and after each group's edit.
 
-    One row a group, means over its seeds: left with the coordinates that two dimensions share, right without them.
-    Above stands the change over all layers with its interval. Negative values are what an unbiased estimate gives of
-    what is independent. None where no cell has kept its details.
+    Each row is a group, with means over its seeds: left with the coordinates that two dimensions share, right without
+    them. The title gives the change over all layers with its interval. An unbiased estimate can be negative for
+    independent representations. None where no cell has kept its details.
     """
     found = _kept(table, "hsic", "hsic.jsonl")
     if not found:
@@ -85,10 +85,10 @@ def dependence_figure(table: Comparison) -> Figure | None:
 
 
 def caution_figure(table: Comparison) -> Figure | None:
-    """How often responses hold each family of cautionary phrases: hollow before a defence, filled after it.
+    """Draw how often responses hold each family of cautionary phrases: hollow before a defence, filled after it.
 
-    One panel a dimension, of the prompts that it is measured on; bars are 95 % intervals. Families that no response
-    holds are left out. None where no cell has kept its details.
+    Each panel is a dimension, with the prompts that it is measured on; bars are 95 % intervals. Families that occur in
+    no response are left out. None where no cell has kept its details.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -144,9 +144,9 @@ def caution_figure(table: Comparison) -> Figure | None:
 
 
 def flip_figure(table: Comparison) -> Figure | None:
-    """Prompts whose verdict turned, by group: to the right those that became safe, to the left those that ceased to be.
+    """Draw the prompts whose verdict turned, by group: to the right those that became safe, to the left the others.
 
-    One panel a dimension, means over seeds; None without a cell that has them.
+    Each panel is a dimension, with means over seeds. None without a cell that has flips.
     """
     from matplotlib.figure import Figure
 
@@ -190,7 +190,7 @@ def flip_figure(table: Comparison) -> Figure | None:
 
 
 def _kept(table: Comparison, artifact: str, file: str) -> list[tuple[Group, list[list[Row]]]]:
-    """The first groups that have such an artifact, and of each cell what its file holds, where it is still there."""
+    """Find the first groups with such an artifact, and what each cell's file holds, where it is still there."""
     found = []
     for group in _having(table, artifact):
         folders = [result.folder for result in group.completed.values() if artifact in result.artifacts]
@@ -232,12 +232,12 @@ def _within(pair: str, dimensions: Sequence[str]) -> bool:
 
 
 def _overlap(row: Row, pair: str) -> Row:
-    """What a row of a whole layer says of a pair, in the form of a row of its own; of other rows nothing."""
+    """Turn a pair's values in the row of a whole layer into a row of its own; empty for other rows."""
     return {"layer": None if row["module"] else row["layer"], **row["pairs"].get(pair, {})}
 
 
 def _estimate(rows: Sequence[Row], key: str) -> Estimate | None:
-    """The mean over cells, with the interval over them, or of a single cell its own; of chance the mean of its own."""
+    """Mean over cells with the interval over them, or a single cell's own; of chance, the mean of its own intervals."""
     rows = [row for row in rows if row.get(key) is not None]
     values = [row[key] for row in rows]
     ends = [row[f"{key}_interval"] for row in rows if row.get(f"{key}_interval")]
@@ -257,7 +257,7 @@ def _by_layer(cells: Sequence[Sequence[Row]], key: str) -> list[tuple[int, Estim
 
 
 def _heat_map(figure: Figure, ax: Axes, cells: Sequence[Sequence[Row]], most: float) -> None:
-    """Suppressed weights: layers to the right, modules downwards."""
+    """Draw suppressed weights: layers to the right, modules downwards."""
     places: dict[tuple[int, str], list[float]] = {}
     for row in (row for cell in cells for row in cell if row["module"] and (row["layer"] or "").isdigit()):
         places.setdefault((int(row["layer"]), row["module"]), []).append(row["suppressed"])
@@ -271,7 +271,7 @@ def _heat_map(figure: Figure, ax: Axes, cells: Sequence[Sequence[Row]], most: fl
 
 
 def _draw(ax: Axes, points: Sequence[tuple[int, Estimate]], colour: str, name: str, style: str) -> None:
-    """A line over the layers, with a band where there are intervals."""
+    """Draw a line over the layers, with a band where there are intervals."""
     marker = "o" if len(points) == 1 else None
     layers, means = [layer for layer, _ in points], [estimate.mean for _, estimate in points]
     ax.plot(layers, means, color=colour, linestyle=style, marker=marker, linewidth=1.3, label=name)
@@ -282,7 +282,7 @@ def _draw(ax: Axes, points: Sequence[tuple[int, Estimate]], colour: str, name: s
 
 
 def _panels(found: Sequence[Any], width: float, each: float) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a row of two panels for each of ``found``."""
+    """Make a figure with a row of two panels for each of ``found``."""
     from matplotlib.figure import Figure
 
     height = each * len(found) + 0.9
@@ -293,7 +293,7 @@ def _panels(found: Sequence[Any], width: float, each: float) -> tuple[Figure, li
 
 
 def _finish(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
-    """Titles of the axes, and one legend for all lines."""
+    """Set the titles of the axes, and one legend for all lines."""
     handles: dict[str, Any] = {}
     for ax in (ax for row in axes for ax in row):
         handles |= {text: line for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}

@@ -1,4 +1,4 @@
-"""Awareness drawn against what was varied: training samples, the mix of dimensions, a ratio of weights."""
+"""Plots of awareness against what was varied: training samples, the mix of dimensions, a ratio of weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWEPT = {"dataset.samples": True, "dataset.shares": False, "defense.ratio": True
 
 
 def position(group: Group, key: str) -> float | None:
-    """Where a group stands on the axis of ``key``; of several shares the second one's part of their sum."""
+    """Return a group's place on the axis of ``key``; for several shares, the second one's part of their sum."""
     value = group.leaves.get(key)
     if isinstance(value, list) and len(value) == 2 and sum(value) > 0:
         return float(value[1]) / sum(value)
@@ -26,7 +26,7 @@ def position(group: Group, key: str) -> float | None:
 
 
 def label(key: str, groups: Sequence[Group]) -> str:
-    """The axis title of ``key``."""
+    """Return the axis title of ``key``."""
     if key != "dataset.shares":
         return key
     dimensions = groups[0].leaves.get("dataset.dimensions") or ["", "second"]
@@ -34,9 +34,9 @@ def label(key: str, groups: Sequence[Group]) -> str:
 
 
 def curve_figure(table: Comparison) -> Figure | None:
-    """Awareness (and perplexity) against every key of `SWEPT` that was varied; None where none was.
+    """Draw awareness (and perplexity) against every key of `SWEPT` that was varied; None where none was.
 
-    One row a key, one column a metric; one line for each combination of the other keys. Bars are 95 %
+    Each row is a key and each column a metric, with one line for each combination of the other keys. Bars are 95 %
     intervals, over seeds where there are several.
     """
     from matplotlib.figure import Figure

@@ -25,7 +25,7 @@ FLOOR, NOTHING = "floor", "nothing"  # what stands beside an estimate: see `Grou
 
 
 def described(results: Iterable[Result]) -> dict[str, Metric]:
-    """What the metrics of completed cells mean, by name in alphabetical order, joined where cells differ."""
+    """Describe the metrics of completed cells, by name in alphabetical order, joined where cells differ."""
     found: dict[str, Metric] = {}
     for result in results:
         for name in result.metrics if result.status == "completed" else ():
@@ -43,10 +43,10 @@ Rows = Sequence[Sequence[float]]  # of a metric's signed differences: see `Resul
 class Estimate:
     """A mean over ``n`` seeds with its 95 % interval: over seeds, or one cell's own (``n`` = 1).
 
-    Over seeds it is Student's t interval; of the magnitude of a signed difference it follows from the t intervals of
-    these. Where seeds are overlapping random splits of one data set, with ``overlap`` test rows per training row, their
-    values are not independent: the variance of a mean is s^2 (1/n + overlap) and not s^2/n (Nadeau and Bengio, 2003,
-    Machine Learning 52, 239-281), and the interval is about new data.
+    Over seeds it is Student's t interval; for the magnitude of a signed difference it follows from the t intervals of
+    the differences. Where seeds are overlapping random splits of one data set, with ``overlap`` test rows per training
+    row, their values are not independent: the variance of a mean is s^2 (1/n + overlap) and not s^2/n (Nadeau and
+    Bengio, 2003, Machine Learning 52, 239-281), and the interval is about new data.
     """
 
     mean: float
@@ -80,18 +80,18 @@ class Estimate:
         cells: Sequence[Sequence[tuple[float, Rows | None]]],
         overlap: float | None = None,
     ) -> Estimate:
-        """Estimate of a magnitude, such as an absolute gap, from two or more seeds' ``values``.
+        """Estimate a magnitude, such as an absolute gap, from two or more seeds' ``values``.
 
-        Its interval holds 0 (or the base) if those of all signed differences hold 0, all at once (Bonferroni), and it
-        always holds the mean. Without the signed differences of all cells there is none: a t interval of the magnitudes
-        never covers that there is no difference.
+        Its interval contains 0 (or the base) if those of all signed differences jointly contain 0 (Bonferroni), and it
+        always contains the mean. Unless all cells have signed differences there is no interval: a t interval of the
+        magnitudes never covers zero difference.
 
         Args:
-            values: one per seed.
-            limits: least and greatest value.
-            cells: the cells as (value, signed rows or None), one sequence for each set of cells that differ in nothing
-                but their seed; the estimate is about the mean of these sets' magnitudes.
-            overlap: of the seeds' splits.
+            values: one value per seed.
+            limits: lowest and highest value.
+            cells: the cells as (value, signed rows or None), one sequence for each set of cells that differ only in
+                their seed; the estimate is about the mean of these sets' magnitudes.
+            overlap: test rows per training row, for overlapping splits.
         """
         mean = math.fsum(values) / len(values)
         ends = _magnitude_ends(cells, overlap)
@@ -102,7 +102,7 @@ class Estimate:
 
 
 def _mean_and_half(values: Sequence[float], overlap: float | None, components: int = 1) -> tuple[float, float]:
-    """Mean, and half the width of its t interval; one of so many ``components`` that are to hold at once."""
+    """Mean, and half the width of its t interval, as one of so many ``components`` that hold jointly."""
     n = len(values)
     mean = math.fsum(values) / n
     # statistics.stdev takes twenty times as long.
@@ -139,12 +139,12 @@ def _magnitude_ends(
 
 
 def _magnitude(row: Sequence[float]) -> float:
-    """Absolute value of one number; of several, a difference of distributions, the total variation."""
+    """Return a number's absolute value; for several, a difference of distributions, the total variation."""
     return abs(row[0]) if len(row) == 1 else math.fsum(map(abs, row)) / 2
 
 
 def _magnitude_box(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Least and greatest magnitude of a row whose numbers lie between ``ends``."""
+    """Return the lowest and highest magnitude of a row whose numbers lie between ``ends``."""
     if len(ends) == 1:
         ((lo, hi),) = ends
         return max(lo, -hi, 0.0), max(hi, -lo)
@@ -201,30 +201,30 @@ class Group:
 
     @property
     def mark(self) -> str:
-        """What stands behind the name of a control."""
+        """Text behind the name of a control; empty for other groups."""
         return " (control)" if self.control is not None else ""
 
     @property
     def ranked(self) -> bool:
         """Whether it may be the best, or on a front: no cell of it is degenerate, and it is no control.
 
-        Nor is it played with ``game.alpha=0.5``: where both worlds are one distribution there is nothing to protect.
+        It must not use ``game.alpha=0.5`` either: where both worlds are one distribution there is nothing to protect.
         """
         return not self.degenerate and self.control is None and self.forms.get(ALPHA) != _form(0.5)
 
     @cached_property
     def overlap(self) -> float | None:
-        """Test rows per training row, the most of any cell, where seeds are overlapping splits of one data set."""
+        """Most test rows per training row of any cell, where seeds are overlapping splits of one data set."""
         found = [result.overlap for result in self.completed.values()]
         return max((o for o in found if o is not None), default=None) if None not in found else None
 
     @property
     def seeds(self) -> int:
-        """How many seeds have a completed cell."""
+        """Number of seeds that have a completed cell."""
         return len({_seed(result) for result in self.completed.values()})
 
     def values(self, metric: str) -> Mapping[str, float]:
-        """The metric by seed, where a completed cell has it; the mean of the seed's cells if there are several."""
+        """Return the metric by seed, where a completed cell has it; the mean where a seed has several cells."""
         return self._values.get(metric, {})
 
     @cached_property
@@ -242,18 +242,18 @@ class Group:
 
     @cached_property
     def forms(self) -> dict[str, str]:
-        """The values of ``leaves`` in a form that can be told equal or not: 1 equals 1.0, and not '1'."""
+        """The values of ``leaves`` in a form that can be compared: 1 equals 1.0, and not '1'."""
         return {key: _form(value) for key, value in self.leaves.items()}
 
     def tally(self, metric: str) -> str:
-        """'k/n': in how many of the cells that have it the metric is one."""
+        """Write in how many of the cells that have it the metric is one, as 'k/n'."""
         values = [value for r in self.completed.values() if (value := r.metrics.get(metric)) is not None]
         return f"{sum(value == 1 for value in values)}/{len(values)}" if values else ABSENT
 
 
 @dataclass
 class Comparison:
-    """All groups, and which config keys and metrics tell them apart."""
+    """All groups, and which config keys and metrics distinguish them."""
 
     groups: list[Group]
     place: list[str]  # dotted config keys that tell groups apart: the leading columns
@@ -275,11 +275,11 @@ class Comparison:
 
         Args:
             results: the cells.
-            by: dotted config keys to group by. A seed's cells that this leaves together are averaged first, so that
+            by: dotted config keys to group by. Cells of a seed that this leaves together are averaged first, so that
                 intervals are over seeds. Without any key, cells that differ only in their seed are a group.
-            baseline: what is true of the cells that differences refer to. Each cell is paired with the one of the same
-                seed that agrees in all that tells cells apart, but what the baseline is about: for a defence, all of
-                ``defense``.
+            baseline: conditions on the cells that differences refer to. Each cell is paired with the one of the same
+                seed that agrees in everything that distinguishes cells, except what the baseline is about: for a
+                defence, all of ``defense``.
             pareto: two or more metrics whose front is marked, within each of `settings`.
         """
         parts: dict[frozenset[tuple[str, str]], Group] = {}
@@ -316,7 +316,7 @@ class Comparison:
         return table
 
     def _estimate(self, group: Group, parts: Sequence[Group]) -> None:
-        """Means and intervals; ``parts`` are the cells of the group that differ in nothing but their seed."""
+        """Compute means and intervals; ``parts`` are the cells of the group that differ only in their seed."""
         group.codes |= {code_version(result) for result in group.completed.values()}
         for metric, meant in self.described.items():
             values = group.values(metric)
@@ -342,7 +342,7 @@ class Comparison:
                 group.estimates[metric] = estimate
 
     def _set_floors(self, group: Group, arms: Sequence[Group | None]) -> None:
-        """What stands beside the estimates; ``arms`` are the null arms of the group's parts, where there are any."""
+        """Set the floors beside the estimates; ``arms`` are the null arms of the group's parts, where there are any."""
         for metric in group.estimates:
             found: list[float] = []
             if None not in arms and self.described[metric].null_arm:
@@ -353,7 +353,7 @@ class Comparison:
                 group.floors[metric] = FLOOR, floor.mean
 
     def _subtract_baseline(self, group: Group, pairs: Sequence[tuple[Group, list[Group]]]) -> None:
-        """Paired differences: ``pairs`` are the parts of the group, each with the groups that may be its baseline."""
+        """Compute paired differences: ``pairs`` are the group's parts, each with its possible baseline groups."""
         if any(part is other for part, partners in pairs for other in partners):
             return
         if any(len(partners) > 1 for _, partners in pairs):
@@ -400,20 +400,20 @@ class Comparison:
         return [key for key in self.place if key not in (DATASET, DEFENCE)]
 
     def name(self, group: Group) -> str:
-        """The group's place in one line."""
+        """Name the group's place in one line."""
         return ", ".join(self._marked(group, [_value(group, key) for key in self.place]))
 
     def place_texts(self, group: Group) -> list[str]:
-        """The group's leading cells."""
+        """Return the group's leading cells."""
         return self._marked(group, [show(group.leaves.get(key)) for key in self.place])
 
     def _marked(self, group: Group, texts: list[str]) -> list[str]:
-        """The texts of the leading cells; a control is named one behind its defence, or behind the last of them."""
+        """Mark a control in the leading cells, behind its defence or behind the last of them."""
         texts[self.place.index(DEFENCE) if DEFENCE in self.place else -1] += group.mark
         return texts
 
     def series(self, group: Group) -> str:
-        """What the group is drawn as: its defence, or where that is left out, all that is no setting."""
+        """Name the group in plots: by its defence, or where that is left out, by everything that is no setting."""
         if DEFENCE in self.place:
             return group.defence + group.mark
         return ", ".join(_value(group, key) for key in self.place if key not in self._setting_keys) or "all"
@@ -459,7 +459,7 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, list[Group]]:
-        """The groups by dataset and game: a trade-off between defences is a fair comparison only within one."""
+        """The groups by dataset and game; a trade-off between defences can be compared only within one."""
         keys = self._setting_keys
         found: dict[str, list[Group]] = {}
         for group in self.groups:
@@ -482,7 +482,7 @@ class Comparison:
 
     @property
     def environments(self) -> dict[str, Counter[str]]:
-        """What the cells' environments differ in: code, device or a package; and how many cells have each value."""
+        """Differences in the cells' environments (code, device or a package), with the number of cells per value."""
         cells = [result for group in self.groups for result in (group.completed | group.failed).values()]
         names = dict.fromkeys(name for result in cells for name in result.versions)
         found = {
@@ -493,7 +493,7 @@ class Comparison:
 
 
 def pareto_front(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[int]:
-    """Indices of the points that no other point equals or betters in every coordinate and betters in one.
+    """Return the indices of the points that no other point equals or betters in every coordinate and betters in one.
 
     ``better`` holds, per coordinate, 1 where higher is better and -1 where lower is.
     """
@@ -508,7 +508,7 @@ def pareto_front(points: Sequence[Sequence[float]], better: Sequence[int]) -> li
 
 
 def code_version(result: Result) -> str:
-    """The code that a cell was run with, as far as it is known."""
+    """Name the code that a cell was run with, as far as it is known."""
     if not result.git:
         return f"fairpriv {result.versions.get('fairpriv', ABSENT)}, no commit recorded"
     return f"{str(result.git.get('commit', ABSENT))[:12]}{' with changes' if result.git.get('dirty') else ''}"
@@ -524,7 +524,7 @@ def _value(group: Group, key: str) -> str:
 
 
 def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
-    """One group of several; its cells are named by seed and by the keys of ``told`` that the parts differ in."""
+    """Merge groups into one; its cells are named by seed and by the keys of ``told`` that the parts differ in."""
     if len(parts) == 1:
         return parts[0]
     first, *others = parts
@@ -542,7 +542,7 @@ def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
 
 
 def _null_arms(parts: Sequence[Group]) -> dict[int, Group]:
-    """By the id of a part, the other one that is the same but for ``game.alpha=0.5``: both worlds one distribution."""
+    """Find, by a part's id, the one that differs only by ``game.alpha=0.5``, where both worlds are one distribution."""
 
     def rest(part: Group) -> frozenset[tuple[str, str]]:
         return frozenset(item for item in part.forms.items() if item[0] != ALPHA)
@@ -555,7 +555,7 @@ def _null_arms(parts: Sequence[Group]) -> dict[int, Group]:
 
 
 def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Condition]) -> dict[int, list[Group]]:
-    """By the id of each part, the parts that are its baseline: one, if differences are to be had."""
+    """Find, by the id of each part, the parts that are its baseline; differences need exactly one."""
     about = [condition.key for condition in baseline]
     sections = tuple(key.removesuffix("name") for key in about if key.endswith(".name"))
     shared = [key for key in told if key not in about and not key.startswith(sections)]
@@ -568,10 +568,10 @@ def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Co
 
 
 def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any]:
-    """Dotted keys and values of what determines the outcome, but the seed; paths as they are on any machine.
+    """List dotted keys and values of what determines the outcome, without the seed; paths as they are on any machine.
 
-    An input that was hashed by its content is shown as the config had it that first named this content, by key and
-    content in ``inputs``: where equal files lie tells no cells apart.
+    An input that was hashed by its content is shown with the path of the config that first named this content, by key
+    and content in ``inputs``: where equal files lie does not distinguish cells.
     """
     config = result.config
     seed = config.get("seed")
@@ -604,7 +604,7 @@ def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any
 
 
 def comparable(group: Group, key: str) -> str:
-    """A key's value in a form that can be told equal or not."""
+    """Write a key's value in a form that can be compared."""
     return group.forms.get(key, "")
 
 
@@ -615,7 +615,7 @@ def _form(value: Any) -> str:
 
 
 def _varying_keys(groups: Sequence[Group]) -> list[str]:
-    """Config keys that a reader needs to tell rows apart beside dataset and defence."""
+    """List the config keys that a reader needs to distinguish rows, beside dataset and defence."""
     names = {key for group in groups for key in group.leaves} | {DATASET, DEFENCE}
     seen = {key: [comparable(group, key) for group in groups] for key in names}
 

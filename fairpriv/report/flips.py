@@ -1,4 +1,4 @@
-"""Prompts whose verdict a defence turned, both ways: what the model answered before and after, side by side."""
+"""Prompts whose verdict a defence turned, either way, with the model's answers before and after side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = {"dimension", "prompt", "before", "after", "safe", "reason_before", "r
 
 
 def read_flips(path: Path) -> list[dict[str, Any]]:
-    """Read what a cell kept; nothing where the file is missing or is not whole."""
+    """Read what a cell kept; return nothing where the file is missing or damaged."""
     rows = read_rows(path)
     return rows if all(set(row) == COLUMNS for row in rows) else []
 
@@ -24,7 +24,7 @@ def flips_html(cells: Iterable[tuple[str, Result]]) -> str:
     Everything that comes from a file is escaped.
 
     Args:
-        cells: what a cell is called, and its result, as it was found.
+        cells: each cell's name and its result, as it was found.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

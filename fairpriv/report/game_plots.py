@@ -1,4 +1,4 @@
-"""The game drawn: the measured gap against what the fairness gap allows, and what attacks gain as the worlds part."""
+"""Plots of the game: the measured gap against its bound from the fairness gap, and attacks' gains against alpha."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NOT_COVERED = (
 
 
 def bound_figure(table: Comparison) -> Figure | None:
-    """Every cell's gap against ``Delta_EO * W``, with the diagonal; what lies above it is told apart by the reason.
+    """Draw every cell's gap against ``Delta_EO * W``, with the diagonal; points above it are marked by the reason.
 
     ``Delta_EO * W`` bounds the balanced gap; the plain accuracy gap may exceed it by the label shift. Rates and gap
     come from different halves of the test rows, so that sampling error alone can lift a point. None with fewer than two
-    alphas: pure groups cannot test a bound.
+    alphas, since pure groups cannot test a bound.
     """
     from matplotlib.figure import Figure
 
@@ -55,10 +55,10 @@ def _reach(result: Result) -> float | None:
 
 
 def standing(result: Result, gap: str) -> str:
-    """Where a cell's gap stands to ``Delta_EO * W``: under it, or over it and why; a key of ``STANDINGS``.
+    """Compare a cell's gap with ``Delta_EO * W``: under it, or over it and why; the result is a key of ``STANDINGS``.
 
-    Only a gap whose interval lies above that of ``Delta_EO * W`` contradicts it; all others over it are sampling error.
-    For the plain accuracy gap label shift is the reason where the interval of the full bound reaches it.
+    Only a gap whose interval lies above that of ``Delta_EO * W`` contradicts it; any other gap above it is sampling
+    error. For the plain accuracy gap, label shift is the reason where the interval of the full bound reaches it.
     """
 
     def end(metric: str, which: int) -> float | None:
@@ -110,10 +110,10 @@ def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> Non
 
 
 def advantage_figure(table: Comparison) -> Figure | None:
-    """Each attack's leakage against alpha, by dataset (rows) and defence (columns); None with one alpha only.
+    """Draw each attack's leakage against alpha, by dataset (rows) and defence (columns); None with only one alpha.
 
-    Dotted: what the attack comes to at alpha 0.5, where both worlds are one distribution. Results of the earlier design
-    have no leakage; of these it is the advantage.
+    Dotted lines show the attack at alpha 0.5, where both worlds are one distribution. Results of the earlier design
+    have no leakage, so the advantage is drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -158,7 +158,7 @@ def advantage_figure(table: Comparison) -> Figure | None:
 
 
 def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
-    """The metrics that attacks are drawn by, and whether they are leakages: ``otherwise`` where no cell has one."""
+    """Find the metrics by which attacks are drawn, and whether they are leakages; ``otherwise`` if no cell has one."""
     leakages, others = (
         [m for m in table.metrics if re.fullmatch(f"attack/[^/]+/{kind}", m)] for kind in ("leakage", otherwise)
     )
@@ -166,17 +166,17 @@ def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
 
 
 def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
-    """The keys of the table that tell these groups apart."""
+    """List the keys of the table that distinguish these groups."""
     return [key for key in table.keys if len({comparable(group, key) for group in groups}) > 1]
 
 
 def attack_figure(table: Comparison) -> Figure | None:
-    """A heat map a dataset: the leakage of each attack (columns) against each defence and adversary (rows).
+    """Draw a heat map a dataset: the leakage of each attack (columns) against each defence and adversary (rows).
 
     Each field holds the mean over seeds and its 95 % interval. Cells with alpha 0.5, where both worlds are one
-    distribution, are rows of their own: what nothing looks like. Results of the earlier design have no leakage; of
-    these it is the accuracy, whose colours part at one half. None with fewer than two attacks, or with several alphas
-    beside 0.5, which `advantage_figure` draws.
+    distribution, are rows of their own, which show results when there is nothing to find. Results of the earlier design
+    have no leakage, so the accuracy is drawn, with one half in the middle of the colours. None with fewer than two
+    attacks, or with several alphas beside 0.5, which `advantage_figure` draws.
     """
     from matplotlib.figure import Figure
 

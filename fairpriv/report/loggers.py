@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def cell_loggers(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, Any]) -> Iterator[Any]:
-    """The cell's loggers, each closed at the end whatever happens; one that cannot be made is left out with a warning.
+    """Make the cell's loggers, and close each at the end; one that cannot be made is left out with a warning.
 
     Args:
         node: the resolved ``logger`` config: of one logger, of several by name, or empty.
@@ -30,7 +30,7 @@ def cell_loggers(node: Mapping[str, Any] | None, cell: str, config: Mapping[str,
         config: the resolved config without secrets; logged as hyperparameters.
 
     Yields:
-        What a Trainer takes as ``logger``: a logger, a list of several, or None.
+        What a Trainer accepts as ``logger``: a logger, a list of several, or None.
     """
     with contextlib.ExitStack() as stack:
         found = []
@@ -44,7 +44,7 @@ def cell_loggers(node: Mapping[str, Any] | None, cell: str, config: Mapping[str,
 
 
 def summarise(loggers: Any, result: Result, folder: Path) -> None:
-    """Write a finished cell into its loggers: metrics into all of them, tables and files to W&B."""
+    """Write a finished cell into its loggers: metrics into all of them, tables and files into W&B."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if type(logger).__name__ == "WandbLogger":
             summarise_wandb(logger, result, folder)
@@ -56,14 +56,14 @@ def summarise(loggers: Any, result: Result, folder: Path) -> None:
 
 
 def nodes(node: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The config of each logger."""
+    """List the config of each logger."""
     if not node:
         return []
     return [node] if "_target_" in node else [one for value in node.values() for one in nodes(value)]
 
 
 def is_wandb(node: Mapping[str, Any]) -> bool:
-    """Whether it is of W&B, whose runs need more than others."""
+    """Return whether a logger is of W&B, whose runs need more than others."""
     return str(node["_target_"]).endswith(".WandbLogger")
 
 
@@ -91,7 +91,7 @@ def _other(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> Ite
 
 
 def _names(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a logger calls the cell, where its constructor asks and the user has not said."""
+    """Name the cell for a logger, where its constructor asks for a name and the user has not given one."""
     from fairpriv.schema import parameters
 
     asked = (parameters(str(node["_target_"])) or ({},))[0]
@@ -115,9 +115,9 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def log_results(conf: Path, folders: Sequence[Path], places: Sequence[Path], overrides: Sequence[str]) -> int:
-    """``fairpriv log DIR...``: log the finished cells below folders; returns the exit status.
+    """Log the finished cells below folders, as ``fairpriv log DIR...`` does; return the exit status.
 
-    A cell that has an offline run of W&B already is left out.
+    A cell that already has an offline run of W&B is left out.
     """
     results = find_results(places)[0]
     done = [(result, result.folder) for result in results if result.status == "completed" and result.folder]

@@ -56,17 +56,17 @@ def compare(
     """Print the results below ``folders``; write ``report.html``, ``table.csv`` and ``plots/``.
 
     Args:
-        folders: where results lie, at any depth.
-        out: where the files go, by default the first folder.
-        where: conditions such as ``defense=spin``, all of which a cell must fulfil to take part.
+        folders: folders with results, at any depth.
+        out: folder for the files, by default the first folder.
+        where: conditions such as ``defense=spin``; only cells that fulfil all of them take part.
         by: config keys, with commas, to group by; by default, cells that differ only in their seed are a row.
         baseline: conditions, with commas, on the cells that differences refer to; by default ``defense=none``.
         pareto: metrics, with commas, whose front is marked.
-        form: what is printed, one of ``FORMATS``; all but ``table`` are printed alone, and the rest goes to stderr.
+        form: the printed format, one of ``FORMATS``; all but ``table`` are printed alone, and the rest goes to stderr.
 
     Raises:
-        InputError: there is no folder, no result in it or left of it, a key or metric that no cell has, or ``out``
-            cannot be written.
+        InputError: there is no folder, no result in it or none left after the conditions, a key or metric that no cell
+            has, or ``out`` cannot be written.
     """
     from fairpriv.schema import nearest
 
@@ -110,7 +110,7 @@ def compare(
 def _selected(
     results: Sequence[Result], where: Sequence[str], by: str | None, baseline: str | None, pareto: str | None
 ) -> Comparison:
-    """The comparison that the options ask for."""
+    """Make the comparison that the options ask for."""
     from fairpriv.schema import nearest
 
     asked = [*where, *(option for option in (by, baseline) if option is not None)]
@@ -145,12 +145,12 @@ def _selected(
 
 
 def number(metric: Metric, value: float, sign: str = "") -> str:
-    """Three decimals for a share, else four significant digits."""
+    """Write three decimals for a share, else four significant digits."""
     return f"{value:{sign}.3f}" if metric.fraction else f"{value:{sign}.4g}"
 
 
 def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") -> str:
-    """What stands behind a mean: ``±half-width`` or ``[lo, hi]``, and n where it is not ``n``."""
+    """Write the interval behind a mean: ``±half-width`` or ``[lo, hi]``, and its n where that is not ``n``."""
     text = ""
     if estimate.half is not None:
         text = f"±{number(metric, estimate.half)}"
@@ -160,13 +160,16 @@ def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") ->
 
 
 def floor_text(metric: Metric, floors: Mapping[str, tuple[str, float]]) -> str:
-    """What stands behind the interval: ``floor`` or ``nothing``, with its number; empty where there is neither."""
+    """Write ``floor`` or ``nothing`` with its number, to stand behind the interval; empty where there is neither."""
     word, value = floors.get(metric.name, ("", 0.0))
     return f"{word} {number(metric, value)}" if word else ""
 
 
 def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
-    """A row's leading cells, before them all in one for narrow screens; in one piece, as `number_cells`."""
+    """Write a row's leading cells for the report, after one cell for narrow screens that joins them all.
+
+    They are one string, as in `number_cells`.
+    """
     from markupsafe import Markup, escape
 
     texts = [str(escape(text)) for text in texts]
@@ -183,7 +186,7 @@ def number_cells(
     floors: Mapping[str, tuple[str, float]] | None = None,
     sign: str = "",
 ) -> Markup:
-    """A row's numbers as cells of the report; in one piece, for a template would take a multiple of the time."""
+    """Write a row's numbers as cells of the report, in one string; a template would take several times as long."""
     from markupsafe import Markup
 
     cells = []
@@ -202,24 +205,24 @@ def number_cells(
 
 
 def heading(key: str) -> str:
-    """What a leading column is called."""
+    """Name a leading column."""
     return "defence" if key == DEFENCE else short(key)
 
 
 def one_line(text: str | None) -> str:
-    """The text without line breaks."""
+    """Remove the line breaks from the text."""
     return " ".join((text or "").split())
 
 
 def seeds(group: Group) -> str:
-    """How many seeds a group has; with its cells, where they are more, and with those that were started."""
+    """Count a group's seeds; with its cells, where they are more, and with those that were started."""
     n, started = len(group.completed), len(group.completed) + len(group.failed)
     cells = str(n) if n == started else f"{n}/{started}"
     return cells if group.seeds == n else f"{group.seeds} ({cells} cells)"
 
 
 def reasons(group: Group) -> list[tuple[str, list[str]]]:
-    """Why cells of a group are degenerate, and the seeds of which that is said."""
+    """List why cells of a group are degenerate, each with the seeds of the cells."""
     found: dict[str, list[str]] = {}
     for seed, result in group.degenerate.items():
         found.setdefault("; ".join(result.degenerate), []).append(seed)
@@ -227,7 +230,7 @@ def reasons(group: Group) -> list[tuple[str, list[str]]]:
 
 
 def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> list[str]:
-    """What else must be known, a line each."""
+    """Collect further notes for the reader, a line each."""
     notes = []
     if any(group.seeds != len(group.completed) for group in table.groups):
         notes.append("several cells a seed: they are averaged first, so that intervals are over seeds")
@@ -273,7 +276,7 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
 
 
 def number_notes(table: Comparison) -> list[str]:
-    """What the intervals are about, what stands behind them, and which rows are controls; a line each."""
+    """Explain the intervals, the texts behind them, and which rows are controls; a line each."""
     kinds, bare, alone = set(), set(), set()
     for group in table.groups:
         pure = group.leaves.get(ALPHA) in (0, 1)
@@ -344,7 +347,7 @@ def _print(table: Comparison, notes: Sequence[str]) -> None:
 
 
 def _lines_of_table(table: Comparison, shown: Sequence[Metric], style: str) -> list[str]:
-    """The text table of the metrics and tallies ``shown``; see ``_print`` for ``style``."""
+    """Write the text table of the metrics and tallies ``shown``; see ``_print`` for ``style``."""
     wide = style == "wide"
     tallies = [metric for metric in table.tallies if metric in shown]
     columns = [metric for metric in shown if metric not in tallies]
@@ -376,7 +379,7 @@ def _lines_of_table(table: Comparison, shown: Sequence[Metric], style: str) -> l
 
 
 def _marks(table: Comparison, group: Group) -> list[str]:
-    """The last columns, where the table has them: on the front, degenerate."""
+    """Write the last columns, where the table has them: on the front, degenerate."""
     marks = ["yes" if group.on_front else ""] if table.pareto else []
     if table.any_degenerate:
         marks.append(f"†{len(group.degenerate)}/{len(group.completed)}" if group.degenerate else "")
@@ -384,7 +387,7 @@ def _marks(table: Comparison, group: Group) -> list[str]:
 
 
 def _laid_out(head: Sequence[str], rows: Sequence[Sequence[str] | None], right: range, gap: str) -> list[str]:
-    """Columns as wide as their widest line; titles stand on the rule below them, and None is an empty line."""
+    """Align columns to their widest line; titles stand on the rule below them, and None is an empty line."""
     folded = [[cell.split("\n") for cell in row] if row else None for row in (head, *rows)]
     widths = [max(_width(line) for row in folded if row for line in row[i]) for i in range(len(head))]
     lines = []
@@ -405,7 +408,7 @@ def _laid_out(head: Sequence[str], rows: Sequence[Sequence[str] | None], right: 
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that the text takes."""
+    """Count the columns of a terminal that the text takes."""
     if text.isascii():
         return len(text)
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
@@ -416,7 +419,7 @@ def _say(text: str) -> None:
 
 
 def _estimate_text(group: Group, metric: Metric, mark: str) -> str:
-    """A mean, with ``mark`` behind it where it is the best, its interval, and what it is where nothing is to find."""
+    """Write a mean, with ``mark`` where it is the best, its interval, and its value where there is nothing to find."""
     if not (estimate := group.estimates.get(metric.name)):
         return ABSENT
     best = mark if metric.name in group.best else ""
@@ -425,7 +428,7 @@ def _estimate_text(group: Group, metric: Metric, mark: str) -> str:
 
 
 def _markdown(table: Comparison, notes: Sequence[str]) -> str:
-    """The table, and a list of the notes."""
+    """Write the table, and a list of the notes."""
 
     def plain(text: str) -> str:
         return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(one_line(text), quote=False))
@@ -448,7 +451,7 @@ def _markdown(table: Comparison, notes: Sequence[str]) -> str:
 
 
 def _csv(table: Comparison) -> str:
-    """One line per group and metric, so that every metric has the same columns."""
+    """Write one line per group and metric, so that every metric has the same columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = (
@@ -477,12 +480,12 @@ def _csv(table: Comparison) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """The text behind an apostrophe where a spreadsheet would take it for a formula; numbers stay."""
+    """Put an apostrophe before a text that a spreadsheet would take for a formula; numbers stay."""
     return f"'{text}" if re.match(r"\s*(?:[=@]|[+-](?!\.?\d[\d.]*(?:e[+-]?\d+)?$))", text) else text
 
 
 def _kind(group: Group, estimate: Estimate) -> str:
-    """What an interval is, for the CSV."""
+    """Name the kind of an interval for the CSV."""
     if estimate.lo is None:
         return ""
     if estimate.n == 1:
@@ -552,7 +555,7 @@ def _html(
 
 
 def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[str, Any]:
-    """What the report's script draws and shows: what many cells share is held once."""
+    """Collect what the report's script draws and shows; values that many cells share are stored once."""
     from fairpriv.report.tradeoff import series_styles
 
     places, labels = {}, {}
@@ -639,7 +642,7 @@ def _brief(value: float | None) -> float | None:
 
 
 def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Write the pictures; returns the SVG of those that the report holds, by title, and what was too much to draw."""
+    """Write the pictures; return the SVG of those in the report by title, and notes on what was too much to draw."""
     if not table.metrics:
         return {}, []
     import matplotlib
@@ -696,6 +699,6 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
 
 
 def _inline(svg: str) -> str:
-    """The picture as part of a page: without prologue, metadata and namespaces, and so without any address."""
+    """Prepare the picture for a page: without prologue, metadata and namespaces, and so without any address."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)

@@ -1,4 +1,4 @@
-"""Which cells are compared with which: config keys by name, and conditions on their values."""
+"""The choice of cells to compare: config keys by name, and conditions on their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ORDERED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operato
 
 
 def show(value: Any) -> str:
-    """A config value as a person would write it on the command line, in one line."""
+    """Write a config value as on the command line, in one line."""
     if value is None:
         return ABSENT
     if type(value) in (int, float):
@@ -25,19 +25,19 @@ def show(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line, without what would steer a terminal."""
+    """Write the text in one line, without characters that control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def short(key: str) -> str:
-    """A config key as it is headed: the group, where it is a group's name."""
+    """Shorten a config key for a heading: to the group, where it is a group's name."""
     return key.removesuffix(".name")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested config; an empty mapping is a value."""
+    """Yield dotted keys and values of a nested config; an empty mapping is a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -46,7 +46,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none, as for ``null``."""
+    """Return the value at a dotted key; None where there is none, as for ``null``."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -56,7 +56,7 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def find_key(word: str, known: Sequence[str], option: str) -> str:
-    """The dotted config key that ``word`` names: itself, or ``<group>.name`` for a group such as ``defense``.
+    """Find the dotted config key that ``word`` names: itself, or ``<group>.name`` for a group such as ``defense``.
 
     Raises:
         InputError: no cell has it; names the nearest one.
@@ -75,21 +75,21 @@ def find_key(word: str, known: Sequence[str], option: str) -> str:
 
 @dataclass(frozen=True)
 class Condition:
-    """``key=a,b`` (one of the values), ``key!=a,b`` (none of them), or ``key<number`` and its kin."""
+    """A condition: ``key=a,b`` (one of the values), ``key!=a,b`` (none of them), or ``key<number`` and the like."""
 
     key: str
     relation: str
     values: tuple[str, ...]
 
     def holds(self, value: Any) -> bool:
-        """Whether a cell's value fulfils it; no value (None) is ``null`` and is neither less nor greater."""
+        """Return whether a cell's value fulfils it; no value (None) is ``null`` and is neither less nor greater."""
         if compare := _ORDERED.get(self.relation):
             number = _number(value)
             return number is not None and all(compare(number, float(wanted)) for wanted in self.values)
         return any(_equal(value, wanted) for wanted in self.values) == (self.relation == "=")
 
     def met(self, config: Mapping[str, Any]) -> bool:
-        """Whether a cell's config fulfils it."""
+        """Return whether a cell's config fulfils it."""
         return self.holds(value_at(config, self.key))
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ def read_conditions(text: str, known: Sequence[str], option: str) -> list[Condit
     """Read ``key=value,key=value``; a part without a sign is one more value of the condition before it.
 
     Raises:
-        InputError: no condition, a key that no cell has, or an order with what is no number.
+        InputError: no condition, a key that no cell has, or an order with a value that is not a number.
     """
     found: list[Condition] = []
     for part in split(text):
@@ -119,12 +119,12 @@ def read_conditions(text: str, known: Sequence[str], option: str) -> list[Condit
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas outside brackets."""
+    """Split the text at commas outside brackets."""
     return re.split(r",(?![^\[]*\])", text)
 
 
 def choices(key: str, configs: Iterable[Mapping[str, Any]]) -> str:
-    """What the cells have at a key, for a message."""
+    """List the cells' values at a key, for a message."""
     values = list(dict.fromkeys(show(value_at(config, key)) for config in configs))
     return f"{short(key)} is {', '.join(values[:12])}{' ...' if len(values) > 12 else ''}"
 
@@ -139,7 +139,7 @@ def _number(value: Any) -> float | None:
 
 
 def _equal(value: Any, wanted: str) -> bool:
-    """Whether ``wanted``, as written on a command line, is ``value``: numbers as numbers, lists item by item."""
+    """Return whether ``wanted``, as written on a command line, is ``value``: numbers as numbers, lists item by item."""
     if value is None:
         return wanted in ("null", "None", ABSENT)
     if isinstance(value, bool):

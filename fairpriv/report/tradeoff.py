@@ -1,4 +1,4 @@
-"""The trade-off drawn: what a defence costs against what it protects, with intervals and the Pareto front."""
+"""Plots of the trade-off: a defence's cost against its protection, with intervals and the Pareto front."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMED = 24  # more points, or series, than this are not told apart by name
 
 
 def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
-    """One row of panels per dataset and game, with one legend below them all."""
+    """Draw one row of panels per dataset and game, with one legend below them all."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -53,7 +53,7 @@ def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> F
 
 
 def series_styles(table: Comparison) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each series, in the order of the table; black circles for the baseline."""
+    """Choose colour and marker of each series, in the order of the table; black circles for the baseline."""
     names = dict.fromkeys(table.series(group) for group in table.groups)
     others = [name for name in names if name != BASELINE]
     found = {name: (COLOURS[i % 6], MARKERS[i % 7]) for i, name in enumerate(others)}
@@ -114,7 +114,7 @@ def _scatter(
 
 
 def draw_bars(lines: Callable[..., Any], rows: Sequence[tuple[float, float, float]], **style: Any) -> None:
-    """Draw, by ``hlines`` or ``vlines`` of an axes, a bar for each row: where it stands, and its two ends."""
+    """Draw a bar for each row by ``hlines`` or ``vlines`` of an axes; a row is its place and its two ends."""
     if rows:
         lines(*zip(*rows, strict=True), **style)
 

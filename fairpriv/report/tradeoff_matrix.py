@@ -1,4 +1,4 @@
-"""The trade-off matrix drawn: what tuning or editing for some dimensions does to each of the others."""
+"""Plots of the trade-off matrix: the effect of tuning or editing for some dimensions on each of the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANGE = re.compile(r"eval/([^/]+)/(?:awareness|score)_change")
 
 
 def aimed_at(group: Group) -> list[str]:
-    """The dimensions that a group is tuned on, or that its edit couples; none for the untouched model."""
+    """List the dimensions that a group is tuned on, or that its edit couples; none for the untouched model."""
     key = "defense.dimensions" if "defense.dimensions" in group.leaves else "dataset.dimensions"
     if group.leaves.get("defense.name") == "none" or not isinstance(group.leaves.get(key), list):
         return []
@@ -26,10 +26,10 @@ def aimed_at(group: Group) -> list[str]:
 
 
 def matrix_figure(table: Comparison) -> Figure | None:
-    """One row for each defence and what it aims at, one column a dimension: the change against the untouched model.
+    """Draw the change against the untouched model, by defence and its target dimensions (rows) and dimension (columns).
 
-    A change is of the dimension's awareness or score, with its 95 % interval; bold where that excludes zero. What a row
-    aims at is framed. None unless at least two rows aim at different dimensions and two dimensions are measured.
+    A change is of the dimension's awareness or score, with its 95 % interval; bold where that excludes zero. The
+    targets of a row are framed. None unless at least two rows have different targets and two dimensions are measured.
     """
     columns = {match[1]: metric for metric in table.metrics if (match := CHANGE.fullmatch(metric))}
     rows = [group for group in table.groups if aimed_at(group)]
@@ -57,11 +57,11 @@ def matrix_figure(table: Comparison) -> Figure | None:
 
 
 def classifier_matrix_figure(table: Comparison) -> Figure | None:
-    """One map for each dataset and game: what every defence does to every dimension of a classifier, against `none`.
+    """Draw a map for each dataset and game: the effect of every defence on every dimension of a classifier.
 
-    A change is the mean paired difference over seeds with its 95 % interval; bold where that excludes zero. Colour says
-    better or worse, relative to the largest change of the column. None unless two dimensions are measured and a defence
-    is compared with the baseline.
+    Effects are changes against `none`: the mean paired difference over seeds with its 95 % interval, bold where that
+    excludes zero. Colour says better or worse, relative to the largest change of the column. None unless two dimensions
+    are measured and a defence is compared with the baseline.
     """
     columns = [metric for metric in table.headlines if table.described[metric].sign]
     settings = {
@@ -95,7 +95,7 @@ class Row(NamedTuple):
 
 
 def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs: Sequence[int], about: str) -> Figure:
-    """Draw one map below another; a cell is coloured by its change times its column's sign, dark where it is great."""
+    """Draw maps one below another; a cell's colour is its change times its column's sign, darker where it is larger."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

@@ -30,18 +30,18 @@ _WIDE = 24  # columns of a report
 
 @dataclass(frozen=True)
 class View:
-    """What there is to show of one group of runs.
+    """The content to show of one group of runs.
 
     Attributes:
-        group: the sweep.
-        entity: who owns the project.
-        project: where the runs are.
-        runs: how many there are.
-        keys: dotted config keys that tell cells apart, their seed aside.
+        group: name of the sweep.
+        entity: owner of the project.
+        project: project of the runs.
+        runs: number of runs.
+        keys: dotted config keys that distinguish cells, without their seed.
         columns: metrics of the table, by name.
-        floors: what a metric is on average with nothing to find, by the metric.
+        floors: average of a metric with nothing to find, by the metric.
         scatters: pairs of metrics, cost and protection.
-        tables: the names of logged tables.
+        tables: names of logged tables.
     """
 
     group: str
@@ -58,7 +58,7 @@ class View:
     def of(
         cls, group: str, entity: str, project: str, runs: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]
     ) -> View:
-        """From the config and the summary of every run."""
+        """Make the view from the config and the summary of every run."""
         table = Comparison.of([_result(config, summary) for config, summary in runs])
         return cls(
             group,
@@ -73,12 +73,12 @@ class View:
         )
 
     def label(self, metric: str) -> str:
-        """What people call the metric, and which direction is better."""
+        """Write the metric's label, and which direction is better."""
         found = self.columns.get(metric, Metric(metric))
         return f"{found.title} {found.arrow}".strip()
 
     def sections(self) -> dict[str, list[Panel]]:
-        """The panels by what they tell."""
+        """Return the panels by topic."""
         from wandb_workspaces.reports import v2 as wr
 
         scatters = [
@@ -119,7 +119,7 @@ class View:
         return {title: panels for title, panels in found.items() if panels}
 
     def workspace(self) -> Workspace:
-        """A saved view of the project: the sweep's runs only, those that differ in their seed together."""
+        """Build a saved view of the sweep's runs only, grouped where they differ only in their seed."""
         from wandb_workspaces import expr
         from wandb_workspaces import workspaces as ws
 
@@ -145,7 +145,7 @@ class View:
         )
 
     def report(self) -> Report:
-        """A report: what is measured, in words, and the panels."""
+        """Build a report: an explanation of what is measured, and the panels."""
         from wandb_workspaces import expr
         from wandb_workspaces.reports import v2 as wr
 
@@ -174,7 +174,7 @@ class View:
 
 
 def _result(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Result:
-    """What a run says of its cell: the metrics that it describes, or those that an earlier version is known to log."""
+    """Read a run's cell: the metrics that it describes, or those that an earlier version is known to log."""
     told = json.loads(summary.get("described") or "{}")
     described = {name: metric for name, one in told.items() if (metric := read_metric(name, one)) is not None}
     values = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
@@ -216,7 +216,7 @@ def wandb_view(group: str, project: str = "fairpriv", entity: str | None = None)
 
 
 def _runs(api: wandb.Api, path: str, group: str) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """Config and summary of every run of the group that has logged a result, failed or not."""
+    """List config and summary of every run of the group that has logged a result, failed or not."""
     try:
         found = [
             (run.config, run.summary_metrics)

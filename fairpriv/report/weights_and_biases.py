@@ -34,14 +34,14 @@ PATIENCE = 300  # seconds that a run's last data may take to be sent
 
 @contextmanager
 def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, Any]) -> Iterator[Logger | None]:
-    """The cell's logger, finished at the end whatever happens: an unfinished run would be reused by the next cell.
+    """Open the cell's logger and finish it at the end in any case; the next cell would reuse an unfinished run.
 
-    What is raised within marks the run as failed. Online a cell that is run again goes on with its run.
+    An exception within marks the run as failed. Online, a cell that is run again continues its run.
 
     Args:
         node: the resolved ``logger`` config, empty for none.
-        cell: the cell's id, which becomes the run's; offline it gets the attempt's number, since an offline run that
-            is continued would make a second folder of the same id.
+        cell: the cell's id, which becomes the run's; offline it gets the attempt's number, since an offline run that is
+            continued would make a second folder of the same id.
         config: the resolved config without secrets; logged as the run's config.
 
     Yields:
@@ -104,13 +104,13 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
 
 
 def described(config: Mapping[str, Any]) -> str:
-    """What a logger calls the cell."""
+    """Name the cell for a logger."""
     names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
     return f"{' '.join(names)} world {config['game']['world']} seed {config['seed']}"
 
 
 def clipped(text: str, longest: int) -> str:
-    """The text, cut where it is longer than W&B takes, with a hash of it at the end: different ones stay different."""
+    """Cut a text that is longer than W&B takes, with a hash at its end so that different texts stay different."""
     if len(text) <= longest:
         return text
     return f"{text[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -118,7 +118,7 @@ def clipped(text: str, longest: int) -> str:
 
 @contextmanager
 def _data_folder(folder: Path) -> Iterator[None]:
-    """Let W&B keep what it has to send beside its runs and not in the home folder, unless the user says where."""
+    """Let W&B keep data to be sent beside its runs and not in the home folder, unless the user says where."""
     ours = "WANDB_DATA_DIR" not in os.environ
     if ours:
         os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
@@ -133,7 +133,7 @@ def summarise(logger: Logger | None, result: Result, folder: Path) -> None:
     """Write a finished cell into its run.
 
     The metrics go into the summary with their goals, and status and seconds with them; generations and attacks'
-    decisions into tables; ``result.json`` and what else stands in the cell's ``folder`` into artifacts.
+    decisions into tables; ``result.json`` and the other files in the cell's ``folder`` into artifacts.
     """
     if logger is None:
         return
@@ -174,7 +174,7 @@ def _tables(run: wandb.Run, result: Result, folder: Path) -> None:
 
 
 def _generations(path: Path) -> Iterator[dict[str, Any]]:
-    """The first responses of every dimension and set, the same prompts in every cell of equal ``evaluation``."""
+    """Yield the first responses of every dimension and set; cells with equal ``evaluation`` show the same prompts."""
     seen: Counter[tuple[str, str]] = Counter()
     with path.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
@@ -188,7 +188,7 @@ def _generations(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _decisions(path: Path) -> Iterator[dict[str, Any]]:
-    """One row a victim and attack: what it was trained on, and what the attack says."""
+    """Yield one row a victim and attack: what the victim was trained on, and what the attack says."""
     for number, split in enumerate(json.loads(path.read_bytes())["splits"]):
         for attack, scores in split["scores"].items():
             for victim, (score, world) in enumerate(zip(scores, split["truth"], strict=True)):
@@ -218,7 +218,7 @@ def _files(run: wandb.Run, result: Result, folder: Path) -> None:
 
 
 def harmless(call: Callable[..., Any], name: str = "W&B") -> Callable[..., None]:
-    """The same call, but what it raises is a warning that names the logger."""
+    """Wrap a call so that what it raises becomes a warning that names the logger."""
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Composing the cells of a grid at a fraction of Hydra's cost."""
+"""Composition of a grid's cells at a fraction of Hydra's cost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 
 @contextlib.contextmanager
 def shared_composition() -> Iterator[None]:
-    """While the block lasts, Hydra composes cells that differ in plain values only one from another.
+    """Let Hydra, within the block, compose each cell from a similar one where they differ in plain values only.
 
-    Hydra composes every cell twice, once to check the grid and once to run it, at a fifth of a second each or more:
-    more than a small cell takes to train. Upstream: https://github.com/hydra-ecosystem/hydra/issues/1324
+    Hydra composes every cell twice, once to check the grid and once to run it, and each time takes a fifth of a second
+    or more, which is longer than a small cell trains. Upstream: https://github.com/hydra-ecosystem/hydra/issues/1324
 
-    Here the first cell of each form is kept: a form is the cell's overrides, without the values of those that set a
-    plain value. Another cell of the form gets its own values put into a copy, which is Hydra's own last step.
+    Here the first cell of each form is kept. A form is the cell's overrides, without the values of those that set a
+    plain value. Another cell of the form puts its own values into a copy, as Hydra does in its own last step.
     """
     compose = ConfigLoaderImpl.load_sweep_config
     first: dict[tuple[str, ...], tuple[list[Override], bytes]] = {}
@@ -56,7 +56,7 @@ def shared_composition() -> Iterator[None]:
 
 
 def form(words: list[Override], is_group: Callable[[str], bool]) -> tuple[str, ...]:
-    """The overrides of a cell, without the values of those that set a plain one. Cells of one form differ in these."""
+    """Return a cell's overrides without the values of plain ones, in which cells of one form differ."""
     keys = [word.key_or_group for word in words if not is_group(word.key_or_group)]
     nested = any(one.startswith(f"{other}.") for one in keys for other in keys)  # which overlap, so that order counts
 

@@ -1,8 +1,8 @@
-"""One cell trained by several processes of this machine: they are started here, given the cell, and watched.
+"""Training of one cell by several processes of this machine, which are started here, given the cell, and watched.
 
-The process that runs the cell (which may be in the midst of a sweep) trains nothing itself. It starts ``python -m
-fairpriv.sweep.ddp`` once a rank and waits, so that nothing of a process group stays behind for the next cell. The first
-rank measures and writes; what it measured comes back, and is recorded as that of any other cell.
+The process that runs the cell (perhaps in the middle of a sweep) trains nothing itself. It starts ``python -m
+fairpriv.sweep.ddp`` once a rank and waits, so that no part of a process group remains for the next cell. The first
+rank measures and writes; its measurements come back, and are recorded like those of any other cell.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FOREIGN = re.compile(r"((LOCAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|(MASTER|TORC
 
 
 def refuse_torchrun(words: Sequence[str]) -> None:
-    """Raise InputError where torchrun, or a program like it, has started this command line in several processes."""
+    """Raise `InputError` where torchrun, or a program like it, started this command line in several processes."""
     started = "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" in os.environ
     if started or os.environ.get("WORLD_SIZE", "1") != "1":
         rest = [word for word in words if not word.startswith(("trainer=", "trainer.devices="))]
@@ -50,7 +50,7 @@ def refuse_torchrun(words: Sequence[str]) -> None:
 
 
 def processes(config: Mapping[str, Any]) -> int:
-    """How many processes ``config["trainer"]`` asks for; `InputError` where this machine or the model has no room."""
+    """Count the processes that ``config["trainer"]`` asks for; raise `InputError` where they cannot run."""
     trainer = config["trainer"]
     devices, strategy = trainer.get("devices", "auto"), trainer.get("strategy") or "auto"
     if isinstance(devices, list):
@@ -92,11 +92,11 @@ def _gpus(trainer: Mapping[str, Any]) -> int:
 
 
 def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
-    """Measure a cell in ``number`` processes, of which the first writes its ``result.json``; ``result`` is as that.
+    """Measure a cell in ``number`` processes, the first of which writes ``result.json``; update ``result`` to match it.
 
     Raises:
         InputError: a process found the input wrong.
-        RuntimeError: a process failed or died; says which, and its last words. The others are stopped.
+        RuntimeError: a process failed or died; says which, and quotes its last words. The others are stopped.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -134,7 +134,7 @@ def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
 
 
 def attend(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait until all have ended, or for some seconds longer than the first that fails; exit statuses, None: it runs."""
+    """Wait until all have ended, or some seconds after one has failed; return exit statuses, None for a running one."""
     deadline = float("inf")
     while None in (ended := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
         if any(ended):
@@ -169,7 +169,7 @@ def _outcome(path: Path) -> dict[str, Any]:
 
 
 def _failure(ended: Sequence[int | None], outcomes: Sequence[Mapping[str, Any]], folder: Path) -> Exception:
-    """The error of the rank that failed first; the others' follow from it."""
+    """Return the error of the rank that failed first; the others' errors follow from it."""
     failed = [rank for rank, status in enumerate(ended) if status]
     first = min(failed, key=lambda rank: (outcomes[rank].get("follows", False), outcomes[rank].get("time", 0)))
     outcome, status = outcomes[first], ended[first]
@@ -186,7 +186,7 @@ def _failure(ended: Sequence[int | None], outcomes: Sequence[Mapping[str, Any]],
 
 
 def main() -> int:
-    """One rank: take the cell from standard input, measure it together with the others, leave what it came to."""
+    """Run one rank: read the cell from standard input, measure it with the others, and leave the outcome in a file."""
     job = pickle.load(sys.stdin.buffer)
     sys.path[:] = job["path"]  # with the folders of the user's own classes
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -234,7 +234,7 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    """End when standard input does: the process that started this one is gone, and nobody would stop this one."""
+    """End this process when standard input closes: its parent is gone then, and nobody else would stop it."""
     os.read(0, 1)
     os._exit(1)
 

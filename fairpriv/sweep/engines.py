@@ -1,4 +1,4 @@
-"""Launchers of other packages (Slurm, Ray): their jobs are counted when they end, and one that is lost fails alone."""
+"""Launchers of other packages (Slurm, Ray): their jobs are counted when they end, and a lost one fails alone."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fairpriv.sweep.progress import SweepProgress
 
 
 def watched(launcher: Launcher) -> Launcher:
-    """The launcher, watched if it does not tell by itself what becomes of its jobs."""
+    """Return the launcher, wrapped in `Watched` if it does not itself report on its jobs."""
     display = SweepProgress.current
     return launcher if display is None or display.shown else Watched(launcher, display)
 
 
 class Watched(Launcher):
-    """Another launcher, whose errors become one line and whose jobs are counted when all have ended."""
+    """Another launcher, with one-line errors and with jobs that are counted when all have ended."""
 
     def __init__(self, launcher: Launcher, display: SweepProgress) -> None:
         self.launcher, self.display = launcher, display
 
     def setup(self, **_: Any) -> None:
-        """Nothing: the launcher has what it needs."""
+        """Do nothing, since the launcher is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; what they return is in their order.
+        """Run the jobs, and return their results in order.
 
         Raises:
-            InputError: the launcher cannot run them, as there is no Slurm, say; or lost them.
+            InputError: the launcher cannot run the jobs, for example without Slurm, or has lost them.
         """
         try:
             with lost_jobs_fail():

@@ -17,22 +17,22 @@ from fairpriv.configs import bare_or_quoted
 def cells(
     params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], given: Sequence[Override], loader: ConfigLoader
 ) -> list[list[str]]:
-    """The overrides of every cell: the union of the products of ``params`` with each of ``grids``.
+    """List the overrides of every cell: the union of the products of ``params`` with each of ``grids``.
 
-    Without grids this is Hydra's own sweep. What the command line gives goes to all grids, but
+    Without grids this is Hydra's own sweep. The overrides of the command line apply to all grids, with two exceptions:
 
     - a config group that a grid sets selects among the grid's values: a grid with none of them is left out, and a
       combination that no grid has is a grid of its own, made of ``params``;
-    - another key that some grids set replaces it there and leaves the others alone.
+    - another key that some grids set replaces the value there and does not change the other grids.
 
     Args:
         params: key to values in Hydra's syntax (``1,2``, ``range(0,3)``, ``glob(*)``), for all grids.
         grids: the same, each for one grid; they go before ``params``.
         given: the overrides of the command line.
-        loader: knows the config groups.
+        loader: the config loader, which knows the config groups.
 
     Returns:
-        Cells in the order of the grids, none twice.
+        Cells in the order of the grids, without duplicates.
 
     Raises:
         HydraException: a key is given an interval, which has no values to list.
@@ -74,7 +74,7 @@ def cells(
 
 
 def choices(override: Override) -> list[str]:
-    """The values that an override lists, as Hydra writes them."""
+    """List the values that an override gives, as Hydra writes them."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():

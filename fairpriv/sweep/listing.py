@@ -1,4 +1,4 @@
-"""The list of a sweep's cells: ``cells.txt``, which all its processes add to, and ``sweep.json`` beside it."""
+"""The list of a sweep's cells: ``cells.txt``, which all its processes extend, and ``sweep.json`` beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_OF_THE_CELL = re.compile(r"[+~]*(experiment=|sweep=|retry=|threads=|logger|p
 
 @dataclass
 class Entry:
-    """What the list says of one cell. Times are seconds since 1970, 0 for never."""
+    """A cell's entry in the list. Times are seconds since 1970, 0 for never."""
 
     asked: float = 0.0  # when the sweep last came to it
     begun: float = 0.0  # when the sweep last came to it and it was not finished
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass
 class Plan:
-    """What the sweep's own file says. An entry older than ``since`` is of an earlier state of code, data or config."""
+    """Content of the sweep's own file. An entry older than ``since`` is of an earlier state of code, data or config."""
 
     total: int | None = None  # cells; None where nobody knows
     started: float = 0.0  # when the sweep was last begun, in seconds since 1970
@@ -37,10 +37,10 @@ class Plan:
 
 
 class Listing:
-    """The list of a sweep that begins in this process, where other processes may run the same sweep.
+    """The list of a sweep that starts in this process, while other processes may run the same sweep.
 
-    What is in the list stays in it until a sweep has come to its end, so that one that is killed again and again loses
-    nothing; then only what that sweep came to still counts.
+    Entries stay in the list until a sweep has reached its end, so that a sweep that is killed again and again loses
+    nothing. Then only the entries that this sweep has come to still count.
     """
 
     def __init__(self, folder: Path, total: int | None) -> None:
@@ -60,13 +60,13 @@ class Listing:
             self._write()
 
     def expect(self, total: int) -> None:
-        """How many cells there will be at most, known only now."""
+        """Set the highest possible number of cells, where it becomes known only now."""
         self.plan.total = total
         if self.alone:
             self._write()
 
     def end(self, *, finished: bool, failed: bool) -> None:
-        """The sweep is over; ``finished``: it came to all its cells; ``failed``: some of them failed."""
+        """Note that the sweep is over; ``finished``: it came to all its cells; ``failed``: some of them failed."""
         with self._lock:
             if finished and self.alone:
                 self.plan.since = self.plan.started
@@ -80,7 +80,7 @@ class Listing:
 
 
 def plan(folder: Path) -> Plan:
-    """The sweep's own file; an empty plan where there is none."""
+    """Read the sweep's own file; an empty plan where there is none."""
     try:
         found = Plan(**json.loads((folder / "sweep.json").read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -94,7 +94,7 @@ def _is_time(value: Any) -> bool:
 
 
 def enlist(folder: Path, cell: str, *, finished: bool) -> None:
-    """Add a cell to the list of the sweep in ``folder``: it is asked for, and ``finished`` already or not."""
+    """Add a cell to the list of the sweep in ``folder`` when it is asked for; ``finished`` already or not."""
     words = [masked(word) for word in _overrides() if not NOT_OF_THE_CELL.match(word) and not _secret(word)]
     said = json.dumps({"time": time.time(), "finished": finished, "words": words})
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def enlist(folder: Path, cell: str, *, finished: bool) -> None:
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-    """The cells of the sweep in ``folder`` by id, in the order in which they were first asked for."""
+    """Read the cells of the sweep in ``folder`` by id, in the order in which they were first asked for."""
     since = plan(folder).since
     found: dict[str, Entry] = {}
     with contextlib.suppress(FileNotFoundError):
@@ -126,13 +126,13 @@ def entries(folder: Path) -> dict[str, Entry]:
 
 
 def _overrides() -> list[str]:
-    """The command line's words for the cell that runs, where Hydra runs it."""
+    """Return the command line's words for the running cell, where Hydra runs it."""
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _secret(word: str) -> bool:
-    """Whether an override sets what the name of its key, or of one within its value, calls a secret."""
+    """Return whether an override sets what the name of its key, or of one within its value, marks as a secret."""
     named = re.findall(r"([\w.-]+)['\"]?\s*[=:]\s*(?=([^\s,}\]]*))", word)
     return any(secret(name, 1 if re.fullmatch(r"\d*\.?\d+|true|false|null", value) else value) for name, value in named)

@@ -1,4 +1,4 @@
-"""A lock that one live process holds, by a file that says which; what a dead process left is taken over."""
+"""A lock held by one live process, which its file names; a dead process's lock is taken over."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class Owner:
 
     @classmethod
     def this_process(cls, task: str = "") -> Owner:
-        """The owner that a lock taken here and now gets."""
+        """Describe this process as the owner of a lock that is taken now."""
         return cls(platform.node(), machine(), os.getpid(), started(os.getpid()) or "", time.time(), task)
 
     def same_process(self, other: Owner) -> bool:
-        """Whether both are locks of one process."""
+        """Return whether both owners are the same process."""
         return (self.machine, self.pid, self.started) == (other.machine, other.pid, other.started)
 
     def alive(self, touched: float) -> bool:
-        """Whether the process lives; ``touched``: when the lock's file last was.
+        """Return whether the process is alive; ``touched`` is when the lock's file was last touched.
 
-        A process of this machine is looked up. Of any other only the signs of life are seen; one that lies as far in
-        the future as silence would in the past is none, or a clock that went wrong once would keep the lock for ever.
+        A process of this machine is looked up. Any other is judged by its signs of life alone. A sign as far in the
+        future as silence may last does not count, since after a wrong clock the lock would be kept for ever.
         """
         if self.machine == machine():
             now = started(self.pid)
@@ -65,7 +65,7 @@ class Owner:
 
 
 class HeldError(BlockingIOError):
-    """A live process holds the lock."""
+    """An error because a live process holds the lock."""
 
     def __init__(self, path: Path, owner: Owner) -> None:
         super().__init__(f"{path.parent} is being worked at by {owner}")
@@ -74,15 +74,15 @@ class HeldError(BlockingIOError):
 
 @contextlib.contextmanager
 def lock(path: Path, task: str = "") -> Iterator[None]:
-    """Hold the lock at ``path`` for the block. A process may take again what it holds.
+    """Hold the lock at ``path`` within the block; a process may take a lock again that it holds.
 
-    Its folder is made, and removed if nothing else has come into it.
+    The lock's folder is made, and removed again if nothing else is in it.
 
-    Where the file system has no locks of its own, two processes that find a dead one's lock in the same millisecond
-    may both take it.
+    On a file system without locks of its own, two processes that find a dead process's lock in the same millisecond may
+    both take it.
 
     Raises:
-        HeldError: a live process holds it; at once, nothing is waited for.
+        HeldError: a live process holds it; raised at once, without waiting.
         OSError: the file cannot be written.
     """
     me = Owner.this_process(task)
@@ -104,7 +104,7 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
 
 
 def holder(path: Path) -> Owner | None:
-    """The live process that holds the lock at ``path``, if there is one; nothing is changed."""
+    """Find the live process that holds the lock at ``path``, if there is one, without changing anything."""
     if not path.is_file():
         return None
     try:
@@ -117,7 +117,7 @@ def holder(path: Path) -> Owner | None:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[IO[str]]:
-    """The file at ``path``, made if need be, while no other process reads or writes it in here."""
+    """Open the file at ``path``, made if need be, while no other process reads or writes it in here."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
 
 
 def _move_aside(path: Path) -> None:
-    """Rename what stands in the lock's place and is no file, such as a folder: nothing could ever be locked there."""
+    """Rename what is in the lock's place and is not a file, such as a folder, since it could never be locked."""
     with contextlib.suppress(FileNotFoundError):  # there is nothing, or another process was faster
         if not stat.S_ISREG(os.lstat(path).st_mode):
             path.rename(other := path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.aside"))
@@ -151,7 +151,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _owner(file: IO[str]) -> Owner | None:
-    """Whom the file names; None for an empty one, one that a crash left torn, or one that names no process."""
+    """Read the owner from the file; None if it is empty, damaged in a crash, or names no process."""
     try:
         file.seek(0)
         owner = Owner(**json.loads(file.read(10_000)))
@@ -171,7 +171,7 @@ def _beat(path: Path, over: threading.Event) -> None:
 
 @functools.cache
 def machine() -> str:
-    """What a pid is unique within: host, boot and process namespace, as far as the system tells them."""
+    """Name the scope in which a pid is unique: host, boot and process namespace, as far as the system tells them."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append((PROC / "sys/kernel/random/boot_id").read_text().strip())
@@ -180,7 +180,7 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process started, in the system's own units; empty where that cannot be known, None if it is gone."""
+    """Return when a process started, in the system's own units; empty where it cannot be known, None if it is gone."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A sweep's progress: how many cells are done, what runs, how long it will take."""
+"""A sweep's progress: how many cells are done, which run, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class SweepProgress(Callback):
-    """Hydra callback: a live bar on a terminal, a line a cell elsewhere; and what the cells came to.
+    """Hydra callback that shows a live bar on a terminal, else a line a cell, and collects the cells' outcomes.
 
     Hydra swallows what a callback raises and returns, so the command line asks the module for the sweep's end.
-    Launchers with processes of their own get a copy that does nothing. Of them `local_slots` tells `current` what
-    happens; what others' jobs came to is known when all have ended.
+    Launchers with processes of their own get a copy that does nothing. Of these, `local_slots` reports events to
+    `current`; the outcomes of other launchers' jobs are known when all have ended.
 
-    In a sweep that is shown as it goes, Ctrl-C lets what runs come to its end; the next one stops it.
+    In a sweep that is shown live, the first Ctrl-C lets running cells finish, and the next one stops them.
     """
 
     current: SweepProgress | None = None
@@ -55,11 +55,11 @@ class SweepProgress(Callback):
         return SweepProgress, ()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A single run has an outcome, and nothing to show."""
+        """Prepare for a single run, which has an outcome but nothing to show."""
         SweepProgress.current = self
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note that it came to its end."""
+        """Note that the run reached its end."""
         self.finished = True
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -105,7 +105,7 @@ class SweepProgress(Callback):
             self.bar.add_task("", total=self.total)
 
     def expect(self, total: int, done: int) -> None:
-        """For a sweeper that chooses as it goes: how many cells there will be at most, how many of them are over."""
+        """Set, for a sweeper that chooses as it goes, the highest possible number of cells and how many are over."""
         self.total = total - done
         if self.bar:
             self.bar.update(self.bar.task_ids[0], total=self.total)
@@ -125,12 +125,12 @@ class SweepProgress(Callback):
             self.end(config.hydra.job.get("num", 0), config.hydra.overrides.task, job_return._return_value)
 
     def begin(self, number: int, words: Sequence[str]) -> None:
-        """A job begins: its number and overrides."""
+        """Note that a job begins, with its number and overrides."""
         self.running[number] = self.name(words), time.monotonic()
         self._describe()
 
     def end(self, number: int, words: Sequence[str], returned: Any) -> None:
-        """A job has ended: count it, and name it with its reason if it failed; ``returned`` is what the job did."""
+        """Count a job that has ended, and name it with its reason if it failed; ``returned`` is its result."""
         outcome = returned if isinstance(returned, dict) else {"status": "failed", "error": str(returned)}
         self.outcomes.append(outcome)
         if not self.folder:
@@ -172,17 +172,17 @@ class SweepProgress(Callback):
             self.bar.update(self.bar.task_ids[0], description=several + names)
 
     def name(self, words: Sequence[str]) -> str:
-        """What sets the cell of these overrides apart from the others of its sweep."""
+        """Return what distinguishes the cell of these overrides from the others of its sweep."""
         own = (word for word in words if not word.startswith(("sweep=", "experiment=")))
         return " ".join(masked(word) for word in own if word not in self.common)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note that the sweep came to its end."""
+        """Note that the sweep reached its end."""
         self.finished = True
 
 
 def end() -> SweepProgress | None:
-    """End the current display; returns a sweep or a run that came to its end, None after anything else."""
+    """End the current display; return a sweep or a run that reached its end, else None."""
     current, SweepProgress.current = SweepProgress.current, None
     if current is None:
         return None
@@ -199,7 +199,7 @@ def end() -> SweepProgress | None:
 
 
 def cells_of(config: DictConfig) -> list[frozenset[str]]:
-    """The overrides of each cell that the sweeper will make; none for one that chooses as it goes."""
+    """List the overrides of each cell that the sweeper will make; none for one that chooses as it goes."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -28,21 +28,21 @@ UNKNOWN = "unknown"  # the direction of a metric that no cell has told yet
 
 
 class Search:
-    """A study with one objective or several, in ``folder``; it goes on from what is there.
+    """A study with one objective or several, in ``folder``; it continues from what is there.
 
-    A trial is a choice of values for the searched keys. It is written down before it runs, so that one that was cut
-    off is asked for again, as one that failed is; its cells are found finished or are run. One process at a time.
+    A trial is a choice of values for the searched keys. It is written down before it runs. A trial that was interrupted
+    or failed is asked for again; its cells are found finished or are run. Only one process may search at a time.
 
     Args:
-        objectives: metrics of result.json, each as ``METRIC`` (its direction is the one that the
-            first completed cell tells, where no earlier version had it) or ``METRIC:maximize|minimize``.
+        objectives: metrics of result.json, each as ``METRIC`` or ``METRIC:maximize|minimize``. Without a direction, it
+            is that of an earlier version's metric, else the one that the first completed cell tells.
         space: Optuna's distribution of every searched key.
-        folder: the sweep's.
-        seed: of the sampler (TPE).
-        fixed: what all trials share, as `parts` gives it.
+        folder: the sweep's folder.
+        seed: seed of the sampler (TPE).
+        fixed: what all trials have in common, as `parts` returns it.
 
     Raises:
-        InputError: an objective without a direction, Optuna is not installed, or the folder's study is another one.
+        InputError: an objective has no direction, Optuna is not installed, or the folder holds another study.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Search:
             self.study.enqueue_trial(row["params"])
 
     def ask(self, count: int) -> list[tuple[Trial, dict[str, Any]]]:
-        """The next trials, each with the values that it gives to the searched keys; written down as running."""
+        """Choose the next trials, each with its values for the searched keys, and write them down as running."""
         asked = []
         for _ in range(count):
             trial = self.study.ask(self.space)  # those that are to be run again come first
@@ -90,8 +90,8 @@ class Search:
         """Record a trial's cells: objectives are means over them; a failed cell, or a missing metric, fails the trial.
 
         Args:
-            trial: as `ask` gave it.
-            outcomes: of each cell ``id``, ``status``, ``error``, ``metrics`` and ``degenerate``.
+            trial: a trial that `ask` returned.
+            outcomes: ``id``, ``status``, ``error``, ``metrics`` and ``degenerate`` of each cell.
         """
         row = next(r for r in self.trials if r["state"] == "running" and r["params"] == trial.params)
         row["cells"] = [outcome.get("id") for outcome in outcomes]
@@ -123,7 +123,7 @@ class Search:
         self._write()
 
     def _learn(self, metric: str, outcome: Mapping[str, Any]) -> None:
-        """Take a metric's direction from the first completed cell; `InputError` where the cell does not tell it."""
+        """Take a metric's direction from the first completed cell; raise `InputError` where the cell has none."""
         way = {"greater": "maximize", "less": "minimize"}.get(outcome["better"].get(metric, ""))
         if way is None:
             raise InputError(
@@ -135,12 +135,12 @@ class Search:
 
     @property
     def done(self) -> int:
-        """Trials that are completed, or have failed now."""
+        """Number of trials that are completed, or have failed in this process."""
         return sum(row["state"] != "running" for row in self.trials)
 
     @property
     def cells(self) -> list[str]:
-        """The ids of their cells."""
+        """Ids of the trials' cells."""
         return [cell for row in self.trials if row["state"] != "running" for cell in row["cells"] if cell]
 
     def _add(self, row: Mapping[str, Any]) -> None:
@@ -182,7 +182,7 @@ class Search:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a search wrote.
+    """Read the file of a search.
 
     Raises:
         InputError: it is damaged.
@@ -199,11 +199,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parts(config: Mapping[str, Any], seeds: Sequence[str]) -> dict[str, str]:
-    """What trials share, part by part of the outcome's config, each as its `content_hash`.
+    """Hash what trials have in common, part by part of the outcome's config, each by its `content_hash`.
 
     Args:
         config: the resolved plain config of one trial, the same one each time that the search is started.
-        seeds: over which trials are averaged; none: the config's own.
+        seeds: seeds over which trials are averaged; none: the config's own.
     """
     found = outcome_config(config) | {"outcome_version": OUTCOME_VERSION}
     found["seed"] = sorted(seeds) or [str(config["seed"])]
@@ -211,9 +211,9 @@ def parts(config: Mapping[str, Any], seeds: Sequence[str]) -> dict[str, str]:
 
 
 def front(stored: Mapping[str, Any]) -> list[int]:
-    """Numbers of the trials that no other completed trial equals or betters everywhere and betters somewhere.
+    """Return the numbers of the trials on the Pareto front; those with a degenerate cell are left out.
 
-    Trials with a degenerate cell are left out.
+    No other completed trial is at least as good in every objective and better in one.
     """
     sign = [1 if way == "maximize" else -1 for way in stored["objectives"].values()]
     points = {
@@ -262,9 +262,9 @@ def report(path: Path) -> None:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws a key's values from: ``1,2`` and ``choice(...)``, ``range(...)``, ``interval(...)``.
+    """Return the distribution of a key's values: ``1,2`` and ``choice(...)``, ``range(...)``, ``interval(...)``.
 
-    Intervals are of whole numbers as ``int(interval(1,8))`` and logarithmic as ``tag(log,interval(1e-6,1e-3))``.
+    Write ``int(interval(1,8))`` for whole numbers, and ``tag(log,interval(1e-6,1e-3))`` for a logarithmic scale.
 
     Raises:
         InputError: the interval is empty, or a logarithmic one does not lie above zero.
@@ -289,7 +289,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def optuna_module() -> Any:
-    """Optuna, quiet.
+    """Import Optuna, and silence its log.
 
     Raises:
         InputError: it is not installed.
@@ -303,7 +303,7 @@ def optuna_module() -> Any:
 
 
 def _objective(text: str) -> tuple[str, str]:
-    """The metric, and ``maximize``, ``minimize`` or ``UNKNOWN``."""
+    """Split an objective into the metric, and ``maximize``, ``minimize`` or ``UNKNOWN``."""
     metric, _, way = text.partition(":")
     meant = known(metric)
     if meant and meant.instead and not meant.sign:  # whichever way is asked for

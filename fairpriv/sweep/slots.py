@@ -1,7 +1,7 @@
-"""Cells side by side on this machine: worker processes that stay, each with device slots of its own.
+"""Cells side by side on this machine, in worker processes that stay, each with device slots of its own.
 
 A slot is a GPU (or a share of one), or on the CPU the cores of ``threads``. The process that runs the sweep trains
-nothing: it hands out cells, shows what becomes of them, and replaces a worker that dies.
+nothing. It hands out cells, shows their outcomes, and replaces a worker that dies.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ LAST_WORDS = 10.0  # seconds in which a worker may end by itself: a stopped cell
 
 
 def environments(config: DictConfig, devices: int | None, slots: int | None) -> list[dict[str, str]]:
-    """What each worker that fits finds in its environment beside ours, one entry for a worker.
+    """Return the environment variables to add for each worker, one entry for each worker that fits.
 
     Args:
-        config: of the sweep: ``threads``, ``trainer.accelerator`` and ``trainer.devices`` count.
+        config: config of the sweep; ``threads``, ``trainer.accelerator`` and ``trainer.devices`` matter.
         devices: slots of a cell; None: as many as ``trainer.devices`` says, else 1.
-        slots: to hand out. None: one for each GPU of CUDA_VISIBLE_DEVICES, or of the machine; without GPUs as many as
-            ``threads`` goes into the cores. With more slots than GPUs, several cells share one.
+        slots: total number of slots. None: one for each GPU of CUDA_VISIBLE_DEVICES, or of the machine; without GPUs as
+            many as the cores hold ``threads``. With more slots than GPUs, several cells share a GPU.
 
     Raises:
         InputError: a cell asks for more slots than there are.
@@ -71,7 +71,7 @@ def environments(config: DictConfig, devices: int | None, slots: int | None) -> 
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. CUDA itself is left asleep."""
+    """List the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without starting CUDA."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         named = [name.strip() for name in visible.split(",") if name.strip()]
         return list(itertools.takewhile(lambda name: name != "-1", named))  # as CUDA reads it
@@ -85,12 +85,13 @@ def visible_gpus() -> list[str]:
 class Worker:
     """A process that runs one cell after another.
 
-    It is in a session of its own: Ctrl-C reaches it only through us. It ends when we do, however that comes.
+    It has a session of its own, so that Ctrl-C reaches it only through this process. It ends when this process ends, in
+    whatever way that happens.
 
     Args:
-        own: added to its environment.
-        task: what every job has in common, pickled.
-        say: told each line that the worker prints.
+        own: variables added to its environment.
+        task: the part that all jobs have in common, pickled.
+        say: called with each line that the worker prints.
     """
 
     def __init__(self, own: Mapping[str, str], task: bytes, say: Callable[[str], None]) -> None:
@@ -118,17 +119,17 @@ class Worker:
             self.connection.send_bytes(task)
 
     def start(self, job: int, words: Sequence[str]) -> None:
-        """Give it a job: a number and overrides."""
+        """Give the worker a job: a number and overrides."""
         self.job = job
         with contextlib.suppress(OSError):
             self.connection.send((job, list(words)))
 
     def over(self) -> bool:
-        """Whether its job has come to an end, or itself."""
+        """Return whether the worker or its job has ended."""
         return self.process.poll() is not None or self.connection.poll()
 
     def result(self) -> JobReturn | None:
-        """What its job came to; None where it died instead."""
+        """Return the job's result; None where the worker died instead."""
         with contextlib.suppress(EOFError, OSError):
             if self.connection.poll():
                 received = self.connection.recv()
@@ -137,7 +138,7 @@ class Worker:
         return None
 
     def fate(self) -> str:
-        """How a worker that is gone came to its end, with its last words."""
+        """Describe how a worker ended, with its last words."""
         status = self.stop(LAST_WORDS)
         if status < 0:
             reason = " (as when memory runs out)" if status == -signal.SIGKILL else ""
@@ -145,13 +146,13 @@ class Worker:
         return f"its process ended with status {status}" + (f": {self._last_line}" if self._last_line else "")
 
     def interrupt(self) -> None:
-        """Ctrl-C, for the job that it runs; nobody wants to read of it."""
+        """Send Ctrl-C to the running job, and show nothing of it."""
         self._silent = True
         with contextlib.suppress(OSError):
             self.process.send_signal(signal.SIGINT)
 
     def stop(self, seconds: float) -> int:
-        """Let it end within that time, else end it with all that it started; returns its exit status."""
+        """Give the worker that time to end, then end it with all that it started; return its exit status."""
         self.connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(seconds, 0.1))
@@ -177,8 +178,8 @@ class Staff:
     """Workers for the jobs of a sweep; each is started when there is a job for it, and stays.
 
     Args:
-        task: what every job has in common: Hydra's context, the config, the task function.
-        environments: of the workers, at most one worker for each.
+        task: the part that all jobs have in common: Hydra's context, the config, the task function.
+        environments: environments of the workers; there is at most one worker for each.
     """
 
     def __init__(
@@ -194,13 +195,13 @@ class Staff:
             atexit.register(self.dismiss)
 
     def run(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
-        """Run jobs, by number with their overrides.
+        """Run jobs, given by number with their overrides.
 
-        A job whose worker dies has failed, which its return value says; the others go on. After Ctrl-C no further job
-        is started; after the next one those that run are stopped.
+        If a worker dies, its job has failed, as its return value says, and the others go on. After the first Ctrl-C no
+        further job is started; after the next one the running jobs are stopped.
 
         Raises:
-            KeyboardInterrupt: in both cases, if there are jobs without a result.
+            KeyboardInterrupt: after Ctrl-C, if there are jobs without a result.
         """
         display = self._display
         left = deque(jobs)
@@ -240,7 +241,7 @@ class Staff:
         return self.workers[-1]
 
     def _end(self, worker: Worker, words: Sequence[str]) -> JobReturn:
-        """What became of the worker's job; a worker that died leaves its place to another."""
+        """Return the outcome of the worker's job; a dead worker gives its place to another."""
         worker.job = None
         result = worker.result()
         if result is None:
@@ -269,7 +270,7 @@ def _print(line: str) -> None:
 
 
 def work(connection: Connection) -> None:
-    """A worker's life: take what all jobs have in common, then one job after another until nobody asks any more."""
+    """Run as a worker: receive what all jobs have in common, then one job after another until there are no more."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         sys.path[:] = connection.recv()

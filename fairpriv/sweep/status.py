@@ -1,4 +1,4 @@
-"""What became of a sweep's cells: ``fairpriv status``, and what a sweep says at its end."""
+"""The state of a sweep's cells: ``fairpriv status``, and the summary at a sweep's end."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Survey:
         """Read a sweep's list and the cells on it.
 
         Args:
-            folder: the sweep's.
+            folder: the sweep's folder.
             since: when the sweep began, in seconds since 1970; None: when it last did by its own file. Cells that a
-                live sweep has not come to since are left, whatever an earlier one made of them: data may have changed.
+                live sweep has not come to since then count as left, whatever an earlier sweep made of them, since data
+                may have changed.
         """
         planned, asked = plan(folder), entries(folder)
         since = planned.started if since is None else since
@@ -69,12 +70,12 @@ class Survey:
 
     @property
     def left(self) -> int | None:
-        """How many cells are neither finished nor running."""
+        """Number of cells that are neither finished nor running."""
         settled = len(self.completed) + len(self.failed) + len(self.running)
         return None if self.total is None else max(0, self.total - settled)
 
     def seconds_left(self) -> float | None:
-        """How long it will take, if cells take as long as those that completed; None where nothing tells."""
+        """Estimate the remaining time from the cells that completed; None where it cannot be estimated."""
         times = [sum(filter(None, result.seconds.values())) for result in self.completed.values()]
         if self.left is None or not (self.left or self.running):
             return None
@@ -85,7 +86,7 @@ class Survey:
         return (mean * self.left + sum(begun)) / max(1, len(self.running))
 
     def name_of(self, cell: str) -> str:
-        """What sets a cell apart from the others, as far as that is known, after its id."""
+        """Name a cell by its id and, as far as known, what distinguishes it from the others."""
         words = [entry.words for entry in self.entries.values() if entry.words]
         common = set(words[0]).intersection(*words) if len(words) > 1 else set()
         own = " ".join(w for w in self.entries.get(cell, Entry()).words if w not in common)
@@ -98,18 +99,18 @@ class Survey:
         return f"{cell} {own}".strip()
 
     def failure(self, cell: str) -> str:
-        """One line on a failed cell: which, at what stage, and why."""
+        """Describe a failed cell on one line: which, at what stage, and why."""
         return f"failed: {self.name_of(cell)}: {self.failed[cell].reason}"
 
     def codes(self) -> list[str]:
-        """One line where results come from different versions of the code: how many from which; else none."""
+        """Say on one line how many results come from which code, where versions differ; else return an empty list."""
         codes = Counter(map(code_version, (*self.completed.values(), *self.failed.values())))
         told = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
         return [f"its cells come from {len(codes)} versions of the code: {told}"] if len(codes) > 1 else []
 
 
 def status(folders: Sequence[Path]) -> int:
-    """Print what is done, running, failed and left of every sweep below ``folders``; returns the exit status.
+    """Print what is done, running, failed and left of every sweep below ``folders``; return the exit status.
 
     Each is a root (``paths.root``) or one sweep's folder.
 
@@ -157,11 +158,11 @@ def _surveys(folder: Path) -> list[Survey]:
 
 
 def closing(survey: Survey, lost: Mapping[str, str]) -> list[str]:
-    """What a sweep says at its end, after its table: how many cells went which way, and which left no result.
+    """Write the summary at a sweep's end: the number of cells by outcome, and the cells that left no result.
 
     Args:
-        survey: of the sweep.
-        lost: name and reason of cells that failed, also of those that could not leave a result.
+        survey: survey of the sweep.
+        lost: name and reason of cells that failed, including those that could not leave a result.
     """
     reasons = {" ".join((result.error or "").split()) for result in survey.failed.values()}
     traceless = [f"failed: {name}: {why}" for name, why in lost.items() if " ".join(why.split()) not in reasons]
@@ -181,7 +182,7 @@ def closing(survey: Survey, lost: Mapping[str, str]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``40 s``, ``12 min``, ``2 h 10 min``."""
+    """Write seconds for people: ``40 s``, ``12 min``, ``2 h 10 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
