@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("fairpriv: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader, head for example, has all it wants
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         status = 0
         leave_output()
     except OSError as error:
@@ -233,7 +233,7 @@ def compare_results(given: argparse.Namespace) -> int:
     """Carry out ``compare``."""
     from fairpriv.report.page import compare
 
-    gc.disable()  # what a thousand results hold is needed to the end; to look through it for garbage takes long
+    gc.disable()  # a thousand results stay in use to the end, so that collecting garbage among them only takes time
     try:
         return compare(
             [Path(place) for place in given.places],
@@ -405,7 +405,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         show(result)
     told: dict[str, Any] = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
     told["better"] = {name: result.metric(name).better for name in result.metrics}
-    # which a search goes by: a control is no more of a find than a trivial outcome
+    # for searches: a control is not a better find than a trivial outcome
     return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}
 
 
@@ -447,7 +447,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     register_schema()
     patches.check_cells_before_the_first_runs()
     patches.take_the_mode_from_the_words()
-    logging.raiseExceptions = False  # a line of --info that nobody reads is no error
+    logging.raiseExceptions = False  # it is no error if nobody reads a line of --info
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
@@ -489,7 +489,7 @@ def conclude(sweep: SweepProgress) -> int:
     if survey.completed or survey.failed:
         try:
             compare([sweep.folder])
-        except InputError as error:  # no fault of the input: the disk is full, say
+        except InputError as error:  # not an error in the input; the disk is full, for example
             print(f"fairpriv: {error}", file=sys.stderr)
             status = 1
         except BrokenPipeError:
@@ -500,7 +500,7 @@ def conclude(sweep: SweepProgress) -> int:
         for line in closing(survey, sweep.failed):
             print(line)
         sys.stdout.flush()
-    except BrokenPipeError:  # which makes a cell that failed no better
+    except BrokenPipeError:  # which does not change the exit status
         leave_output()
     return status
 

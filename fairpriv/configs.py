@@ -71,7 +71,7 @@ def target_of(options: Mapping[str, Path], name: str) -> str:
     from omegaconf import OmegaConf
 
     read: Any = None
-    with contextlib.suppress(*CONFIG_ERRORS, UnicodeDecodeError):  # which shows when it is composed
+    with contextlib.suppress(*CONFIG_ERRORS, UnicodeDecodeError):  # an error that composing it will report
         read = OmegaConf.to_container(OmegaConf.load(options[name]))
     read = read if isinstance(read, dict) else {}
     parents = [parent.partition("@")[0] for parent in read.get("defaults", []) if isinstance(parent, str)]
@@ -199,7 +199,7 @@ def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bo
     choices = [word for word in overrides if word.startswith(("experiment=", "debug="))]
     try:
         return bool(choices) and compose(conf, folders, choices, hydra=True).hydra.mode is RunMode.MULTIRUN
-    except CONFIG_ERRORS:  # to be explained when all overrides are composed
+    except CONFIG_ERRORS:  # an error that is explained when all overrides are composed
         return False
 
 
@@ -351,7 +351,7 @@ def _known_keys(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -
     for row in [*rows, []]:
         GlobalHydra.instance().clear()
         if row or not keys:
-            with contextlib.suppress(InputError, *CONFIG_ERRORS):  # the choices themselves may be wrong
+            with contextlib.suppress(InputError, *CONFIG_ERRORS):  # since the choices themselves may be wrong
                 keys |= dict.fromkeys(_flatten(plain(compose(conf, folders, row))))
     return list(keys)
 

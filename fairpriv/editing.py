@@ -243,7 +243,7 @@ def _weights(model: nn.Module, indices: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _places(weight: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    return torch.unravel_index(index.to(weight.device), weight.shape)  # whatever the strides
+    return torch.unravel_index(index.to(weight.device), weight.shape)  # for any strides
 
 
 def _values(weight: Tensor, index: Tensor) -> Tensor:

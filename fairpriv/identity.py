@@ -26,14 +26,14 @@ from typing import Any
 from fairpriv.schema import class_definition
 from fairpriv.settings import EvaluationSettings
 
-# Raised by one whenever a change of the code changes the results of an unchanged config: old cells are then run again.
+# Raise it by one when a change of the code changes the results of an unchanged config: old cells are then run again.
 OUTCOME_VERSION = 2
 
 # Where a cell runs, what it tells meanwhile, which sweep asks for it; the task, which the dataset implies.
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads", "task"})
 _LANGUAGE_MODELS_ONLY = frozenset({"judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
-_NOT_OUTCOME_WITHIN = {  # sections that are no object of ours
+_NOT_OUTCOME_WITHIN = {  # sections that are not objects of ours
     "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
         "accelerator",
         "strategy",
@@ -65,7 +65,7 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: _counted(value) for key, value in config.items() if key not in unread}
     if not kept.get("dimensions"):
         kept.pop("dimensions", None)
-    if kept.get("analysis") is None:  # cells without one are the same cells as before there were any
+    if kept.get("analysis") is None:  # without one, a cell is the same as before this section existed
         kept.pop("analysis", None)
     if not (kept.get("utility") or {}).get("tasks"):
         kept.pop("utility", None)
@@ -114,7 +114,7 @@ def declared(target: str) -> tuple[str, frozenset[str]]:
                 of_the_class = "ClassVar" in ast.unparse(annotation)
             case _:
                 continue
-        with contextlib.suppress(ValueError):  # no literal
+        with contextlib.suppress(ValueError):  # not a literal
             if of_the_class and name == "kind":
                 kind = str(ast.literal_eval(value))
             elif of_the_class and name == "not_outcome":

@@ -109,7 +109,7 @@ def hidden_bars() -> Iterator[None]:
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    init, kept = tqdm.__init__, vars(tqdm)["__init__"]  # no function, but a descriptor that makes one
+    init, kept = tqdm.__init__, vars(tqdm)["__init__"]  # not a function, but a descriptor that makes one
 
     def hidden(bar: Any, *args: Any, **options: Any) -> None:
         init(bar, *args, **options | {"disable": True})

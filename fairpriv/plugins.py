@@ -12,7 +12,7 @@ from pathlib import Path
 from fairpriv.errors import InputError
 from fairpriv.schema import forget_sources
 
-ENTRY_POINTS = "fairpriv.plugins"  # each names a package with a folder conf
+ENTRY_POINTS = "fairpriv.plugins"  # entry points, each of a package with a folder conf
 
 
 @cache

@@ -174,7 +174,7 @@ def _shared_metric(name: str, told: tuple[tuple[str, Any], ...]) -> Metric:
 
 def _number(value: Any) -> bool:
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        return False  # nothing can be computed with it
+        return False  # it cannot be used in computations
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -239,7 +239,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # a full disk and Ctrl-C alike
+    except BaseException:  # after a full disk as after Ctrl-C
         temporary.unlink(missing_ok=True)
         raise
     # Some network file systems refuse to sync a folder; the file itself is safe by then.

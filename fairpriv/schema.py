@@ -181,7 +181,7 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         raise InputError(
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
-    if not missing_allowed:  # else options are checked one by one, whatever stands beside them
+    if not missing_allowed:  # otherwise options are checked one by one, and need not fit together
         check_task(config)
         _check_property(config)
 
@@ -448,7 +448,7 @@ def _signature(
                 inherited |= up[0]
                 open_ended |= up[1]
         elif ast.unparse(parent).partition("[")[0] not in _WITHOUT_PARAMETERS:
-            open_ended = True  # what cannot be read may take anything
+            open_ended = True  # a function that cannot be read may take anything
     if method != "__init__":
         return (inherited, open_ended) if found_above or open_ended else None
     fields = {
@@ -486,7 +486,7 @@ def _hint(annotation: ast.expr | None) -> Any:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
             annotation = ast.parse(annotation.value, mode="eval").body
-        except SyntaxError:  # a remark, and no type
+        except SyntaxError:  # a remark, not a type
             return Any
     if any(isinstance(n, ast.Name) and n.id not in _PLAIN for n in ast.walk(annotation)):
         return Any

@@ -94,7 +94,7 @@ def _mask_value(match: re.Match[str]) -> str:
     value: Any = 1 if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?:?|true|false|null|none", text, re.IGNORECASE) else text
     if not prose and any(secret(part, value) for part in name.split(".")):
         return f"{name}{sign}{MASK}"
-    # what stands in the value may be named as well: "url=https://host/?token=..."
+    # the value may contain names, too: "url=https://host/?token=..."
     return f"{name}{sign}{_NAMED.sub(_mask_value, text)}"
 
 

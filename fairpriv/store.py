@@ -59,7 +59,7 @@ class Store:
             return None
         try:
             result = Result.read(path)
-        except InputError as error:  # half of a file, another version's, or another cell's
+        except InputError as error:  # a torn file, or one of another version or another cell
             log.warning("%s: the cell is run again", error)
             return None
         if result.status == "completed" or retry == "none":
@@ -132,7 +132,7 @@ class Store:
                 try:
                     make(scratch)
                     (scratch / _FILES).write_text(json.dumps(_file_digests(scratch)))
-                    shutil.rmtree(folder, ignore_errors=True)  # what is damaged
+                    shutil.rmtree(folder, ignore_errors=True)  # a damaged folder
                     scratch.rename(folder)
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
@@ -214,7 +214,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Any = None) -
     header = {"key": _key(path), "told": told, "checksum": checksum(kept, [_key(path), told])}
     write_whole(
         path, safetensors_torch.save(kept, metadata={"entry": json.dumps(header)})
-    )  # several would come in any order
+    )  # several keys would be written in any order
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:

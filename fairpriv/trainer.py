@@ -21,7 +21,7 @@ EXPECTED_WARNINGS = (
     r"Your `IterableDataset` has `__len__` defined",  # right here: batches are made in this process
     r".*does not have many workers",  # a batch is one indexed slice: workers would only copy it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
-    r"The `srun` command is available",  # said of every fit on a machine with Slurm; processes are started by us
+    r"The `srun` command is available",  # comes at every fit on a machine with Slurm; we start the processes
 )
 
 
@@ -43,7 +43,7 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
             plugins = [*plugins, LightningEnvironment()]  # as below; by default Lightning looks for Slurm
         return made.func(**settings | {"strategy": strategy, "plugins": plugins})
 
-    # What it refuses shows here, and not after the first fit that is not read from the cache.
+    # A refusal shows here, and not only at the first fit that is not read from the cache.
     try:
         make(**made.keywords, logger=False, enable_checkpointing=False, enable_model_summary=False)
     except Exception as error:
@@ -59,7 +59,7 @@ def strategy_of(wanted: Any) -> Any:
     """Choose the strategy of one fit: DDP where this is one of several processes, which run already."""
     if processes.count() > 1:
         return DDPStrategy(
-            cluster_environment=LightningEnvironment(),  # whatever batch system the machine has
+            cluster_environment=LightningEnvironment(),  # on any batch system
             find_unused_parameters=str(wanted).endswith("_true"),
         )
     return "auto" if str(wanted).startswith("ddp") else wanted

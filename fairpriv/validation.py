@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fairpriv.language_models.scorers.scorer import Scorer
 
 SAMPLES = 5  # of everything that is tried
-RANDOM = "a random model of two layers"  # what stands in for a language model, of which nothing is to be learnt
+RANDOM = "a random model of two layers"  # stands in for a language model; its answers mean nothing
 
 Grids = dict[str, list[list[str]]]  # of every option: further overrides, one list for each grid
 Problems = list[tuple[str, str]]  # option, and what is wrong with it
@@ -94,7 +94,7 @@ def _composed(
         return None
 
     for overrides in alone + together:
-        if text := problem(overrides):  # whose fault it is shows one at a time
+        if text := problem(overrides):  # composed one at a time, to see which one is wrong
             own = [word for word in overrides if not word.startswith("task=") or len(overrides) == 1]
             each = {word: p for word in own if (p := problem([word, *_task(word, known)]))}
             each = each or {" ".join(overrides): text}
@@ -193,7 +193,7 @@ class Trial:
         """Print the return value of ``attempt``, or what is wrong, and remember the latter."""
         try:
             self.say(what, attempt())
-        except Exception as error:  # whatever code of the user's own raises
+        except Exception as error:  # the user's own code may raise anything
             reason = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
             text = " ".join(f"{f'{what}: ' if what else ''}{reason}".split())
             self.problems.append((self.option, text))
@@ -229,7 +229,7 @@ def _dataset(config: Mapping[str, Any], name: str) -> str:
 
     dataset = build(config, name)
     if config["task"] == "language_model":
-        return "pairs of dimensions"  # which are read by themselves
+        return "pairs of dimensions"  # which are read separately
     if isinstance(dataset, World):  # simulated, with models of its own
         return f"the best possible adversary's advantage is {dataset.optimal_advantage:.3f}"
     table = dataset.load()

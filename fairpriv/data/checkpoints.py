@@ -39,7 +39,7 @@ class Pretrained:
         return self._found[1]
 
     def _inside(self) -> str | None:
-        """The file or folder inside the package."""
+        """Name the file or folder inside the package."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class Pretrained:
         raise InputError(f"model.path={self.path}: {'; '.join(reasons)}; or give a local folder as model.path")
 
     def _cached(self) -> str | None:
-        """The commit that the hub's local cache holds, weights included."""
+        """Find the commit that the hub's local cache holds, weights included."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
@@ -85,7 +85,7 @@ class Pretrained:
         return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
     def _on_hub(self) -> str:
-        """The commit on the hub that ``revision`` names."""
+        """Ask the hub for the commit that ``revision`` names."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import (
             GatedRepoError,
@@ -106,7 +106,7 @@ class Pretrained:
             raise InputError("the hub has no model of that name (a private one needs HF_TOKEN)") from None
         except OfflineModeIsEnabled:
             raise InputError("not in the hub's local cache, and the hub is switched off") from None
-        except Exception as error:  # whatever the transport raises
+        except Exception as error:  # the transport's errors are of many kinds
             raise InputError(
                 f"not in the hub's local cache, and the hub cannot be reached ({type(error).__name__})"
             ) from None
@@ -119,7 +119,7 @@ def unreadable(error: Exception) -> str:
     """Say on one line why files hold no model; raise the error again where memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         raise error
-    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to run what it holds
+    if isinstance(error, pickle.UnpicklingError):  # its own message advises to run the code in the file
         return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"
     return " ".join(str(error).split())[:400] or f"its files are damaged ({type(error).__name__})"
 

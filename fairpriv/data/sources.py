@@ -103,7 +103,7 @@ class Files:
 
         # Named by checksum, so that two datasets may both call their file data.csv.
         path = Path(self.cache or "") / sha256[:16] / Path(name).name
-        if path.is_file() and checksum(path) == sha256:  # else damaged since: it is fetched again
+        if path.is_file() and checksum(path) == sha256:  # a damaged file is fetched again
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ class Hub:
             return paths
         try:
             return [_from_hub(self.repo, name, self.revision) for name in self.files]
-        except Exception as error:  # whatever the hub's client raises: the kinds differ between its HTTP libraries
+        except Exception as error:  # the errors of the hub's client differ between its HTTP libraries
             looked = f"not in {folder.absolute()}" if folder is not None else "no local folder is given"
             where = folder.absolute() if folder is not None else "a folder and name that in source.folder"
             raise InputError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-_COLUMNS = 1024  # sorted at a time, which bounds memory
+_COLUMNS = 1024  # columns sorted at a time, which bounds memory
 
 
 def answers(probs: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _best_threshold(values0: Tensor, values1: Tensor) -> tuple[Tensor, Tensor]:
     # share of world 0 below the cut minus that of world 1, in whole numbers so that equal ones compare equal
     lead = len(values1) * below0 - len(values0) * below1
     gap = values[1:] - values[:-1]
-    lead[gap <= 0] = 0  # nothing can be cut between equal values
+    lead[gap <= 0] = 0  # no cut can lie between equal values
     best = lead.abs().amax(0)
     cut = torch.where(lead.abs() == best, gap, -1).argmax(0, keepdim=True)
     # in float64 a midpoint differs from both float32 ends

@@ -149,7 +149,7 @@ def _top(name: str, score: Tensor | TopWeights, ratio: float) -> TopWeights:
         values = score.detach().float().flatten()
         if values.isnan().any():
             raise ValueError(f"{name}: a score is NaN")
-        least = values.topk(max(count, 1)).values[-1]  # of equal scores topk itself takes any
+        least = values.topk(max(count, 1)).values[-1]  # topk itself takes any of several equal scores
         indices = (values >= least).nonzero().squeeze(1)
         indices, values = indices.cpu(), values[indices].cpu()
     best = values.argsort(descending=True, stable=True)[:count].sort().values

@@ -63,8 +63,8 @@ def group_counts(
         target: labels, integers ``[N]``, codes 0 to Y - 1.
         groups: sensitive groups, integers ``[N]``, codes 0 to S - 1.
         labels: Y; by default the largest code plus one.
-        group_count: S; likewise.
-        classes: C, at least Y; likewise, but at least 2.
+        group_count: S; by default the largest code plus one.
+        classes: C, at least Y; by default as many as labels and predictions need, at least 2.
 
     Returns:
         int64 ``[Y, S, C]``.

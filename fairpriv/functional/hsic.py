@@ -55,10 +55,10 @@ def hsic_test(
     k, m = _kernels(x, y, kernel, bandwidth)
     observed = _unbiased(k, m)
     n = len(k)
-    # What the pairing leaves as it is, is computed once.
+    # Whatever does not depend on the pairing is computed once.
     fixed = k.sum() * m.sum() / ((n - 1) * (n - 2))
     rows_k, rows_m = k.sum(1), m.sum(1)
-    slack = 1e-9 * k.abs().amax() * m.abs().amax()  # of constant rows every permutation gives zero, up to rounding
+    slack = 1e-9 * k.abs().amax() * m.abs().amax()  # with constant rows every permutation gives zero, up to rounding
     generator = torch.Generator().manual_seed(seed)
     reached, part = 0, max(1, 2**22 // n**2)
     for start in range(0, permutations, part):

@@ -82,7 +82,7 @@ def iter_importance_scores(
         model = model.module
     groups = _groups(matrices_of(model, target), memory_budget)
     if len(groups) > 1:
-        batches = list(batches)  # they are passed over again
+        batches = list(batches)  # each group needs a pass over them
     for group in groups:
         totals, samples = _reduced(model, batches, group, gradient_checkpointing)
         for name, layers in group.items():
@@ -172,7 +172,7 @@ def _reduced(
     if several:
         device = next(iter(matrices.values()))[0].weight.device
         status = torch.tensor([samples, failure is not None], dtype=torch.int64, device=device)
-        distributed.all_reduce(status)  # also tells the others of a failure, who would wait for ever
+        distributed.all_reduce(status)  # also tells the other processes of a failure, since they would wait for ever
         samples = int(status[0])
         if failure is not None:
             raise failure
@@ -218,7 +218,7 @@ class _Gradients:
         self.in_forward = False
 
     def add(self, batches: Iterable[Mapping[str, Values]]) -> int:
-        """Add all samples of the batches; returns their number."""
+        """Add all samples of the batches; return their number."""
         samples = 0
         with ExitStack() as hooks:
             for name, layers in self.matrices.items():
@@ -239,14 +239,14 @@ class _Gradients:
             raise ValueError(f"input_ids {list(ids.shape)}, labels and attention_mask must all be [B, T]")
         wanted = labels[:, 1:] != -100
         if mask is not None:
-            # the first token after padding is no target, as it is none without padding
+            # the first token after padding is not a target, just as a first token without padding is not
             wanted &= mask[:, :-1].to(self.device) != 0
         counts = wanted.sum(1)
         if not counts.all():
             row = int((counts == 0).nonzero()[0])
             raise ValueError(f"sample {before + row} (row {row} of its batch) has no target token to take a loss of")
         positions = wanted.any(0).nonzero().squeeze(1)
-        extra: dict[str, Any] = {"use_cache": False, "logits_to_keep": positions}  # a prompt's are never looked at
+        extra: dict[str, Any] = {"use_cache": False, "logits_to_keep": positions}  # a prompt's logits are not needed
         self.spans = [slice(None)] * len(ids)
         if mask is not None:
             seen = [row.nonzero() for row in mask.cpu()]
@@ -269,7 +269,7 @@ class _Gradients:
         del logits, losses
         if loss.requires_grad:  # else no scored layer was called
             loss.backward()
-        for name in list(self.waiting):  # one of its calls had no part in the loss
+        for name in list(self.waiting):  # one of its calls did not contribute to the loss
             self.settle(name)
         if not self.finite.all():
             row = int((~self.finite).nonzero()[0])
@@ -288,7 +288,7 @@ class _Gradients:
                 f"{name}: its layer is given {list(inputs.shape)} for {rows} rows, which mixes them as in a mixture of "
                 "experts: they cannot be scored apart"
             )
-        # a sum is not finite where any part of it is not; a bad input makes the loss bad, and so this
+        # a sum is not finite if any part of it is not; a bad input gives a bad loss, and so a bad delta
         self.finite &= delta.flatten(1).sum(1, dtype=torch.float32).isfinite().to(self.device)
         self.waiting.setdefault(name, []).append((inputs, delta))
         if len(self.waiting[name]) == self.calls[name]:
@@ -311,7 +311,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, receive: Callable[..., None]) -> Tensor:
         """Return the output; ``anchor`` requires a gradient, so that the backward pass reaches this function."""
-        ctx.save_for_backward(inputs)  # checkpointing knows of tensors saved so
+        ctx.save_for_backward(inputs)  # checkpointing handles tensors that are saved this way
         ctx.receive = receive
         return output.detach()
 

@@ -30,7 +30,7 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     rate, spread = successes / n, z * z / n
     middle = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
-    # at a rate of 0 or 1 the end is the rate itself, which rounding would miss
+    # at a rate of 0 or 1 the end is exactly the rate; rounding would give another number
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
 
 

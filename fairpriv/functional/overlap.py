@@ -15,9 +15,9 @@ class Overlap(NamedTuple):
 
     sizes: tuple[int, int]
     shared: int
-    jaccard: float  # shared entries over those in either; NaN where both sets are empty
-    expected: float  # the mean of that by chance; NaN likewise
-    interval: tuple[float, float]  # its central interval by chance; NaN likewise
+    jaccard: float  # shared entries over the entries in either set; NaN where both are empty
+    expected: float  # mean of jaccard by chance; NaN where both are empty
+    interval: tuple[float, float]  # central interval of jaccard by chance; NaN where both are empty
 
 
 def overlap(
@@ -54,7 +54,7 @@ def overlap(
     counts = start + torch.arange(len(mass), dtype=torch.float64)
     indices = counts / (a + b - counts)
     below = mass.cumsum(0)
-    # a hair less, lest rounding of the sums step over a quantile that is met exactly
+    # slightly less, so that rounding of the sums does not skip a quantile that is met exactly
     ends = torch.searchsorted(below, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double() - 1e-12)
     low, high = indices[ends.clamp(max=len(mass) - 1)].tolist()
     return Overlap((a, b), shared, shared / (a + b - shared), float(mass @ indices), (low, high))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairpriv.functional.fairness import equalized_odds_gap
 
-_LEAST = 1e-12  # probabilities below it count as it in log loss, as in scikit-learn's rounding
+_LEAST = 1e-12  # lower probabilities are raised to this in log loss, like scikit-learn's rounding
 
 
 def predicted(probs: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _magnitude_ends(
         components += sum(map(len, rows[0]))
         values = (value for value, _ in cells)
         bases += [value - max(map(_magnitude, signed), default=0.0) for value, signed in zip(values, rows, strict=True)]
-    if max(bases) - min(bases) > 1e-6:  # the metric is no such function of its rows
+    if max(bases) - min(bases) > 1e-6:  # the metric is not this function of its rows
         return None
     total_lo = total_hi = 0.0
     for rows in found:
@@ -499,7 +499,7 @@ def pareto_front(points: Sequence[Sequence[float]], better: Sequence[int]) -> li
     """
     scaled = [tuple(sign * value for sign, value in zip(better, point, strict=True)) for point in points]
     front: list[int] = []
-    for i in sorted(range(len(scaled)), key=scaled.__getitem__, reverse=True):  # nothing later can better one before
+    for i in sorted(range(len(scaled)), key=scaled.__getitem__, reverse=True):  # no later point betters an earlier
         if not any(
             scaled[j] != scaled[i] and all(a >= b for a, b in zip(scaled[j], scaled[i], strict=True)) for j in front
         ):
@@ -630,11 +630,11 @@ def _varying_keys(groups: Sequence[Group]) -> list[str]:
             return True
         if f"{section}.name" in seen:
             return not follows(key, f"{section}.name")
-        # The game is the question asked: rows of different games are never shown as if they were of one.
+        # The game is the question asked, so rows of different games must always be told apart.
         return section == "game" or not (follows(key, DATASET) or follows(key, DEFENCE))
 
-    last = ("_target_", "_kind_", ".content")  # what says least to a reader
-    # Of the many keys of a part that some rows have and others have not, one is enough.
+    last = ("_target_", "_kind_", ".content")  # keys that tell a reader least
+    # Where some rows lack all the keys of a part, one of these keys is enough.
     kept: dict[tuple[Any, ...], str] = {}
     for key in sorted(filter(needed, names), key=lambda key: (key.endswith(last), key)):
         number: dict[str, int] = {}

@@ -235,7 +235,7 @@ def _advantage_line(ax: Axes, groups: Sequence[Group], attack: str, number: int)
     name = attack.split("/")[1].replace("_", " ")
     if null := next((e for alpha, e in points if alpha == NULL), None):
         ax.axhline(null.mean, color=colour, linewidth=0.8, linestyle=":")
-    shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that bars do not hide one another
+    shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that error bars do not cover one another
     ax.plot(shifted, [e.mean for _, e in points], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
     for at, (_, estimate) in zip(shifted, points, strict=True):
         if estimate.lo is not None and estimate.hi is not None:

@@ -65,7 +65,7 @@ def _scatter(
 ) -> None:
     """Draw one point per group with its intervals, and the front of the points that may be ranked."""
     drawn = [group for group in groups if x in group.estimates and y in group.estimates]
-    for name, (colour, marker) in styles.items():  # a call for each series, for calls are what costs
+    for name, (colour, marker) in styles.items():  # one call for each series, since calls are slow
         members = [group for group in drawn if table.series(group) == name]
         pairs = [(group.estimates[x], group.estimates[y]) for group in members]
         level = [(b.mean, a.lo, a.hi) for a, b in pairs if a.lo is not None and a.hi is not None]
@@ -97,7 +97,7 @@ def _scatter(
     better = (across.sign, up.sign)
     left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
     if all(better) and (front := sorted(points[i] for i in pareto_front(points, better))):
-        # The border of what is dominated runs from the best point of one axis to the best of the other.
+        # The border of the dominated area runs from the best point of one axis to the best of the other.
         worst_x = left if better[0] > 0 else right
         worst_y = bottom if better[1] > 0 else top
         corners = front if better[0] > 0 else front[::-1]

@@ -76,7 +76,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
                     save_code=False,
                     x_disable_stats=True,
                     x_disable_machine_info=True,  # host, user and command line, in which a secret may stand
-                    # By default a cell waits for hours where the network has gone. What was not sent is on the disk.
+                    # By default a cell would wait for hours after the network fails. Unsent data are on the disk.
                     init_timeout=30,
                     x_graphql_retry_max=RETRIES,
                     x_file_transfer_retry_max=RETRIES,
@@ -84,7 +84,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
                     finish_timeout_raises=True,
                 ),
             )
-            getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # passed by Lightning, deplored by wandb
+            getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # Lightning passes it, and wandb warns of it
             logger.experiment  # noqa: B018  the property starts the run, so that a failure shows here
             logger.log_metrics = harmless(logger.log_metrics)
         except Exception as error:  # a service that cannot be reached must not cost a result
@@ -139,7 +139,7 @@ def summarise(logger: Logger | None, result: Result, folder: Path) -> None:
         return
     import wandb
 
-    if wandb.run is not None:  # as it is in all processes but the first
+    if wandb.run is not None:  # as in all processes but the first
         for part in (_metrics, _tables, _files):
             harmless(part)(wandb.run, result, folder)
 
@@ -155,7 +155,7 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
     floors = {floor: result.metric(floor) for name in shown if (floor := f"{name}_floor") in values}
     summary["described"] = json.dumps({name: metric.plain() for name, metric in (shown | floors).items()})
     summary |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
-    run.summary.update(values | summary)  # after the history, of which it would hold {"max": value}
+    run.summary.update(values | summary)  # after the history, or the summary would hold {"max": value}
     if result.degenerate:
         run.tags = (*(run.tags or ()), "degenerate")
 

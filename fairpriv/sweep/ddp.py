@@ -108,7 +108,7 @@ def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
     with tempfile.TemporaryDirectory(prefix="fairpriv-") as folder, contextlib.ExitStack() as files:
         try:
             for rank in range(number):
-                # The first one speaks for all; what others say is read where they die of it.
+                # Only the first one's output is shown; the output of the others is read if they fail.
                 said = 2 if rank == 0 else files.enter_context(Path(folder, f"{rank}.log").open("wb"))
                 started = subprocess.Popen(
                     [sys.executable, "-m", "fairpriv.sweep.ddp", folder],
@@ -122,7 +122,7 @@ def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
                 assert started.stdin is not None
                 with contextlib.suppress(BrokenPipeError):  # it has died, which is seen below
                     pickle.dump(job, started.stdin)
-                    started.stdin.flush()  # and left open: its end tells a rank that this process is gone
+                    started.stdin.flush()  # left open; when it closes, a rank knows that this process is gone
             ended = attend(ranks)
         finally:
             stop(ranks)
@@ -164,7 +164,7 @@ def _outcome(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = pickle.loads(path.read_bytes())
         return found
-    except (OSError, EOFError, pickle.UnpicklingError):  # it died before it could say anything
+    except (OSError, EOFError, pickle.UnpicklingError):  # it died before it wrote an outcome
         return {}
 
 
@@ -228,7 +228,7 @@ def main() -> int:
     Path(sys.argv[1], f"{rank}.pickle").write_bytes(pickle.dumps(outcome))
     if "error" in outcome:
         return 1
-    processes.gather(None)  # nobody leaves before the first has measured
+    processes.gather(None)  # no rank leaves before the first has measured
     distributed.destroy_process_group()
     return 0
 
@@ -243,4 +243,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # to take apart all that was imported takes seconds, and threads of a failed rank may never end
+    os._exit(status)  # normal shutdown takes seconds after so many imports, and threads of a failed rank may never end

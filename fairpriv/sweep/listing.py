@@ -99,7 +99,7 @@ def enlist(folder: Path, cell: str, *, finished: bool) -> None:
     said = json.dumps({"time": time.time(), "finished": finished, "words": words})
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cells.txt").open("a") as ids:  # one short write in append mode: safe between processes
-        ids.write(f"\n{cell} {said}\n")  # a line of its own, whatever a full disk has left of the last one
+        ids.write(f"\n{cell} {said}\n")  # a line of its own, even if a full disk has cut off the last one
 
 
 def entries(folder: Path) -> dict[str, Entry]:

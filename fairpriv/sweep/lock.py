@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 30.0  # seconds between two signs of life, which are touches of the file
 PROC = Path("/proc")  # Linux only
-_NEVER = 1e11  # seconds since 1970, of which no clock can be made
-SILENCE = 300.0  # seconds without one, after which a process that cannot be seen from here is taken for dead
+_NEVER = 1e11  # seconds since 1970, too many for a date
+SILENCE = 300.0  # seconds without a sign of life until a process that is not visible here counts as dead
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
     finally:
         over.set()
         with contextlib.suppress(OSError), _exclusive(path) as file:
-            if (owner := _owner(file)) is None or owner.same_process(me):  # else taken for dead, and succeeded
+            if (owner := _owner(file)) is None or owner.same_process(me):  # else another process has taken over
                 path.unlink()
                 path.parent.rmdir()
 
@@ -125,7 +125,7 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
             file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # the folder is removed meanwhile
             continue
-        except FileExistsError as error:  # likewise, while mkdir looked whether it is a folder; or it is none
+        except FileExistsError as error:  # the same, during mkdir's own check; or it is not a folder
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(os.lstat(error.filename).st_mode):
                     raise
@@ -189,7 +189,7 @@ def started(pid: int) -> str | None:
         pass
     with contextlib.suppress(OSError, IndexError):
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
-        return None if fields[0] in "ZX" else fields[19]  # a zombie is dead; else clock ticks since the boot
+        return None if fields[0] in "ZX" else fields[19]  # a zombie counts as dead; else clock ticks since the boot
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     with contextlib.suppress(OSError):
         said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout.split()

@@ -48,8 +48,8 @@ class SweepProgress(Callback):
         self.bar: Progress | None = None
         self.interrupted = False
         self.launcher = ""
-        self.shown = True  # as it goes
-        self.at_end = contextlib.ExitStack()  # what is to be done then
+        self.shown = True  # whether it is shown live
+        self.at_end = contextlib.ExitStack()  # callbacks for the end of the sweep
 
     def __reduce__(self) -> tuple[type[SweepProgress], tuple[()]]:
         return SweepProgress, ()
@@ -71,7 +71,7 @@ class SweepProgress(Callback):
             self.common = frozenset.intersection(*cells) if len(cells) > 1 else frozenset()
         else:
             self.common = frozenset(config.hydra.overrides.task)
-        with contextlib.suppress(OSError):  # which Hydra meets next, and raises
+        with contextlib.suppress(OSError):  # Hydra meets the same error next, and raises it
             self.listing = Listing(self.folder, self.total)
         self.launcher = config.hydra.runtime.choices["hydra/launcher"]
         self.shown = self.launcher in ("basic", "local_slots")
@@ -163,7 +163,7 @@ class SweepProgress(Callback):
         several = len(self.running) > 1
         text = "the cells that run come to their end" if several else "the cell that runs comes to its end"
         text = f"fairpriv: interrupted: {text}, the rest waits; Ctrl-C again stops {'them' if several else 'it'}"
-        threading.Thread(target=self.say, args=(text,)).start()  # not here, in the midst of another print perhaps
+        threading.Thread(target=self.say, args=(text,)).start()  # not here, since another print may be in progress
 
     def _describe(self) -> None:
         if self.bar:

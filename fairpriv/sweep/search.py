@@ -63,7 +63,7 @@ class Search:
         self.space, self.fixed = dict(space), dict(fixed)
         self.path = folder / FILE
         stored = self._read()
-        self._sampler = optuna.samplers.TPESampler(seed=seed + len(stored))  # else it would repeat its beginning
+        self._sampler = optuna.samplers.TPESampler(seed=seed + len(stored))  # otherwise it would repeat its first draws
         # One whose direction is not known yet is maximised; its sign is turned where it is to be minimised.
         self._turned = {metric: 1 for metric, way in self.directions.items() if way == UNKNOWN}
         ways = ["maximize" if way == UNKNOWN else way for way in self.directions.values()]
@@ -160,7 +160,7 @@ class Search:
             return []
         stored = read(self.path)
         own = self._described()
-        if stored["objectives"].keys() == self.directions.keys():  # what was learned then need not be learned again
+        if stored["objectives"].keys() == self.directions.keys():  # known directions are not learned again
             learned = {m: stored["objectives"][m] for m, way in self.directions.items() if way == UNKNOWN}
             self.directions |= learned
             own["objectives"] = self.directions

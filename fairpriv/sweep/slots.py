@@ -101,7 +101,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fairpriv.sweep.slots", str(other.fileno())],
             env={**os.environ, **own},
-            stdin=subprocess.PIPE,  # nothing is sent: its end tells the worker that we are gone
+            stdin=subprocess.PIPE,  # nothing is sent; when it closes, the worker knows that this process is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -266,7 +266,7 @@ class Staff:
 
 
 def _print(line: str) -> None:
-    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever thread says it
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, from any thread
 
 
 def work(connection: Connection) -> None:
@@ -274,7 +274,7 @@ def work(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         sys.path[:] = connection.recv()
-        plugins = Plugins.instance()  # before it is unpickled what they define, since Hydra runs their modules anew
+        plugins = Plugins.instance()  # before unpickling what they define, since Hydra runs their modules anew
         hydra_context, config, task_function, instances = pickle.loads(connection.recv_bytes())
         setup_globals()
         Singleton.set_state({**Singleton.get_state(), "instances": {**instances, Plugins: plugins}})

@@ -27,7 +27,7 @@ class Survey:
     running: dict[str, Owner] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)  # asked for, but neither of the above
     skipped: set[str] = field(default_factory=set)  # of the completed, those the last sweep found finished
-    alive: bool = False  # a process is at it
+    alive: bool = False  # a process runs it
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
@@ -63,7 +63,7 @@ class Survey:
                 continue
             try:
                 result = Result.read(cells / cell / "result.json")
-            except InputError:  # there is none, or it is another version's: it would be made again
+            except InputError:  # there is none, or one of another version, which would be made again
                 self.unfinished.append(cell)
             else:
                 (self.completed if result.status == "completed" else self.failed)[cell] = result
