@@ -1,1 +1,1 @@
-"""Attacks of the distribution-inference game: one file each, ``run(game) -> AttackResult``."""
+"""Attacks of the distribution-inference game: one file each, with ``run(game) -> AttackResult``."""

@@ -1,4 +1,4 @@
-"""What an attack is given, what it returns, and how well it did: over victims, and over repeated splits."""
+"""The base class of attacks, their input and result, and their measures over victims and over repeated splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
-FOLDS = 5  # of the shadows, when the border of an attack is set
-EXACT = 200  # victims a world up to which Mann and Whitney's p value is exact
+FOLDS = 5  # of the shadows, on which the border of an attack is set
+EXACT = 200  # largest number of victims per world for which Mann and Whitney's p value is exact
 
 
 _TURNED = "an attack below one half is no protection."
@@ -81,9 +81,9 @@ P_VALUE = _share(
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Rows the adversary asks the victims about: its own, disjoint from the training rows of shadows and victims.
+    """The adversary's own rows that it asks the victims about, disjoint from all training rows of shadows and victims.
 
-    Equally many rows of both worlds are best: means over all rows then weigh the worlds alike.
+    Equally many rows of both worlds are best, because means over all rows then give both worlds the same weight.
     """
 
     X: Tensor  # [N, F]
@@ -100,13 +100,13 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class AttackGame:
-    """One round of the distribution-inference game, as the adversary meets it.
+    """One round of the distribution-inference game, as the adversary sees it.
 
     Attributes:
         victims: V models, each trained in world 0 or in world 1.
-        shadows: the adversary's own models of world 0 and of world 1; None where there are none.
+        shadows: the adversary's own models of world 0 and of world 1; None if there are none.
         query: the rows it may ask about.
-        seed: of whatever an attack draws.
+        seed: of all random draws of an attack.
         truth: ``[V]`` in {0, 1}, the worlds of the victims. Only :meth:`result` reads it.
     """
 
@@ -122,11 +122,11 @@ class AttackGame:
 
     @cached_property
     def victim_probs(self) -> Tensor:
-        """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; asked once for all attacks."""
+        """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; computed once for all attacks."""
         return _outputs(self.victims, self.query, "victim")
 
     def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
-        """The shadows of world 0 and of world 1.
+        """Return the shadows of world 0 and of world 1.
 
         Raises:
             InputError: there are none, or fewer than ``least`` in a world; it names the attack.
@@ -140,7 +140,7 @@ class AttackGame:
         return self.shadows
 
     def shadow_probs(self, attack: str, *, least: int = 1) -> tuple[Tensor, Tensor]:
-        """Outputs of the shadows of either world, as `victim_probs`; asked once; errors as above."""
+        """Return the shadows' outputs, world 0 first, shaped as `victim_probs`; errors as in `shadow_models`."""
         self.shadow_models(attack, least=least)
         return self._shadow_probs
 
@@ -151,7 +151,7 @@ class AttackGame:
         return first, second
 
     def holding_out(self, zero: Tensor, one: Tensor) -> AttackGame:
-        """The game against the shadows of either world where these masks are true, with the others as shadows."""
+        """Return the game with the shadows where these masks are True as victims, and the other ones as shadows."""
         assert self.shadows is not None
         held, left = (
             [pool[mask.nonzero()[:, 0].tolist()] for pool, mask in zip(self.shadows, masks, strict=True)]
@@ -160,13 +160,13 @@ class AttackGame:
         truth = torch.arange(2).repeat_interleave(torch.tensor([len(pool) for pool in held]))
         game = AttackGame(_Joined(held), (left[0], left[1]), self.query, self.seed, truth)
         first, second = self._shadow_probs
-        # what is known already is not asked again
+        # known outputs are not computed again
         game.__dict__["victim_probs"] = torch.cat((first[zero], second[one]))
         game.__dict__["_shadow_probs"] = first[~zero], second[~one]
         return game
 
     def result(self, attack: str, scores: Tensor) -> AttackResult:
-        """Set an attack's scores ``[V]`` beside the truth."""
+        """Combine an attack's scores ``[V]`` with the truth."""
         return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
 
 
@@ -197,14 +197,14 @@ def _outputs(models: Models, query: Query, who: str) -> Tensor:
 
 
 class Attack(ABC):
-    """Base class of attacks: built from its YAML, run once a game and once for every fold of the shadows.
+    """Base class of attacks: built from its YAML, run once per game and once per fold of the shadows.
 
-    A decision is about one victim: it follows from the shadows and that victim alone, never from the other victims.
+    A decision about a victim follows from the shadows and that victim alone, never from the other victims.
 
     Attributes:
-        name: in the attack's metrics.
-        white_box: whether it reads ``weights``; it is then left out where a defence leaves no single network.
-        calibrates: whether it sets border and direction of its scores on shadows by itself; else :func:`guess` does.
+        name: of the attack in metrics.
+        white_box: whether it reads ``weights``; if so, it is left out if a defence leaves no single network.
+        calibrates: whether it sets border and direction of its scores on shadows itself; else :func:`guess` does.
     """
 
     name: str
@@ -213,22 +213,23 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, game: AttackGame) -> AttackResult:
-        """Score every victim; raise InputError where the game lacks what the attack needs."""
+        """Score every victim; raise InputError if the game lacks what the attack needs."""
 
 
 def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
     """Guess every victim's world, with border and direction of the attack's scores set on the adversary's own shadows.
 
-    The attack is run on each part of the shadows as if they were victims, with the others as shadows: their scores, and
-    the worlds that the adversary knows them to be of, say where the border lies (:func:`calibrate`). Scores are shifted
-    and turned so that 0 is the border and larger is more like world 1. What is decided of a victim does not depend on
-    other victims.
+    The attack is run on each part of the shadows as if they were victims, with the others as shadows. Their scores and
+    their worlds, which the adversary knows, give the border (:func:`calibrate`). Scores are then shifted and turned, so
+    that 0 is the border and larger scores are more like world 1. The decision about a victim does not depend on other
+    victims.
 
     Args:
-        attack: asked once more for every fold, unless it ``calibrates`` by itself.
-        game: with fewer than three shadows in a world nothing can be held out: the attack's own border stays, and the
-            result says that it is not ``calibrated``.
-        folds: parts of the shadows, each with about equally many of both worlds; at most as many as a world has.
+        attack: run once more for every fold, unless it ``calibrates`` itself.
+        game: the victims and shadows. With fewer than three shadows in a world none are held out: the attack's own
+            border stays, and the result is not ``calibrated``.
+        folds: number of parts of the shadows, each with about equally many of both worlds; at most as many as a world
+            has shadows.
     """
     result = attack.run(game)
     if attack.calibrates:
@@ -248,12 +249,12 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """An attack's guesses and how many were right.
+    """An attack's scores of all victims and their true worlds, with the measures that follow.
 
     Attributes:
         name: of the attack, as in its metrics.
         scores: ``[V]`` float64, larger is more like world 1, on one scale for all victims; 0 is the border.
-        truth: ``[V]`` in {0, 1}.
+        truth: ``[V]`` in {0, 1}, the victims' worlds.
         calibrated: whether border and direction were set on shadows; else they are the attack's own.
     """
 
@@ -264,17 +265,17 @@ class AttackResult:
 
     @property
     def decisions(self) -> Tensor:
-        """``[V]`` in {0, 1}: world 1 where the score is above 0; a tie says world 0."""
+        """Guessed worlds ``[V]`` in {0, 1}: world 1 for scores above 0; a tie says world 0."""
         return (self.scores > 0).long()
 
     @property
     def correct(self) -> int:
-        """Victims whose world was guessed rightly."""
+        """Number of victims whose world was guessed correctly."""
         return int((self.decisions == self.truth).sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of victims guessed rightly, in [0, 1]; below 1/2 where the guesses are worse than chance."""
+        """Share of victims guessed correctly, in [0, 1]; below 1/2 if the guesses are worse than chance."""
         return self.correct / len(self.truth)
 
     @property
@@ -284,50 +285,51 @@ class AttackResult:
 
     @property
     def leakage(self) -> float:
-        """Distance of the accuracy from guessing, in [0, 1/2]: who is right 28 % of the time could be so 72 %."""
+        """Distance of the accuracy from 1/2, in [0, 1/2]: opposite guesses turn an accuracy of 28 % into 72 %."""
         return abs(self.accuracy - 0.5)
 
     @property
     def leakage_floor(self) -> float:
-        """What guessing looks like: the expected leakage of fair coins, exact."""
+        """Expected leakage of guesses by fair coins, exact."""
         return floor_of_leakage(len(self.truth))
 
     @property
     def signed_auc(self) -> float:
-        """P(score of a victim of world 1 > that of one of world 0), ties by half; NaN where a world has no victim."""
+        """P(score of a victim of world 1 > that of one of world 0), ties count half; NaN if a world has no victim."""
         zeros, ones = (self.scores[self.truth == world] for world in (0, 1))
         difference = ones[:, None] - zeros
         return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
 
     @property
     def auc(self) -> float:
-        """:attr:`signed_auc` a folded, max(a, 1 - a), in [1/2, 1]; :attr:`auc_inverted` says where a is below 1/2.
+        """:attr:`signed_auc` a folded, max(a, 1 - a), in [1/2, 1]; :attr:`auc_inverted` says if a is below 1/2.
 
-        It asks nothing of the border at 0: an attack with a wrong border has a higher AUC than accuracy.
+        It does not depend on the border at 0, so an attack with a wrong border has a higher AUC than accuracy.
         """
         return max(self.signed_auc, 1 - self.signed_auc)
 
     @property
     def auc_inverted(self) -> float:
-        """1.0 where smaller scores are more like world 1, else 0.0."""
+        """1.0 if smaller scores are more like world 1, else 0.0."""
         return float(self.signed_auc < 0.5)
 
     @property
     def interval(self) -> tuple[float, float]:
         """Exact (Clopper-Pearson) 95 % interval of the accuracy.
 
-        It counts victims as independent, given this split of the data and these shadows; another split or shadow pool
-        moves the accuracy by more. :func:`over_splits` has what holds beyond them.
+        It treats victims as independent, given this split of the data and these shadows. Another split or shadow pool
+        changes the accuracy by more; :func:`spread` gives intervals over several splits.
         """
         low, high = stats.binomtest(self.correct, len(self.truth)).proportion_ci(method="exact")
         return float(low), float(high)
 
     @property
     def p_value(self) -> float:
-        """Mann and Whitney's two-sided test of the scores, conditional as :attr:`interval` is; NaN as the AUC is.
+        """P value of Mann and Whitney's two-sided test of the scores; NaN if a world has no victim.
 
-        Unlike a test of the accuracy it asks nothing of the border. It is exact up to 200 victims a world unless scores
-        are tied, and then by the normal approximation.
+        Like :attr:`interval`, it holds given this split and these shadows. Unlike a test of the accuracy it does not
+        depend on the border. It is exact up to 200 victims per world, and by the normal approximation above that or if
+        scores are tied.
         """
         zeros, ones = (self.scores[self.truth == world].numpy() for world in (0, 1))
         if not (len(zeros) and len(ones)):
@@ -355,9 +357,9 @@ def measures_of(
     Args:
         attack: its name.
         accuracy: in [0, 1].
-        auc: in [0, 1]; below one half where smaller scores are more like world 1.
-        victims: how many were guessed, by which the floor of the leakage goes.
-        interval: of the accuracy; advantage and leakage follow it.
+        auc: in [0, 1]; below one half if smaller scores are more like world 1.
+        victims: number of victims, which gives the floor of the leakage.
+        interval: of the accuracy; those of advantage and leakage follow from it.
         auc_interval: of the signed AUC.
     """
 
@@ -381,7 +383,7 @@ def measures_of(
 
 
 def floor_of_leakage(victims: int) -> float:
-    """The expectation of |X / n - 1/2| for n fair coins X of which show world 1, exact."""
+    """Return the exact expectation of |X / n - 1/2|, where X of n fair coins (n: ``victims``) show world 1."""
     n, k = victims, victims // 2 + 1
     # de Moivre: E|X - n/2| = k C(n, k) / 2^n with k the smallest whole number above n/2
     return (
@@ -390,7 +392,7 @@ def floor_of_leakage(victims: int) -> float:
 
 
 def folded(interval: tuple[float, float]) -> tuple[float, float]:
-    """The interval of a magnitude, of that of the signed difference behind it: from 0 where this covers 0."""
+    """Turn the interval of a signed difference into that of its magnitude, which starts at 0 if the former covers 0."""
     low, high = interval
     return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
 
@@ -405,15 +407,15 @@ class Spread:
 
 
 def spread(values: Sequence[float], *, ratio: float) -> Spread:
-    """Mean and spread of a measure over splits, with Student's t interval corrected for overlap.
+    """Return mean and spread of a measure over splits, with Student's t interval corrected for overlap.
 
-    Random halves of one data set share rows, so their values are alike, and their spread tells too little about new
-    data. Nadeau and Bengio (Machine Learning 2003) take s^2 (1/n + ratio) as the variance of the mean over n splits.
-    The interval is about new data, not about new splits of the same.
+    Random halves of one data set share rows, so their values are alike, and their spread is too small for new data.
+    Nadeau and Bengio (Machine Learning 2003) take s^2 (1/n + ratio) as the variance of the mean over n splits. The
+    interval is about new data, not about new splits of the same data.
 
     Args:
         values: two or more.
-        ratio: rows of the victims' half per row of the adversary's; 0 where the splits share nothing.
+        ratio: rows of the victims' half per row of the adversary's; 0 if the splits have no rows in common.
 
     Raises:
         ValueError: fewer than two values.

@@ -1,4 +1,4 @@
-"""The black-box meta-classifier: logistic regression or discriminant analysis on the shadows' answers."""
+"""The black-box meta-classifier, a logistic regression or discriminant analysis on the shadows' answers."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ Array = NDArray[np.float64]
 
 @dataclass
 class BlackBoxMetaClassifier(Attack):
-    """Linear classifiers trained on the shadows' logits at the query rows say the victim's world.
+    """Black-box attack by linear classifiers that are trained on the shadows' logits at the query rows.
 
-    After Zhang, Tople and Ohrimenko (USENIX Security 2021) in idea, who train a meta-classifier on the outputs of
-    shadows; the details are ours. Candidates are logistic regression with a ridge penalty and linear discriminant
-    analysis with its covariance shrunk towards a multiple of the identity; both worlds weigh the same. The one whose
-    held-out loss is the smallest is fitted to all shadows, and its held-out scores set the border. All are computed
-    within the span of the shadows, in which their weights lie, so that many query rows cost little.
+    The idea is that of Zhang, Tople and Ohrimenko (USENIX Security 2021), who train a meta-classifier on the outputs of
+    shadows; the details are ours. Candidates are logistic regression with a ridge penalty, and linear discriminant
+    analysis with its covariance shrunk towards a multiple of the identity; both worlds have the same weight. The
+    candidate with the smallest held-out loss is fitted to all shadows, and its held-out scores set the border. All
+    candidates are computed within the span of the shadows, in which their weights lie, so that many query rows cost
+    little.
 
     Attributes:
-        penalties: candidates C of logistic regression, each above 0, larger penalises less; logits are scaled to a mean
-            squared length of 1 about their mean.
+        penalties: candidates C of logistic regression, each above 0; a larger C penalises less. Logits are scaled to a
+            mean squared length of 1 about their mean.
         shrinkages: candidates of discriminant analysis, each in (0, 1].
-        folds: of the cross-validation, 2 or more; with fewer shadows in a world, as many as these.
-        clip: probabilities are clipped to [clip, 1 - clip] before the logit, inside (0, 1/2); with several classes the
-            logits are log probabilities, of at least ``clip``, less their mean over the classes of a row.
+        folds: of the cross-validation, 2 or more; at most as many as a world has shadows.
+        clip: probabilities are clipped to [clip, 1 - clip] before the logit, inside (0, 1/2). With several classes the
+            logits are log probabilities (of probabilities of at least ``clip``) minus their mean over a row's classes.
     """
 
     kind: ClassVar[str] = "black_box_meta_classifier"
@@ -63,10 +64,10 @@ class BlackBoxMetaClassifier(Attack):
             raise InputError(f"attack.{self.name}.clip={self.clip}: must lie between 0 and 0.5")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: distance of the linear score from the border, in the direction of world 1."""
+        """Score every victim by the distance of its linear score from the border, in the direction of world 1."""
         pools = [logits(probs, self.clip) for probs in game.shadow_probs(self.name, least=2)]
         shadows, victims = span(torch.cat(pools), logits(game.victim_probs, self.clip))
-        if not shadows.shape[1]:  # they all answer alike, which tells nothing
+        if not shadows.shape[1]:  # all shadows give the same answers, which reveal nothing
             return game.result(self.name, torch.zeros(len(victims)))
         world = np.repeat([0, 1], [len(pool) for pool in pools])
         fold = np.concatenate([np.arange(len(pool)) for pool in pools]) % min(self.folds, *map(len, pools))
@@ -88,7 +89,7 @@ class BlackBoxMetaClassifier(Attack):
         return game.result(self.name, direction * (torch.from_numpy(chosen.decision_function(victims)) - border))
 
     def _candidates(self) -> Iterator[Any]:
-        """The strongest penalty of a kind comes first, and wins where losses are equal."""
+        """Make the candidates; the strongest penalty of a kind comes first and wins at equal losses."""
         for penalty in sorted(self.penalties):
             yield LogisticRegression(C=penalty, class_weight="balanced", solver="newton-cholesky", max_iter=1000)
         for shrinkage in sorted(self.shrinkages, reverse=True):
@@ -96,16 +97,16 @@ class BlackBoxMetaClassifier(Attack):
 
 
 def _fit(candidate: Any, X: Array, y: NDArray[np.int64]) -> None:
-    with warnings.catch_warnings():  # where worlds are far apart, weights near those of the limit serve as well
+    with warnings.catch_warnings():  # between distant worlds, weights near the limit serve as well
         warnings.simplefilter("ignore", ConvergenceWarning)
         candidate.fit(X, y)
 
 
 class Discriminant:
-    """Linear discriminant analysis of two classes that weigh the same.
+    """Linear discriminant analysis of two classes with equal weight.
 
-    Its score is the log odds of class 1 for normal classes with one covariance: the mean of theirs, of which the share
-    ``shrinkage``, in (0, 1], is replaced by a multiple of the identity with the same trace.
+    The score is the log odds of class 1 for normal classes with one covariance. This is the mean of their covariances,
+    of which the share ``shrinkage`` in (0, 1] is replaced by a multiple of the identity with the same trace.
     """
 
     def __init__(self, shrinkage: float) -> None:
@@ -119,17 +120,17 @@ class Discriminant:
         covariance = sum(rows.T @ rows for rows in centred)
         identity = np.eye(X.shape[1]) * np.trace(covariance) / X.shape[1]
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * identity
-        self.weights = np.linalg.lstsq(shrunk, means[1] - means[0], rcond=None)[0]  # shrunk is 0 where no rows differ
+        self.weights = np.linalg.lstsq(shrunk, means[1] - means[0], rcond=None)[0]  # shrunk is 0 if no rows differ
         self.middle = (means[0] + means[1]) / 2
 
     def decision_function(self, X: Array) -> Array:
-        """Scores ``[N]`` of rows ``[N, r]``, above 0 for class 1."""
+        """Return scores ``[N]`` of rows ``[N, r]``, above 0 for class 1."""
         scores: Array = (X - self.middle) @ self.weights
         return scores
 
 
 def logits(probs: Tensor, clip: float) -> Tensor:
-    """Log odds ``[M, N]`` of P(y=1); of several classes' probabilities, centred log probabilities ``[M, N * C]``."""
+    """Return the log odds ``[M, N]`` of P(y=1); for several classes, centred log probabilities ``[M, N * C]``."""
     probs = probs.double().clamp(clip, 1 - clip)
     if probs.dim() == 2:
         return probs.logit()
@@ -138,14 +139,14 @@ def logits(probs: Tensor, clip: float) -> Tensor:
 
 
 def span(shadows: Tensor, victims: Tensor) -> tuple[Array, Array]:
-    """Coordinates ``[M, r]`` and ``[V, r]`` within the span of the shadows ``[M, D]`` about their mean, r < M.
+    """Return coordinates ``[M, r]`` and ``[V, r]`` within the span of the shadows ``[M, D]`` about their mean, r < M.
 
-    Distances among shadows are kept, up to a common scale: their mean squared length is 1. What of a victim lies
-    outside the span is dropped, where every ridge classifier of the shadows has weight 0.
+    Distances among shadows are kept up to a common scale, by which their mean squared length is 1. The component of a
+    victim outside the span is dropped, because every ridge classifier of the shadows has weight 0 there.
     """
     mean = shadows.mean(0)
     U, size, axes = torch.linalg.svd(shadows - mean, full_matrices=False)
-    size[size <= 1e-10 * shadows.norm()] = 0  # what is left of shadows that do not differ is rounding
+    size[size <= 1e-10 * shadows.norm()] = 0  # of equal shadows only rounding errors are left
     kept = size > 0
     scale = (size.square().sum() / len(shadows)).sqrt()
     return (U[:, kept] * size[kept] / scale).numpy(), ((victims - mean) @ axes[kept].T / scale).numpy()

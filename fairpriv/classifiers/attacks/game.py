@@ -1,4 +1,4 @@
-"""The distribution-inference game dealt: samples, and pools of victims and shadows."""
+"""The dealing of the distribution-inference game: samples, and pools of victims and shadows."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from fairpriv.settings import TrainingSettings
 def own_pool(
     data: GameDataModule, side: Side, count: int, fit: Callable[..., Pool], training: TrainingSettings
 ) -> PoolOwner:
-    """The owner of ``count`` models per world, each of which draws its own rows from one side's half of the data.
+    """Make the owner of ``count`` models per world, each of which draws its own rows from one side's half of the data.
 
-    Victims and shadows have equally many rows, to train on and to validate with, and equal hyperparameters: a stronger
-    or weaker shadow would make a weaker adversary by accident.
+    Victims and shadows have equal numbers of training and validation rows and equal hyperparameters, because stronger
+    or weaker shadows would accidentally weaken the adversary.
 
     Raises:
         InputError: as `GameDataModule.model_rows`.
     """
-    # Shadows must not start from the victims' initial weights: each side has a seed of its own.
+    # Each side has a seed of its own, since shadows must not start from the victims' initial weights.
     seed = derived_seed(data.seed, side)
     deals = [data.deal(side, [seed, member]) for member in range(2 * count)]
     return PoolOwner(deals, count, seed, fit, training)
 
 
 def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack], dict[str, str]]:
-    """Choose the attacks that a defence's models can be put to.
+    """Choose the attacks that can be run on a defence's models.
 
     Returns:
-        Those, and for every other one, by name, why not.
+        These attacks, and for every other one, by name, the reason against it.
 
     Raises:
         InputError: there are attacks, and none is left.
@@ -60,9 +60,9 @@ def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack],
 
 
 def refuse_overlap(data: GameDataModule) -> None:
-    """Raise InputError where a row of the victims' half is also the adversary's: the attack would be no inference.
+    """Raise InputError if both halves have a row in common, since the attack would then not be inference.
 
-    Neither is a row with a twin there: equal in features, label and group.
+    This includes twins, which are rows that are equal in features, label and group.
     """
     tested = [data.part(part, world).index for part in ("rates", "gap") for world in (0, 1)]
     asked = [data.part("query", world).index for world in (0, 1)]
@@ -81,9 +81,9 @@ def deal(
 ) -> Split:
     """Train and defend the pools of one split.
 
-    Victims pass through the defence in both directions: those of world b are trained on G_b and tuned on G_(1-b).
-    Shadows are trained on the adversary's half, and pass through the defence only where ``game.adaptive`` says that the
-    adversary knows it.
+    Victims are defended in both directions: those of world b are trained on G_b and tuned on G_(1-b). Shadows are
+    trained on the adversary's half, and are defended only with ``game.adaptive``, which means that the adversary knows
+    the defence.
 
     Args:
         data: the split's data.
@@ -132,9 +132,9 @@ def deal(
 
 
 def own_accuracy(models: Models, owner: PoolOwner, generator: torch.Generator) -> Tensor:
-    """Accuracy ``[M]`` of every model on its own training rows of the world that it was trained on first.
+    """Return every model's accuracy ``[M]`` on its own training rows of the world that it was trained on first.
 
-    What it has over the accuracy on test rows is how far it memorises.
+    Its excess over the accuracy on test rows shows how far the model memorises.
     """
     accuracy = []
     for i, rows in enumerate(owner.samples(own=True)):

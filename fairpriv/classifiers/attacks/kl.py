@@ -1,4 +1,4 @@
-"""The KL attack: which world's shadows answer more like the victim?"""
+"""The KL attack, which compares the victim's answers with those of both worlds' shadows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fairpriv.functional.attacks import kl_scores
 
 @dataclass
 class KL(Attack):
-    """Say the world whose shadows have the smaller mean KL(shadow || victim) on the query rows.
+    """Guess the world whose shadows have the smaller mean KL(shadow || victim) on the query rows.
 
-    After Suri et al. (SaTML 2023); all pairs of shadows are compared, one of each world. Ours: their released code
-    rescales over the set of victims, which would leak their labels; here every victim is judged by itself. A tie says
+    After Suri et al. (SaTML 2023); all pairs of shadows, one of each world, are compared. Ours: every victim is judged
+    by itself, while their released code rescales over the set of victims, which would leak their labels. A tie says
     world 0.
 
     Attributes:
@@ -32,6 +32,6 @@ class KL(Attack):
             raise InputError(f"attack.{self.name}.clip={self.clip}: must lie between 0 and 0.5")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: mean KL from world 0's shadows minus that from world 1's, in nats."""
+        """Score every victim by the mean KL from world 0's shadows minus that from world 1's, in nats."""
         shadows0, shadows1 = game.shadow_probs(self.name)
         return game.result(self.name, kl_scores(shadows0, shadows1, game.victim_probs, clip=self.clip))

@@ -14,11 +14,11 @@ from fairpriv.functional.attacks import label_only_kl_scores
 class LabelOnlyKL(Attack):
     """The KL attack with the victim's hard labels in place of its probabilities (Suri et al., SaTML 2023).
 
-    As in the released code, shadows keep their probabilities and a label c counts as P(y=1) = c, moved by ``smoothing``
-    away from 0 or 1. A tie says world 0.
+    As in the released code, shadows keep their probabilities, and a label c counts as P(y=1) = c, moved by
+    ``smoothing`` away from 0 or 1. A tie says world 0.
 
     Attributes:
-        smoothing: inside (0, 1/2).
+        smoothing: distance of a label's probability from 0 or 1, inside (0, 1/2).
         clip: the shadows' probabilities are clipped to [clip, 1 - clip], inside (0, ``smoothing``].
     """
 
@@ -35,7 +35,7 @@ class LabelOnlyKL(Attack):
             raise InputError(f"attack.{self.name}.clip={self.clip}: must be above 0 and at most the smoothing")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: mean KL from world 0's shadows minus that from world 1's, in nats."""
+        """Score every victim by the mean KL from world 0's shadows minus that from world 1's, in nats."""
         shadows0, shadows1 = game.shadow_probs(self.name)
         scores = label_only_kl_scores(shadows0, shadows1, game.victim_probs, smoothing=self.smoothing, clip=self.clip)
         return game.result(self.name, scores)

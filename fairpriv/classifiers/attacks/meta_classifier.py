@@ -1,4 +1,4 @@
-"""The meta-classifier: a permutation-invariant network that reads the victims' weights."""
+"""The meta-classifier, a permutation-invariant network that reads the victims' weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Layers = list[Tensor]  # float32 [M, out, in + 1] of every layer: a neuron's wei
 
 
 class NeuronSets(nn.Module):
-    """Logit of "trained in world 1" from the weights of M multi-layer perceptrons, blind to the order of their neurons.
+    """Network from the weights of M multi-layer perceptrons to logits of world 1, blind to the order of hidden neurons.
 
-    Layer by layer, as in Ganju et al. (CCS 2018), one small network turns every neuron into features, and a layer is
-    summed up by the mean over its neurons. What a neuron is told of the layer below is ours: the sums of the lower
-    neurons' features, weighted with its weights and with their absolute values, so that any order of hidden neurons
-    gives the same logit. (The code released with Suri et al., SaTML 2023, appends the lower features in their order,
-    and is not invariant past the first layer.) Inputs and outputs of the perceptrons have an order, and it is used.
+    Layer by layer, as in Ganju et al. (CCS 2018), one small network turns every neuron into features, and the mean over
+    its neurons summarises a layer. Ours is what a neuron reads of the layer below: the sums of the lower neurons'
+    features, weighted with its weights and with their absolute values, so that any order of hidden neurons gives the
+    same logit. (The code released with Suri et al., SaTML 2023, appends the lower features in their order, and is not
+    invariant past the first layer.) The order of the perceptrons' inputs and outputs is used.
 
     Args:
         shapes: ``(in, out)`` of every layer.
@@ -47,7 +47,7 @@ class NeuronSets(nn.Module):
         )
 
     def forward(self, layers: Layers) -> Tensor:
-        """Logits ``[M]``."""
+        """Return logits ``[M]``."""
         features = self.neurons[0](layers[0])
         summary = []
         for layer, network in zip(layers[1:], list(self.neurons)[1:], strict=True):
@@ -60,21 +60,22 @@ class NeuronSets(nn.Module):
 
 @dataclass
 class MetaClassifier(Attack):
-    """White box: permutation-invariant networks trained on the shadows' weights say the victim's world.
+    """White-box attack by permutation-invariant networks that are trained on the shadows' weights.
 
     After Ganju et al. (CCS 2018), as in Suri and Evans (PETS 2022); the network is :class:`NeuronSets`. Weights are
-    standardised by the shadows' means and deviations, taken over models and neurons: per input feature in the first
-    layer, one for all in the others. Ours: the mean logit of ``folds`` networks, each of which leaves other shadows out
-    and has its number of epochs chosen by them; the border is set by the logits that the networks give these
-    (:func:`fairpriv.functional.attacks.calibrate`), with both worlds' shadows weighing the same. A tie says world 0.
+    standardised by the shadows' means and deviations over models and neurons: per input feature in the first layer, and
+    one mean and deviation per layer in the others. Ours: the logit is the mean over ``folds`` networks, each of which
+    holds out other shadows, and these choose its number of epochs. The border follows from the logits of the held-out
+    shadows (:func:`fairpriv.functional.attacks.calibrate`); both worlds' shadows have the same weight. A tie says
+    world 0.
 
     Attributes:
         width: features of a neuron.
         dropout: on the summary of the layers, in [0, 1).
-        folds: networks, 2 or more; each holds out one part in so many of either world's shadows.
-        epochs: at most; the one with the smallest loss on the held-out shadows is kept.
+        folds: number of networks, 2 or more; each holds out a 1/``folds`` part of either world's shadows.
+        epochs: largest number; the one with the smallest loss on the held-out shadows is kept.
         patience: epochs without a smaller loss after which training ends.
-        batch_size: shadows a step.
+        batch_size: shadows per step.
         lr, weight_decay: of AdamW.
     """
 
@@ -104,7 +105,7 @@ class MetaClassifier(Attack):
             raise InputError(f"attack.{self.name}: lr must be above 0, and weight_decay 0 or more")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: distance of the mean logit from the border, in the direction of world 1.
+        """Score every victim by the distance of its mean logit from the border, in the direction of world 1.
 
         Raises:
             InputError: no shadows, or weights that cannot be read as layers of one fully connected architecture.
@@ -171,7 +172,7 @@ class MetaClassifier(Attack):
 
 
 def _layers(models: Models, attack: str) -> Layers:
-    """The weights of a pool; raises InputError where they are not those of fully connected layers."""
+    """Return the weights of a pool; raise InputError if they are not those of fully connected layers."""
     if not models.weights:
         raise InputError(f"attack {attack} reads weights of fully connected layers: {type(models).__name__} has none")
     layers: Layers = []
@@ -189,7 +190,7 @@ def _layers(models: Models, attack: str) -> Layers:
 
 
 def _moments(layer: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
-    """Mean and deviation ``[in + 1]`` over models and neurons; past the first layer, of all weights together."""
+    """Return mean and deviation ``[in + 1]`` over models and neurons; past the first layer, over all weights."""
     mean, square = layer.mean((0, 1)), layer.square().mean((0, 1))
     if not first:  # the inputs of later layers have no order
         mean[:-1], square[:-1] = mean[:-1].mean(), square[:-1].mean()

@@ -1,4 +1,4 @@
-"""The per-point threshold: every query point has a threshold of its own, and they vote."""
+"""The per-point threshold, in which query points vote by thresholds of their own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fairpriv.functional.attacks import per_point_scores
 
 @dataclass
 class PerPointThreshold(Attack):
-    """A threshold and direction on P(y=1) at every point, from shadows; the points vote (Suri et al., SaTML 2023).
+    """A vote of query points, each with a threshold and direction on P(y=1) from shadows (Suri et al., SaTML 2023).
 
-    As in the released code the vote is unweighted, 1/2 is its border, points are ranked by the difference of the
-    worlds' mean outputs, and the first ``fractions`` of the rows of one world are kept. Ours: they are chosen by
-    cross-validation, as in the threshold test; thresholds are exact, not on a grid; points that tell the shadows'
-    worlds apart no better than chance do not vote. A tie says world 0.
+    As in the released code, the vote is unweighted with border 1/2, points are ranked by the difference of the worlds'
+    mean outputs, and the first ``fractions`` of the rows of one world are kept. Ours: the fraction is chosen by
+    cross-validation, as in the threshold test; thresholds are exact, not on a grid; points that distinguish the
+    shadows' worlds no better than chance do not vote. A tie says world 0.
 
     Attributes:
         fractions: candidate shares of one world's query rows, each in (0, 1].
@@ -34,5 +34,5 @@ class PerPointThreshold(Attack):
         check_selection(self.name, self.fractions, self.folds)
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: share of votes for world 1 minus share for world 0."""
+        """Score every victim by the share of votes for world 1 minus that for world 0."""
         return game.result(self.name, selected_scores(game, self.name, per_point_scores, self.fractions, self.folds))

@@ -1,4 +1,4 @@
-"""The distribution-inference game played: attacks on dealt pools, and what came of them."""
+"""The playing of the distribution-inference game: attacks on dealt pools, and their measures."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ POOL_DIVERGED = Metric(
 
 @dataclass(frozen=True)
 class Played:
-    """What the attacks of one cell have measured.
+    """The measures of all attacks of one cell.
 
-    ``victims`` holds, per repeated split, the truth, every attack's scores, victim by victim, and what is told of the
+    ``victims`` holds, per repeated split, the truth, every attack's scores of each victim, and the measures of this
     split alone.
     """
 
@@ -72,7 +72,7 @@ class Played:
 
 @dataclass
 class Split:
-    """One repeated split: its attackable game, and how the victims do on the victim half's test rows."""
+    """One repeated split: its game for the attacks, and the victims' performance on the victim half's test rows."""
 
     game: AttackGame
     accuracy: Tensor  # [V], of each victim's answers on all test rows, both worlds together
@@ -88,8 +88,8 @@ def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> P
     """Run every attack on every split, and measure the victims.
 
     Metrics: those of :func:`play_attacks`; ``privacy/victim_accuracy_gap``, the absolute difference in mean accuracy on
-    the same rows between victims of world 0 and of world 1 (our reading c), with its ``_floor``, what is expected of
-    victims whose worlds are dealt at random; ``pool/accuracy``, ``pool/train_accuracy`` where it is known,
+    the same rows between victims of world 0 and of world 1 (our reading c), with its ``_floor``, its expectation for
+    victims whose worlds are dealt at random; ``pool/accuracy``, ``pool/train_accuracy`` if it is known,
     ``pool/equalized_odds_gap`` and ``pool/constant``, means over victims; ``pool/diverged``, a count. (Reading d, an
     attack's accuracy minus one half, is half its advantage.)
 
@@ -129,17 +129,17 @@ def play_attacks(
 ) -> Played:
     """Run every attack on every game.
 
-    Of one game the metrics are those of :class:`AttackResult`, with intervals over its victims. Of several they are
-    means of the signed accuracy and AUC, leakage and ``auc`` being folded from these means, with Student's t intervals
-    over games and no p value; each game's own stands with its victims, unless the worlds are pure.
+    For one game the metrics are those of :class:`AttackResult`, with intervals over its victims. For several games they
+    are means of the signed accuracy and AUC, with Student's t intervals over games and without a p value; leakage and
+    ``auc`` are folded from these means. Each game's own p value is stored with its victims, unless the worlds are pure.
 
     Args:
         games: one or more, of repeated splits or drawn independently.
         attacks: any number.
-        pure: whether the worlds' rows are disjoint by necessity, as those of pure groups are. Victims are then no
-            independent draws from two distributions, and neither a p value nor an interval over them means anything:
-            what one game has is printed bare, with a warning.
-        ratio: by which the intervals over games are widened, as :func:`spread` says.
+        pure: whether the worlds' rows are necessarily disjoint, as those of pure groups are. Victims are then not
+            independent draws from two distributions, and p values and intervals over them mean nothing: one game's
+            numbers stand without them, with a warning.
+        ratio: widens the intervals over games, see :func:`spread`.
     """
     told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
     measured = Measured()
@@ -182,12 +182,12 @@ def _mean_of(parts: Iterable[Tensor]) -> float:
 
 
 def _gap(accuracy: Tensor, worlds: Tensor) -> float:
-    """Mean accuracy ``[V]`` of the victims of world 1 minus that of those of world 0."""
+    """Return the mean of ``accuracy`` ``[V]`` over the victims of world 1 minus that over the victims of world 0."""
     return float(accuracy[worlds == 1].mean() - accuracy[worlds == 0].mean())
 
 
 def _gap_floor(splits: Sequence[Split], draws: int = 1000) -> float:
-    """The expected victim accuracy gap where the worlds of every split's victims are dealt at random, by simulation."""
+    """Simulate the expected victim accuracy gap if the worlds of every split's victims are dealt at random."""
     generator = torch.Generator().manual_seed(0)
     means = []
     for split in splits:
@@ -198,7 +198,7 @@ def _gap_floor(splits: Sequence[Split], draws: int = 1000) -> float:
 
 
 def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """95 % interval of ``mean(second) - mean(first)`` by Welch's t; without end where a sample has one value only."""
+    """Return Welch's 95 % t interval of ``mean(second) - mean(first)``; unbounded if a sample has only one value."""
     if min(len(first), len(second)) < 2:
         return -math.inf, math.inf
     errors = [sample.var() / len(sample) for sample in (first, second)]

@@ -1,4 +1,4 @@
-"""The threshold test, and the choice of query points that it shares with the per-point threshold."""
+"""The threshold test, and the choice of query points, which the per-point threshold also uses."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ThresholdTest(Attack):
 
     Query points are ranked by how differently the two worlds' shadows label them, and the first ``fractions`` of the
     rows of one world are kept; threshold and direction are the best on the shadows. As in the released code, the rows
-    of world 0 and of world 1 are tried apart and the better, with its fraction, is taken. Ours: what is better is asked
-    of shadows that were left out (``folds``-fold cross-validation), where the released code asks those it was fitted
-    to. A tie says world 0.
+    of world 0 and of world 1 are tried separately, and the better world and fraction are used. Ours: held-out shadows
+    decide which is better (``folds``-fold cross-validation), where the released code uses the shadows it was fitted to.
+    A tie says world 0.
 
     Attributes:
         fractions: candidate shares of one world's query rows, each in (0, 1].
@@ -39,14 +39,14 @@ class ThresholdTest(Attack):
         check_selection(self.name, self.fractions, self.folds)
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score: distance of the accuracy from the threshold, in the direction of world 1."""
+        """Score every victim by the distance of its accuracy from the threshold, in the direction of world 1."""
         return game.result(
             self.name, selected_scores(game, self.name, threshold_test_scores, self.fractions, self.folds)
         )
 
 
 def check_selection(attack: str, fractions: Sequence[float], folds: int) -> None:
-    """Raise InputError where the choice of points has nothing to choose from."""
+    """Raise InputError if the settings leave no points to choose from."""
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise InputError(f"attack.{attack}.fractions={list(fractions)}: needs one or more shares, above 0 to 1")
     if folds < 2:
@@ -60,14 +60,17 @@ def selected_scores(
     fractions: Sequence[float],
     folds: int,
 ) -> Tensor:
-    """Scores ``[V]`` by ``statistic`` on those query points that serve best for shadows which it was not fitted to.
+    """Score victims by ``statistic`` on the query points that work best for held-out shadows.
 
     Args:
-        game: its victims are looked at after the choice.
+        game: the victims and shadows; its victims are used only after the choice.
         attack: its name, for errors.
-        statistic: as :func:`fairpriv.functional.attacks.threshold_test_scores`.
-        fractions: candidates; with equal balanced accuracy the first wins, and the rows of world 0 before those of 1.
-        folds: of the cross-validation; with fewer shadows in a world, as many as these.
+        statistic: a function like :func:`fairpriv.functional.attacks.threshold_test_scores`.
+        fractions: candidates; at equal balanced accuracy the first one wins, and rows of world 0 win over those of 1.
+        folds: of the cross-validation; at most as many as a world has shadows.
+
+    Returns:
+        Scores ``[V]``.
     """
     shadows0, shadows1 = game.shadow_probs(attack, least=2)
     folds = min(folds, len(shadows0), len(shadows1))

@@ -1,1 +1,1 @@
-"""Tables, texts and images with labels and sensitive groups, and the rows of the game."""
+"""Datasets of classifiers (tables, texts and images with labels and sensitive groups), and the rows of the game."""

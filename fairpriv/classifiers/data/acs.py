@@ -1,4 +1,4 @@
-"""ACSIncome of the American Community Survey, from the census' files or from such as others have made of them."""
+"""ACSIncome of the American Community Survey, from the census' own files or from files that others derived."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fairpriv.classifiers.data.tabular import TabularDataset
 
 @dataclass
 class ACSIncome(TabularDataset):
-    """Description of ACSIncome: a `TabularDataset` that knows when the work has been done already.
+    """Description of ACSIncome: a `TabularDataset` that recognises files which are filtered already.
 
-    Files with the target as 0 and 1, or False and True, hold ACSIncome's rows: ``positive_above`` and the filter on the
-    target have been applied, and so have filters on columns that are not there.
+    If a file's target is 0 and 1, or False and True, it holds ACSIncome's rows: ``positive_above``, the filter on the
+    target, and filters on columns that are not in the file have been applied before and are skipped.
     """
 
     kind: ClassVar[str] = "acs_income"

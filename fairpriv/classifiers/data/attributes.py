@@ -1,4 +1,4 @@
-"""What is told of every text or image: labels and groups, from attributes under their names."""
+"""Labels and groups of texts and images, from named attributes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_MOST_LABELS = 100  # a target with more values, and no list of them, is taken for a mistake
+_MOST_LABELS = 100  # a target with more values and no list of them is an error
 
 
 @dataclass(kw_only=True)
 class Attributed(Dataset):
-    """Description of labelled items that are no table, and what their readers have in common.
+    """Base class of descriptions of labelled items that are not tables, such as texts and images.
 
     The steps, in order: read the attributes, ``values``, ``bins``, ``groups`` of the target and of the sensitive
     attribute, ``min_cell_rows``, ``rows``; then the items themselves are read. Values are compared by their spelling,
-    as those of a table are.
+    as in tables.
     """
 
     pools_groups_by: ClassVar[str] = "dataset.values"
@@ -46,7 +46,7 @@ class Attributed(Dataset):
     # left out. An attribute without an entry: every value found, by falling frequency.
     groups: dict[str, list[Any] | None] = field(default_factory=dict)
     min_cell_rows: int = 0  # labels with fewer items than this in one of the groups are left out, and named
-    rows: int | None = None  # at most so many items, drawn by seed 0; null: all
+    rows: int | None = None  # largest number of items, drawn by seed 0; null: all
 
     def __post_init__(self) -> None:
         if self.sensitive == self.target:
@@ -62,11 +62,11 @@ class Attributed(Dataset):
                 raise InputError(f"dataset.bins.{name}: {rule}; it takes from, an attribute, and edges in rising order")
 
     def _attributes(self) -> list[str]:
-        """The attributes that are to be read: target, sensitive, or what these are bins of."""
+        """Name the attributes to read: target and sensitive attribute, or those that they are bins of."""
         return [self.bins[name]["from"] if name in self.bins else name for name in (self.target, self.sensitive)]
 
     def _chosen(self, attributes: pd.DataFrame, files: str) -> Chosen:
-        """Which items are kept, with their labels and groups; ``attributes`` has no missing value."""
+        """Choose the items to keep, with their labels and groups; ``attributes`` has no missing value."""
         label, group = (self._named(attributes, name, files) for name in (self.target, self.sensitive))
         remedy = self.pools_groups_by
         y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS, remedy)
@@ -100,7 +100,7 @@ class Attributed(Dataset):
         return Chosen(kept, y[kept], s[kept], label_names, group_names, dropped)
 
     def _named(self, attributes: pd.DataFrame, name: str, files: str) -> pd.Series:
-        """An attribute under the names of its values."""
+        """Return an attribute with its values renamed or binned."""
         if name in self.bins:
             origin, edges = str(self.bins[name]["from"]), self.bins[name]["edges"]
             numbers = pd.to_numeric(attributes[origin], errors="coerce")
@@ -127,7 +127,7 @@ class Attributed(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The items that are kept, and what is told of them."""
+    """The items that are kept, with their labels and groups."""
 
     index: NDArray[np.int64]  # [N], places among those that were read
     y: NDArray[np.int64]
@@ -137,7 +137,7 @@ class Chosen:
     dropped: dict[str, int]
 
     def table(self, dataset: Attributed, items: NDArray[Any], readable: NDArray[np.bool_], **dropped: int) -> Table:
-        """The table of these items, but for those that cannot be read."""
+        """Make the table of these items, without those that cannot be read."""
         return Table(
             name=dataset.name,
             sensitive=dataset.sensitive,
@@ -151,6 +151,6 @@ class Chosen:
 
 
 def some(names: Sequence[str] | Mapping[str, str], shown: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names, and say how many more there are."""
     listed = [f"{name} ({why})" for name, why in names.items()] if isinstance(names, Mapping) else list(names)
     return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")

@@ -1,6 +1,6 @@
-"""How rows become batches: shuffled epochs, stratified cells for fine-tuning, Poisson samples, and stratified samples.
+"""Batches of rows: shuffled epochs, stratified cells for fine-tuning, Poisson samples; and stratified subsamples.
 
-Tables fit into memory, so a batch is one indexed slice of whole tensors: no collation, no workers.
+Tables fit into memory, so a batch is one indexed slice of whole tensors, without collation or workers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # X [B, F], y [B], s [B], weight 
 
 
 class ShuffledBatches(IterableDataset[Batch]):
-    """Every row once an epoch, in orders drawn from ``seed``; the last batch may be smaller."""
+    """Batches with every row once per epoch, in orders drawn from ``seed``; the last batch may be smaller."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
         self.rows = rows
@@ -36,15 +36,15 @@ class ShuffledBatches(IterableDataset[Batch]):
 class StratifiedBatches(IterableDataset[Batch]):
     """Batches with equally many rows of every (label, group) cell, weighted back to the distribution of ``rows``.
 
-    A cell smaller than its share enters every batch whole, and the others share what it leaves; so a batch as large as
-    the data is the data. The weight of a row of cell c is ``(n_c / N) / (q_c / B)``, with n_c rows in the data and q_c
-    in the batch: the weighted mean of a loss estimates its mean over ``rows`` without bias, whatever the strata.
+    A cell smaller than its share enters every batch whole, and the others share the room it leaves; so a batch as large
+    as the data is the data. The weight of a row of cell c is ``(n_c / N) / (q_c / B)``, with n_c rows in the data and
+    q_c in the batch. So the weighted mean of a loss is an unbiased estimate of its mean over ``rows``.
 
     Args:
         rows: the data.
-        batch_size: rows in a batch; less where the data is smaller.
+        batch_size: rows in a batch; fewer if the data is smaller.
         steps: batches in an epoch.
-        seed: of the orders in which cells are walked through.
+        seed: of the orders in which the rows of a cell are used.
         weights: of the rows ``[N]``, at least 0; a batch's weights are multiplied by them. None: all 1.
     """
 
@@ -55,7 +55,7 @@ class StratifiedBatches(IterableDataset[Batch]):
         settings = [batch_size, steps, seed] + ([weights.tolist()] if weights is not None else [])
         self.content = content(rows, type(self).__name__, *settings)
         self.generator = torch.Generator().manual_seed(seed)
-        strata = sorted(cells(rows), key=len)  # smallest first, so that what it leaves goes to the larger ones
+        strata = sorted(cells(rows), key=len)  # smallest first, so that the room it leaves goes to the larger ones
         left = min(batch_size, len(rows.y))
         if left < len(strata):
             raise ValueError(f"a batch of {batch_size} rows cannot hold {len(strata)} (label, group) cells")
@@ -77,7 +77,7 @@ class StratifiedBatches(IterableDataset[Batch]):
             yield self.draw()
 
     def draw(self) -> Batch:
-        """The next batch; a cell's order is redrawn when it is used up."""
+        """Draw the next batch; a cell's order is redrawn when it is used up."""
         index = torch.cat([self._take(cell, quota) for cell, quota in enumerate(self.quotas)])
         weight = self.weight if self.row_weights is None else self.weight * self.row_weights[index]
         return self.rows.X[index], self.rows.y[index], self.rows.s[index], weight
@@ -95,9 +95,9 @@ class StratifiedBatches(IterableDataset[Batch]):
 
 
 class PoissonBatches(IterableDataset[Batch]):
-    """Every row is in a batch with probability ``1 / steps``, whatever the others do: the batches of DP-SGD.
+    """Poisson samples, the batches of DP-SGD: every row is in a batch with probability ``1 / steps``, independently.
 
-    Their sizes differ, and 0 is one of them; in the mean an epoch holds every row once.
+    Batch sizes differ and may be 0; on average an epoch holds every row once.
     """
 
     def __init__(self, rows: Rows, steps: int, seed: int) -> None:
@@ -120,7 +120,7 @@ Batches = ShuffledBatches | StratifiedBatches | PoissonBatches
 
 
 def subsample(rows: Rows, share: float, seed: int) -> Rows:
-    """A random ``share`` in [0, 1] of ``rows``, drawn within each (label, group) cell so that none is lost."""
+    """Draw a random ``share`` in [0, 1] of ``rows`` within each (label, group) cell, so that no cell is lost."""
     generator = torch.Generator().manual_seed(seed)
     kept = [cell[torch.randperm(len(cell), generator=generator)[: round(share * len(cell))]] for cell in cells(rows)]
     return rows.take(torch.cat(kept).sort().values)

@@ -1,4 +1,4 @@
-"""What the cells of a table hold: how they are spelled, which are missing, which are numbers, and what looks odd."""
+"""Read and check the cells of tables: their spelling, missing values, numbers, and oddities."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Words that people and programs write where there is no value, in small letters; cells are compared without blanks.
+# Words that stand for a missing value, in small letters; cells are compared without outer blanks.
 MISSING = ("", "null", "none", "na", "n/a", "#n/a", "nan", "<na>", "?", "empty")
 
-_MOSTLY = 0.8  # share of cells that are numbers, above which the others are taken for slips
-_FEW = 50  # rows: below, that all values of a column differ is no wonder
+_MOSTLY = 0.8  # share of cells that are numbers, above which the others are taken for mistakes
+_FEW = 50  # rows; in fewer rows all values of a column may differ by chance
 _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([T ]\d{1,2}:\d{2}.*)?", re.ASCII
 )
 _UNIT = re.compile(r"USD|EUR|GBP|CHF|JPY|SEK|NOK|DKK|[%‰]")
 _WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_GROUPED = (  # digits in threes, the mark between them, and the decimal one
+_GROUPED = (  # groups of three digits, the mark between them, and the decimal mark
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>,)\d{3})+(\.\d*)?", re.ASCII),
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>\.)\d{3})+(?P<decimal>,)\d+", re.ASCII),
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>\.)\d{3}){2,}", re.ASCII),
@@ -41,7 +41,7 @@ _GROUPED = (  # digits in threes, the mark between them, and the decimal one
 
 
 def text(value: Any) -> str:
-    """The spelling under which a value is compared: 1, 1.0 and "1.0" are "1", blanks around it do not count."""
+    """Spell a value as it is compared: 1, 1.0 and "1.0" become "1", and outer blanks are removed."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     spelled = str(value).strip()
@@ -50,7 +50,7 @@ def text(value: Any) -> str:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Those of the names that differ in case, blanks or the form of their letters only, together."""
+    """Group names that differ only in case, blanks or the Unicode form of their letters; leave out all others."""
     found: dict[str, list[str]] = {}
     for name in names:
         shown = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isprintable() or c.isspace())
@@ -62,17 +62,17 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 class Notation:
     """How a file writes missing values and numbers."""
 
-    missing: Collection[str]  # words, compared without case and blanks around
+    missing: Collection[str]  # words, compared without case and outer blanks
     decimal: str = "."
     thousands: str | None = None
     units: Sequence[str] = ()
 
     def read(self, column: pd.Series) -> pd.Series:
-        """The column with NaN where it is missing: numbers where all the others are, else text without outer blanks."""
+        """Return the column, NaN where missing: as numbers if all others are, else as text without outer blanks."""
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             return column
         if column.dtype == object and column.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any():
-            column = column.map(str)  # as parquet may hold
+            column = column.map(str)  # parquet files may hold such cells
         if isinstance(column.dtype, pd.CategoricalDtype):
             codes, cells = column.cat.codes.to_numpy(), column.cat.categories
         else:
@@ -90,13 +90,13 @@ class Notation:
             values = known
         each = values.to_numpy()
         if (codes < 0).any():
-            each = np.append(each, np.nan)  # where -1 points to
+            each = np.append(each, np.nan)  # code -1 reads this last entry
         return pd.Series(each[codes], index=column.index, name=str(column.name))
 
     def _numbers(self, known: pd.Series) -> pd.Series | None:
-        """Read cells as numbers, missing ones as NaN; None where one of them is no number."""
+        """Read cells as numbers, missing ones as NaN; return None if one of them is not a number."""
         numbers = None
-        for part in (known.iloc[:100], known):  # most columns of text show in a few cells that they are
+        for part in (known.iloc[:100], known):  # the first cells of most text columns already show that they are text
             numbers = pd.to_numeric(part.map(self._plain, na_action="ignore"), errors="coerce")
             if (numbers.isna() & part.notna()).any():
                 return None
@@ -111,12 +111,12 @@ class Notation:
 
 
 def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.categorical") -> None:
-    """Raise `InputError` where a column of text holds numbers but for a few cells; says which, and what would mend it.
+    """Raise `InputError` if a text column holds numbers in all but a few cells; it shows these cells and a remedy.
 
     Args:
-        column: text, as `Notation.read` leaves it, or numbers, which pass.
-        files: where it was read.
-        where: the config key that takes the column as it is.
+        column: text, as `Notation.read` returns it, or numbers, which are accepted.
+        files: where it was read, for errors.
+        where: the config key that accepts the column as it is.
     """
     if pd.api.types.is_numeric_dtype(column):
         return
@@ -138,12 +138,16 @@ def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.cate
 
 
 def notation(cells: Iterable[Any]) -> str | None:
-    """What says that cells hold numbers as people write them, and how they can be read; None where none does."""
+    """Describe how cells write numbers (thousands marks, units, ...) and the settings that read them.
+
+    Returns:
+        The text of an error, without its subject; None if no cell has such a number.
+    """
     found = [(str(cell), written) for cell in cells if (written := _written(str(cell)))]
     marks = {(kind, mark) for _, written in found for kind, mark in written}
     if not marks:
         return None
-    if ("decimal", ",") in marks:  # 1,500 beside 2,5 is a decimal comma too
+    if ("decimal", ",") in marks:  # next to 2,5 the comma in 1,500 is a decimal comma too
         marks.discard(("thousands", ","))
     example = next(cell for cell, written in found if written & marks)
     units = sorted(mark for kind, mark in marks if kind == "unit")
@@ -166,7 +170,7 @@ def _is_currency(mark: str) -> bool:
 
 
 def _written(cell: str) -> set[tuple[str, str]] | None:
-    """How a number is written, nothing for a plain one; None for what is no number."""
+    """Return the marks with which a number is written, none for a plain one; None if the cell is not a number."""
     cell = cell.replace("\u2212", "-")
     marks: set[tuple[str, str]] = set()
     if inner := re.fullmatch(r"\((.*)\)", cell):
@@ -186,14 +190,17 @@ def _written(cell: str) -> set[tuple[str, str]] | None:
 
 
 def oddities(frame: pd.DataFrame, target: str, sensitive: str) -> dict[str, list[str]]:
-    """Columns that hardly describe a person: by what they look like, their names.
+    """Find columns that hardly describe a person.
 
-    Row numbers, unique ids, dates, and copies of the target or of the sensitive attribute under other values.
+    These are row numbers, unique ids, dates, and copies of the target or of the sensitive attribute under other values.
 
     Args:
-        frame: columns as `Notation.read` leaves them.
+        frame: columns as `Notation.read` returns them.
         target: name of the label's column, which is in the frame.
-        sensitive: likewise of the sensitive attribute.
+        sensitive: name of the sensitive attribute's column, likewise.
+
+    Returns:
+        By what they look like, the names of the columns.
     """
     found: dict[str, list[str]] = {}
     copied = {f"a copy of {name}": pd.factorize(frame[name])[0] for name in (target, sensitive)}
@@ -232,7 +239,7 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
 
 
 def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Collection[str] = ()) -> Iterator[str]:
-    """A line for every column: its kind, how many cells are missing, how many values differ, and what looks odd."""
+    """Describe every column in one line: its kind, its missing cells, its distinct values, and what looks odd."""
     odd = {name: kind for kind, names in oddities(frame, target, sensitive).items() for name in names}
     for name in frame.columns:
         column = frame[name]
@@ -245,7 +252,7 @@ def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Colle
 
 
 def content_of(path: Path) -> bytes:
-    """A file's content, unpacked; of a zip file with several members, its only table.
+    """Read a file's content, unpacked; for a zip file with several members, that of its only table.
 
     Raises:
         InputError: the zip file holds several tables, or none.
@@ -266,9 +273,9 @@ def content_of(path: Path) -> bytes:
 
 
 def check_quotes(content: bytes, path: Path, separator: str, fields: int) -> None:
-    """Raise `InputError` where a quotation mark swallows rows: a field that holds as many separators as lines would.
+    """Raise `InputError` if a quotation mark swallows rows, so that one field holds the separators of several lines.
 
-    Where a file's fields have line breaks anyway, a few that look so are only warned of.
+    If most fields with line breaks look otherwise, this only warns.
     """
     if b'"' not in content or len(separator) != 1 or fields < 3:
         return
@@ -302,7 +309,7 @@ def check_quotes(content: bytes, path: Path, separator: str, fields: int) -> Non
 
 
 def is_rectangular(content: bytes, separator: str, fields: int) -> bool:
-    """Whether every line surely has as many fields as the header, as a count of separators shows it."""
+    """Return True if a count of separators proves that every line has as many fields as the header."""
     if len(separator) != 1 or b'"' in content:
         return False
     lines = content.count(b"\n") + (not content.endswith(b"\n"))

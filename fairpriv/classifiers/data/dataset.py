@@ -1,4 +1,4 @@
-"""What a dataset of classifiers is: the base class of descriptions, and the table that they are read into."""
+"""Datasets of classifiers: the base class of descriptions, and the table that they are read into."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _tables: dict[tuple[str, str], Table] = {}
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of a dataset after filters, before any split."""
+    """Rows of a dataset after filters and before any split."""
 
     name: str
     sensitive: str
@@ -39,19 +39,19 @@ class Table:
 
     @property
     def rows_read(self) -> int:
-        """Rows before any was left out."""
+        """Number of rows before any was left out."""
         return len(self.y) + sum(self.dropped.values())
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Rows ``[Y, S]`` of every label and group."""
+        """Number of rows ``[Y, S]`` of every label and group."""
         sizes = np.zeros((len(self.label_names), len(self.group_names)), dtype=np.int64)
         np.add.at(sizes, (self.y, self.s), 1)
         return sizes
 
     @property
     def told(self) -> list[str]:
-        """Lines that say what was read, what was left out and why, and the sizes of labels and groups."""
+        """Lines for the log: what was read, what was left out and why, and the sizes of labels and groups."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
         left_out = f", {self.rows_read - len(self.y)} left out ({reasons})" if reasons else ""
         labels = list(zip(self.label_names, self.sizes, strict=True))[:_MOST_LABELS]
@@ -65,7 +65,7 @@ class Table:
         return ", ".join(f"{name} {size}" for name, size in zip(self.group_names, sizes, strict=True))
 
     def warn(self) -> None:
-        """Warn where much is left out."""
+        """Warn if many rows are left out."""
         lost = {reason: count for reason, count in self.dropped.items() if reason not in _SELECTION}
         if sum(lost.values()) > _MUCH * (len(self.y) + sum(lost.values())):
             log.warning(
@@ -78,15 +78,15 @@ class Table:
 
 
 class Dataset(ABC):
-    """Base class of the dataclasses that describe a dataset; what they read is read once per process.
+    """Base class of dataclasses that describe a dataset; each dataset is read once per process.
 
     Attributes:
         name: in tables and reports.
         source: where its files come from.
         target, sensitive: names of the label and of the sensitive attribute.
         modality: what it holds: ``table``, ``text`` or ``image``.
-        pools_groups_by: the config key by which groups are pooled, which errors advise.
-        leaves_labels_out_by: likewise that by which rare labels are left out; None where there is none.
+        pools_groups_by: the config key that pools groups, which errors recommend.
+        leaves_labels_out_by: the config key that leaves rare labels out, likewise; None if there is none.
     """
 
     name: str
@@ -111,5 +111,5 @@ class Dataset(ABC):
         """Read everything."""
 
     def encode(self, train: Any) -> Encoding:
-        """Fit an encoder to training rows of ``Table.features``; of texts and images their model's reader does."""
+        """Fit an encoder to training rows of ``Table.features``; a model's reader does this for texts and images."""
         raise NotImplementedError(f"{type(self).__name__} holds {self.modality}s, which a model's reader encodes")

@@ -18,7 +18,7 @@ from fairpriv.errors import InputError
 
 @dataclass(kw_only=True)
 class Documents(Attributed):
-    """Description of a labelled text dataset, and its reader; formats and ``where`` are those of `Texts`."""
+    """Description of a labelled text dataset, and its reader; formats and ``where`` are as in `Texts`."""
 
     kind: ClassVar[str] = "documents"
 
@@ -26,8 +26,8 @@ class Documents(Attributed):
 
     text: str  # column of the text
     where: dict[str, Any] = field(default_factory=dict)  # column: condition; rows that do not fulfil it are left out
-    # Columns whose value, where it stands in the text as a whole word, is replaced by "_": a label that is written
-    # there need not be predicted.
+    # Columns whose value is replaced by "_" if it stands in the text as a whole word, since a label in the text would
+    # give itself away.
     mask: list[str] = field(default_factory=list)
     missing: Literal["error", "drop"] = "error"  # rows with an empty text, label or group: drop leaves them out
 

@@ -1,19 +1,20 @@
 """The two distributions of the distribution-inference game, drawn from one table.
 
-How rows are dealt (the definition is ours, after the one pool of rows that Suri and Evans' released code filters anew
-for every model). All rows are put in one random order, stratified by (label, group) and seeded, and cut into
-consecutive parts: the adversary's half (what it asks about, and what its shadows draw from), then the victim's
-validation, rates, gap and train. Twins, rows that are equal in features, label and group, stay in one part.
+How rows are dealt (the definition is ours; Suri and Evans' released code has one pool of rows, which it filters anew
+for every model). All rows are put in one random order, which is stratified by (label, group) and seeded, and cut into
+consecutive parts. The first is the adversary's half: the rows it asks about, and the rows that its shadows draw from.
+Then come the victim's validation, rates, gap and train. Twins, rows that are equal in features, label and group, stay
+in one part.
 
-Of a part, two worlds are drawn without sharing a row. With property group A, the rest R and
+From each part, two worlds are drawn that share no row. With property group A, the rest R and
 ``n = min(rows of A, rows of R)`` (in train at most ``game.rows``), each world has n rows: world 0 takes
-``round(alpha * n)`` of A and fills up from R, world 1 is the mirror image. Draws are stratified: labels keep their
-proportions within every group, and the groups of R theirs within R. What one side has beyond n is not used.
+``round(alpha * n)`` rows of A and fills up from R, world 1 is the mirror image. Draws are stratified: labels keep their
+proportions within every group, and the groups of R keep theirs within R. Rows that one side has beyond n are not used.
 
-The single model is trained on such worlds of the part ``train``. Every model of a pool has worlds of its own: it draws
-them afresh from its side's half, so that what tells the pools of the two worlds apart is their distribution and not a
-fixed set of rows. Victims draw from train and validation together, shadows from all but what is asked about; what
-victims are measured on, rates and gap, no model ever sees.
+The single model is trained on the worlds of the part ``train``. Every model of a pool draws worlds of its own from its
+side's half. So the pools of the two worlds differ in their distribution, and not in a fixed set of rows. Victims draw
+from train and validation together, shadows from the adversary's rows that it does not ask about. No model ever sees
+the rows that victims are measured on, rates and gap.
 """
 
 from __future__ import annotations
@@ -42,21 +43,21 @@ Part = Literal["train", "validation", "rates", "gap", "query"]
 Side = Literal["victim", "adversary"]
 _PARTS: tuple[Part, ...] = ("validation", "rates", "gap", "train")
 
-_LARGEST_SAMPLE = 2000  # training rows per world of a pool's model where game.model_rows does not say
-_SAMPLED = 0.4  # or this share of what the scarcer side holds: models that share most of their rows differ too little
-_VALIDATION = 0.2  # validation rows of a pool's model per training row, where game.model_validation_rows does not say
+_LARGEST_SAMPLE = 2000  # largest default of game.model_rows
+_SAMPLED = 0.4  # largest default as a share of the scarcer side's rows: models that share most rows differ too little
+_VALIDATION = 0.2  # default of game.model_validation_rows, per training row
 _LEAST_VALIDATION = 20
 _FEW = 100  # rows of a part's world, below which a warning says so
 
 
 @dataclass(frozen=True, eq=False)
 class Deal:
-    """What one model of a pool is given: worlds of its own, to train on and to validate with.
+    """The two worlds that one model of a pool draws for itself, to train on and to validate with.
 
     Attributes:
         half: the rows that its side draws from.
         train: places in ``half`` of the training rows of world 0 and of world 1; no row is in both.
-        validation: likewise of the validation rows, which share no row and no twin with ``train``.
+        validation: likewise of the validation rows, which have no row and no twin in common with ``train``.
     """
 
     half: Rows
@@ -67,9 +68,9 @@ class Deal:
 class GameDataModule(LightningDataModule):
     """One game on one dataset: disjoint halves, parts and worlds (see the module's text), as encoded tensors.
 
-    Features are encoded by what the victim's train rows of both worlds hold together: a preprocessing fitted to one
-    world alone would tell the secret bit by itself. ``game.world`` changes nothing here: both directions share data.
-    Texts and images are read by the model's ``reader``, a table by its dataset.
+    The encoder is fitted to the victim's train rows of both worlds together, because preprocessing fitted to one world
+    alone would reveal the secret bit. ``game.world`` changes nothing here: both directions share data. Texts and images
+    are read by the model's ``reader``, a table by its dataset.
     """
 
     table: Table
@@ -85,7 +86,7 @@ class GameDataModule(LightningDataModule):
         self._halves: dict[Side, Rows] = {}
 
     def prepare_data(self) -> None:
-        """Fetch the files, if need be, in one process alone."""
+        """Fetch the files if necessary, in one process only."""
         self.dataset.source.locate()
 
     def setup(self, stage: str | None = None) -> None:
@@ -110,7 +111,7 @@ class GameDataModule(LightningDataModule):
         }
         worlds = {}
         for place, part in enumerate(_PARTS):
-            # a stream of its own, so that the rows drawn in one part do not depend on the other parts
+            # every part has its own random stream, so that its rows do not depend on the other parts
             worlds[part] = self._worlds(part, np.random.default_rng([self.seed, place]))
             self._check_cells(part, worlds[part])
         self._items = self.reader.read(np.asarray(table.features)) if self.reader else table.features
@@ -119,7 +120,7 @@ class GameDataModule(LightningDataModule):
         self._rows = {(part, world): self._encode(rows) for part in _PARTS for world, rows in enumerate(worlds[part])}
 
     def repeat(self, number: int) -> GameDataModule:
-        """Deal the same data anew, for repeated split ``number``; split 0 is this one."""
+        """Deal the same data anew for repeated split ``number``; split 0 is this module itself."""
         if not number:
             return self
         other = GameDataModule(self.dataset, self.game, derived_seed(self.seed, number), self.reader)
@@ -127,7 +128,7 @@ class GameDataModule(LightningDataModule):
         return other
 
     def part(self, name: Part, world: int) -> Rows:
-        """Rows of a part in world 0 or 1; ``query`` holds what the adversary asks about, of its own half."""
+        """Return the rows of a part in world 0 or 1; ``query`` holds the adversary's own rows that it asks about."""
         if (name, world) not in self._rows:
             self._refuse_no_adversary()
             drawn = self._worlds(name, np.random.default_rng([self.seed, len(_PARTS)]))
@@ -135,7 +136,7 @@ class GameDataModule(LightningDataModule):
         return self._rows[name, world]
 
     def half(self, side: Side) -> Rows:
-        """All rows that the models of one side draw from, every group in its natural proportion."""
+        """Return all rows that the models of one side draw from, every group in its natural proportion."""
         if side not in self._halves:
             if side == "adversary":
                 self._refuse_no_adversary()
@@ -143,17 +144,17 @@ class GameDataModule(LightningDataModule):
         return self._halves[side]
 
     def deal(self, side: Side, seed: Sequence[int]) -> Deal:
-        """Draw the worlds of one model of a pool, afresh from its side's half.
+        """Draw the worlds of one model of a pool from its side's half.
 
         Args:
             side: whose half.
-            seed: of the draw; another one for every model.
+            seed: of the draw; every model has another one.
 
         Raises:
-            InputError: the half holds too few rows; says of which group, and how many are missing.
+            InputError: the half holds too few rows; it says of which group, and how many are missing.
         """
         half, sizes = self.half(side), self.model_rows()
-        # places in the half, which stand for its rows
+        # the draw gives row numbers of the table; a deal holds places in the half
         drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side)
         place = np.zeros(len(self.table.y), dtype=np.int64)
         place[self._drawn_from[side]] = np.arange(len(half.y))
@@ -161,10 +162,10 @@ class GameDataModule(LightningDataModule):
         return Deal(half, train, validation)
 
     def model_rows(self) -> tuple[int, int]:
-        """Training and validation rows per world of every model of a pool, victim or shadow.
+        """Return how many training and validation rows per world every model of a pool has, victim or shadow.
 
         Raises:
-            InputError: a half holds fewer rows of a group than that; says which group, and how many are missing.
+            InputError: a half holds fewer rows of a group; it says which group, and how many are missing.
         """
         self._refuse_no_adversary()
         held = {}
@@ -186,7 +187,7 @@ class GameDataModule(LightningDataModule):
 
     @property
     def features(self) -> int:
-        """Number of encoded features, F; of texts and images, what their model's reader says."""
+        """Number of encoded features, F; for texts and images, the width that their model's reader gives."""
         return self.encoder.features
 
     @property
@@ -212,7 +213,7 @@ class GameDataModule(LightningDataModule):
 
     @property
     def pure(self) -> bool:
-        """Whether a world holds the property group alone: the two worlds' row sets are disjoint of necessity."""
+        """Whether a world holds the property group alone, so that the worlds' row sets are necessarily disjoint."""
         return self.game.alpha in (0, 1)
 
     @property
@@ -222,10 +223,10 @@ class GameDataModule(LightningDataModule):
 
     @property
     def counts(self) -> dict[str, float]:
-        """Rows that were read, left out by reason, and used; of these, of each label and group, part and world.
+        """Numbers of rows: read, left out (by reason), and used, the latter also by label and group, part and world.
 
-        ``data/world_0/GROUP`` are its training rows of a group, ``data/decided_by/GROUP`` the rows of the scarcer side,
-        which decide how large a world is in training.
+        ``data/world_0/GROUP`` counts world 0's training rows of a group. ``data/decided_by/GROUP`` counts the training
+        rows of the scarcer side, which decide the size of a world.
         """
         table = self.table
         twin = np.bincount(self.twins)
@@ -247,12 +248,12 @@ class GameDataModule(LightningDataModule):
 
     @property
     def measured(self) -> Measured:
-        """The `counts` as a result has them."""
+        """The `counts`, as a result stores them."""
         return Measured(self.counts, described={name: Metric(name, unit="rows", low=0.0) for name in self.counts})
 
     @property
     def told(self) -> list[str]:
-        """Lines that say what was read and how it was dealt: into which worlds, of what size, and what decides that."""
+        """Lines for the log: what was read, the worlds it was dealt into, their sizes, and what decides these."""
         alpha, own = self.game.alpha, self._named_group(True)
         sizes = ", ".join(f"{part} {self._world_rows(part)}" for part, rows in self.parts.items() if len(rows))
         counts = self._sides("train")
@@ -265,19 +266,19 @@ class GameDataModule(LightningDataModule):
 
     @property
     def small(self) -> str | None:
-        """Says which parts have few rows a world; None where none does."""
+        """Text that names the parts with few rows per world; None if there are none."""
         sizes = {part: self._world_rows(part) for part, rows in self.parts.items() if len(rows)}
         few = ", ".join(f"{part} {size}" for part, size in sizes.items() if size < _FEW)
         return f"parts with fewer than {_FEW} rows a world measure little: {few}" if few else None
 
     def _sides(self, part: Part) -> tuple[int, int]:
-        """Rows of the property group in a part, and of all others."""
+        """Count a part's rows of the property group, and of all others."""
         rows = self.parts[part]
         own = int((self.table.s[rows] == self.property_code).sum())
         return own, len(rows) - own
 
     def _scarcer(self) -> str:
-        """The side that has fewer training rows."""
+        """Name the side that has fewer training rows."""
         own, rest = self._sides("train")
         names = self.group_names
         if own > rest and len(names) == 2:
@@ -285,15 +286,15 @@ class GameDataModule(LightningDataModule):
         return self._named_group(own <= rest)
 
     def _world_rows(self, part: Part) -> int:
-        """Rows of each world of a part."""
+        """Return how many rows each world of a part has."""
         return self.game.rows if part == "train" and self.game.rows is not None else min(self._sides(part))
 
     def _cells(self) -> NDArray[np.int64]:
-        """Code of (label, group) of every row of the table."""
+        """Return the code of (label, group) of every row of the table."""
         return self.table.y * len(self.group_names) + self.table.s
 
     def _named_group(self, own: bool) -> str:
-        """What errors call the property group, or all others."""
+        """Name the property group, or all others, as errors do."""
         name = f"{self.table.sensitive}={self.group_names[self.property_code]}"
         return name if own else f"groups other than {name}"
 
@@ -302,7 +303,7 @@ class GameDataModule(LightningDataModule):
             raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
 
     def _split(self, order: NDArray[np.int64], cuts: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Consecutive parts of ``order``; a cut between twins moves behind the last of them."""
+        """Split ``order`` into consecutive parts; a cut between twins moves behind the last of them."""
         return np.split(order, [self._apart(order, int(cut)) for cut in cuts])
 
     def _apart(self, order: NDArray[np.int64], cut: int) -> int:
@@ -311,7 +312,7 @@ class GameDataModule(LightningDataModule):
         return cut
 
     def _worlds(self, part: Part, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row numbers of world 0 and world 1 of a part, as large as they can be."""
+        """Draw the row numbers of world 0 and world 1 of a part, as many as possible."""
         own, rest = self._sides(part)
         if part == "train" and self.game.rows is not None and self.game.rows > min(own, rest):
             raise InputError(
@@ -323,7 +324,7 @@ class GameDataModule(LightningDataModule):
     def _draw(
         self, rows: NDArray[np.int64], rng: np.random.Generator, sizes: Sequence[int], *, what: str
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Row numbers of world 0 and world 1, once for each size; twins are never in the draws of two sizes."""
+        """Draw row numbers of world 0 and world 1 once per size; twins never end up in draws of different sizes."""
         in_property = self.table.s[rows] == self.property_code
         cells = self._cells()
         sides = []
@@ -361,9 +362,9 @@ class GameDataModule(LightningDataModule):
                 )
 
     def _check_cells(self, part: Part, worlds: tuple[NDArray[np.int64], ...]) -> None:
-        """Check for enough rows of every (label, group) where they are measured, and for every label in each world.
+        """Refuse a part with too few rows of a (label, group) cell, or with a world that lacks a label.
 
-        Validation, where lambda is chosen, needs one row a cell; training none.
+        Parts that are measured need ``game.min_cell`` rows per cell, validation needs one, training none.
         """
         table = self.table
         needed = {"rates": self.game.min_cell, "gap": self.game.min_cell, "validation": min(1, self.game.min_cell)}
@@ -382,7 +383,7 @@ class GameDataModule(LightningDataModule):
                         f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
                         f"{self.dataset.pools_groups_by}{or_label}"
                     )
-                    if distinct < len(_PARTS):  # no share of the data gives every part one
+                    if distinct < len(_PARTS):  # no share of the data gives each part one
                         advice = f"no other game.min_cell or share mends that: {leave_out}"
                     else:
                         other = self._other_property(label, group, part)
@@ -403,7 +404,7 @@ class GameDataModule(LightningDataModule):
                     )
 
     def _other_property(self, label: int, group: int, part: Part) -> str:
-        """Advice to split by another group, where worlds drawn by it may hold more rows of a label and group."""
+        """Advise to split by another group if worlds drawn by it may hold more rows of a label and group."""
         table, rows = self.table, self.parts[part]
         if group == self.property_code or len(table.group_names) < 3:
             return ""
@@ -430,7 +431,7 @@ class GameDataModule(LightningDataModule):
 
 
 def twins(table: Table) -> NDArray[np.int64]:
-    """Number the rows ``[N]`` so that two have one number exactly where features, label and group are equal."""
+    """Number the rows ``[N]``: two rows have the same number exactly if features, label and group are equal."""
     features = table.features
     if isinstance(features, pd.DataFrame):
         content = pd.util.hash_pandas_object(features, index=False).to_numpy()
@@ -445,11 +446,11 @@ def twins(table: Table) -> NDArray[np.int64]:
 def interleave(
     cells: NDArray[np.int64], rng: np.random.Generator, twins: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Random order of the rows ``[N]`` in which every stretch holds each cell in about its overall proportion.
+    """Order the rows ``[N]`` at random, so that every stretch holds each cell in about its overall proportion.
 
     The rows of a cell are spread evenly, from a random start (systematic sampling): a stretch that is a share q of the
-    whole holds q times the cell's rows, give or take about one. Rows with the same number in ``twins`` ``[N]`` lie in
-    one cell and stay side by side; then it is give or take about as many as there are.
+    whole holds q times the cell's rows, up to about one row. Rows with the same number in ``twins`` ``[N]`` lie in one
+    cell and stay side by side; then the proportion holds up to about the size of a set of twins.
     """
     first, unit, size = np.unique(
         np.arange(len(cells)) if twins is None else twins, return_index=True, return_inverse=True, return_counts=True

@@ -1,4 +1,4 @@
-"""Images whose file names tell what they show, as UTKFace's do."""
+"""Images whose file names hold their attributes, as UTKFace's do."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Images(Attributed):
     """Description of a folder of images, and its reader.
 
     Images are decoded by Pillow into RGB, cropped to the square in their middle, and resized. Files whose names do not
-    match ``pattern``, and such that cannot be decoded, are left out, with a warning that counts and names them; above
-    ``max_unreadable`` of all files they are an error. The format of a file is what it holds, not what its name ends in.
+    match ``pattern``, and files that cannot be decoded, are left out, with a warning that counts and names them. If
+    they are more than ``max_unreadable`` of all files, that is an error. The format of a file follows from its content,
+    not from its name.
 
-    Files of the same bytes are one image. Such as have different labels or groups are left out, with a warning that
-    names them; the game keeps the others in one part.
+    Files with the same bytes are one image. If their labels or groups differ, they are left out, with a warning that
+    names them; otherwise the game keeps them in one part.
     """
 
     kind: ClassVar[str] = "images"
@@ -37,9 +38,9 @@ class Images(Attributed):
     modality: ClassVar[str] = "image"
 
     pattern: str  # regular expression of whole file names; its named groups are the attributes
-    size: int = 64  # pixels a side
+    size: int = 64  # pixels per side
     max_unreadable: float = 0.01  # largest share of files that may be left out
-    # Of images of the same bytes, label and group: together keeps all, on one side of every split; first keeps one.
+    # Images with the same bytes, label and group. together: keep all, in one part of every split; first: keep one.
     duplicates: Literal["together", "first"] = "together"
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class Images(Attributed):
     def _duplicates(
         self, paths: list[Path], attributes: pd.DataFrame, folder: str
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which images have the same bytes as one of another label or group; which others are copies, if not wanted."""
+        """Find images with the same bytes as one of another label or group, and other copies if only one is to stay."""
         told = pd.DataFrame({name: self._named(attributes, name, folder) for name in (self.target, self.sensitive)})
         told = told.assign(content=[checksum(path) for path in paths])
         differ = told.groupby("content")[[self.target, self.sensitive]].transform("nunique").max(axis=1).to_numpy() > 1
@@ -123,7 +124,7 @@ class Images(Attributed):
             )
 
     def _decode(self, paths: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict[str, str]]:
-        """Pixels ``[n, 3, size, size]`` of those that can be read, which ones can, and the others with the reason."""
+        """Return pixels ``[n, 3, size, size]`` of readable images, which ones these are, and why the others fail."""
         from PIL import Image, ImageOps
 
         pixels = np.empty((len(paths), 3, self.size, self.size), dtype=np.uint8)
@@ -133,9 +134,9 @@ class Images(Attributed):
         for place, path in enumerate(paths):
             try:
                 with Image.open(path) as image:
-                    image.draft("RGB", (self.size, self.size))  # a JPEG is decoded no larger than need be
+                    image.draft("RGB", (self.size, self.size))  # decode a JPEG no larger than necessary
                     fitted = ImageOps.fit(image.convert("RGB"), (self.size, self.size))
-            except Exception as error:  # decoders raise whatever a broken file makes them stumble over
+            except Exception as error:  # a broken file may raise anything in a decoder
                 faults[path.name] = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
                 continue
             pixels[count] = np.asarray(fitted).transpose(2, 0, 1)

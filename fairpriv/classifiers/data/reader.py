@@ -1,4 +1,4 @@
-"""How the items of a dataset become a network's input."""
+"""Readers and encodings, which turn the items of a dataset into a network's input."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 
 class Encoding(Protocol):
-    """What is fitted to training rows, and turns rows into a network's input."""
+    """Protocol of encodings, which are fitted to training rows and turn rows into a network's input."""
 
     @property
     def features(self) -> int:
-        """Width of a row: of its features, its tokens, or pixels a side."""
+        """Width of a row: its number of features or tokens, or pixels per side."""
         ...
 
     def transform(self, rows: Any, /) -> NDArray[Any]:
@@ -24,7 +24,7 @@ class Encoding(Protocol):
 
 
 class Reader(ABC):
-    """Base class of what reads texts or images for one model; tables are encoded by their dataset."""
+    """Base class of readers of texts or images for one model; tables are encoded by their dataset."""
 
     @abstractmethod
     def read(self, items: NDArray[Any]) -> NDArray[Any]:
@@ -49,7 +49,7 @@ class Standardized:
 
     @property
     def features(self) -> int:
-        """F."""
+        """Number of features, F."""
         return len(self.mean)
 
     def transform(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:

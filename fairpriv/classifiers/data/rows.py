@@ -1,4 +1,4 @@
-"""Encoded rows: what models are trained on and measured with."""
+"""Encoded rows, which models are trained on and measured with."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Rows:
     index: Tensor  # int64 [N], row numbers in the table
 
     def take(self, index: Tensor) -> Rows:
-        """The rows at these places."""
+        """Return the rows at these places."""
         return Rows(self.X[index], self.y[index], self.s[index], self.index[index])
 
     def __add__(self, other: Rows) -> Rows:
-        """These rows and then those."""
+        """Return these rows, followed by the other ones."""
         return Rows(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
 def cells(rows: Rows) -> list[Tensor]:
-    """Indices into ``rows`` of every (label, group) cell that has rows."""
+    """Return the indices into ``rows`` of every (label, group) cell that has rows."""
     code = rows.y * (int(rows.s.max()) + 1) + rows.s
     return [torch.nonzero(code == c).flatten() for c in code.unique()]
 
 
 def content(rows: Rows, *settings: object) -> str:
-    """A hash of the rows' values and of what else determines the batches drawn from them."""
+    """Hash the rows' values and whatever else determines the batches drawn from them."""
     digest = hashlib.sha256(repr(settings).encode())
     for values in (rows.X, rows.y, rows.s):
         digest.update(repr((values.dtype, tuple(values.shape))).encode())

@@ -1,4 +1,4 @@
-"""A table of people: typed features, a binary label and a sensitive group, read from any CSV by a description."""
+"""Tables of people, read from CSV or parquet files: typed features, a binary label and a sensitive group."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_MOVED = 0.05  # change of a group's share by leaving out rows with missing values, likewise
-_MOST_GROUPS = 20  # a sensitive column with more values, and no list of groups, is taken for a mistake
+_MOVED = 0.05  # change of a group's share by leaving out rows with missing values above which a warning says so
+_MOST_GROUPS = 20  # a sensitive column with more values and no list of groups is an error
 
 _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
     "min": lambda column, bound: column >= bound,
@@ -50,11 +50,12 @@ _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
 
 @dataclass(frozen=True)
 class Encoder:
-    """Features as numbers, by what the training rows hold and nothing else.
+    """Encoder of features as numbers, fitted to the training rows only.
 
-    Numeric columns are standardised; one that is constant in training is 0 everywhere. A missing number becomes the
-    mean, and 1 in an indicator column if training rows miss it too. Categorical columns are one-hot over the training
-    categories, the rare ones pooled as ``other``; a category that training does not hold is all zeros.
+    Numeric columns are standardised; a column that is constant in training is 0 everywhere. A missing number becomes
+    the mean. If training rows miss the number too, an indicator column is 1 where it is missing. Categorical columns
+    are one-hot over the training categories, with the rare ones pooled as ``other``. A category that does not occur in
+    training is all zeros.
     """
 
     numeric: dict[str, tuple[float, float, bool]]  # column: mean, standard deviation (0: constant), indicator
@@ -68,7 +69,7 @@ class Encoder:
 
     @classmethod
     def fit(cls, train: pd.DataFrame, max_categories: int | None = None) -> Encoder:
-        """Fit to training rows; at most ``max_categories`` columns for a categorical one, ``other`` included."""
+        """Fit to training rows; a categorical column gets at most ``max_categories`` columns, ``other`` included."""
         numeric: dict[str, tuple[float, float, bool]] = {}
         categorical: dict[str, dict[str, int]] = {}
         names: list[str] = []
@@ -124,12 +125,12 @@ class TabularDataset(Dataset):
 
     The steps, in order: read and concatenate the files, ``rename``, ``decode``, ``recode``, ``filters``, missing
     values, groups, label. Values are compared by their spelling: 1, 1.0 and "1" are the same. The sensitive column is
-    left out of the features (unless ``include_sensitive``), and with it every column that it was recoded from or that
-    was recoded from the same one; likewise for the target. Features that give it away stay, and one
-    line says so, unless ``keep_proxies`` is False.
+    left out of the features (unless ``include_sensitive``), together with the column it was recoded from and all
+    columns that were recoded from the same one. The target is treated likewise. Features that reveal the sensitive
+    attribute stay, and a log line says so, unless ``keep_proxies`` is False.
 
-    A column is numeric where all its cells are numbers. One that is numeric but for a few cells, and listed neither as
-    ``numeric`` nor as ``categorical``, is an error that shows those cells.
+    A column is numeric if all its cells are numbers. A column with a few cells that are not numbers is an error that
+    shows these cells, unless it is listed as ``numeric`` or as ``categorical``.
     """
 
     kind: ClassVar[str] = "table"
@@ -142,7 +143,7 @@ class TabularDataset(Dataset):
     # A column without an entry: every value found, by falling frequency.
     groups: dict[str, list[Any] | None] = field(default_factory=dict)
     positive: list[Any] | None = None  # target values with label 1
-    negative: list[Any] | None = None  # target values with label 0; null: the one other value there is
+    negative: list[Any] | None = None  # target values with label 0; null: the only other value
     positive_above: float | None = None  # instead of ``positive``: label 1 where the target is above this number
     label_names: list[str] | None = None  # names of label 0 and label 1; null: from the values
     columns: list[str] | None = None  # column names of a file without a header line; null: it has one
@@ -150,7 +151,7 @@ class TabularDataset(Dataset):
     skip_initial_space: bool = False
     comment: str | None = None  # character that begins a comment
     skip_rows: int = 0  # lines at the top of each file
-    missing_values: list[str] = field(default_factory=lambda: list(MISSING))  # whatever their case, "" being blank
+    missing_values: list[str] = field(default_factory=lambda: list(MISSING))  # in any case; "" is a blank cell
     decimal: str = "."  # decimal mark of numbers
     thousands: str | None = None  # mark between their thousands
     units: list[str] = field(default_factory=list)  # signs beside numbers that do not count, such as "$"
@@ -169,7 +170,7 @@ class TabularDataset(Dataset):
     proxies: dict[str, list[str]] = field(default_factory=dict)  # sensitive column: features that give it away
     keep_proxies: bool = True  # False leaves those of ``sensitive`` out of the features
     # Missing values. drop: rows with one are left out. category: a missing feature is a value of its own (Encoder).
-    # Or each by itself, as {target: drop, sensitive: category, features: error}: what is not named is an error.
+    # Or one by one, as {target: drop, sensitive: category, features: error}; one that is not named is an error.
     missing: Literal["error", "drop", "category"] | dict[str, str] = "error"
 
     def __post_init__(self) -> None:
@@ -230,7 +231,7 @@ class TabularDataset(Dataset):
         return self._table(self._read(paths), ", ".join(path.name for path in paths))
 
     def profile(self) -> Iterator[str]:
-        """A line for every column that is read, before any row is left out; raises `InputError`."""
+        """Describe every column that is read in one line, before any row is left out; raises `InputError`."""
         paths = self.source.locate()
         frame = self._derive(self._read(paths), ", ".join(path.name for path in paths))
         yield from profile(frame, self.target, self.sensitive, self.categorical or ())
@@ -327,19 +328,19 @@ class TabularDataset(Dataset):
                 raise InputError(f"{paths[0].name} and {path.name} do not have the same columns: {differing}")
             frames.append(frame)
         whole = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
-        # Typed together: codes that one file writes as 1 and another as 1.0 are the same
+        # All files are typed together, because one may write a code as 1 and another as 1.0
         written = Notation(self.missing_values, self.decimal, self.thousands, self.units)
         return pd.DataFrame({name: written.read(whole[name]) for name in whole.columns})
 
     def _parse_text(self, path: Path) -> tuple[pd.DataFrame, list[str]]:
-        """All cells as they stand, of the columns that are needed; and what the header line calls these."""
+        """Read all cells of the needed columns as text; also return these columns' names in the header line."""
         content = content_of(path)
 
         def parse(**how: Any) -> pd.DataFrame:
             return pd.read_csv(
                 io.BytesIO(content),
                 sep=self.separator,
-                dtype="category",  # of text, which is quick where few values come often
+                dtype="category",  # fast if few values occur often
                 index_col=False,
                 skipinitialspace=self.skip_initial_space,
                 comment=self.comment,
@@ -353,7 +354,7 @@ class TabularDataset(Dataset):
             raise ValueError(f"it has {len(first.columns)} columns, dataset.columns {len(self.columns)} names")
         names = [str(name) for name in (self.columns or first.iloc[0])]
         needed = self._needed(names)
-        # pandas overlooks lines that are too long where it is told which columns to read
+        # pandas overlooks lines that are too long if it is told which columns to read
         only = needed if is_rectangular(content, self.separator, len(names)) else None
         frame = parse(header=None if self.columns is not None else 0, names=self.columns, usecols=only)
         check_quotes(content, path, self.separator, len(names))
@@ -370,7 +371,7 @@ class TabularDataset(Dataset):
         return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
 
     def _needed(self, names: Sequence[str]) -> list[int]:
-        """Places of the columns that are read: all, unless ``features`` says which, and no other name is unknown."""
+        """Return the places of the columns to read; all, if ``features`` is None or a named column is missing."""
         everything = list(range(len(names)))
         if self.features is None:
             return everything
@@ -379,7 +380,7 @@ class TabularDataset(Dataset):
         wanted |= {name for given_away in self.proxies.values() for name in given_away}
         wanted |= {rule["from"] for rule in self.recode.values()}
         there = {self.rename.get(name, name) for name in names} | set(names) | set(self.recode) | set(self.decode)
-        if wanted - there:  # an error that shows what there is
+        if wanted - there:  # a later error shows all columns
             return everything
         prefixes = tuple(self.decode.values())
         return [
@@ -435,7 +436,7 @@ class TabularDataset(Dataset):
         return frame[keep]
 
     def _family(self, name: str) -> set[str]:
-        """The column and all that say the same or more: those it was recoded from, and those recoded from these."""
+        """Return the column, the columns it was recoded from, and those that were recoded from these."""
 
         def root(column: str) -> str:
             while column in self.recode and self.recode[column]["from"] != column:
@@ -480,13 +481,13 @@ class TabularDataset(Dataset):
         return {self.target: "target", self.sensitive: "sensitive"}.get(name, "features")
 
     def _missing(self, role: str) -> str:
-        """What is done where a target, sensitive attribute or feature is missing."""
+        """Return what is done with missing values of the target, the sensitive attribute or the features."""
         if isinstance(self.missing, Mapping):
             return self.missing.get(role, "error")
         return self.missing if role == "features" or self.missing != "category" else "error"
 
     def _tell_oddities(self, frame: pd.DataFrame, features: Sequence[str]) -> None:
-        """Warn of features that hardly describe a person, and of categories that may be the same."""
+        """Warn about features that hardly describe a person, and about categories that may be the same."""
         for kind, names in oddities(frame, self.target, self.sensitive).items():
             log.warning(
                 "%s: features that look like %s: %s; dataset.drop leaves them out", self.name, kind, ", ".join(names)
@@ -502,7 +503,7 @@ class TabularDataset(Dataset):
                 )
 
     def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame) -> None:
-        """Warn where leaving out rows with missing values changes the make-up of groups or labels."""
+        """Warn if leaving out rows with missing values changes the shares of groups or labels."""
         if len(before) == len(after):
             return
         for name in (self.sensitive, self.target):
@@ -523,7 +524,7 @@ class TabularDataset(Dataset):
                 )
 
     def _label(self, column: pd.Series, files: str) -> tuple[NDArray[np.int64], tuple[str, str]]:
-        """Labels ``[N]`` in {0, 1} and their names."""
+        """Return labels ``[N]`` in {0, 1} and their names."""
         values = _texts(column)
         rule = f"dataset.positive={self.positive}"
         if self.positive_above is not None:
@@ -575,15 +576,22 @@ def coded(
     most: int = _MOST_GROUPS,
     remedy: str = "dataset.recode",
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Codes ``[N]`` of a column's values in the order of ``dataset.groups``, -1 for the others; and the values' names.
+    """Code a column's values in the order of ``dataset.groups``.
 
     Args:
         column: the values, none missing.
-        what: what an error calls the column.
-        groups: by column, the values that are kept; without an entry all of them, by falling frequency.
-        files: where they were read.
-        most: values that a column without an entry may have.
-        remedy: the config key by which values of one group get one name.
+        what: name of the column in errors.
+        groups: by column, the values to keep; a column without an entry keeps all, the most frequent first.
+        files: where the values were read, for errors.
+        most: largest number of values of a column without an entry.
+        remedy: the config key that gives several values one name.
+
+    Returns:
+        Codes ``[N]``, -1 for values that are not kept; and the names of the kept values, by code.
+
+    Raises:
+        InputError: names that differ in case or blanks only, too many values, fewer than two, a value named twice, or
+            a listed value without rows.
     """
     values = _texts(column)
     counts = values.value_counts()
@@ -657,7 +665,7 @@ def _numbers(column: pd.Series, files: str) -> pd.Series:
 
 
 def _counted(values: pd.Series) -> str:
-    """Values with their counts, the most frequent first, as one line."""
+    """Join the values and their counts, the most frequent first, into one line."""
     counts = values.value_counts()
     shown = ", ".join(f"'{value}' ({count})" for value, count in counts.head(10).items())
     return shown + (f" and {len(counts) - 10} more" if len(counts) > 10 else "")
@@ -673,7 +681,7 @@ def _require(frame: pd.DataFrame, name: str, key: str, files: str) -> None:
 
 
 def _without_copies(frame: pd.DataFrame, header: list[str], path: Path) -> pd.DataFrame:
-    """Drop the columns that repeat an earlier one in name and content, as in COMPAS; pandas has renamed them."""
+    """Drop columns with the name and content of an earlier one, as in COMPAS; pandas has renamed them."""
     copies = []
     for place, name in enumerate(header):
         first = header.index(name)

@@ -1,4 +1,4 @@
-"""The training of a pool: batches of all members, one optimiser step for all, and what stops each of them."""
+"""The training of a pool: batches of all members, one optimiser step for all, and early stopping of each."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 PoolBatch = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (None: all rows), weights [k, B]
 
 
-# Numbers in the widest activation of the members that pass through the network together: about what the caches of a
-# core hold, so that large batches do not wait for memory, and a bound on memory whatever M is.
+# Largest size of the widest activation of the members that pass through the network together. It is about what the
+# caches of a core hold, so that large batches do not wait for memory, and it bounds memory for any M.
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
 class Dual:
-    """Dual ascent on ``gap <= epsilon`` on validation rows, a lambda for every member; the rule is `Classifier`'s.
+    """Dual ascent on ``gap <= epsilon`` on validation rows, with a lambda per member, by the rule of `Classifier`.
 
     Attributes:
         rate: above 0; after every epoch of a member ``lambda <- max(0, lambda + rate * (gap - epsilon))``.
-        epsilon: at least 0, the gap that is aimed at.
+        epsilon: target of the gap, at least 0.
     """
 
     rate: float
@@ -52,8 +52,8 @@ class Dual:
 class Private:
     """DP-SGD (Abadi et al. 2016): a step sums its rows' gradients, clipped one by one, and adds Gaussian noise.
 
-    An epoch is ``steps_per_epoch`` batches, in each of which every row is with probability ``1 / steps_per_epoch``; the
-    noised sum is divided by the batches' expected size.
+    An epoch has ``steps_per_epoch`` batches, each of which holds every row with probability ``1 / steps_per_epoch``.
+    The noised sum is divided by the batches' expected size.
 
     Attributes:
         noise: the noise multiplier, at least 0: the noise's standard deviation in units of ``clip``.
@@ -65,29 +65,29 @@ class Private:
 
 
 def member_seed(seed: int, member: int) -> int:
-    """The seed of a member's initial weights and batches: the first word of numpy's ``SeedSequence([seed, member])``.
+    """Return the seed of a member's initial weights and batches: the first word of ``SeedSequence([seed, member])``.
 
-    Unlike ``seed + member`` it is not shared by the neighbours of two pools with neighbouring seeds.
+    Unlike ``seed + member`` it gives two pools with neighbouring seeds no members with equal seeds.
     """
     return int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
 
 
 def mask_seed(seed: int) -> int:
-    """The seed of DP-SGD's Poisson samples: not that of the initial weights, which a release makes known."""
+    """Return the seed of DP-SGD's Poisson samples; it is not that of the initial weights, which a release reveals."""
     return member_seed(seed, 2)
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of DP-SGD's noise: noise that knows the batch, or the initial weights, hides nothing."""
+    """Return the seed of DP-SGD's noise; noise with the seed of the batches or initial weights would hide nothing."""
     return member_seed(seed, 1)
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How the members of a pool are trained; the arguments of `fit_pool` of these names.
+    """Training settings of a pool's members, named as the arguments of `fit_pool`.
 
     Raises:
-        InputError: a value that nothing can be trained with, or values that do not go together.
+        InputError: a value outside its range, or values that exclude each other.
     """
 
     batch_size: int
@@ -124,7 +124,7 @@ class PoolSettings:
 
     @property
     def compares_groups(self) -> bool:
-        """Whether rows need groups."""
+        """Whether training rows need groups."""
         return self.penalty > 0 or self.dual is not None
 
     @property
@@ -134,25 +134,25 @@ class PoolSettings:
 
 
 class PoolBatches(IterableDataset[PoolBatch]):
-    """The batches of all members, step by step: of those that still learn, which are the first k.
+    """The batches of all members that still learn, which are the first k, step by step.
 
     A member's batches are those of `ShuffledBatches` or, with ``steps_per_epoch``, `StratifiedBatches` under its own
-    seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size: the
-    weighted sum of a loss is its mean. Private batches are those of `PoissonBatches`, their rows of weight 1. To be
-    walked through once.
+    seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size, so that
+    the weighted sum of a loss is its mean. Private batches are those of `PoissonBatches`, with rows of weight 1. The
+    batches can be iterated over only once.
 
     Args:
-        members: their rows.
-        names: their numbers in the whole pool, which decide their seeds.
+        members: the rows of each member.
+        names: the members' numbers in the whole pool, which decide their seeds.
         settings: batch_size, steps_per_epoch and seed.
         epochs: of every member.
-        weights: of their rows; None: all 1.
+        weights: of each member's rows; None: all 1.
 
     Attributes:
-        order: the places in ``members`` of the first, second, ... member here: those with the most steps come first.
+        order: the places in ``members`` of the first, second, ... member here; those with the most steps come first.
         X, y, s: the rows of all members in that order, end to end: ``[rows, F]``, ``[rows]``, ``[rows]``; filled up to
-            equal numbers where every batch is the whole data.
-        steps, epoch: steps of every member, in that order; of all its epochs, and of one.
+            equal numbers if every batch is the whole data.
+        steps, epoch: numbers of steps of every member, in that order: ``steps`` in all epochs, ``epoch`` in one.
         width: rows of the largest batch.
     """
 
@@ -210,7 +210,7 @@ class PoolBatches(IterableDataset[PoolBatch]):
             yield places, weight if self.weights is None else weight * self.weights[places]
 
     def _stream(self, draws: Iterator[Tensor], weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """A member's batches: row numbers [width], weights [width], rows that count."""
+        """Yield a member's batches: row numbers [width], weights [width], and how many rows count."""
         size = min(self.batch_size, len(weight))
         start, column = torch.arange(0, len(weight), size)[:, None], torch.arange(self.width)
         real = (column < size) & (start + column < len(weight))
@@ -221,7 +221,7 @@ class PoolBatches(IterableDataset[PoolBatch]):
             yield from zip(drawn[place].unbind(), weights, sizes, strict=True)
 
     def _sampled(self, draws: Iterator[Tensor], _: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """A member's Poisson samples, as above."""
+        """Yield a member's Poisson samples, in the form of `_stream`."""
         for drawn in draws:
             place, weight = torch.zeros(self.width, dtype=torch.int64), torch.zeros(self.width)
             place[: len(drawn)], weight[: len(drawn)] = drawn, 1.0
@@ -229,7 +229,7 @@ class PoolBatches(IterableDataset[PoolBatch]):
 
 
 def _draws(rows: Rows, name: int, settings: PoolSettings, epochs: int) -> tuple[Iterator[Tensor], Tensor]:
-    """Row numbers of one member, an epoch or a batch at a time, and the weights of such a draw."""
+    """Return the row numbers of one member, an epoch or a batch at a time, and the weights of such a draw."""
     n, seed = len(rows.y), member_seed(settings.seed, name)
     if settings.steps_per_epoch is None:  # what ShuffledBatches draws, without the rows
         generator = torch.Generator().manual_seed(seed)
@@ -249,12 +249,12 @@ class HeldOut:
     """Validation rows of all members, filled up to equal numbers.
 
     Args:
-        members: their rows, each with one at least.
+        members: the rows of each member, at least one.
 
     Attributes:
         X, y, s: ``[M, V, F]``, ``[M, V]``, ``[M, V]``.
-        real: ``[M, V]``, False where a row only fills up.
-        groups: how many there are.
+        real: ``[M, V]``, False for rows that only fill up.
+        groups: number of groups.
     """
 
     def __init__(self, members: list[Rows]) -> None:
@@ -265,14 +265,17 @@ class HeldOut:
 
 
 class PoolClassifier(lightning.LightningModule):
-    """A pool in training. Gradients of members do not mix, so backpropagation is written out: no graph, no allocation.
+    """A pool in training, with hand-written backpropagation, which needs no graph and allocates nothing.
+
+    This works because the gradients of members do not mix.
 
     Args:
         start: the members, in the order of ``batches``; their tensors are trained in place.
-        batches: their rows.
-        names: what the log calls the members.
-        settings: how they are trained.
-        held_out: validation rows, where they decide which epoch is kept.
+        diverged: places of the members that diverged before, which are not trained.
+        batches: the members' rows.
+        names: numbers of the members, for the log.
+        settings: how the members are trained.
+        held_out: validation rows, if they decide which epoch is kept; else None.
     """
 
     X: Tensor  # [rows, F]
@@ -320,13 +323,13 @@ class PoolClassifier(lightning.LightningModule):
         self.met = torch.ones(len(names), dtype=torch.bool)
 
     def configure_optimizers(self) -> PoolAdamW:
-        """One AdamW for all members."""
+        """Make one AdamW for all members."""
         self.optimizer = PoolAdamW(self.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
         self.optimizer.frozen[self.diverged.to(self.optimizer.frozen.device)] = True
         return self.optimizer
 
     def on_train_start(self) -> None:
-        """Set aside what every step writes to."""
+        """Allocate the memory that every step writes to."""
         budget = BLOCK.get(self.device.type, BLOCK["cpu"])
         self.block = max(1, budget // (self.width * max(self.sizes)))
         room = min(self.block, len(self.names)) * self.width
@@ -339,7 +342,7 @@ class PoolClassifier(lightning.LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: PoolBatch, step: int) -> None:
-        """One step of the first k members."""
+        """Take one step with the first k members."""
         index, weight = batch
         k = len(weight)
         finite = torch.ones(k, dtype=torch.bool, device=weight.device)
@@ -363,7 +366,7 @@ class PoolClassifier(lightning.LightningModule):
             self._validate(ended.nonzero().flatten(), step, self.held_out)
 
     def _add_noise(self, private: Private, k: int) -> None:
-        """Noise the sums of clipped gradients of the first k members, and divide by the batches' expected size."""
+        """Add noise to the first k members' sums of clipped gradients, and divide by the batches' expected size."""
         sizes = [parameter[0].numel() for parameter in self.parameters()]
         drawn = torch.stack([torch.randn(sum(sizes), generator=generator) for generator in self.generators[:k]])
         noises = (private.noise * private.clip * drawn).to(self.device).split(sizes, 1)
@@ -373,7 +376,7 @@ class PoolClassifier(lightning.LightningModule):
             gradient.add_(noise.view_as(gradient)).div_(expected)
 
     def _validate(self, ended: Tensor, step: int, rows: HeldOut) -> None:
-        """Keep the weights of the members whose best epoch just ended; move their lambdas, or stop them."""
+        """Keep the weights of members whose best epoch just ended, and move lambdas or stop members."""
         X, y, s, real = (part[ended].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
         logits = self.pool_logits(ended, X)
         count = real.sum(1)
@@ -382,7 +385,7 @@ class PoolClassifier(lightning.LightningModule):
         epoch = (step + 1) // self.epoch[ended]
         probs = logits.softmax(-1)
         if self.dual is not None:
-            # one by one: the rows, and so the cells that they fill, are each member's own
+            # one by one, because each member has its own rows, which fill other cells
             own = zip(probs, y, s, real, strict=True)
             gap = torch.stack([_gap(p[r], labels[r], groups[r], self.classes) for p, labels, groups, r in own])
             better, _ = self.best.update(ended, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
@@ -407,7 +410,7 @@ class PoolClassifier(lightning.LightningModule):
         self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
 
     def pool_logits(self, members: Tensor, X: Tensor) -> Tensor:
-        """Logits ``[k, V, C]`` of some members, each on rows ``[k, V, F]`` of its own."""
+        """Return the logits ``[k, V, C]`` of some members, each on its own rows ``[k, V, F]``."""
         h = X
         for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = torch.baddbmm(b[members, None], h.relu() if layer else h, W[members])
@@ -419,7 +422,7 @@ class PoolClassifier(lightning.LightningModule):
         self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
     def _gradients(self, part: slice, index: Tensor | None, weight: Tensor) -> Tensor:
-        """Write the gradients of the members in ``part``; their losses on this batch [k]."""
+        """Write the gradients of the members in ``part``; return their losses on this batch [k]."""
         k, width = weight.shape
         if index is None:
             rows: slice | Tensor = slice(part.start * width, part.stop * width)
@@ -447,7 +450,7 @@ class PoolClassifier(lightning.LightningModule):
                 probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
                 losses = losses + self.penalty[part] * equalized_odds_penalties(probs, cell, self.cells)
             (dz,) = torch.autograd.grad(losses.sum(), z)
-        # the loss's gradients at what the layers give out, first layer first
+        # the loss's gradients at the layers' outputs, first layer first
         deltas = [torch.stack((-dz, dz), -1) if self.classes == 2 else dz]
         for layer in range(last, 0, -1):
             out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
@@ -462,9 +465,9 @@ class PoolClassifier(lightning.LightningModule):
         return losses.detach()
 
     def trained(self) -> tuple[list[tuple[Tensor, Tensor]], list[int], dict[str, list[float]]]:
-        """Return weights, the members that diverged, and what the training reports of every member.
+        """Return the weights, the members that diverged, and what the training reports of every member.
 
-        They are as they stand or, where validation rows decided, as they were at their best epochs.
+        The weights are the last ones or, if validation rows decide, those of the members' best epochs.
         """
         stand = self.kept or [parameter.detach() for parameter in self.parameters()]
         layers = len(self.weights)
@@ -477,7 +480,7 @@ class PoolClassifier(lightning.LightningModule):
 
 
 def _gap(probs: Tensor, y: Tensor, s: Tensor, classes: int) -> Tensor:
-    """Equalized-odds gap of one member, on the CPU; cells without rows are left out."""
+    """Return the equalized-odds gap of one member, on the CPU; cells without rows are left out."""
     return equalized_odds_gaps(probs.argmax(-1)[None], y, s, classes=classes)[0].cpu()
 
 
@@ -488,12 +491,12 @@ def _view(space: Tensor, *shape: int) -> Tensor:
 class PoolAdamW(torch.optim.Optimizer):
     """AdamW over parameters stacked along their first dimension, one entry per member.
 
-    Members start together and stop for good, so those that still learn share a step count. The others keep weights and
-    moments bit for bit.
+    Members start together and stop for good, so those that still learn have the same step count. The others keep
+    weights and moments bit for bit.
 
     Attributes:
-        active: the first so many members learn; it only falls.
-        frozen: bool [M], those among them that do not; it only fills.
+        active: number of members that learn, which are the first ones; it only falls.
+        frozen: bool [M], True for members among them that do not learn; it only fills.
         steps: int64 [M], steps that each member has taken.
     """
 
@@ -508,7 +511,7 @@ class PoolAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the members that learn."""
+        """Take one step with the members that learn."""
         loss = closure() if closure is not None else None
         (group,) = self.param_groups
         k = self.active
@@ -543,8 +546,8 @@ def clip_rows(inputs: Sequence[Tensor], deltas: Sequence[Tensor], clip: float) -
     """Scale ``deltas`` in place so that no row's gradient, all linear layers together, is longer than ``clip``.
 
     A row's gradient of a layer is the outer product of its input (and 1, for the bias) and its delta, so its squared
-    norm is the product of theirs: no gradient of a single row is ever made (Goodfellow 2015). The factor is Opacus's,
-    ``min(1, clip / (norm + 1e-6))``.
+    norm is the product of their squared norms. No gradient of a single row is ever computed (Goodfellow 2015). The
+    factor is that of Opacus, ``min(1, clip / (norm + 1e-6))``.
 
     Args:
         inputs: per layer ``[..., B, in]``.
@@ -558,7 +561,7 @@ def clip_rows(inputs: Sequence[Tensor], deltas: Sequence[Tensor], clip: float) -
 
 
 def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
-    """``functional.equalized_odds_penalty`` of every member, vectorised.
+    """Compute ``functional.equalized_odds_penalty`` of every member, vectorised.
 
     Args:
         probs: P(y=1) ``[M, B]``, or with C > 2 classes all probabilities ``[M, B, C]``.
@@ -566,7 +569,7 @@ def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
         cells: the number of classes times that of groups.
 
     Returns:
-        ``[M]``; a (label, group) cell that a member's batch lacks contributes nothing.
+        Penalties ``[M]``; a (label, group) cell without rows in a member's batch contributes nothing.
     """
     if probs.dim() == 3:
         classes = probs.shape[2]
