@@ -1,1 +1,1 @@
-"""Networks, how one of them or a pool of them is trained, and encoders that read texts and images."""
+"""Networks, the training of one network or of a pool, and encoders of texts and images."""

@@ -1,4 +1,4 @@
-"""The classifier that a config describes: how its networks are made, and what they read."""
+"""Descriptions of classifiers in configs, which make networks and say what these read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fairpriv.errors import InputError
 
 
 class Architecture(ABC):
-    """Base class of descriptions of classifiers; a class that is no description is taken for a network of tables.
+    """Base class of descriptions of classifiers; a config's class that is not one is taken for a network of tables.
 
     Attributes:
         name: of the model, in tables and reports.
         modality: what it reads: ``table``, ``text`` or ``image``.
-        reads_features: whether its networks are given rows of features, and neither tokens nor pixels.
+        reads_features: whether its networks read rows of features, rather than tokens or pixels.
     """
 
     name: str
@@ -31,21 +31,21 @@ class Architecture(ABC):
 
     @abstractmethod
     def network(self, features: int, classes: int) -> nn.Module:
-        """Make a network with fresh or pretrained weights: rows of this width -> logits ``[N, C]``."""
+        """Make a network with fresh or pretrained weights, from rows of this width to logits ``[N, C]``."""
 
     def reader(self, device: torch.device) -> Reader | None:
-        """Return what reads a dataset's items for it, on this device; None for tables."""
+        """Return the reader of a dataset's items for this model, on this device; None for tables."""
         return None
 
     def digests(self) -> dict[str, str]:
-        """Return the content of its inputs, by the config key that their place stands in."""
+        """Return digests of its input files, by the config keys that locate them."""
         return {}
 
     def pool_hidden(self) -> list[int]:
         """Return the sizes of the hidden layers of a pool of such networks.
 
         Raises:
-            InputError: they are no perceptrons without dropout, which pools are made of.
+            InputError: the networks are not perceptrons without dropout, which a pool needs.
         """
         raise InputError(
             f"model={self.name}: attacks and dimension=membership train pools of model=mlp with model.dropout=0, or of "
@@ -53,7 +53,7 @@ class Architecture(ABC):
         )
 
     def refuse_other_than(self, modality: str, dataset: str) -> None:
-        """Raise InputError where a dataset holds what the model cannot read."""
+        """Raise InputError if a dataset holds what the model cannot read."""
         if self.modality != modality:
             fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet or vit"}[modality]
             raise InputError(
@@ -64,14 +64,14 @@ class Architecture(ABC):
 
 @dataclass(frozen=True)
 class TableNetwork(Architecture):
-    """Networks of tables, by any class that is called with the numbers of features and of classes."""
+    """Networks of tables, made by any class that is called with the numbers of features and of classes."""
 
     name: str
     network_class: Any
     settings: Mapping[str, Any]
 
     def network(self, features: int, classes: int) -> nn.Module:
-        """Make a network with fresh weights; raise InputError with what its constructor refuses."""
+        """Make a network with fresh weights; raise InputError with the constructor's message if it refuses."""
         try:
             made: nn.Module = self.network_class(features, classes, **self.settings)
         except (TypeError, ValueError) as error:
@@ -86,7 +86,7 @@ class TableNetwork(Architecture):
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Build what the config's ``model`` describes; raises InputError where its keys do not go together."""
+    """Build the description in the config's ``model``; raise InputError if its keys exclude each other."""
     made = build(config, "model", _partial_=True)
     if isinstance(made.func, type) and issubclass(made.func, Architecture):
         described: Architecture = build(config, "model")

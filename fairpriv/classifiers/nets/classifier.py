@@ -47,12 +47,12 @@ class MLP(nn.Sequential):
 
     @staticmethod
     def sizes(hidden: list[int] | None) -> list[int]:
-        """Return the sizes of the hidden layers where ``hidden`` was asked for; None stands for 64 and 32."""
+        """Return the sizes of the hidden layers for an argument ``hidden``; None stands for 64 and 32."""
         return [64, 32] if hidden is None else list(hidden)
 
 
 class LargeNetwork(nn.Module):
-    """Base class of networks that ask to be trained and answered otherwise than small ones on the CPU."""
+    """Base class of large networks, which have parameter groups of their own and answer on the GPU."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return groups of parameters for the optimiser, each with its learning rate."""
@@ -60,26 +60,26 @@ class LargeNetwork(nn.Module):
 
 
 class Classifier(lightning.LightningModule):
-    """``loss = mean(weight * cross-entropy) + lambda * equalized-odds penalty`` for batches ``(X, y, s, weight)``.
+    """Trainer of ``mean(weight * cross-entropy) + lambda * equalized-odds penalty``, on batches ``(X, y, s, weight)``.
 
-    Under DDP every process is given the whole batch and takes its share of the rows. The mean and the penalty are those
-    of the whole batch (a mean of the shares' penalties would be another thing), so the gradient is that of one process.
+    Under DDP every process gets the whole batch and uses its share of the rows. The mean and the penalty are those of
+    the whole batch (the mean of the shares' penalties would differ), so the gradient is that of a single process.
 
     Args:
         net: features -> logits [N, C].
         classes: number of labels C.
         lr, weight_decay: of AdamW.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on the predicted probabilities; 0 skips it.
-        patience: training stops after so many epochs without a smaller objective (cross-entropy and, with a penalty,
-            lambda times it) on the validation rows, and the weights of the best epoch are kept (`BestEpoch`). None: all
-            epochs are trained and the last one is kept.
+        patience: number of epochs without a smaller objective on the validation rows (cross-entropy and, with a
+            penalty, lambda times it) after which training stops; the weights of the best epoch are kept (`BestEpoch`).
+            None: all epochs are trained and the last one is kept.
         dual_rate: above 0, lambda follows dual ascent: after every validation epoch
             ``lambda <- max(0, lambda + dual_rate * (gap - epsilon))`` with the equalized-odds gap of the validation
             rows (constrained optimisation in the manner of Cotter et al. 2019; the step rule is ours). All epochs are
             trained, and of those whose gap is at most ``epsilon`` the one with the smallest cross-entropy on the
             validation rows is kept; if there is none, the one with the smallest gap.
-        epsilon: the gap that dual ascent aims at.
-        stage: what an error or a log line calls this fit.
+        epsilon: target of the gap under dual ascent.
+        stage: name of this fit in errors and in the log.
 
     Attributes:
         epoch: the epoch whose weights were kept, from 1.
@@ -119,7 +119,7 @@ class Classifier(lightning.LightningModule):
 
     @property
     def hyperparameters(self) -> list[float | None]:
-        """What the trained weights depend on beside data, seed and start."""
+        """Hyperparameters that the trained weights depend on, besides data, seed and start."""
         return [self.lr, self.weight_decay, self.penalty, self.patience, self.dual_rate, self.epsilon]
 
     @property
@@ -128,11 +128,11 @@ class Classifier(lightning.LightningModule):
         return self.patience is not None or self.dual_rate > 0
 
     def forward(self, X: Tensor) -> Tensor:
-        """Logits [N, C] of features [N, F]."""
+        """Return the logits [N, C] of features [N, F]."""
         return self.net(X)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The penalised loss of one batch."""
+        """Return the penalised loss of one batch."""
         X, y, s, weight = batch
         number = self.trainer.world_size
         own = slice(self.trainer.global_rank, None, number)
@@ -145,10 +145,10 @@ class Classifier(lightning.LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"loss became {loss.item()} at step {self.global_step} of {self.stage}")
         self.train_loss.update(loss)
-        return number * (share + penalty)  # DDP takes the mean of gradients where their sum is meant
+        return number * (share + penalty)  # DDP takes the mean of gradients, and their sum is needed
 
     def _whole(self, probs: Tensor, own: slice, rows: int) -> Tensor:
-        """Probabilities [rows, C] of the whole batch, with a gradient for this process' own rows."""
+        """Gather the probabilities [rows, C] of the whole batch, with a gradient for this process' own rows."""
         if self.trainer.world_size == 1:
             return probs
         whole = probs.new_zeros(rows, probs.shape[1])
@@ -162,7 +162,7 @@ class Classifier(lightning.LightningModule):
         self.log(f"{self.stage}/loss", self.train_loss)
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Collect logits; rates of rare cells do not average over batches."""
+        """Collect logits, because rates of rare cells cannot be averaged over batches."""
         X, y, s, _ = batch
         logits = self(X)
         self.val_accuracy.update(logits, y)
@@ -170,10 +170,10 @@ class Classifier(lightning.LightningModule):
         self.validation.append((logits, y, s))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation measures; keep the best epoch, stop, and move lambda, where that is asked for."""
+        """Log the validation measures and, as the settings say, keep the best epoch, stop, and move lambda."""
         logits, y, s = (torch.cat(parts) for parts in zip(*self.validation, strict=True))
         self.validation.clear()
-        # The same rows in every process, and one answer for all: rounding must not drive the processes apart.
+        # Every process has the same rows; they agree on one value, so that rounding does not drive them apart.
         agreed = self.trainer.strategy.broadcast
         gap = agreed(float(equalized_odds_gap(logits.argmax(-1), y, s, missing="skip")))
         loss = agreed(float(self.objective(logits, y, s)))
@@ -188,14 +188,14 @@ class Classifier(lightning.LightningModule):
             self.penalty = max(0.0, self.penalty + self.dual_rate * (gap - self.epsilon))
 
     def objective(self, logits: Tensor, y: Tensor, s: Tensor) -> Tensor:
-        """What is to be small on validation rows; under dual ascent the cross-entropy, since lambda moves."""
+        """Return the value to minimise on validation rows; under dual ascent the cross-entropy, since lambda moves."""
         loss = cross_entropy(logits, y)
         if self.penalty and not self.dual_rate:
             loss = loss + self.penalty * equalized_odds_penalty(logits.softmax(-1), y, s)
         return loss
 
     def _select(self, loss: Tensor, gap: float) -> None:
-        """Keep this epoch's weights if they are the best, and stop if there were none for long."""
+        """Keep this epoch's weights if they are the best; stop if the last improvement is too long ago."""
         value = constrained(loss, torch.tensor([gap]), self.epsilon) if self.dual_rate else loss
         better, stopped = self.best.update(torch.tensor([0]), torch.tensor([self.current_epoch + 1]), value)
         if better:
@@ -206,7 +206,7 @@ class Classifier(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def keep_best(self) -> None:
-        """Put the kept weights, and the lambda they were trained with, in the place of the last ones."""
+        """Replace the last weights and lambda by those of the kept epoch."""
         if self.kept:
             self.net.load_state_dict(self.kept)
             self.penalty = self.kept_penalty
@@ -215,7 +215,7 @@ class Classifier(lightning.LightningModule):
             self.epoch = self.current_epoch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters, with the learning rates that the network asks for."""
+        """Make an AdamW over all parameters, with the learning rates that the network sets."""
         net = self.net
         parameters = net.parameter_groups(self.lr) if isinstance(net, LargeNetwork) else self.parameters()
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
@@ -233,17 +233,17 @@ def fit(
     logger: Logger | None = None,
     store: Store | None = None,
 ) -> None:
-    """Fit ``module`` in place and leave it on the CPU in eval mode; the same fit is done once and then read.
+    """Fit ``module`` in place and leave it on the CPU in eval mode; a finished equal fit is read from ``store``.
 
     Args:
-        module: what is trained.
+        module: the classifier to train.
         batches: whole batches ``(X, y, s, weight)``.
         epochs: passes over ``batches``.
         trainer: makes a Trainer from further keyword arguments (a ``functools.partial`` of ``lightning.Trainer``).
-        validation: rows that are measured after every epoch where they decide which one is kept, else four times in
-            a fit where
-        measured: says that somebody reads the measures.
-        seed: of dropout and whatever else draws from torch's own generator.
+        validation: rows that are measured after every epoch if they decide which one is kept, else about four times
+            in a fit if ``measured``, else never.
+        measured: whether the measures are logged.
+        seed: of dropout and everything else that draws from torch's own generator.
         logger: a Lightning logger.
         store: keeps finished fits by all that determines them: initial weights, rows, batches, hyperparameters, seed,
             the trainer's settings.
@@ -274,7 +274,7 @@ def _train(
     torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
     loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
     held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None)
-    module.train()  # Lightning keeps a module in the mode it comes in, and cached models come in eval mode
+    module.train()  # Lightning keeps a module's mode, and cached models are in eval mode
     with warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
@@ -293,7 +293,7 @@ def _train(
     module.cpu().eval()
 
 
-_TOLD = ("penalty", "epoch", "constraint_met")  # what is kept of a fit beside its weights
+_TOLD = ("penalty", "epoch", "constraint_met")  # attributes that are stored with a fit's weights
 
 
 def _fit_key(
@@ -323,7 +323,7 @@ def _saved(module: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _restored(module: Classifier, weights: dict[str, Tensor], told: dict[str, Any]) -> Classifier:
-    """Put a finished fit in place of one."""
+    """Load a finished fit into ``module``."""
     module.net.load_state_dict(weights)
     for name in _TOLD:
         setattr(module, name, told[name])
@@ -332,20 +332,20 @@ def _restored(module: Classifier, weights: dict[str, Tensor], told: dict[str, An
 
 @torch.inference_mode()
 def predict(net: nn.Module, X: Tensor) -> Tensor:
-    """Predicted class [N] of features [N, F]; a NonFiniteLossError where the model answers with NaN or infinity."""
+    """Predict the classes [N] of features [N, F]; raise NonFiniteLossError if a logit is NaN or infinite."""
     return logits(net, X).argmax(-1)
 
 
 @torch.inference_mode()
 def scores(net: nn.Module, X: Tensor) -> Tensor:
-    """P(y=1) [N] of features [N, F] by a model of two classes; errors as `predict`."""
+    """Return P(y=1) [N] of features [N, F] by a model of two classes; errors as in `predict`."""
     return logits(net, X).softmax(-1)[:, 1]
 
 
 def logits(net: nn.Module, X: Tensor) -> Tensor:
-    """Logits [N, C] of features [N, F], on the CPU; a NonFiniteLossError where the model answers with NaN or infinity.
+    """Return the logits [N, C] of features [N, F], on the CPU; raise NonFiniteLossError if one is NaN or infinite.
 
-    A large network answers on the GPU, if there is one.
+    A large network computes them on the GPU, if there is one.
     """
     on_gpu = isinstance(net, LargeNetwork) and torch.cuda.is_available()
     answers: Tensor = net.cuda()(X.cuda()).cpu() if on_gpu else net(X)

@@ -1,7 +1,7 @@
-"""Classifiers of texts and of images: an encoder of transformers, the mean of its last states, and an MLP on top.
+"""Classifiers of texts and images: an encoder of transformers, the mean of its last states, and an MLP on top.
 
-With ``tune: all`` everything is trained. With ``tune: head`` the encoder stays as it was pretrained: its features are
-computed once for the whole dataset, kept on the disk, and the MLP is trained on them as on a table.
+With ``tune: all`` everything is trained. With ``tune: head`` the encoder stays as pretrained: its features are computed
+once for the whole dataset and kept on the disk, and the MLP is trained on them as on a table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FROZEN_ROWS = 256  # rows that pass through a frozen encoder together
 
 
 class TextBody(nn.Module):
-    """Token ids ``[N, T]``, -1 after the text's end -> features ``[N, D]``: the mean over the text's tokens."""
+    """Encoder of token ids ``[N, T]``, -1 after the text's end, as features ``[N, D]``: the mean over the tokens."""
 
     kind: ClassVar[str] = "text_body"
 
@@ -49,11 +49,11 @@ class TextBody(nn.Module):
         self.width = width_of(model, "input_ids", "model.path")
 
     def extra_repr(self) -> str:
-        """What features depend on beside weights and layers."""
+        """Return the settings that features depend on besides weights and layers."""
         return f"config={computed(self.model.config)}"
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Features ``[N, D]``."""
+        """Return the features ``[N, D]``."""
         mask = ids >= 0
         mask = mask[:, : max(1, int(mask.sum(1).max()) if len(mask) else 1)]
         ids = ids[:, : mask.shape[1]].clamp(min=0).long()
@@ -63,9 +63,9 @@ class TextBody(nn.Module):
 
 
 class ImageBody(nn.Module):
-    """Pixels uint8 ``[N, 3, S, S]`` -> features ``[N, D]``: the mean over places or patches.
+    """Encoder of pixels uint8 ``[N, 3, S, S]`` as features ``[N, D]``: the mean over places or patches.
 
-    In training an image is mirrored by chance, moved by up to an eighth and scaled by up to a tenth.
+    With augmentation, images in training are mirrored, moved and scaled at random, see `augmented`.
     """
 
     kind: ClassVar[str] = "image_body"
@@ -82,12 +82,12 @@ class ImageBody(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
-        """What features depend on beside weights and layers."""
+        """Return the settings that features depend on besides weights and layers."""
         mean, deviation = self.mean.flatten().tolist(), self.deviation.flatten().tolist()
         return f"config={computed(self.model.config)}, mean={mean}, deviation={deviation}, augment={self.augment}"
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features ``[N, D]``."""
+        """Return the features ``[N, D]``."""
         x = pixels.float() / 255
         if self.training and self.augment:
             x = augmented(x)
@@ -96,9 +96,9 @@ class ImageBody(nn.Module):
 
 
 def augmented(x: Tensor) -> Tensor:
-    """Images ``[N, 3, S, S]``, each mirrored with probability 1/2, moved by up to 1/8 and scaled by up to 1/10.
+    """Augment images ``[N, 3, S, S]``: mirror each with probability 1/2, move it by up to 1/8, scale it by up to 1/10.
 
-    What comes into view at the border repeats the border.
+    New pixels at the border repeat the border.
     """
     drawn = torch.rand(4, len(x), device=x.device)
     scale = 0.9 + 0.2 * drawn[0]
@@ -110,11 +110,11 @@ def augmented(x: Tensor) -> Tensor:
 
 
 class EncoderClassifier(LargeNetwork):
-    """An encoder's features and an MLP on them; without a body, the MLP on features that were computed before.
+    """An encoder with an MLP on its features; without a body, the MLP on features that were computed before.
 
-    More rows than ``micro_batch_size`` pass through in parts, in training with activations computed anew for the
-    gradient: the loss is that of the whole batch and memory that of a part. (Batch normalisation sees parts, each of
-    which moves its running statistics once.)
+    More rows than ``micro_batch_size`` pass through in parts. In training, activations are recomputed for the gradient,
+    so the loss is that of the whole batch and the memory that of a part. (Batch normalisation sees parts, each of which
+    moves its running statistics once.)
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class EncoderClassifier(LargeNetwork):
         self.encoder_lr, self.micro_batch_size = encoder_lr, micro_batch_size
 
     def forward(self, X: Tensor) -> Tensor:
-        """Logits ``[N, C]``."""
+        """Return the logits ``[N, C]``."""
         body = self.body
         if body is None or len(X) <= self.micro_batch_size:
             return self._logits(X)
@@ -143,7 +143,7 @@ class EncoderClassifier(LargeNetwork):
         return torch.cat([part_of(part) for part in X.split(self.micro_batch_size)])
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Of a part's forward pass, and of its repetition, which moves no running statistics."""
+        """Make the contexts of a part's forward pass and of its repetition, which moves no running statistics."""
         return contextlib.nullcontext(), self._buffers_kept()
 
     @contextlib.contextmanager
@@ -162,20 +162,20 @@ class EncoderClassifier(LargeNetwork):
         return logits
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The head's parameters at ``lr``, the encoder's at ``encoder_lr`` times as much."""
+        """Return the head's parameters with ``lr``, and the encoder's with ``encoder_lr * lr``."""
         groups: list[dict[str, Any]] = [{"params": self.head.parameters(), "lr": lr}]
         if self.body is not None:
             groups.append({"params": self.body.parameters(), "lr": lr * self.encoder_lr})
         return groups
 
     def extra_repr(self) -> str:
-        """What training depends on beside layers."""
+        """Return the settings that training depends on besides the layers."""
         return f"encoder_lr={self.encoder_lr}, micro_batch_size={self.micro_batch_size}"
 
 
 @dataclass(kw_only=True)
 class EncoderSpec(Architecture):
-    """Base class of an encoder with an MLP on top, as a config describes it.
+    """Base class of descriptions of an encoder with an MLP on top.
 
     Attributes:
         name: of the model in tables.
@@ -186,7 +186,7 @@ class EncoderSpec(Architecture):
         cache: folder below which a frozen encoder's features are kept, in ``cache/features``.
 
     Raises:
-        InputError: keys that do not go together.
+        InputError: keys that exclude each other.
     """
 
     name: str
@@ -214,11 +214,11 @@ class EncoderSpec(Architecture):
     @property
     @abstractmethod
     def weights(self) -> PretrainedEncoder | None:
-        """The pretrained weights; None where it starts from fresh ones."""
+        """The pretrained weights; None if the encoder starts from fresh ones."""
 
     @abstractmethod
     def body(self, size: int, *, training: bool) -> TextBody | ImageBody:
-        """Make the encoder, for rows of this width; one that is trained may change its input by chance."""
+        """Make the encoder for rows of this width; one that is trained may augment its input at random."""
 
     def inputs(self, items: NDArray[Any]) -> NDArray[Any]:
         """Turn texts or pixels into the encoder's input ``[N, ...]``."""
@@ -226,11 +226,11 @@ class EncoderSpec(Architecture):
 
     @property
     def depends_on(self) -> list[Any]:
-        """What features depend on beside weights and rows."""
+        """Settings that features depend on besides weights and rows."""
         return ["mean"]
 
     def network(self, features: int, classes: int) -> EncoderClassifier:
-        """Make encoder and MLP; with ``tune: head`` the MLP alone, on rows of ``features``."""
+        """Make encoder and MLP; with ``tune: head`` only the MLP, on rows of ``features``."""
         return EncoderClassifier(
             None if self.reads_features else self.body(features, training=True),
             features,
@@ -242,11 +242,11 @@ class EncoderSpec(Architecture):
         )
 
     def reader(self, device: torch.device) -> EncoderReader:
-        """Return what reads texts or images for it."""
+        """Return the reader of texts or images for this encoder."""
         return EncoderReader(self, device)
 
     def digests(self) -> dict[str, str]:
-        """Return the content of the pretrained weights."""
+        """Return the digest of the pretrained weights."""
         return {} if self.weights is None else {"model.path": self.weights.digest()}
 
     def pool_hidden(self) -> list[int]:
@@ -256,10 +256,10 @@ class EncoderSpec(Architecture):
 
 @dataclass(kw_only=True)
 class TextClassifier(EncoderSpec):
-    """Documents by any encoder that transformers' AutoModel loads.
+    """Classifier of documents by any encoder that transformers' AutoModel loads.
 
     Attributes:
-        path, revision, package, inside: where the encoder is, as `PretrainedEncoder`.
+        path, revision, package, inside: location of the encoder, as in `PretrainedEncoder`.
         max_tokens: longer texts lose their end.
     """
 
@@ -292,7 +292,7 @@ class TextClassifier(EncoderSpec):
 
     @property
     def depends_on(self) -> list[Any]:
-        """What features depend on beside weights and rows."""
+        """Settings that features depend on besides weights and rows."""
         return ["mean", self.max_tokens]
 
     def body(self, size: int, *, training: bool) -> TextBody:
@@ -310,10 +310,10 @@ class TextClassifier(EncoderSpec):
 
 @dataclass(kw_only=True)
 class ImageClassifier(EncoderSpec):
-    """Images by a ResNet, a ViT or any other encoder of transformers, pretrained or from a config.
+    """Classifier of images by a ResNet, a ViT or any other encoder of transformers, pretrained or from a config.
 
     Attributes:
-        path, revision: where a pretrained encoder is, as `PretrainedEncoder`; None: fresh weights.
+        path, revision: location of a pretrained encoder, as in `PretrainedEncoder`; None: fresh weights.
         config: of transformers, for fresh weights; its image size is that of the data.
         augment: whether training mirrors, moves and scales images.
     """
@@ -337,17 +337,17 @@ class ImageClassifier(EncoderSpec):
 
     @functools.cached_property
     def weights(self) -> PretrainedEncoder | None:
-        """The pretrained weights; None where it starts from fresh ones."""
+        """The pretrained weights; None if the encoder starts from fresh ones."""
         return PretrainedEncoder(self.name, self.path, self.revision, reads="pixel_values") if self.path else None
 
     def body(self, size: int, *, training: bool) -> ImageBody:
-        """Load or make the encoder, for images of ``size`` pixels a side."""
+        """Load or make the encoder, for images of ``size`` pixels per side."""
         return image_body(self.weights, self.config, size, augment=training and self.augment)
 
 
 @dataclass(frozen=True)
 class EncoderReader(Reader):
-    """Reads texts or images for an encoder: as tokens or pixels, or as features that it computes once."""
+    """Reader of texts or images for an encoder: as tokens or pixels, or as features that are computed once."""
 
     spec: EncoderSpec
     device: torch.device
@@ -385,7 +385,7 @@ class EncoderReader(Reader):
         log.info("%s: features of %d rows by the frozen encoder, once", name, len(items))
         rows = torch.from_numpy(self.spec.inputs(items))
         order = torch.arange(len(rows))
-        if self.spec.modality == "text":  # rows of like length together, since a batch is as wide as its longest
+        if self.spec.modality == "text":  # rows of similar length together, since a batch is as wide as its longest row
             order = (rows >= 0).sum(1).argsort(stable=True)
         body = self.spec.body(rows.shape[-1], training=False).to(self.device).eval()
         parts = order.split(_FROZEN_ROWS)
@@ -399,10 +399,10 @@ class EncoderReader(Reader):
 
 
 def image_body(weights: PretrainedEncoder | None, config: Any, size: int, *, augment: bool) -> ImageBody:
-    """The encoder for images of ``size`` pixels a side, pretrained or fresh.
+    """Load or make the encoder for images of ``size`` pixels per side, pretrained or fresh.
 
     Raises:
-        InputError: pretrained for another size, or no encoder.
+        InputError: it was pretrained for another size, or is not an encoder.
     """
     if weights is not None:
         model, (mean, deviation) = weights.load(), weights.normalisation()

@@ -1,4 +1,4 @@
-"""Classifiers that are asked together, whatever they are made of."""
+"""The base class of sets of classifiers that answer together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fairpriv.functional.attacks import answers
 
 
 class Models(ABC):
-    """M classifiers: victims, shadows, or what a defence made of a pool; a `Pool` is one.
+    """Base class of sets of M classifiers: victims, shadows, or a defended pool; a `Pool` is one.
 
     Attributes:
-        needs_groups: whether ``predict_proba`` takes the rows' groups ``[N]`` beside their features.
-        randomized: whether an answer is drawn anew each time, ``predict_proba`` being the chance of the answer 1.
-        weights: per fully connected layer ``(W [M, in, out], b [M, out])``; empty where no single network answers.
+        needs_groups: whether ``predict_proba`` takes the rows' groups ``[N]`` besides their features.
+        randomized: whether every answer is drawn anew; ``predict_proba`` is then the chance of the answer 1.
+        weights: per fully connected layer ``(W [M, in, out], b [M, out])``; empty if no single network answers.
         diverged: members whose training broke off, in ascending order.
-        told: what their training reports of every member, ``[M]`` each.
+        told: what the training reports of every member, ``[M]`` each.
     """
 
     needs_groups: ClassVar[bool] = False
@@ -31,18 +31,18 @@ class Models(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """M."""
+        """Return the number of classifiers, M."""
 
     def __getitem__(self, index: Any, /) -> Models:
-        """Choose members, in this order; needed of victims and of shadows."""
+        """Choose members, in this order; victims and shadows need this."""
         raise TypeError(f"{type(self).__name__} cannot leave members out: it has no __getitem__")
 
     @abstractmethod
     def predict_proba(self, X: Any, *groups: Tensor) -> Tensor:
-        """P(y=1) of every member, ``[M, N]``, at features ``[N, F]``; of C > 2 classes all of them, ``[M, N, C]``."""
+        """Return every member's P(y=1) ``[M, N]`` at features ``[N, F]``; with C > 2 classes, all, ``[M, N, C]``."""
 
     def ask(self, X: Tensor, groups: Tensor) -> Tensor:
-        """Return ``predict_proba``, told the rows' groups ``[N]`` where it needs them."""
+        """Return ``predict_proba``, with the rows' groups ``[N]`` if it needs them."""
         return self.predict_proba(X, groups) if self.needs_groups else self.predict_proba(X)
 
     def answers(self, probs: Tensor, generator: torch.Generator) -> Tensor:

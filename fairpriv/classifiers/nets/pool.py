@@ -1,7 +1,7 @@
-"""Many small classifiers trained at once: weights stacked, one optimiser step for all.
+"""Pools of many small classifiers, which are trained at once: stacked weights, and one optimiser step for all.
 
-Member i of a pool is the `MLP` that `classifier.fit` makes of its rows, to floating-point tolerance: with the seed
-``member_seed(seed, i)`` it has its own initial weights and its own batches, whatever the other members are.
+Up to floating-point tolerance, member i of a pool is the `MLP` that `classifier.fit` makes of its rows. Its initial
+weights and batches follow from the seed ``member_seed(seed, i)`` and do not depend on the other members.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 class Pool(Models):
     """M classifiers of one architecture, on the CPU.
 
-    ``pool[2:5]``, ``pool[[0, 7]]`` and ``pool[mask]`` are pools of these members, ``pool[3]`` a pool of one.
+    ``pool[2:5]``, ``pool[[0, 7]]`` and ``pool[mask]`` are pools of these members, ``pool[3]`` is a pool of one.
 
     Attributes:
         weights: per layer ``(W [M, in, out], b [M, out])``; a member's layer is ``x @ W[i] + b[i]``.
         diverged: members whose training broke off, in ascending order.
-        told: what its last training has to say of every member, ``[M]`` each: ``epoch``, the one that was kept, from 1;
+        told: what the last training reports of every member, ``[M]`` each: ``epoch``, the epoch that was kept, from 1;
             ``lambda``, the penalty's weight in it; ``constraint_met``, 1 or 0, under dual ascent.
     """
 
@@ -62,7 +62,7 @@ class Pool(Models):
 
     @classmethod
     def of(cls, nets: Sequence[nn.Sequential]) -> Pool:
-        """The pool of these `MLP` s, which have one architecture; their weights are copied."""
+        """Make a pool of these `MLP` s, which have one architecture; their weights are copied."""
         layers = zip(*([layer for layer in net if isinstance(layer, nn.Linear)] for net in nets), strict=True)
         return cls(
             [
@@ -73,7 +73,7 @@ class Pool(Models):
 
     @staticmethod
     def join(pools: Sequence[Pool]) -> Pool:
-        """The members of all pools, in this order.
+        """Join the members of all pools, in this order.
 
         Raises:
             InputError: no pools, or unequal architectures.
@@ -115,7 +115,7 @@ class Pool(Models):
         return (self.weights[0][0].shape[1], *(b.shape[1] for _, b in self.weights))
 
     def member(self, i: int) -> MLP:
-        """Member i as a module of its own, in eval mode."""
+        """Return member i as a module of its own, in eval mode."""
         features, *hidden, classes = self.sizes
         with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
             net = MLP(features, classes, hidden=hidden)
@@ -173,9 +173,9 @@ def fit_pool(
 ) -> Pool:
     """Train one classifier per dataset, all at once: ``mean(weight * cross-entropy) + penalty * gap`` each, by AdamW.
 
-    A member takes ``epochs`` times the batches that its own rows make, and is then left as it is while larger ones go
-    on; with ``patience`` it stops early and goes back to its best epoch, by the rule of `Classifier`. Under an
-    initialised process group rank r trains the members ``r::world_size``, and every rank returns all.
+    A member takes ``epochs`` times the batches of its own rows, and then stays as it is while larger ones continue.
+    With ``patience`` it stops early and returns to its best epoch, by the rule of `Classifier`. Under an initialised
+    process group rank r trains the members ``r::world_size``, and every rank returns all.
 
     Args:
         datasets: per member ``(X, y)``, ``(X, y, groups)`` or ``(X, y, groups, weights)``: features ``[N, F]``, labels
@@ -184,23 +184,23 @@ def fit_pool(
         hidden: sizes of the hidden layers.
         classes: number of labels, two or more.
         epochs: passes over a member's batches; a number, or one for every member.
-        batch_size: rows of a member in a batch; less where it has fewer. Not read under ``private``.
+        batch_size: rows of a member in a batch; fewer if it has fewer. Not used with ``private``.
         lr, weight_decay: of AdamW.
         seed: member i draws initial weights and batches from ``member_seed(seed, i)``.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on P(y=1); needs groups.
-        validation: per member rows that it is not trained on, as ``datasets`` without weights.
-        patience: epochs without a smaller objective on them after which a member stops; None: none stops, and the
-            last epoch is kept.
-        dual: drives every member's lambda, which starts at ``penalty``; needs groups and ``validation``.
-        private: trains every member by DP-SGD, noise from a seed of its own; needs ``steps_per_epoch``.
-        initial: the pool to start from, member for member, instead of fresh weights. Members that diverged there
-            are not trained further.
+        validation: per member rows that it is not trained on, in the form of ``datasets`` without weights.
+        patience: epochs without a smaller objective on these rows after which a member stops; None: no member stops,
+            and the last epoch is kept.
+        dual: moves every member's lambda, which starts at ``penalty``; needs groups and ``validation``.
+        private: trains every member by DP-SGD, with noise from a seed of its own; needs ``steps_per_epoch``.
+        initial: the pool to start from, member by member, instead of fresh weights. Members that diverged there are
+            not trained further.
         vectorized: False trains the same models one after another.
-        steps_per_epoch: stratified batches (`StratifiedBatches`), so many an epoch, instead of shuffled epochs.
+        steps_per_epoch: number of stratified batches per epoch (`StratifiedBatches`); None: shuffled epochs.
         numbers: the members' numbers, which decide their seeds; None: 0, 1, 2, ...
         store: keeps finished pools by all that determines them.
         accelerator: of the Trainer.
-        progress: show Lightning's progress bar.
+        progress: whether Lightning's progress bar is shown.
 
     Returns:
         The pool, members in the order of ``datasets``. A member whose loss or gradient is NaN or infinite stays as it
@@ -218,7 +218,7 @@ def fit_pool(
         with torch.random.fork_rng(devices=[]):
             parts = [part for part in ([own] if vectorized else [[i] for i in own]) if part]
             trained = [fit.train(part, accelerator, progress) for part in parts]
-        # A rank has none where there are more ranks than members.
+        # A rank has no members if there are more ranks than members.
         shards = processes.gather(Pool.join(trained) if trained else None)
         by_rank = torch.cat([torch.arange(r, len(datasets), world) for r in range(world)])
         return Pool.join([shard for shard in shards if shard is not None])[by_rank.argsort()]
@@ -230,7 +230,7 @@ def fit_pool(
 
 @dataclass(frozen=True, eq=False)
 class _PoolFit:
-    """All that determines a pool, checked: rows and weights of every member, its number, its epochs, its start."""
+    """All inputs that determine a pool, checked: every member's rows, weights, number, epochs and start."""
 
     members: list[Rows]
     weights: list[Tensor] | None
@@ -345,7 +345,7 @@ def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
 def _rows(
     datasets: Sequence[Sequence[Any]], classes: int, what: str, *, grouped: bool
 ) -> tuple[list[Rows], list[Tensor] | None]:
-    """The datasets as rows, with group codes 0, 1, ... that all members share; and the rows' weights, if any has."""
+    """Return the datasets as rows, with common group codes 0, 1, ..., and the rows' weights, if there are any."""
     members: list[Rows] = []
     weights: list[Tensor] = []
     for i, dataset in enumerate(datasets):
@@ -376,13 +376,13 @@ def _rows(
 
 
 def _parts(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A pool as tensors and plain data."""
+    """Turn a pool into tensors and plain data."""
     layers = enumerate(pool.weights)
     tensors = {f"{layer}.{name}": t for layer, pair in layers for name, t in zip("Wb", pair, strict=True)}
     return tensors, {"diverged": pool.diverged, "told": pool.told}
 
 
 def _whole(tensors: dict[str, Tensor], told: dict[str, Any]) -> Pool:
-    """A pool of what `_parts` made of it."""
+    """Make the pool again from its `_parts`."""
     weights = [(tensors[f"{layer}.W"], tensors[f"{layer}.b"]) for layer in range(len(tensors) // 2)]
     return Pool(weights, told["diverged"], told["told"])

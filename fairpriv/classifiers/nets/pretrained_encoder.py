@@ -1,4 +1,4 @@
-"""Pretrained encoders of texts and of images: found, checked and loaded."""
+"""Finding, checking and loading of pretrained encoders of texts and images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Input = Literal["input_ids", "pixel_values"]  # transformers' names of tokens an
 
 @dataclass
 class PretrainedEncoder(Pretrained):
-    """An encoder and its tokenizer, found and loaded. Code that comes with a model is never run."""
+    """A pretrained encoder and its tokenizer. Code that comes with a model is never run."""
 
     inside: str | None = None  # the model's folder inside ``package``
-    reads: Input = "input_ids"  # what it is to be given
-    max_tokens: int = 0  # the longest text that it is to be given
+    reads: Input = "input_ids"  # the kind of its input
+    max_tokens: int = 0  # length of the longest text that it must read
 
     def _inside(self) -> str | None:
         return self.inside
 
     def digest(self) -> str:
-        """As `Pretrained.digest`, of an encoder that is fit for what it is to be given, by its config alone.
+        """Return the digest as `Pretrained.digest`, after checking by the config that the encoder fits its input.
 
         Raises:
             InputError: as there; or it reads something else, or has no positions for ``max_tokens``.
@@ -41,10 +41,10 @@ class PretrainedEncoder(Pretrained):
         return super().digest()
 
     def load(self) -> Any:
-        """The encoder in eval mode, float32, without a pooling layer that has weights.
+        """Load the encoder in eval mode, float32, without a pooling layer that has weights.
 
         Raises:
-            InputError: as `digest`; or the files hold no encoder that transformers can build.
+            InputError: as in `digest`; or the files hold no encoder that transformers can build.
         """
         self._checked  # noqa: B018
         from transformers import AutoModel
@@ -64,13 +64,13 @@ class PretrainedEncoder(Pretrained):
         return without_pooler(model).eval()
 
     def tokenizer(self) -> Any:
-        """Its tokenizer; errors as `load`."""
+        """Load the tokenizer; errors as in `load`."""
         from transformers import AutoTokenizer
 
         return self._opened(AutoTokenizer.from_pretrained, trust_remote_code=False)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the channels that it was trained with, 0.5 each where its files do not say."""
+        """Return the channels' mean and deviation in its pretraining, 0.5 each if its files do not say."""
         from transformers.utils.hub import cached_file
 
         found = self._opened(cached_file, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
@@ -79,7 +79,7 @@ class PretrainedEncoder(Pretrained):
 
     @functools.cached_property
     def _checked(self) -> None:
-        """That it is fit for what it is to be given; seen once, for it takes up to a second."""
+        """Check that the encoder fits its input; done once, because it takes up to a second."""
         from transformers import AutoConfig, AutoModel
 
         config = self._opened(AutoConfig.from_pretrained, trust_remote_code=False)
@@ -105,10 +105,10 @@ class PretrainedEncoder(Pretrained):
 
 
 def width_of(model: Any, reads: Input, where: str) -> int:
-    """Width of the last states of an encoder.
+    """Return the width of the last states of an encoder.
 
     Raises:
-        InputError: it reads something else than ``reads``, or its config names no width; it begins with ``where``.
+        InputError: it does not read ``reads``, or its config names no width; the message begins with ``where``.
     """
     kind = model.config.model_type
     if model.main_input_name != reads:
@@ -127,9 +127,9 @@ def width_of(model: Any, reads: Input, where: str) -> int:
 
 
 def positions(model: Any) -> float:
-    """The longest row of tokens that an encoder has positions for; infinity where its config sets no end.
+    """Return the longest row of tokens that an encoder has positions for; infinity if its config sets no limit.
 
-    RoBERTa and its kind count positions from the padding's number on, and have as many fewer.
+    RoBERTa and similar models count positions from the padding's number on, and have as many fewer.
     """
     most = getattr(model.config, "max_position_embeddings", None) or 0
     if most < 1:  # XLNet says -1
@@ -140,7 +140,7 @@ def positions(model: Any) -> float:
 
 
 def computed(config: Any) -> str:
-    """Hash of all that a transformers config says of what is computed: heads and dropout have no weights."""
+    """Hash what a transformers config says about the computation, since e.g. heads and dropout have no weights."""
     without = ("_name_or_path", "transformers_version")
     said = json.loads(
         config.to_json_string(use_diff=False),
@@ -150,7 +150,7 @@ def computed(config: Any) -> str:
 
 
 def without_pooler(model: Any) -> Any:
-    """The encoder without a pooling layer of weights that the mean of the last states does not read."""
+    """Remove a pooling layer with weights from the encoder, since the mean of the last states does not use it."""
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         model.pooler = None

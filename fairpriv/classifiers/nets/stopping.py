@@ -1,4 +1,4 @@
-"""Early stopping: one rule for single models and for pools, for every defence and for none."""
+"""Early stopping, by one rule for single models and for pools, with and without a defence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor
 
 from fairpriv.errors import InputError
 
-LEAST_ROWS = 10  # of validation: with fewer, the epoch that is kept is an accident
-LEAST_GAIN = 1e-4  # a smaller fall of the loss is no improvement: rounding on another processor could undo it
+LEAST_ROWS = 10  # of validation; with fewer, chance decides which epoch is kept
+LEAST_GAIN = 1e-4  # a smaller fall of the loss does not count, since rounding on another processor could undo it
 
 
 class BestEpoch:
-    """Which epoch of each of M models is kept, and which of them have stopped.
+    """Record of the best epoch of each of M models, and of the models that have stopped.
 
-    A model stops once its value has not fallen by ``LEAST_GAIN`` for ``patience`` epochs; the last epoch at which it
-    fell so is kept. The value is the training objective on validation rows or, under a constraint, `constrained`.
+    A model stops once its value has not fallen by ``LEAST_GAIN`` for ``patience`` epochs. The last epoch in which it
+    fell by that much is kept. The value is the training objective on validation rows or, under a constraint,
+    `constrained`.
 
     Args:
-        models: M.
-        patience: epochs; None: no model stops, and the best epoch is kept all the same.
+        models: number of models, M.
+        patience: number of epochs; None: no model stops, and the best epoch is kept all the same.
     """
 
     def __init__(self, models: int, patience: int | None) -> None:
@@ -30,11 +31,11 @@ class BestEpoch:
         self.epoch = torch.zeros(models, dtype=torch.int64)
 
     def update(self, which: Tensor, epoch: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in the values of some models.
+        """Record the values of some models after an epoch.
 
         Args:
             which: the models, ``[k]`` distinct numbers.
-            epoch: the epoch each of them has ended, from 1, ``[k]``.
+            epoch: the epoch that each of them has finished, from 1, ``[k]``.
             value: the smaller the better, ``[k]``; NaN is never better.
 
         Returns:
@@ -48,7 +49,7 @@ class BestEpoch:
 
 
 def constrained(loss: Tensor, gap: Tensor, epsilon: float) -> Tensor:
-    """The value to be made small under ``gap <= epsilon``: the loss where that holds, else the gap, which counts more.
+    """Return the value to minimise under ``gap <= epsilon``: the loss if that holds, else the gap, which ranks worse.
 
     Args:
         loss: cross-entropy, ``[k]``.
@@ -59,7 +60,7 @@ def constrained(loss: Tensor, gap: Tensor, epsilon: float) -> Tensor:
 
 
 def refuse_few_rows(rows: int, patience: int | None) -> None:
-    """Raise InputError where training is to be stopped by fewer validation rows than ``LEAST_ROWS``."""
+    """Raise InputError if fewer validation rows than ``LEAST_ROWS`` are to stop the training."""
     if patience is not None and rows < LEAST_ROWS:
         raise InputError(
             f"{rows} validation rows are too few to stop training by ({LEAST_ROWS} at least): raise "
