@@ -1,1 +1,1 @@
-"""Classifiers: what they are trained on, how they are defended and attacked, and what is measured of them."""
+"""Classifiers: their datasets, networks, defences, attacks and measures."""

@@ -1,4 +1,4 @@
-"""What a classifier's defence is given and what it returns."""
+"""The base class of a classifier's defences, their input and their result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fairpriv.settings import TrainingSettings
 
 
 def tuning_rows(own: Rows, other: Rows, rehearsal: float, seed: int) -> Rows:
-    """What fine-tuning sees: all rows of the other world and a share ``rehearsal`` of the own one's."""
+    """Return the rows of fine-tuning: all rows of the other world, and a share ``rehearsal`` of the own world's."""
     return other + subsample(own, rehearsal, seed) if rehearsal else other
 
 
 def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
-    """Raise InputError, naming the config's key, where no label has rows of two groups: ``what`` is undefined then."""
+    """Raise InputError, naming the config's key, if no label has rows of two groups, so that ``what`` is undefined."""
     if all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
         raise InputError(
             f"{key}={rehearsal} leaves one group in every batch, so {what} is undefined: set {key} above 0, or "
@@ -52,10 +52,10 @@ class ClassifierOwner:
         data: the game's rows, set up.
         world: the bit b; ``base`` is trained on G_b.
         seed: of the cell; a defence derives every random choice from it.
-        base: a copy of the model trained on G_b (trained or read from the cache at the first call).
-        fresh: a model of the same architecture with fresh weights.
+        base: returns a copy of the model trained on G_b, which the first call trains or reads from the cache.
+        fresh: returns a model of the same architecture with fresh weights.
         fit: ``fairpriv.classifiers.nets.classifier.fit`` with all but module, batches, epochs and validation given.
-        told: metrics of training that are reported beside those of the defence; ``base`` adds its own.
+        told: metrics of training that are reported besides those of the defence; ``base`` adds its own.
     """
 
     data: GameDataModule
@@ -68,24 +68,24 @@ class ClassifierOwner:
 
     @property
     def own_rows(self) -> Rows:
-        """Training rows of G_b."""
+        """Return the training rows of G_b."""
         return self.data.part("train", self.world)
 
     @property
     def validation(self) -> Rows:
-        """Validation rows of both worlds, by which every tuning is stopped."""
+        """Return the validation rows of both worlds, which stop every tuning."""
         return self.data.part("validation", 0) + self.data.part("validation", 1)
 
     def tuning_rows(self, rehearsal: float) -> Rows:
-        """Training rows of the other world with a share of the own one's."""
+        """Return the training rows of the other world, and a share ``rehearsal`` of the own world's."""
         return tuning_rows(self.own_rows, self.data.part("train", 1 - self.world), rehearsal, self.seed)
 
     def untouched(self) -> Defended:
-        """The base model, as a defence that does nothing returns it."""
+        """Return the base model, as a defence that does nothing does."""
         return Defended(self.base())
 
     def two_classes(self, defense: str) -> None:
-        """Raise InputError, naming the defence, where there are more labels than two."""
+        """Raise InputError, naming the defence, if there are more than two labels."""
         if len(self.data.label_names) > 2:
             raise InputError(
                 f"defense={defense} takes two labels (fairlearn's method is defined for no more), and the target has "
@@ -95,14 +95,14 @@ class ClassifierOwner:
 
 @dataclass(frozen=True)
 class PoolOwner:
-    """What a defence is given to defend many models at once: ``count`` of world 0, then as many of world 1.
+    """The model owner's side of many models at once: ``count`` of world 0, then as many of world 1.
 
     Attributes:
-        deals: what each of them is given, drawn afresh for it from its side's half.
+        deals: the rows of each member, drawn for it from its side's half.
         count: members per world.
-        seed: from which every member's random choices follow.
+        seed: decides every member's random choices.
         fit: ``fairpriv.classifiers.nets.pool.fit_pool`` with architecture and cache given.
-        training: of base models.
+        training: settings of base models.
     """
 
     deals: Sequence[Deal]
@@ -112,27 +112,27 @@ class PoolOwner:
     training: TrainingSettings
 
     def samples(self, *, own: bool) -> list[Rows]:
-        """Each member's training rows of the world it is trained on, or of the other one."""
+        """Return each member's training rows of the world it is trained on, or of the other one."""
         return [
             deal.half.take(deal.train[world if own else 1 - world])
             for world, deal in zip(self._worlds, self.deals, strict=True)
         ]
 
     def tuning_samples(self, rehearsal: float) -> list[Rows]:
-        """Each member's training rows of the other world with a share of those of its own."""
+        """Return each member's training rows of the other world, and a share ``rehearsal`` of those of its own."""
         pairs = zip(self.samples(own=True), self.samples(own=False), strict=True)
         return [tuning_rows(own, other, rehearsal, self.seed + i) for i, (own, other) in enumerate(pairs)]
 
     def validation(self) -> list[Rows]:
-        """Each member's validation rows of both worlds, by which every tuning is stopped."""
+        """Return each member's validation rows of both worlds, which stop every tuning."""
         return [deal.half.take(torch.cat(deal.validation)) for deal in self.deals]
 
     def own_validation(self) -> list[Rows]:
-        """Each member's validation rows of the world it is trained on."""
+        """Return each member's validation rows of the world it is trained on."""
         return [deal.half.take(deal.validation[world]) for world, deal in zip(self._worlds, self.deals, strict=True)]
 
     def base(self) -> Pool:
-        """The members as trained on their own worlds; the second time they come from the cache."""
+        """Train the members on their own worlds; later calls read them from the cache."""
         datasets, held_out = (
             [(rows.X, rows.y) for rows in parts] for parts in (self.samples(own=True), self.own_validation())
         )
@@ -145,14 +145,14 @@ class PoolOwner:
 
 @dataclass
 class Defended:
-    """A defended model, and what the defence has to report.
+    """A defended model, and what the defence reports.
 
     Attributes:
-        net: features -> logits; None where there is ``predict``.
-        measured: what the defence has to report, see :class:`~fairpriv.metrics.Metric`.
-        predict: predicted labels ``[N]`` of rows, by what is more than one network: post-processed or randomised.
-            It may read the rows' groups.
-        rows: what it was trained or tuned on last; None: the training rows of G_b.
+        net: features -> logits; None if there is ``predict``.
+        measured: what the defence reports, see :class:`~fairpriv.metrics.Metric`.
+        predict: rows -> predicted labels ``[N]``, of a model that is more than one network (post-processed or
+            randomised). It may read the rows' groups.
+        rows: the rows of its last training or tuning; None: the training rows of G_b.
     """
 
     net: nn.Module | None
@@ -165,17 +165,18 @@ class Defended:
         return self.predict(rows) if self.predict else predict(cast(nn.Module, self.net), rows.X)
 
     def accuracy(self, rows: Rows) -> float:
-        """Return the share of rows whose label is predicted."""
+        """Return the share of rows whose label is predicted correctly."""
         return float((self.answers(rows) == rows.y).double().mean())
 
 
 class Defense(ABC):
-    """Base class of a classifier's defences: built from its YAML, called once a cell, and once a pool to be attacked.
+    """Base class of a classifier's defences: built from its YAML, called once per cell and once per attacked pool.
 
     Attributes:
         name: in tables and reports.
-        one_network: whether it leaves a network of the model's architecture; else attacks on weights are left out.
-        features_only: whether it takes rows of features alone, and neither tokens nor pixels.
+        one_network: whether it returns one network of the model's architecture; if not, attacks on weights are left
+            out.
+        features_only: whether it accepts only rows of features, and neither tokens nor pixels.
     """
 
     name: str
@@ -189,14 +190,14 @@ class Defense(ABC):
 
     @abstractmethod
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Train or tune; raise InputError where the game makes it undefined."""
+        """Train or tune a model; raise InputError if the game makes the defence undefined."""
 
     @abstractmethod
     def defend_pool(self, owner: PoolOwner) -> Models:
-        """Defend many models at once, each with data of its own, as ``defend`` would defend each."""
+        """Defend many models at once, each with its own data, as ``defend`` would defend each of them."""
 
     def refuse_inputs(self) -> None:
-        """Raise InputError where the defence cannot train on tokens or pixels; asked where a model reads such."""
+        """Raise InputError if the defence cannot train on tokens or pixels; called for models that read these."""
         if self.features_only:
             raise InputError(
                 f"defense={self.name} takes rows of features: choose a table, or model.tune=head, which trains on "

@@ -1,4 +1,4 @@
-"""The equalized-odds gap as a metric of torchmetrics, for any training loop."""
+"""The equalized-odds gap as a torchmetrics metric, for any training loop."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fairpriv.functional.fairness import occurring, shares
 class EqualizedOddsGap(Metric):
     """`equalized_odds_gap` of all rows seen, over all batches and processes.
 
-    What is kept are counts per label, group and predicted class, which processes add up: the gap is that of all their
-    rows together and no mean of gaps. A sampler that repeats rows, as ``DistributedSampler`` does to fill up, counts
-    them twice.
+    The state is counts per label, group and predicted class, which processes add up. So the gap is that of all rows
+    together, and not a mean of gaps. Rows that a sampler repeats, as ``DistributedSampler`` does to fill up, count
+    twice.
 
     Args:
         groups: number of groups S, whose codes are 0 to S - 1.
         classes: number of classes C, whose codes are 0 to C - 1.
-        missing: what `compute` does where a (label, group) cell has no rows: ``raise`` a ValueError that names it, or
-            ``skip`` it with a warning. A label or a group that has no rows at all is left out either way.
-        more: keywords of torchmetrics' ``Metric``, such as ``dist_sync_on_step``.
+        missing: what `compute` does if a (label, group) cell has no rows: ``raise`` a ValueError that names it, or
+            ``skip`` it with a warning. A label or a group without any rows is left out either way.
+        more: keyword arguments of torchmetrics' ``Metric``, such as ``dist_sync_on_step``.
     """
 
     is_differentiable = False

@@ -1,4 +1,4 @@
-"""One cell of distribution inference: a classifier, its defence, its measures, and the attacks on pools of its kind."""
+"""One cell of distribution inference: a classifier, its defence, its measures, and attacks on pools of such models."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ BASE_EPOCH = Metric(
 
 
 def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """Build the cell that a dataset asks for: drawn models are only attacked, others are trained on it first."""
+    """Build the cell of a dataset: `KnownTruth` for drawn models, which are only attacked, else one that trains."""
     kind = KnownTruth if isinstance(dataset, World) else DistributionInference
     return kind(config, dataset, defense)
 
 
 class DistributionInference:
-    """One cell: a model is trained, defended, measured, and its kind attacked.
+    """One cell: a model is trained, defended and measured, and pools of such models are attacked.
 
     Raises:
-        InputError: parts that do not go together.
+        InputError: parts that exclude each other.
     """
 
     def __init__(self, config: Mapping[str, Any], dataset: Dataset, defense: Defense) -> None:
@@ -69,7 +69,7 @@ class DistributionInference:
         self.attacks, self.omitted = playable(settings.attacks, defense)
 
     def digests(self) -> dict[str, str]:
-        """Return the content of every input, by the config key that its place stands in."""
+        """Return the digest of every input, by the config key that locates it."""
         return {"dataset.source": self.dataset.source.digest()} | self.settings.architecture.digests()
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
@@ -119,7 +119,7 @@ class DistributionInference:
                         result.add(found)
 
     def _owner(self, data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
-        """Make the owner's side: how it makes a model, trains it, and gets its base model."""
+        """Make the owner's side, with its ways to make a model, to train it, and to get the base model."""
         settings, world, classes = self.settings, data.game.world, len(data.label_names)
         training = settings.training
         told: dict[str, float] = {}
@@ -137,7 +137,7 @@ class DistributionInference:
             return settings.architecture.network(data.features, classes)
 
         def base() -> nn.Module:
-            """Train the model on G_b; the second time it comes from the cache."""
+            """Train the model on G_b; later calls read it from the cache."""
             module = Classifier(
                 fresh(),
                 classes=classes,
@@ -162,7 +162,7 @@ class DistributionInference:
         ]
 
     def _fit_pool(self, data: GameDataModule) -> Callable[..., Pool]:
-        """Give `fit_pool` all that is the same for every pool of the cell."""
+        """Return `fit_pool` with the arguments that are the same for every pool of the cell."""
         settings = self.settings
 
         def fit_one(*args: Any, **more: Any) -> Pool:
@@ -179,7 +179,7 @@ class DistributionInference:
 
 
 def tell(data: GameDataModule) -> None:
-    """Say what was read and how it was dealt."""
+    """Log what was read and how it was dealt; every line only once per process."""
     for line in data.told:
         _say(logging.INFO, f"{data.table.name}: {line}")
     if data.small:
@@ -208,7 +208,7 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
 
 
 def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:
-    """Add what the attacks came to; every victim's scores go into a file of their own, with what was left out."""
+    """Add the attacks' measures to ``result``; write every victim's scores and the omitted attacks to a file."""
     result.add(played.measured)
     path = folder / "attacks.json"
     write_whole(path, json.dumps({"splits": played.victims, "omitted": dict(omitted)}).encode())

@@ -1,11 +1,11 @@
-"""Synthetic worlds whose best possible adversary is known in closed form, and the cell that plays attacks on them.
+"""Synthetic worlds whose best possible adversary is known in closed form, and the cell that runs attacks on them.
 
-Models are drawn, not trained: a pool of one linear layer whose weights follow the world's law. Where both worlds are
+Models are drawn, not trained: a pool of one linear layer whose weights follow the world's law. If both worlds are
 equally likely, no adversary's advantage exceeds the total variation between the two laws, and the likelihood-ratio test
-reaches it. An attack's share of that is its yardstick: what it leaves lies in the attack, not in the models.
+reaches it. Attacks are measured by their share of it: a smaller share is due to the attack, not to the models.
 
-``strength`` is the distance of the worlds in standard deviations of what tells them apart: 0 is no difference, and 8 as
-good as certain. The worlds, and what is drawn in them, are ours.
+``strength`` is the distance of the worlds in standard deviations of the quantity in which they differ: 0 means no
+difference, and 8 an almost certain decision. The worlds, and what is drawn in them, are ours.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ SHARE_OF_OPTIMUM = Metric(
 
 
 class KnownTruth:
-    """One cell: every attack on ``game.repeats`` independent games in one world, each beside the best possible.
+    """One cell: every attack on ``game.repeats`` independent games in one world, compared with the best possible one.
 
-    Of the game it reads ``shadows``, ``victims`` and ``repeats``; nothing is trained and nothing is defended.
+    It uses ``game.shadows``, ``game.victims`` and ``game.repeats``; nothing is trained or defended.
 
     Raises:
         InputError: no attacks, a defence, or fewer than one victim or game.
@@ -76,11 +76,11 @@ class KnownTruth:
         self.settings.game.refuse_unattackable()
 
     def digests(self) -> dict[str, str]:
-        """Return nothing: all is drawn."""
+        """Return no digests, since everything is drawn."""
         return {}
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
-        """Play the games and write what they came to into ``result``; victims' scores go to a file of ``folder``."""
+        """Play the games and add their measures to ``result``; write the victims' scores to a file in ``folder``."""
         if rank() > 0:
             return
         optimum, attacks, game = self.world.optimal_advantage, self.settings.attacks, self.settings.game
@@ -124,7 +124,7 @@ class World(ABC):
         """Draw the rows that the adversary asks about, equally many of both worlds."""
 
     def game(self, seed: int, *, shadows: int, victims: int) -> AttackGame:
-        """One game with so many shadows and victims a world, all drawn by ``seed``."""
+        """Draw one game by ``seed``, with these numbers of shadows and victims per world."""
         generator = torch.Generator().manual_seed(seed)
         query = self.query(generator)
         truth = torch.arange(2).repeat_interleave(victims)
@@ -143,23 +143,23 @@ def _check(world: World, **counts: int) -> None:
 
 
 def _linear(w: Tensor, b: Tensor) -> Pool:
-    """Models with logit ``x @ w + b``, of weights ``[M, F]`` and ``[M]``."""
+    """Make models with logit ``x @ w + b`` from weights ``[M, F]`` and ``[M]``."""
     return Pool([(torch.stack((-w, w), 2).float() / 2, torch.stack((-b, b), 1).float() / 2)])
 
 
 @dataclass
 class KnownGaussian(World):
-    """A linear classifier fitted in closed form to Gaussian features, whose group decides where the label shows.
+    """Worlds of linear classifiers, fitted in closed form to Gaussian features with labels on opposite sides per world.
 
-    Features are N(+u, I) for label 1 and N(-u, I) for label 0 in the group of world 1; in that of world 0 the labels
-    change places. The model's weights are sqrt(rows) times the mean of its rows, those of label 0 turned round: they
-    are N(+-sqrt(rows) u, I), and lie ``strength`` apart. The optimal advantage is 2 Phi(strength / 2) - 1.
+    Features are N(+u, I) for label 1 and N(-u, I) for label 0 in the group of world 1; in the group of world 0 the
+    labels are swapped. The model's weights are sqrt(rows) times the mean of its rows, where rows of label 0 change
+    sign. They are N(+-sqrt(rows) u, I), and lie ``strength`` apart. The optimal advantage is 2 Phi(strength / 2) - 1.
 
     Attributes:
         strength: 2 sqrt(rows) |u|, at least 0.
         features: F, at least 1; u has equal entries.
-        rows: that a model is fitted to, at least 1.
-        asked: query rows of each world.
+        rows: number of rows that a model is fitted to, at least 1.
+        asked: number of query rows of each world.
     """
 
     kind: ClassVar[str] = "known_gaussian"
@@ -179,7 +179,7 @@ class KnownGaussian(World):
         return _between_normals(self.strength)
 
     def _rows(self, worlds: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Features ``[M, count, F]`` and labels ``[M, count]``."""
+        """Draw features ``[M, count, F]`` and labels ``[M, count]``."""
         y = torch.randint(0, 2, (len(worlds), count), generator=generator)
         shift = self.strength / (2 * math.sqrt(self.rows * self.features))
         noise = torch.randn(len(worlds), count, self.features, generator=generator)
@@ -199,18 +199,18 @@ class KnownGaussian(World):
 
 @dataclass
 class KnownBernoulli(World):
-    """A table of observed frequencies: of every cell the model answers how often label 1 was seen, smoothed.
+    """Worlds of frequency tables: for every cell, the model answers the smoothed frequency of label 1 that it has seen.
 
-    In half of the cells the chance of label 1 is 1/2 + e in one world and 1/2 - e in the other, turn about; in the
-    other half it is the same in both, from 0.1 to 0.9. The model adds one to both counts (Laplace), so that it answers
-    inside (0, 1). Over the cells that tell, the number of labels that agree with world 1 is binomial with chance
-    1/2 +- e and holds all there is to know: the optimal advantage is a sum over its values.
+    In half of the cells, the informative ones, the chance of label 1 is 1/2 + e in one world and 1/2 - e in the other,
+    by turns; in the other half it is the same in both, from 0.1 to 0.9. The model adds one to both counts (Laplace), so
+    that its answers are inside (0, 1). Over the informative cells, the number of labels that agree with world 1 is
+    binomial with chance 1/2 +- e. It is a sufficient statistic, so the optimal advantage is a sum over its values.
 
     Attributes:
-        strength: 2 e sqrt(n / (1/4 - e^2)) for n labels in the cells that tell, at least 0.
-        cells: an even number.
-        rows: labels that a model has seen of each cell, at least 1.
-        asked: query rows of each cell and world.
+        strength: 2 e sqrt(n / (1/4 - e^2)) for n labels in the informative cells, at least 0.
+        cells: number of cells, even.
+        rows: number of labels that a model has seen of each cell, at least 1.
+        asked: number of query rows of each cell and world.
     """
 
     kind: ClassVar[str] = "known_bernoulli"
@@ -248,7 +248,7 @@ class KnownBernoulli(World):
         return torch.cat((0.5 + (2 * world - 1) * self._lean * turn.double(), alike))
 
     def _labels(self, worlds: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """``[M, count, cells]`` in {0, 1}."""
+        """Draw labels ``[M, count, cells]`` in {0, 1}."""
         chances = torch.stack([self.chances(world) for world in (0, 1)])[worlds]
         drawn = torch.rand(len(worlds), count, self.cells, dtype=torch.double, generator=generator)
         return (drawn < chances[:, None]).long()
@@ -267,16 +267,17 @@ class KnownBernoulli(World):
 
 @dataclass
 class KnownOffset(World):
-    """A common offset of the logits among random weights that have nothing to do with the world.
+    """Worlds of linear models that differ in the offset of their logits; the other weights do not depend on the world.
 
-    Weights are N(0, 4 I / F), so that logits have a spread of 2; the bias is N(+-strength * spread / 2, spread^2), and
-    the mean bias is also the log odds of the query's labels. The optimal advantage is 2 Phi(strength / 2) - 1.
+    These weights are N(0, 4 I / F), so that logits have a standard deviation of 2; the bias is
+    N(+-strength * spread / 2, spread^2), and the mean bias is also the log odds of the query's labels. The optimal
+    advantage is 2 Phi(strength / 2) - 1.
 
     Attributes:
         strength: distance of the mean biases in units of ``spread``, at least 0.
         features: F, at least 1.
         spread: standard deviation of the bias, above 0.
-        asked: query rows of each world.
+        asked: number of query rows of each world.
     """
 
     kind: ClassVar[str] = "known_offset"
@@ -315,5 +316,5 @@ class KnownOffset(World):
 
 
 def _between_normals(distance: float) -> float:
-    """Total variation between two normal laws of equal spread, ``distance`` standard deviations apart."""
+    """Return the total variation between normal laws of equal spread, ``distance`` standard deviations apart."""
     return float(2 * stats.norm.cdf(distance / 2) - 1)

@@ -1,4 +1,4 @@
-"""What is measured of one model on the two worlds of the game: accuracy, fairness, the accuracy gap and its bound."""
+"""Measures of one model on the two worlds of the game: accuracy, fairness, the accuracy gap and its bound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 @dataclass(frozen=True)
 class Sample:
-    """One world's share of a test split, ``[N]`` int64 each, with codes that index the label and group names."""
+    """One world's share of a test split: ``[N]`` int64 each, codes that index the label and group names."""
 
     preds: Tensor
     target: Tensor
@@ -144,23 +144,23 @@ def measure(
 ) -> Measured:
     """Measure one model.
 
-    Rates and the bound come from one split and the gaps from another: on the same rows, "the bound holds" would be an
-    identity for pure groups. Rates pool both worlds, since P(x | y, s) is common to them; a group may be absent from a
-    world, where its composition is 0. The bound is one of this fixed model's gap between two test worlds; it bounds no
-    adversary. Its interval, and the bound itself, take compositions and priors as known.
+    Rates and the bound are estimated on one split and the gaps on another, because on the same rows "the bound holds"
+    would be an identity for pure groups. Rates pool both worlds, which have P(x | y, s) in common; a group may be
+    absent from a world, and its composition there is 0. The bound limits this fixed model's gap between two test
+    worlds; it bounds no adversary. The bound and its interval take compositions and priors as known.
 
     Args:
-        rates: rows of world 0 and of world 1 on the split where the group rates and the bound are estimated.
-        gap: likewise on the other split, where the gaps are.
+        rates: rows of world 0 and of world 1 on the split that gives the group rates and the bound.
+        gap: likewise on the split that gives the gaps.
         label_names: names of the labels, in the order of their codes; predictions have the same codes.
         group_names: names of the groups, in the order of their codes.
         tau: an accuracy gap below it counts as hidden.
 
     Returns:
-        metrics, all finite; yes-or-no ones (``privacy/bound_holds``, ``bound_refuted``, ``below_tau``,
+        Metrics, all finite; yes-or-no ones (``privacy/bound_holds``, ``bound_refuted``, ``below_tau``,
         ``tau_in_interval``) are 1.0 or 0.0. A gap's ``<metric>_floor`` is its mean with predictions dealt at random
-        among the rows of a label: what it would be if predictions knew nothing of the group. The plain accuracy gap's
-        floor holds what base rates make of it.
+        among the rows of a label, which is its value if predictions do not depend on the group. The floor of the plain
+        accuracy gap includes the effect of base rates.
 
     Raises:
         ValueError: a label without rows in a world, a (label, group) cell without rows in the rates split, a code
@@ -234,19 +234,19 @@ def _accuracy_of(metric: Metric, hits: Sequence[int], rows: Sequence[int]) -> Me
 
 
 def _gap_of(metric: Metric, difference: float, interval: tuple[float, float], dealt: Tensor) -> Measured:
-    """Measure an absolute difference between the worlds; ``dealt`` are both rates in random draws, ``[draws, 2]``."""
+    """Measure an absolute difference between the worlds; ``dealt`` holds both rates in random draws, ``[draws, 2]``."""
     floor = float((dealt[:, 1] - dealt[:, 0]).abs().mean())
     return metric.of(abs(difference), interval, signed=[[difference]], floor=floor)
 
 
 def _equalized_odds(pooled: Tensor, cell_rates: Tensor, label_names: Sequence[str]) -> Measured:
-    """Measure the range over groups of each label's rates, and the largest of them all."""
+    """Measure the range over groups of each label's rates, and the largest of these ranges."""
     deltas = functional.label_gaps(cell_rates)
     lo, hi = functional.delta_intervals(pooled)
     groups = cell_rates.shape[1]
     first, second = torch.triu_indices(groups, groups, 1)
     pairs = cell_rates[:, first] - cell_rates[:, second]
-    rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one says it all
+    rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one is enough
     floors = functional.label_gaps(shares(functional.permuted_counts(pooled)))
     measured = EQUALIZED_ODDS_GAP.of(
         deltas.amax(),
@@ -262,7 +262,7 @@ def _equalized_odds(pooled: Tensor, cell_rates: Tensor, label_names: Sequence[st
 
 
 def _count(sample: Sample, label_names: Sequence[str], group_names: Sequence[str], split: str, world: int) -> Tensor:
-    """Rows ``[Y, S, C]`` of a world's share of a split."""
+    """Count the rows ``[Y, S, C]`` of a world's share of a split."""
     labels, groups = len(label_names), len(group_names)
     try:
         count = functional.group_counts(
@@ -277,7 +277,7 @@ def _count(sample: Sample, label_names: Sequence[str], group_names: Sequence[str
 
 
 def _recalled(count: Tensor) -> tuple[list[int], list[int]]:
-    """Right predictions and rows per label."""
+    """Count correct predictions and rows per label."""
     return count.diagonal(dim1=0, dim2=2).sum(0).tolist(), count.sum((1, 2)).tolist()
 
 
@@ -286,6 +286,6 @@ def _mean_rate(hits: Sequence[int], rows: Sequence[int]) -> float:
 
 
 def _make_up(count: Tensor) -> tuple[Tensor, Tensor]:
-    """p(s | y) ``[Y, S]`` and pi(y) ``[Y]`` of a world."""
+    """Return p(s | y) ``[Y, S]`` and pi(y) ``[Y]`` of a world."""
     rows = count.sum(-1).double()
     return rows / rows.sum(1, keepdim=True), rows.sum(1) / rows.sum()

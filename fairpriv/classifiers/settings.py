@@ -1,4 +1,4 @@
-"""What one cell of the classifiers reads from its config, typed once."""
+"""The typed settings that one cell of the classifiers reads from its config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fairpriv.trainer import device_of, trainer_of
 
 @dataclass(frozen=True)
 class Settings:
-    """A cell's settings beside its dataset and its defence.
+    """A cell's settings, besides its dataset and its defence.
 
     Attributes:
         seed: of the cell.
@@ -29,10 +29,10 @@ class Settings:
         architecture: of the model.
         attacks: in the order of the config.
         dimensions: likewise.
-        trainer: makes what makes a Trainer; an InputError where Lightning refuses a setting.
+        trainer: returns a function that makes a Trainer; raises InputError if Lightning refuses a setting.
         accelerator, device: what models are trained on.
         logged: whether measures of training are logged.
-        store: what is kept between cells.
+        store: the cache that cells have in common.
     """
 
     seed: int
@@ -49,7 +49,7 @@ class Settings:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Settings:
-        """Read a resolved plain config that was checked; raises InputError where parts do not go together."""
+        """Read a resolved, checked, plain config; raise InputError if parts exclude each other."""
         return cls(
             seed=config["seed"],
             game=GameSettings(**config["game"]),
