@@ -1,1 +1,1 @@
-"""Defences: thin objects that say how a model is trained or tuned."""
+"""Defences: thin objects that train or tune a model."""

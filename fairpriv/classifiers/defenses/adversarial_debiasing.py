@@ -1,4 +1,4 @@
-"""Adversarial debiasing by fairlearn's torch backend: another network reads the group from the score (Zhang 2018)."""
+"""Adversarial debiasing by fairlearn's torch backend, against a network that reads groups from scores (Zhang 2018)."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from fairpriv.functional import equalized_odds_penalty
 
 @dataclass
 class AdversarialDebiasing(Defense):
-    """Tuning of a network against an adversary that tells the group from its score (for equalized odds also the label).
+    """Tuning of a network against an adversary that predicts the group from the network's score.
 
-    After Zhang, Lemoine and Mitchell (2018). Batches are ours, every step is fairlearn's own, the first one on all
-    rows. Its torch backend (0.15) departs from the paper: it projects a weight matrix's gradient by the sum of all
-    inner products between rows of the two gradients, where the paper has the one inner product of the two (fairlearn's
-    issue 1234), which makes large steps against the adversary unstable; and it draws the adversary's first weights from
-    seed 0 whatever ``random_state`` says. A pool's members are trained one by one.
+    For equalized odds the adversary also sees the label. After Zhang, Lemoine and Mitchell (2018). Batches are ours;
+    every step is fairlearn's own, and the first one uses all rows. Fairlearn's torch backend (0.15) differs from the
+    paper in two points. It projects a weight matrix's gradient by the sum of all inner products between rows of the two
+    gradients, where the paper has the single inner product of the two (fairlearn's issue 1234); this makes large steps
+    against the adversary unstable. And it draws the adversary's first weights from seed 0 for any ``random_state``. A
+    pool's members are trained one by one.
 
     Attributes:
         start: from the base model, or from fresh weights.
         rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
-        constraints: demographic_parity hides the label from the adversary.
+        constraints: the fairness constraint; with demographic_parity the adversary does not see the label.
         alpha: weight of the adversary's loss.
         adversary: hidden layer sizes of the adversary.
-        adversary_lr: of its Adam.
-        epochs: at most.
+        adversary_lr: learning rate of the adversary's Adam.
+        epochs: largest number of epochs.
         patience: epochs without a smaller objective on the validation rows of both worlds after which it stops; the
             best epoch is kept (`BestEpoch`). None: all epochs are trained, and the last one is kept. The objective is
-            that of FFt, cross-entropy and alpha times the penalty on unequal mean scores (ours): the adversary's own
-            loss falls as it learns, whatever the network does.
+            that of FFt, cross-entropy plus alpha times the penalty on unequal mean scores (ours), because the
+            adversary's own loss falls as it learns, for any network.
         batch_size, lr, weight_decay: of the network's AdamW, on shuffled batches.
     """
 
@@ -78,7 +79,7 @@ class AdversarialDebiasing(Defense):
 
     @property
     def control(self) -> bool:
-        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        """Whether it trains fresh weights on all rows of both worlds: a null control."""
         return self.start == "scratch" and self.rehearsal == 1
 
     def defend(self, owner: ClassifierOwner) -> Defended:
@@ -113,7 +114,7 @@ class AdversarialDebiasing(Defense):
         return Pool(Pool.of(nets).weights, diverged, {"epoch": epochs})
 
     def _tune(self, net: nn.Module, rows: Rows, validation: Rows, seed: int) -> int:
-        """Train in place, and leave the model in eval mode; the epoch kept. A NonFiniteLossError where it diverges."""
+        """Train in place, leave the model in eval mode, return the kept epoch; NonFiniteLossError if it diverges."""
         refuse_few_rows(len(validation.y), self.patience)
         refuse_one_group(rows, "defense.rehearsal", self.rehearsal, f"{self.constraints} between groups")
         classifier = AdversarialFairnessClassifier(
@@ -156,7 +157,7 @@ class AdversarialDebiasing(Defense):
 
     @torch.inference_mode()
     def _objective(self, net: nn.Module, rows: Rows) -> Tensor:
-        """What is to be small on validation rows: ``[1]``."""
+        """Return the objective on validation rows, ``[1]``."""
         logits = net.eval()(rows.X)
         target = rows.y if self.constraints == "equalized_odds" else torch.zeros_like(rows.y)
         penalty = equalized_odds_penalty(logits.softmax(-1)[:, 1], target, rows.s)
@@ -164,14 +165,14 @@ class AdversarialDebiasing(Defense):
 
 
 class Score(nn.Module):
-    """P(y=1) ``[N, 1]`` by a network of two logits, as fairlearn takes it."""
+    """P(y=1) ``[N, 1]`` of a network with two logits, in the form that fairlearn expects."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, X: Tensor) -> Tensor:
-        """P(y=1) of features ``[N, F]``; a NonFiniteLossError where it is none."""
+        """Return P(y=1) of features ``[N, F]``; raise NonFiniteLossError if it is not a probability."""
         logits = self.net(X)
         probs = (logits[:, 1:] - logits[:, :1]).sigmoid()
         if probs.isnan().any():

@@ -1,4 +1,4 @@
-"""DP-SGD: training whose result tells little of any single row (Abadi et al. 2016)."""
+"""DP-SGD, a training whose result reveals little about any single row (Abadi et al. 2016)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ NOISE_MULTIPLIER = Metric(
 class DPSGD(Defense):
     """Training or tuning by DP-AdamW: Poisson batches, rows' gradients clipped one by one, Gaussian noise.
 
-    One model is trained by Opacus; a pool by the same rule on stacked weights (`Private`). The noise is the least that
-    Opacus's accountant finds enough for ``epsilon``; it depends on ``epochs`` and ``steps_per_epoch`` alone and is the
-    same for one model and for a pool. What is protected is one row of those that it trains on, present or absent, in
-    what this training gives out. Not accounted for are the validation rows that stop it, the encoder's means and
-    deviations, the choice of these settings and, with ``start=base``, the training of the base model, which is not
-    private and has seen the rehearsed rows. The budget is counted for all ``epochs``, also where it stops before.
-    Epsilon is the algorithm's, whose random draws nobody knows: it is not that of a run whose seed is published.
-    A row's privacy is not the distribution's: nothing is promised of the bit that the game is about.
+    One model is trained by Opacus; a pool by the same rule on stacked weights (`Private`). The noise is the smallest
+    that suffices for ``epsilon`` by Opacus's accountant. Besides the budget it depends only on ``epochs`` and
+    ``steps_per_epoch``, and it is the same for one model and for a pool. Protected is the presence or absence of one
+    training row, in the output of this training. Not accounted for are the validation rows that stop it, the encoder's
+    means and deviations, the choice of these settings and, with ``start=base``, the training of the base model, which
+    is not private and has seen the rehearsed rows. The budget is counted for all ``epochs``, even if training stops
+    earlier. Epsilon is that of the algorithm with secret random draws, not that of a run whose seed is published. The
+    privacy of a row is not the privacy of the distribution: nothing is promised about the secret bit of the game.
 
     Attributes:
         start: from the base model, as the arms of fine-tuning are, or from fresh weights.
@@ -54,12 +54,12 @@ class DPSGD(Defense):
             rows of ``none``. From fresh weights on all rows of both worlds it is a null control.
         rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
         epsilon, delta: the budget; delta below 1 / rows.
-        accountant: Opacus's: ``prv`` (Gopi et al. 2021) or ``rdp`` (Mironov 2017).
+        accountant: of Opacus: ``prv`` (Gopi et al. 2021) or ``rdp`` (Mironov 2017).
         clip: largest norm of a row's gradient.
-        epochs: at most.
+        epochs: largest number of epochs.
         patience: epochs without a smaller loss on validation rows after which it stops; None: never.
-        steps_per_epoch: a row is in a step's batch with probability 1 / steps_per_epoch.
-        lr, weight_decay: of AdamW, which sees noised gradients only.
+        steps_per_epoch: steps per epoch; a row is in a step's batch with probability 1 / steps_per_epoch.
+        lr, weight_decay: of AdamW, which uses only noised gradients.
     """
 
     kind: ClassVar[str] = "dp_sgd"
@@ -97,11 +97,11 @@ class DPSGD(Defense):
 
     @property
     def control(self) -> bool:
-        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        """Whether it trains fresh weights on all rows of both worlds: a null control."""
         return self.start == "scratch" and self.rows == "tuning" and self.rehearsal == 1
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Train one model by Opacus; report the budget spent, and the noise multiplier that it took."""
+        """Train one model by Opacus; report the spent budget and the noise multiplier."""
         own = self.rows == "own"
         rows = owner.own_rows if own else owner.tuning_rows(self.rehearsal)
         self._check_delta(rows)
@@ -153,7 +153,7 @@ class DPSGD(Defense):
 
     @property
     def private(self) -> Private:
-        """Clipping, and the noise that the budget takes; errors as `noise_multiplier`."""
+        """The clipping, and the noise for the budget; errors as in `noise_multiplier`."""
         return Private(noise_multiplier(self.accountant, self.epsilon, self.delta, *self._sampling), self.clip)
 
     @property
@@ -164,20 +164,20 @@ class DPSGD(Defense):
 
 @cache
 def noise_multiplier(accountant: str, epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise, in units of the clipping norm, within a budget, by Opacus's search.
+    """Find the smallest noise within a budget, in units of the clipping norm, by Opacus's search.
 
     Args:
         accountant: ``prv`` or ``rdp``.
         epsilon, delta: the budget.
         rate: the chance of a row to be in a step's batch, in (0, 1].
-        steps: their number.
+        steps: number of steps.
 
     Raises:
-        InputError: no noise is enough; it names the least epsilon. Or Opacus is not installed.
+        InputError: no noise is enough (it names the smallest epsilon), or Opacus is not installed.
     """
     utils = _opacus("accountants.utils")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that more orders might show that less noise is enough
+        warnings.simplefilter("ignore")  # Opacus warns that more orders might show that less noise is enough
         try:
             return float(
                 utils.get_noise_multiplier(
@@ -193,7 +193,7 @@ def noise_multiplier(accountant: str, epsilon: float, delta: float, rate: float,
 
 
 def epsilon_spent(accountant: str, noise: float, delta: float, rate: float, steps: int) -> float:
-    """The epsilon that Opacus's accountant certifies; arguments as `noise_multiplier`."""
+    """Return the epsilon that Opacus's accountant certifies; arguments as in `noise_multiplier`."""
     counted = _opacus("accountants").create_accountant(accountant)
     counted.history = [(noise, rate, steps)]
     with warnings.catch_warnings():
@@ -209,15 +209,15 @@ def _opacus(module: str) -> ModuleType:
 
 
 class PrivateClassifier(Classifier):
-    """A classifier that Opacus trains: loss and optimiser of `Classifier`, without penalty and weights.
+    """A classifier that Opacus trains, with loss and optimiser of `Classifier`, without penalty and weights.
 
     Args:
         private: clipping and noise.
-        expected: rows of a batch in the mean, by which the noised sum of gradients is divided.
+        expected: mean number of rows in a batch, which divides the noised sum of gradients.
         seed: of the noise.
 
     Raises:
-        InputError: a layer of whose rows' gradients Opacus knows nothing, or several processes.
+        InputError: a layer for which Opacus cannot compute gradients by row, or several processes.
     """
 
     def __init__(self, *args: Any, private: Private, expected: float, seed: int, **kwargs: Any) -> None:
@@ -226,11 +226,11 @@ class PrivateClassifier(Classifier):
 
     @property
     def hyperparameters(self) -> list[float | None]:
-        """Those of `Classifier`, clipping and noise."""
+        """Hyperparameters of `Classifier`, clipping and noise."""
         return [*super().hyperparameters, self.private.noise, self.private.clip, self.expected, self.seed]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW behind Opacus's clipping and noise."""
+        """Make an AdamW behind Opacus's clipping and noise."""
         if self.trainer.world_size > 1:
             raise InputError(f"defense={self.stage} trains in one process: leave trainer.devices at 1")
         try:
@@ -247,9 +247,9 @@ class PrivateClassifier(Classifier):
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The sum of the rows' losses; there may be no row."""
+        """Return the sum of the rows' losses; there may be no rows."""
         X, y, _, _ = batch
-        # Inputs with a gradient keep torch from warning of hooks that see none.
+        # With gradients of the inputs, torch does not warn about hooks without gradients.
         loss = cross_entropy(self.net(X.requires_grad_()), y, reduction="sum")
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"loss became {loss.item()} at step {self.global_step} of {self.stage}")
@@ -257,5 +257,5 @@ class PrivateClassifier(Classifier):
         return loss
 
     def on_fit_end(self) -> None:
-        """Leave the network as it was before Opacus hung on to it."""
+        """Remove what Opacus has attached to the network."""
         self.hooks.pop().to_standard_module()

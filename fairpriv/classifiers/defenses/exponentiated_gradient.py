@@ -1,4 +1,4 @@
-"""fairlearn's ExponentiatedGradient: a randomised classifier from a sequence of weighted fits (Agarwal et al. 2018)."""
+"""Fairlearn's ExponentiatedGradient, a randomised classifier from a sequence of weighted fits (Agarwal et al. 2018)."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ Train = Callable[[Tensor, Tensor], tuple[Model, Tensor]]  # labels and weights [
 class ExponentiatedGradient(Defense):
     """The reduction of fair classification to weighted fits, each of which is an arm of fine-tuning.
 
-    fairlearn asks again and again for the best network under labels and weights that it chooses; here that is FFt's arm
-    ``estimator`` on its own rows: from the same start, and for as many epochs as that arm takes with the true labels
-    until validation rows stop it (there are none with the labels that fairlearn invents). What answers is a mixture:
-    for every answer it draws one of a few networks. Attacks are told the chance of the answer 1, as anyone learns who
-    asks often enough; accuracies and rates are those of drawn answers. No single network is left, so attacks that read
-    weights are left out. A pool's members ask at the same time, and their networks are trained together.
+    Fairlearn repeatedly requests the best network under labels and weights that it chooses. Here this is FFt's arm
+    ``estimator`` on its own rows, from the same start. It is trained for as many epochs as that arm takes with the true
+    labels until validation rows stop it, because no validation rows have the labels that fairlearn invents. The result
+    is a mixture: for every answer it draws one of a few networks. Attacks get the chance of the answer 1, which anyone
+    can learn by asking often enough; accuracies and rates are those of drawn answers. There is no single network, so
+    attacks that read weights are left out. A pool's members request fits at the same time, and their networks are
+    trained together.
 
     Attributes:
         estimator: an arm of fine-tuning with a fixed lambda of 0.
-        constraints: what is to be equal in all groups.
-        difference_bound: by how much it may differ.
+        constraints: the quantity that is to be equal in all groups.
+        difference_bound: largest allowed difference between groups.
         eps: 1 / eps bounds the sum of the constraints' multipliers.
-        max_iter: iterations, of about three fits each.
+        max_iter: number of iterations, of about three fits each.
     """
 
     kind: ClassVar[str] = "exponentiated_gradient"
@@ -77,11 +78,11 @@ class ExponentiatedGradient(Defense):
 
     @property
     def control(self) -> bool:
-        """Whether its arm is one: a null control."""
+        """Whether its arm is a null control."""
         return self.estimator.control
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Reduce for one model; also report how many networks it draws from, and the duality gap reached."""
+        """Run the reduction for one model; also report how many networks it draws from, and the duality gap."""
         owner.two_classes(self.name)
         rows = owner.tuning_rows(self.estimator.rehearsal)
         epochs = max(1, self.estimator.tune_on(owner, rows).epoch)
@@ -106,7 +107,7 @@ class ExponentiatedGradient(Defense):
         return Defended(None, measured, answer, rows)
 
     def defend_pool(self, owner: PoolOwner) -> Mixtures:
-        """Reduce for every member."""
+        """Run the reduction for every member."""
         samples = owner.tuning_samples(self.estimator.rehearsal)
         start = owner.base() if self.estimator.start == "base" else None
         plain = self.estimator.tune_pool(owner, [(rows.X, rows.y, rows.s) for rows in samples], start)
@@ -120,7 +121,7 @@ class ExponentiatedGradient(Defense):
             numbers = list(asked)
             own = start[numbers] if start is not None else None
             fixed = {"epochs": [epochs[i] for i in numbers], "patience": None, "validation": None}
-            # dozens of pools that nobody reads again: they are not kept
+            # dozens of pools that are not read again are not kept
             pool = self.estimator.tune_pool(owner, datasets, own, numbers=numbers, store=None, **fixed)
             members = {i: pool[[place]] for place, i in enumerate(numbers)}
             return {i: (net, (net.predict_proba(samples[i].X)[0] > 0.5).long()) for i, net in members.items()}
@@ -129,13 +130,13 @@ class ExponentiatedGradient(Defense):
             return Mixtures.of(together(len(samples), reduced, trained))
 
     def _reduce(self, rows: Rows, train: Train[Model]) -> tuple[list[tuple[Model | int, float]], Any]:
-        """fairlearn's run on one data set: the models (or constant answers) drawn from, with their chances."""
+        """Run fairlearn on one data set; return models (or constant answers) with their chances, and the reduction."""
         refuse_one_group(rows, "defense.estimator.rehearsal", self.estimator.rehearsal, f"{self.constraints} of groups")
         moments = {
             "equalized_odds": fairlearn.reductions.EqualizedOdds,
             "demographic_parity": fairlearn.reductions.DemographicParity,
         }
-        known: dict[bytes, tuple[Model, Tensor]] = {}  # without unfairness left, fairlearn asks for the same fit again
+        known: dict[bytes, tuple[Model, Tensor]] = {}  # once nothing is unfair, fairlearn requests the same fit again
 
         def once(y: Tensor, weights: Tensor) -> tuple[Model, Tensor]:
             key = y.numpy().tobytes() + weights.numpy().tobytes()
@@ -148,27 +149,27 @@ class ExponentiatedGradient(Defense):
             eps=self.eps,
             max_iter=self.max_iter,
         )
-        numbers = np.arange(len(rows.y))[:, None]  # the rows themselves stay here
+        numbers = np.arange(len(rows.y))[:, None]  # fairlearn gets row numbers instead of the rows
         reduction.fit(numbers, rows.y.numpy(), sensitive_features=rows.s.numpy())
         mixture: list[tuple[Model | int, float]] = []
         for place, chance in reduction.weights_.items():
             response = reduction.predictors_[place]
             if chance > 0:
-                constant = not isinstance(response, BestResponse)  # where all labels were one, fairlearn trains nothing
+                constant = not isinstance(response, BestResponse)  # fairlearn trains nothing if all labels are equal
                 mixture.append((int(response.constant_) if constant else response.model, float(chance)))
         return mixture, reduction
 
 
 @contextlib.contextmanager
 def _fairlearns_warnings() -> Iterator[None]:
-    """Ignore what pandas 3 says of fairlearn 0.15; in the main thread, since filters belong to all threads."""
+    """Ignore pandas 3's warnings about fairlearn 0.15; call it in the main thread, since filters affect all threads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Setting (a value on a Series via \.at|an item of incompatible dtype)")
         yield
 
 
 class BestResponse:
-    """What fairlearn takes for an estimator of the rows whose numbers it is given."""
+    """An estimator for fairlearn, which gets row numbers in place of features."""
 
     def __init__(self, train: Train[Any]) -> None:
         self.train = train
@@ -182,7 +183,7 @@ class BestResponse:
         return self
 
     def predict(self, X: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Answers ``[N]`` at row numbers ``[N, 1]``."""
+        """Return answers ``[N]`` at row numbers ``[N, 1]``."""
         return self.answers.numpy()[np.asarray(X)[:, 0]]
 
 
@@ -191,22 +192,23 @@ def together(
     work: Callable[[int, Train[Any]], Any],
     train: Callable[[dict[int, tuple[Tensor, Tensor]]], dict[int, tuple[Any, Tensor]]],
 ) -> list[Any]:
-    """Run ``count`` algorithms side by side; what they ask to be trained at the same time is trained in one call.
+    """Run ``count`` algorithms side by side, and train what they request at the same time in one call.
 
-    Each runs in a thread of its own, one at a time, and waits there until all that are not yet done have asked: what is
-    trained together does not depend on who is faster.
+    Each algorithm runs in its own thread, one at a time, and waits until all that are not yet done have made a request.
+    So the requests that are trained together do not depend on the threads' speed.
 
     Args:
-        count: of algorithms, numbered from 0.
-        work: runs one of them; it is given its number and what it may ask: labels and weights to a model and answers.
-        train: requests to answers, by number in ascending order; called in this thread.
+        count: number of algorithms, which are numbered from 0.
+        work: runs one algorithm; its arguments are the number and a function from labels and weights to a model and
+            its answers.
+        train: answers requests, by number in ascending order; called in this thread.
 
     Returns:
-        What every ``work`` returned, by number.
+        The results of ``work``, by number.
     """
     messages: queue.SimpleQueue[tuple[int, tuple[Tensor, Tensor] | None, Future[Any]]] = queue.SimpleQueue()
 
-    turn = threading.Lock()  # warning filters, which libraries change for a while, belong to all threads
+    turn = threading.Lock()  # libraries change warning filters temporarily, and these affect all threads
 
     def run(number: int) -> Any:
         def ask(y: Tensor, weights: Tensor) -> Any:
@@ -240,7 +242,7 @@ def together(
                     answers = train(dict(sorted(asked.items())))
                     for i, waiting in replies.items():
                         waiting.set_result(answers[i])
-                except BaseException as error:  # else the threads would wait for ever
+                except BaseException as error:  # otherwise the threads would wait for ever
                     for waiting in replies.values():
                         waiting.set_exception(error)
                 asked, replies = {}, {}
@@ -251,7 +253,7 @@ class Mixtures(Models):
     """M classifiers, each of which draws one of its networks for every answer.
 
     Args:
-        networks: of all members, K altogether.
+        networks: those of all members, K in total.
         chances: float32 ``[M, K]``: the chance that a member draws a network; rows sum to 1.
     """
 
@@ -265,7 +267,7 @@ class Mixtures(Models):
 
     @classmethod
     def of(cls, mixtures: Sequence[Sequence[tuple[Pool | int, float]]]) -> Mixtures:
-        """Make them of every member's networks, or constant answers, with their chances."""
+        """Make the mixtures from every member's networks, or constant answers, with their chances."""
         like = next(net for mixture in mixtures for net, _ in mixture if isinstance(net, Pool))
         networks = [constant(like, net) if isinstance(net, int) else net for mixture in mixtures for net, _ in mixture]
         chances = [torch.tensor([chance for _, chance in mixture]) for mixture in mixtures]
@@ -285,7 +287,7 @@ class Mixtures(Models):
 
 
 def constant(like: Pool, answer: int) -> Pool:
-    """A network of the same architecture that always gives this answer, 0 or 1."""
+    """Make a network of the same architecture that always gives this answer, 0 or 1."""
     weights = [(torch.zeros_like(W[:1]), torch.zeros_like(b[:1])) for W, b in like.weights]
     weights[-1][1][0, answer] = 1.0
     return Pool(weights)

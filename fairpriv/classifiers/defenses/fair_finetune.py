@@ -1,7 +1,7 @@
 """Fair fine-tuning (FFt), and the arms that differ from it only in lambda, rehearsal or start.
 
 After Naidu (arXiv 2606.01719): a model trained on G_b is fine-tuned on G_(1-b) under an equalized-odds constraint, with
-rehearsal of G_b. The paper's lambda, rehearsal ratio and schedules are not known to us: those here are ours.
+rehearsal of G_b. Lambda, rehearsal ratio and schedules are ours, because we do not know those of the paper.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ PENALTY_AT_ZERO_GAP = Metric(
 
 @dataclass
 class FairFineTuning(Defense):
-    """``CE(G_(1-b) and rehearsed G_b) + lambda * sum_y range_g mean score(y, g)`` on stratified batches.
+    """Tuning on ``CE(G_(1-b) and rehearsed G_b) + lambda * sum_y range_g mean score(y, g)``, in stratified batches.
 
     Attributes:
         start: from the base model, or from scratch.
         rehearsal: rehearsed rows of G_b per row of G_(1-b), in [0, 1].
-        penalty: lambda: a number; or ``validation``: of ``grid`` and 0, by the rule of `choose`; or ``dual``: dual
-            ascent from 0 on ``gap <= epsilon``, measured every epoch on the validation rows. Of the epochs under that
-            constraint the one with the smallest cross-entropy is kept. Where there is none it is the one with the
-            smallest gap, and ``defense/constraint_met`` is 0. The gap on other rows may be larger than epsilon.
-        tolerance: validation: balanced accuracy that may be lost against lambda 0.
-        epochs: at most.
+        penalty: lambda. A number; or ``validation``: chosen from ``grid`` and 0 by the rule of `choose`; or ``dual``:
+            dual ascent from 0 on ``gap <= epsilon``, measured every epoch on the validation rows. Among the epochs that
+            meet this constraint, the one with the smallest cross-entropy is kept. If there is none, the one with the
+            smallest gap is kept, and ``defense/constraint_met`` is 0. The gap on other rows may be larger than epsilon.
+        tolerance: with ``validation``, largest loss of balanced accuracy against lambda 0.
+        epochs: largest number of epochs.
         patience: epochs without a smaller objective on the validation rows of both worlds after which tuning stops and
-            the best epoch is kept, see `Classifier`; None: all epochs are trained. Under dual ascent all are.
+            the best epoch is kept, see `Classifier`; None: all epochs are trained, as always under dual ascent.
         steps_per_epoch, batch_size, lr, weight_decay: the same for every arm.
     """
 
@@ -128,11 +128,11 @@ class FairFineTuning(Defense):
 
     @property
     def control(self) -> bool:
-        """Whether its rows are those of both worlds, all of them and from fresh weights: a null control."""
+        """Whether it trains fresh weights on all rows of both worlds: a null control."""
         return self.start == "scratch" and self.rehearsal == 1
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Train the arm; with a penalty, also report lambda and what the penalty would be with no gap at all."""
+        """Train the arm; with a penalty, also report lambda, the penalty, and its value without any gap."""
         rows = self._two_groups(owner.tuning_rows(self.rehearsal))
         if self.penalty == "validation":
             module, measured = self._choose(owner, rows)
@@ -153,7 +153,7 @@ class FairFineTuning(Defense):
         return Defended(module.net, measured, rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
-        """Train the arm for every member at once; a lambda that validation rows decide is each member's own."""
+        """Train the arm for every member at once; if validation rows decide lambda, each member has its own."""
         samples = [self._two_groups(rows) for rows in owner.tuning_samples(self.rehearsal)]
         weights = [self.weights(rows) for rows in samples]
         datasets = [
@@ -178,7 +178,7 @@ class FairFineTuning(Defense):
         return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
 
     def weights(self, rows: Rows) -> Tensor | None:
-        """Weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
+        """Return the weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
         return None
 
     def tune_on(self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0) -> Classifier:
@@ -195,7 +195,7 @@ class FairFineTuning(Defense):
         penalty: float = 0.0,
         patience: int | None = None,
     ) -> Classifier:
-        """Train one model on weighted ``rows`` for so many epochs, or until ``patience`` ends."""
+        """Train one model on weighted ``rows`` for these ``epochs``, or until ``patience`` stops it."""
         module = Classifier(
             owner.base() if self.start == "base" else owner.fresh(),
             classes=len(owner.data.label_names),
@@ -229,7 +229,7 @@ class FairFineTuning(Defense):
         return owner.fit(datasets, **settings | more)
 
     def _two_groups(self, rows: Rows) -> Rows:
-        """The rows, where a penalty is defined on them."""
+        """Return the rows; raise InputError if there is a penalty and it is undefined on them."""
         if self.penalty != 0:
             refuse_one_group(rows, "defense.rehearsal", self.rehearsal, "the equalized-odds penalty")
         return rows
@@ -249,7 +249,7 @@ class FairFineTuning(Defense):
 
     @torch.inference_mode()
     def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> Measured:
-        """The penalty of the trained model, and its mean when groups are permuted within labels: no gap, only noise."""
+        """Measure the trained model's penalty, and its mean with groups permuted within labels: noise without a gap."""
         batches = StratifiedBatches(rows, self.batch_size, draws, seed + 1)
         seen, at_zero = [], []
         for X, y, s, _ in batches:
@@ -270,17 +270,18 @@ def choose(
 ) -> tuple[float, dict[float, tuple[float, float]]]:
     """Choose lambda by validation rows.
 
-    Of those that keep balanced accuracy within ``tolerance`` of lambda 0, the one with the smallest equalized-odds gap;
-    of equal ones, up to rounding, the smallest. Where few rows make up a cell, a single answer next to one half can
-    turn the choice, and processors round differently: the same config may choose another lambda on another one.
+    Among the lambdas whose balanced accuracy is within ``tolerance`` of that of lambda 0, choose the one with the
+    smallest equalized-odds gap; at equal gaps, up to rounding, the smallest lambda. If a cell has few rows, a single
+    score close to one half can change the choice. Processors round differently, so the same config may choose another
+    lambda on another processor.
 
     Args:
-        preds: by lambda, 0 among them, predicted labels ``[N]``.
+        preds: by lambda, including 0, predicted labels ``[N]``.
         rows: the validation rows.
         tolerance: at least 0.
 
     Returns:
-        lambda; and by lambda the balanced accuracy and the gap.
+        The chosen lambda; and by lambda the balanced accuracy and the gap.
     """
     table = {}
     for penalty, answered in preds.items():

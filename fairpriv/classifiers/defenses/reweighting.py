@@ -1,4 +1,4 @@
-"""Re-weighting: rows weigh so much that label and group are independent."""
+"""Re-weighing, with row weights that make label and group independent."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
 class Reweighting(FairFineTuning):
     """Re-weighing of Kamiran and Calders (2012): a row of label y and group s weighs ``P(y) P(s) / P(y, s)``.
 
-    Otherwise the arm of fine-tuning that its config makes it; with the config that is shipped it differs from
-    ``rehearsal`` in the weights alone.
+    Otherwise it is the arm of fine-tuning that its config describes; with the shipped config it differs from
+    ``rehearsal`` only in the weights.
     """
 
     kind: ClassVar[str] = "reweighting"
 
     name: str = "reweighting"
-    penalty: float = 0.0  # a number alone: weights and a lambda that is searched for would be two defences
+    penalty: float = 0.0  # only a number: weights together with a search for lambda would be two defences
 
     def weights(self, rows: Rows) -> Tensor:
-        """Weights ``[N]``, by the make-up of ``rows``; where every label meets every group their mean is 1."""
+        """Return weights ``[N]`` from the shares in ``rows``; if every label occurs in every group, their mean is 1."""
         counts = torch.zeros(int(rows.y.max()) + 1, int(rows.s.max()) + 1)
         counts.index_put_((rows.y, rows.s), torch.ones(len(rows.y)), accumulate=True)
         weights = counts.sum(1, keepdim=True) * counts.sum(0) / (len(rows.y) * counts.clamp(min=1))

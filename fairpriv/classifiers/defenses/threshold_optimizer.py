@@ -1,4 +1,4 @@
-"""fairlearn's ThresholdOptimizer: thresholds of every group's own, after training (Hardt et al. 2016)."""
+"""Fairlearn's ThresholdOptimizer, which sets thresholds per group after training (Hardt et al. 2016)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Rules = Mapping[int, Mapping[str, Any]]  # by group: fairlearn's interpolation o
 class ThresholdOptimizer(Defense):
     """Thresholds on a trained network's scores, fitted to the rows that FFt is tuned on.
 
-    What answers is the network behind its thresholds. It needs the sensitive attribute of every row that it is asked
-    about and shows no score; where a group has two thresholds, it draws one of them for every answer. Attacks are told
-    the chance of the answer 1, as anyone learns who asks often enough; accuracies and rates are those of drawn answers.
-    No single network is left, so attacks that read weights are left out.
+    The result is the network behind its thresholds. It needs the sensitive attribute of every row that it answers, and
+    shows no score; if a group has two thresholds, it draws one of them for every answer. Attacks get the chance of the
+    answer 1, which anyone can learn by asking often enough; accuracies and rates are those of drawn answers. There is
+    no single network, so attacks that read weights are left out.
 
     Attributes:
         estimator: the defence whose network is post-processed; ``none``: the base model, trained on G_b.
         rehearsal: rows of G_b per row of G_(1-b) among those that thresholds are fitted to, in [0, 1].
-        constraints: what is to be equal in all groups.
-        objective: what is maximised beside.
+        constraints: the quantity that is to be equal in all groups.
+        objective: the quantity that is maximised under these constraints.
     """
 
     kind: ClassVar[str] = "threshold_optimizer"
@@ -61,11 +61,11 @@ class ThresholdOptimizer(Defense):
 
     @property
     def control(self) -> bool:
-        """Whether its estimator is a null control, and its thresholds are fitted to all rows of both worlds."""
+        """Whether its estimator is a null control and its thresholds are fitted to all rows of both worlds."""
         return self.estimator.control and self.rehearsal == 1
 
     def refuse_inputs(self) -> None:
-        """Refuse what its estimator refuses."""
+        """Refuse the inputs that its estimator refuses."""
         self.estimator.refuse_inputs()
 
     def defend(self, owner: ClassifierOwner) -> Defended:
@@ -83,13 +83,13 @@ class ThresholdOptimizer(Defense):
         return Defended(None, before.measured, predict, before.rows)
 
     def defend_pool(self, owner: PoolOwner) -> Thresholded:
-        """Fit every member thresholds of its own."""
+        """Fit thresholds of its own for every member."""
         pool = cast(Pool, self.estimator.defend_pool(owner))
         samples = enumerate(owner.tuning_samples(self.rehearsal))
         return Thresholded(pool, [self._rules(pool[[i]].predict_proba(rows.X)[0], rows) for i, rows in samples])
 
     def _rules(self, scored: Tensor, rows: Rows) -> Rules:
-        """fairlearn's thresholds for scores ``[N]`` of rows."""
+        """Fit fairlearn's thresholds to scores ``[N]`` of rows."""
         refuse_one_group(rows, "defense.rehearsal", self.rehearsal, f"{self.constraints} between groups")
         optimizer = fairlearn.postprocessing.ThresholdOptimizer(
             estimator=Scores(),
@@ -106,22 +106,22 @@ class ThresholdOptimizer(Defense):
 
 
 class Scores(BaseEstimator):
-    """An estimator whose one feature is the score: fairlearn has nothing to train."""
+    """An estimator for fairlearn whose only feature is the score, so that there is nothing to train."""
 
     def fit(self, X: Any, y: Any) -> Scores:
-        """Do nothing: there is nothing to learn."""
+        """Do nothing, since there is nothing to learn."""
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
     def predict_proba(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Both classes' probabilities ``[N, 2]`` of scores ``[N, 1]``."""
+        """Return both classes' probabilities ``[N, 2]`` for scores ``[N, 1]``."""
         return np.hstack([1 - X, X])
 
 
 def chances(rules: Rules, scored: Tensor, groups: Tensor) -> Tensor:
-    """The chance ``[N]`` of the answer 1 at scores and groups ``[N]``; fairlearn itself tells it to no caller.
+    """Return the chance ``[N]`` of the answer 1 at scores and groups ``[N]``, which fairlearn does not expose.
 
     Raises:
         InputError: a group that the thresholds were not fitted to.
@@ -139,7 +139,7 @@ def chances(rules: Rules, scored: Tensor, groups: Tensor) -> Tensor:
 
 
 class Thresholded(Models):
-    """M networks, each behind thresholds of its own."""
+    """M networks, each with its own thresholds."""
 
     needs_groups: ClassVar[bool] = True
     randomized: ClassVar[bool] = True

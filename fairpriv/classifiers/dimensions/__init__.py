@@ -1,1 +1,1 @@
-"""Dimensions of a classifier: what is traded off, each a probe that measures one defended model."""
+"""Dimensions of a classifier, which are traded off; each is a probe that measures one defended model."""

@@ -1,4 +1,4 @@
-"""Attribute privacy: what a model's answers add to guessing a row's sensitive attribute."""
+"""Attribute privacy: how much a model's answers help to guess a row's sensitive attribute."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fairpriv.metrics import SHARE, Measured
 class AttributeInference(Probe):
     """Infer the sensitive attribute of test rows, with the model's answers and without them.
 
-    The adversary has rows of its own half with their attribute. It fits one classifier (gradient boosting) on features
-    and label, which is imputation, what is known without the model; and another on the same and the model's output.
-    Only the difference is the model's (Jayaraman and Evans, CCS 2022).
+    The adversary has rows of its own half with their attribute. It fits one classifier (gradient boosting) to features
+    and label, which shows what is known without the model (imputation), and another one to these and the model's
+    output. Only the difference is due to the model (Jayaraman and Evans, CCS 2022).
     """
 
     kind: ClassVar[str] = "attribute_inference"
@@ -68,7 +68,7 @@ class AttributeInference(Probe):
         )
 
     def _output(self, subject: Subject, rows: Rows) -> Tensor:
-        """The model's probabilities, or its answers where it gives nothing else; ``[N, C]``."""
+        """Return the model's probabilities, or its answers if it gives nothing else; ``[N, C]``."""
         if subject.defended.net is None or subject.defended.predict is not None:
             return subject.answers(rows)[:, None].float()
         probs = subject.probabilities(rows, self.name)

@@ -1,4 +1,4 @@
-"""Membership privacy: whether a row was among those that a model was trained on."""
+"""Membership privacy: how well an adversary guesses whether a model was trained on a row."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from fairpriv.metrics import SHARE, Measured, Metric
 
 @dataclass
 class Membership(Probe):
-    """Play membership inference on a pool of models like the subject, defended as it is.
+    """Membership inference on a pool of models like the subject, with the same defence.
 
-    Every model is trained on half of the audited rows, drawn at random, and passes through the defence. Each of
-    ``victims`` of them is attacked in turn, with all others for references. The audited rows are training rows of the
-    world that the subject was trained on first; whether a row is a member is whether it was trained on there, whatever
-    the defence saw later.
+    Every model is trained on half of the audited rows, drawn at random, and is defended. Each of ``victims`` of them is
+    attacked in turn, with all others as references. The audited rows are training rows of the world that the subject
+    was trained on first. A row is a member if it was trained on there, no matter which rows the defence used later.
 
     Attacks: LiRA online and offline (Carlini et al., S&P 2022), RMIA offline (Zarifzadeh et al., ICML 2024), and as
-    baselines the loss (Yeom et al., CSF 2018) and the greatest probability, one threshold for all rows.
+    baselines the loss (Yeom et al., CSF 2018) and the largest probability, with one threshold for all rows.
     """
 
     kind: ClassVar[str] = "membership"
@@ -40,7 +39,7 @@ class Membership(Probe):
     models: int = 64  # trained in one pool
     victims: int = 16  # of them, attacked in turn
     rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
-    # False-positive rates at which true-positive ones are told; null: of 1 % and 0.1 % those that the rows can tell.
+    # False-positive rates at which true-positive rates are reported; null: 1 % and 0.1 %, if there are enough rows.
     fpr: list[float] | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +67,7 @@ class Membership(Probe):
         return found | self._by_group(scores["lira"], member, rows.s, subject.data.group_names)
 
     def _deals(self, subject: Subject) -> tuple[Rows, list[Deal], Tensor]:
-        """The audited rows, what each model is dealt, and which model has which row, ``[M, N]``."""
+        """Return the audited rows, each model's deal, and which model has which row, ``[M, N]``."""
         data, world = subject.data, subject.world
         audited, other = data.part("train", world), data.part("train", 1 - world)
         held_out = [data.part("validation", b) for b in (0, 1)]
@@ -82,7 +81,7 @@ class Membership(Probe):
         half = audited + other + held_out[0] + held_out[1]
         starts = [0, n, n + len(other.y), n + len(other.y) + len(held_out[0].y), len(half.y)]
         others, *validation = (torch.arange(a, b) for a, b in pairwise(starts[1:]))
-        # Halves in pairs: every row is a member of exactly half of the models.
+        # Halves come in pairs, so that every row is a member of exactly half of the models.
         inside = torch.zeros(self.models, n, dtype=torch.bool)
         for pair in range(0, self.models, 2):
             inside[pair, torch.randperm(n, generator=generator)[: n // 2]] = True
@@ -98,7 +97,7 @@ class Membership(Probe):
     def _scores(
         self, audited: Tensor, others: Tensor, y: Tensor, population_y: Tensor, inside: Tensor
     ) -> dict[str, Tensor]:
-        """Every attack's scores ``[victims, N]`` of the audited rows."""
+        """Return every attack's scores ``[victims, N]`` of the audited rows."""
         own = membership.label_probabilities(audited, y)
         beside = membership.label_probabilities(others, population_y)
         confident = membership.confidences(own)
@@ -148,7 +147,7 @@ class Membership(Probe):
         return found
 
     def _by_group(self, scores: Tensor, member: Tensor, groups: Tensor, names: Sequence[str]) -> Measured:
-        """Whose membership leaks more: the AUC of every group that has members and others."""
+        """Measure the AUC of every group with members and non-members, which shows whose membership leaks more."""
         found = Measured()
         for code, name in enumerate(names):
             own = groups == code
@@ -166,7 +165,7 @@ class Membership(Probe):
         return self.metric(key, label, meaning, unit=SHARE, better="less", low=0.0, high=1.0, **more)
 
 
-_RATES = (0.01, 0.001)  # false-positive ones that the field reports
+_RATES = (0.01, 0.001)  # false-positive rates that are common in the literature
 _ATTACKS = {
     "lira": "LiRA",
     "lira_offline": "offline LiRA",
@@ -182,7 +181,7 @@ def _answers(models: Models, rows: Rows) -> Tensor:
 
 
 def _t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % t interval of the mean over victims, within [0, 1]; none for a single one."""
+    """Return the 95 % t interval of the mean over victims, within [0, 1]; None for a single one."""
     if len(values) < 2:
         return None
     sample = torch.tensor(values, dtype=torch.double)

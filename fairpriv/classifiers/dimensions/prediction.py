@@ -1,4 +1,4 @@
-"""Dimensions that are measures of predictions: any torchmetrics metric, or any function of ``(probs, y, groups)``."""
+"""Dimensions that measure predictions, by any torchmetrics metric or any function of ``(probs, y, groups)``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRAWS = 200  # of the bootstrap, and of the floor
 
 
 class Sample(NamedTuple):
-    """Rows as a metric sees them: probabilities or answers, labels and groups."""
+    """Rows as a metric gets them: probabilities or answers, labels and groups."""
 
     given: Tensor  # [N] or [N, C]
     y: Tensor  # [N]
@@ -36,17 +36,17 @@ class PredictionMetric:
 
     Attributes:
         measure: a torchmetrics metric whose ``update`` takes ``(probs, y)`` or ``(probs, y, groups)``, or a function
-            of the same that returns one number (in YAML with ``_partial_: true``).
+            with these arguments that returns one number (in YAML with ``_partial_: true``).
         better: which values are better.
-        low: least possible value, null: none.
-        high: greatest possible value, null: none.
+        low: smallest possible value, null: none.
+        high: largest possible value, null: none.
         label: a few words for the head of a column.
-        meaning: what it measures, in a sentence.
+        meaning: what it measures, in one sentence.
         takes: probabilities, or answers (predicted classes), which every defence gives.
-        per_group: whether it is also measured of every sensitive group, with the gap between the worst and the best.
+        per_group: whether it is also measured for every sensitive group, with the gap between the worst and the best.
         headline: whether trade-offs are drawn of it.
-        floor: what it would be with nothing to find: ``groups`` deals the groups at random among the rows of a label,
-            ``calibrated`` draws labels from the probabilities; null: no floor.
+        floor: how its value without any effect is estimated: ``groups`` deals the groups at random among the rows of a
+            label, ``calibrated`` draws labels from the probabilities; null: no floor.
     """
 
     kind: ClassVar[str] = "prediction_metric"
@@ -70,7 +70,7 @@ class PredictionMetric:
             raise InputError("floor=calibrated draws labels from probabilities: set takes=probabilities")
 
     def value(self, sample: Sample) -> float:
-        """Return the number; a ValueError says what else came back."""
+        """Return the measured number; raise ValueError, with the result, if it is not one number."""
         args = sample[: self._arguments]
         if hasattr(self.measure, "update"):
             self.measure.reset()
@@ -87,7 +87,7 @@ class PredictionMetric:
 
     @property
     def _arguments(self) -> int:
-        """How many of probs, y and groups it takes."""
+        """Return how many of probs, y and groups it takes."""
         called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
@@ -117,7 +117,7 @@ class Predictions(Probe):
                 )
 
     def measure(self, subject: Subject) -> Measured:
-        """Measure every metric on the test rows, and of every group where it says so."""
+        """Measure every metric on the test rows, and on those of every group if the metric says so."""
         rows, found = subject.rows, Measured()
         for key, metric in self.metrics.items():
             answers = metric.takes == "answers"
@@ -171,7 +171,7 @@ class Predictions(Probe):
 
 
 def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
-    """Measure, or raise `InputError` for what is no number within the metric's own range."""
+    """Measure; raise `InputError` if the result is not a number within the metric's range."""
     try:
         value = metric.value(sample)
     except Exception as error:  # of a user's function, or of torchmetrics
@@ -188,7 +188,7 @@ def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
 
 
 def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> tuple[float, float] | None:
-    """Percentiles over draws of the rows; none where it is undefined in half of them."""
+    """Return percentiles over draws of the rows; None if the metric is undefined in half of them."""
     n = len(sample.y)
     drawn = [metric.value(sample.take(torch.randint(n, (n,), generator=generator))) for _ in range(_DRAWS)]
     values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
@@ -204,7 +204,7 @@ def _mean(drawn: Iterable[float]) -> float | None:
 
 
 def _dealt(sample: Sample, generator: torch.Generator) -> Sample:
-    """The groups dealt anew among the rows of each label."""
+    """Deal the groups anew among the rows of each label."""
     groups = sample.groups.clone()
     for label in sample.y.unique():
         places = (sample.y == label).nonzero()[:, 0]
@@ -213,7 +213,7 @@ def _dealt(sample: Sample, generator: torch.Generator) -> Sample:
 
 
 def _calibrated(sample: Sample, generator: torch.Generator) -> Sample:
-    """Labels drawn from the probabilities, by which the model is calibrated."""
+    """Draw labels from the probabilities, so that the model is calibrated for them."""
     probs = sample.given
     if probs.dim() == 2:
         return sample._replace(y=torch.multinomial(probs, 1, generator=generator)[:, 0])

@@ -1,4 +1,4 @@
-"""What a dimension of a classifier is given, and what it returns."""
+"""The base class of a classifier's dimensions, and their input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fairpriv.metrics import Measured, Metric
 
 @dataclass(frozen=True)
 class Subject:
-    """A defended classifier as a probe meets it: its answers, the game's rows, and the means to train its like.
+    """A defended classifier as a probe gets it: its answers, the game's rows, and the means to train similar models.
 
     Attributes:
         defended: the model.
         defense: what defended it.
         data: the game's rows, set up.
         seed: of the cell; a probe derives every random choice from it.
-        owner: makes the owner of a pool of such models from what each is dealt; asked by probes that ``train`` only.
+        owner: makes the owner of a pool of such models from their deals; only probes with ``trains`` call it.
     """
 
     defended: Defended
@@ -45,7 +45,7 @@ class Subject:
 
     @cached_property
     def rows(self) -> Rows:
-        """Test rows of both worlds, which no model was trained, stopped or tuned on."""
+        """Test rows of both worlds, on which no model was trained, stopped or tuned."""
         parts = [self.data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
         return parts[0] + parts[1] + parts[2] + parts[3]
 
@@ -54,7 +54,7 @@ class Subject:
         """Return P(y=1) ``[N]``, or ``[N, C]`` with more than two classes.
 
         Raises:
-            InputError: the defence leaves answers only; names the dimension that asks.
+            InputError: the defended model gives only answers; the message names the dimension.
         """
         if self.defended.net is None:
             raise InputError(
@@ -69,19 +69,19 @@ class Subject:
         return self.defended.answers(rows)
 
     def pool(self, deals: Sequence[Deal]) -> Models:
-        """Train a pool of such models, each on what it is dealt, and defend it."""
+        """Train a pool of such models, each on its deal, and defend it."""
         return self.defense.defend_pool(self.owner(deals))
 
 
 class Probe(ABC):
-    """Base class of a classifier's dimensions: built from its YAML, called once a cell.
+    """Base class of a classifier's dimensions: built from its YAML, called once per cell.
 
-    Metrics are called ``eval/<name>/...``; what is declared by a `Metric` there gives columns, goals, axes and search
-    directions. The one that a trade-off is drawn of says ``headline=True``.
+    Metrics are named ``eval/<name>/...``. A `Metric` that declares one decides its column, goal, axis and search
+    direction. The metric of which trade-offs are drawn has ``headline=True``.
 
     Attributes:
         name: of the dimension; the YAML's ``@package dimensions.<name>`` gives it.
-        trains: whether it trains pools of models, which is most of its cost and needs a model that can be.
+        trains: whether it trains pools of models, which is most of its cost and needs a model that pools can hold.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Probe(ABC):
 
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:
-        """Measure the subject; raise InputError where that is undefined."""
+        """Measure the subject; raise InputError if that is undefined."""
 
     def metric(self, name: str, label: str, meaning: str, **more: object) -> Metric:
         """Describe a metric of this dimension, ``eval/<dimension>/<name>``."""

@@ -1,4 +1,4 @@
-"""Robustness: accuracy where features are disturbed at random, or against the model."""
+"""Robustness: accuracy with features that are disturbed at random or against the model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fairpriv.metrics import SHARE, Measured
 class Robustness(Probe):
     """Accuracy on test rows under noise and under a projected-gradient attack, both bounded for each feature.
 
-    Encoded numeric features have mean 0 and deviation 1, so that ``epsilon`` is in deviations. Features with two values
-    are left alone unless ``categories``: a category is not moved by a tenth. The attack is that of Madry et al. (ICLR
-    2018): steps along the sign of the loss' gradient from a random start, projected into the bounds.
+    Encoded numeric features have mean 0 and deviation 1, so ``epsilon`` is in deviations. Features with two values stay
+    unchanged unless ``categories``, because a category cannot change by a tenth. The attack is that of Madry et al.
+    (ICLR 2018): steps along the sign of the loss' gradient from a random start, projected into the bounds.
     """
 
     kind: ClassVar[str] = "robustness"
     name: str
     epsilon: float = 0.1  # greatest change of a feature, in deviations
     steps: int = 10  # of the attack
-    restarts: int = 2  # of the attack, each from another random start; a row counts as right where all leave it right
-    categories: bool = False  # whether features with two values only, categories as 0 and 1, may be disturbed too
+    restarts: int = 2  # of the attack, each from another random start; a row is correct if it is so after all of them
+    categories: bool = False  # whether features with two values, such as categories as 0 and 1, may be disturbed too
     draws: int = 5  # of the noise, normal with deviation epsilon
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Robustness(Probe):
                 raise InputError(f"dimensions.{self.name}.{key}={getattr(self, key)}: must be at least {least:g}")
 
     def measure(self, subject: Subject) -> Measured:
-        """Measure accuracy under noise, and under attack where the model is one network."""
+        """Measure accuracy under noise, and under attack if the model is one network."""
         rows = subject.rows
         if not rows.X.is_floating_point():
             raise InputError(f"dimension={self.name} disturbs features: choose a table, or model.tune=head")
@@ -73,7 +73,7 @@ class Robustness(Probe):
         return about.of(right.mean(), wilson_interval(float(right.sum()), n))
 
     def _attacked(self, net: nn.Module, X: Tensor, y: Tensor, moved: Tensor, generator: torch.Generator) -> Tensor:
-        """Whether each row is classified correctly whatever the attack tried, ``[N]`` bool."""
+        """Return whether each row is classified correctly in all attempts of the attack, ``[N]`` bool."""
         with torch.inference_mode():
             right = net(X).argmax(1) == y
         step = 2.5 * self.epsilon / self.steps
