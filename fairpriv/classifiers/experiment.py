@@ -73,7 +73,7 @@ class DistributionInference:
         return {"dataset.source": self.dataset.source.digest()} | self.settings.architecture.digests()
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
-        """Run the cell and add what is measured to ``result``; victims' scores go to a file of ``folder``."""
+        """Run the cell and add the measures to ``result``; write the victims' scores to a file in ``folder``."""
         settings = self.settings
         with stage("data"):
             reader = settings.architecture.reader(settings.device)

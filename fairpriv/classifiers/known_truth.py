@@ -242,7 +242,7 @@ class KnownBernoulli(World):
         return self.strength / (2 * math.sqrt(4 * self._telling * self.rows + self.strength**2))
 
     def chances(self, world: int) -> Tensor:
-        """The chance of label 1 in every cell, float64 ``[cells]``."""
+        """Return the chance of label 1 in every cell, float64 ``[cells]``."""
         turn = 1 - 2 * (torch.arange(self._telling) % 2)
         alike = torch.linspace(0.1, 0.9, self._telling, dtype=torch.double)
         return torch.cat((0.5 + (2 * world - 1) * self._lean * turn.double(), alike))

@@ -226,8 +226,8 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
 
     Args:
         attack: run once more for every fold, unless it ``calibrates`` itself.
-        game: the victims and shadows. With fewer than three shadows in a world none are held out: the attack's own
-            border stays, and the result is not ``calibrated``.
+        game: the victims and shadows. With fewer than three shadows in a world no shadows are held out: the attack's
+            own border stays, and the result is not ``calibrated``.
         folds: number of parts of the shadows, each with about equally many of both worlds; at most as many as a world
             has shadows.
     """

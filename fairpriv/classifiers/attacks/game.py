@@ -28,7 +28,7 @@ def own_pool(
     or weaker shadows would accidentally weaken the adversary.
 
     Raises:
-        InputError: as `GameDataModule.model_rows`.
+        InputError: as in `GameDataModule.model_rows`.
     """
     # Each side has a seed of its own, since shadows must not start from the victims' initial weights.
     seed = derived_seed(data.seed, side)
@@ -43,7 +43,7 @@ def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack],
         These attacks, and for every other one, by name, the reason against it.
 
     Raises:
-        InputError: there are attacks, and none is left.
+        InputError: there are attacks, but all are ruled out.
     """
     omitted = {
         attack.name: f"reads the weights of one network, which {defense.name} does not leave"

@@ -163,7 +163,7 @@ def play_attacks(
 
 
 def _outcome(results: Sequence[AttackResult], *, pure: bool, ratio: float) -> Measured:
-    """Measure one attack."""
+    """Measure one attack, over the victims of one game or over several games."""
     first = results[0]
     if len(results) == 1:
         return measures_of(first.name, first.accuracy, first.signed_auc, len(first.truth)) if pure else first.measured

@@ -200,7 +200,7 @@ def oddities(frame: pd.DataFrame, target: str, sensitive: str) -> dict[str, list
         sensitive: name of the sensitive attribute's column, likewise.
 
     Returns:
-        By what they look like, the names of the columns.
+        Names of the columns, by what they look like.
     """
     found: dict[str, list[str]] = {}
     copied = {f"a copy of {name}": pd.factorize(frame[name])[0] for name in (target, sensitive)}

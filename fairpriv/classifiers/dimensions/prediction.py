@@ -87,7 +87,7 @@ class PredictionMetric:
 
     @property
     def _arguments(self) -> int:
-        """Return how many of probs, y and groups it takes."""
+        """How many of probs, y and groups it takes."""
         called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
@@ -171,7 +171,7 @@ class Predictions(Probe):
 
 
 def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
-    """Measure; raise `InputError` if the result is not a number within the metric's range."""
+    """Measure a metric; raise `InputError` if the result is not a number within the metric's range."""
     try:
         value = metric.value(sample)
     except Exception as error:  # of a user's function, or of torchmetrics

@@ -26,7 +26,7 @@ class Subject:
 
     Attributes:
         defended: the model.
-        defense: what defended it.
+        defense: the defence of the model.
         data: the game's rows, set up.
         seed: of the cell; a probe derives every random choice from it.
         owner: makes the owner of a pool of such models from their deals; only probes with ``trains`` call it.
