@@ -30,7 +30,13 @@ TINY = [  # a language model's cells with a model of the tests
 # What makes an experiment small beyond debug=fast.
 IN_MINIATURE = {
     "quickstart": ["dataset=german"],
-    "distribution_inference": ["dataset=german", "defense=fine_tune", "game.shadows=4", "game.victims=2"],
+    "distribution_inference": [
+        "dataset=german",
+        "defense=fine_tune",
+        "game.adaptive=true",
+        "game.shadows=4",
+        "game.victims=2",
+    ],
     "trade_off_classifier": ["dataset=german", "defense=none,rehearsal", "game.shadows=4", "game.victims=2"],
     "bound": ["dataset=compas", "defense=none", "game.alpha=0.6,0.8", "game.shadows=4", "game.victims=2"],
     "quickstart_llm": TINY,
@@ -41,7 +47,14 @@ IN_MINIATURE = {
     "spin_ablations": [*TINY, "defense=none"],
     "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
     "known_truth": ["dataset.strength=0,2", "game.shadows=8", "game.victims=4", "game.repeats=2"],
-    "rivals": ["dataset=german", "defense=reweighting", "game.shadows=4", "game.victims=2"],
+    "rivals": [
+        "dataset=german",
+        "defense=reweighting",
+        "attack=[kl]",
+        "game.adaptive=false",
+        "game.shadows=4",
+        "game.victims=2",
+    ],
 }
 
 
