@@ -35,7 +35,7 @@ lint: setup ## Check style and types
 
 docs: setup ## Build the site into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 	@echo "site/index.html"
 
 soak: setup ## Kill sweeps at 100 random points, within cells too, fill their disk, and go on

@@ -99,6 +99,17 @@ def test_groups_by_a_loop(sample):
     assert predictions.calibration_gap(probs, y, groups) == worst
 
 
+def test_a_model_that_ignores_its_input_has_no_gap_between_groups():
+    g = torch.Generator().manual_seed(0)
+    y, groups = torch.randint(0, 2, (300,), generator=g), torch.randint(0, 3, (300,), generator=g)
+    for constant in (0.2, 0.5, 0.9):
+        probs = torch.full((300,), constant)
+        assert predictions.demographic_parity_gap(probs, y, groups) == 0
+        assert predictions.equal_opportunity_gap(probs, y, groups) == 0
+        assert predictions.auroc(probs, y) == 0.5
+    assert predictions.predictive_parity_gap(torch.full((300,), 0.2), y, groups) == 0  # nobody is predicted 1
+
+
 def test_what_is_undefined_is_nan():
     probs, ones = torch.tensor([0.2, 0.7, 0.9]), torch.ones(3, dtype=torch.long)
     assert np.isnan(predictions.auroc(probs, ones))
