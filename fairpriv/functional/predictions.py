@@ -110,8 +110,8 @@ def equalized_odds(probs: Tensor, y: Tensor, groups: Tensor) -> float:
 def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     """Return the range over groups of the share of rows predicted 1 whose label is 1 (Chouldechova, 2017).
 
-    With more than two classes it is the largest over classes. 0 where nothing is predicted 1, as of any constant model; NaN
-    where only one group has rows of a prediction.
+    With more than two classes it is the largest over classes. 0 where nobody is predicted 1; NaN where only one group
+    has rows of a prediction.
     """
     preds = predicted(probs)
     found = [_range((y == c).double()[preds == c], groups[preds == c]) for c in _classes(probs) if (preds == c).any()]
