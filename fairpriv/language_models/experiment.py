@@ -171,6 +171,7 @@ class TugOfWar:
             subject.tokenizer,
             batch_size=max(1, subject.batch_size // 4),
             system=subject.system,
+            end=subject.end(),
             progress=subject.progress,
         )
 

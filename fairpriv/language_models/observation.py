@@ -13,7 +13,6 @@ from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
 from fairpriv.identity import OUTCOME_VERSION, content_hash
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
-from fairpriv.language_models.data.tokens import response_end
 from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import respond
@@ -135,7 +134,7 @@ class Observer:
         """Have every set answered greedily; no answers to sets that are not answered."""
         asked = [example.prompt for prompts in self.sets if prompts.answered for example in prompts.examples]
         ids = subject.prompt_ids(asked)
-        end = response_end(subject.tokenizer, chat_template=subject.chat_template, system=subject.system)
+        end = subject.end()
 
         def make() -> list[str]:
             return respond(

@@ -1,5 +1,6 @@
 """lm-eval on a model in memory, against a loop over the documents; every task's data is written here."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -11,6 +12,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fairpriv.cli import CONF
@@ -197,6 +199,40 @@ def test_a_chat_template_is_used_on_demand(model, folder):
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="chat=true, and the tokenizer has no chat template"):
         Harness(["plain"], chat=True, include=folder).scores(model[0], tokenizer, batch_size=8)
+
+
+@pytest.mark.parametrize("mark", ["special", "added", "of the model", "text"])
+def test_answers_end_at_the_mark_that_training_puts_after_a_response(models, tmp_path, mark):
+    lm, tokenizer = models()
+    tokenizer = copy.deepcopy(tokenizer)
+    end = " can be" if mark == "text" else "<|turn|>"
+    if end == "<|turn|>":  # which the model has a row for, and is not EOS
+        tokenizer.add_tokens([AddedToken(end, special=mark == "special")])
+        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})  # which the model has no row for
+    if mark == "of the model":
+        lm.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(end)
+    else:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", end)
+    said = tokenizer(f"A nurse{end} and a man", add_special_tokens=False)["input_ids"]
+
+    def write(module, args, inputs, output):
+        past = inputs["past_key_values"].get_seq_length() - inputs["input_ids"].shape[1]
+        step = 0 if past == 0 else past - write.width + 1
+        write.width = inputs["input_ids"].shape[1] if past == 0 else write.width
+        output.logits[:, -1] = -1.0
+        output.logits[:, -1, said[step % len(said)]] = 1.0
+
+    lm.register_forward_hook(write, with_kwargs=True)
+    data = write_data(tmp_path, [{"text": "Who may see it?", "answer": "A nurse"}, {"text": "Who?", "answer": "a man"}])
+    (tmp_path / "told.yaml").write_text(
+        f"task: told\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        'output_type: generate_until\ndoc_to_text: "{{text}}"\ndoc_to_target: "{{answer}}"\n'
+        "generation_kwargs: {until: [STOP], max_gen_toks: 20}\nmetric_list: [{metric: exact_match}]\n"
+    )
+    found = HarnessTask("told", include=str(tmp_path)).score(Subject(lm, tokenizer), [], [])
+    assert [record["answers"] for record in found.records] == [["A nurse"], ["A nurse"]]
+    assert found.measured.metrics["score"] == 0.5
 
 
 def test_a_group_is_one_result_and_a_tag_is_several(model, folder):

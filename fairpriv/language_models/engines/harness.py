@@ -114,6 +114,7 @@ class Harness:
         *,
         batch_size: int,
         system: str | None = None,
+        end: tuple[int | None, str] = (None, ""),
         progress: bool = False,
     ) -> Measured:
         """Measure general capability: ``eval/utility/<task>``, with further metrics below it.
@@ -121,7 +122,7 @@ class Harness:
         The name alone is a task's first metric, where higher is better; arguments and errors as of `scores`.
         """
         measured = Measured()
-        told = self.scores(model, tokenizer, batch_size=batch_size, system=system, progress=progress)
+        told = self.scores(model, tokenizer, batch_size=batch_size, system=system, end=end, progress=progress)
         for task, score in told.items():
             first = next(iter(score.measured.metrics), None)
             measured |= score.measured.renamed(functools.partial(_of_task, task, first))
@@ -134,6 +135,7 @@ class Harness:
         *,
         batch_size: int,
         system: str | None = None,
+        end: tuple[int | None, str] = (None, ""),
         progress: bool = False,
     ) -> dict[str, TaskScore]:
         """Score every reported task.
@@ -143,6 +145,7 @@ class Harness:
             tokenizer: its tokenizer; a copy of it is used.
             batch_size: rows in a batch; their whole logits are in float32 at a time.
             system: system message, with ``chat``.
+            end: what ends an answer beside EOS and what a task names, as from ``response_end``: a token, or a text.
             progress: whether a person watches, and wants lm-eval's bars.
 
         Raises:
@@ -166,7 +169,7 @@ class Harness:
         try:
             with evaluating(model), _finite(model), _quiet(progress):
                 told = evaluate(
-                    lm=_subject(model, tokenizer, batch_size),
+                    lm=_subject(model, tokenizer, batch_size, end),
                     task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
                     samples=drawn,
                     bootstrap_iters=1000,
@@ -311,16 +314,35 @@ def _seed() -> None:
     torch.manual_seed(_SEED)
 
 
-def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    """Wrap the model as lm-eval takes one."""
+def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, end: tuple[int | None, str]) -> Any:
+    """Wrap the model as lm-eval takes one; its answers end where ours do."""
     import copy
 
     import torch
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
+    from fairpriv.language_models.data.tokens import pad_token_id
     from fairpriv.language_models.models.reft import ReftModel
 
-    class Reft(HFLM):
+    class Subject(HFLM):
+        """Ends answers at the model's own end tokens and at ``end`` too; lm-eval knows the tokenizer's EOS alone."""
+
+        def _model_generate(self, context: Any, max_length: int, stop: list[str], **more: Any) -> torch.Tensor:
+            named = self.model.generation_config.eos_token_id
+            ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id, end[0]} - {None}
+            more |= {"eos_token_id": sorted(ends)} if ends else {}
+            rows: torch.Tensor = super()._model_generate(context, max_length, [*stop, *filter(None, end[1:])], **more)
+            said = rows[:, context.shape[1] :]
+            over = torch.isin(said, torch.tensor(sorted(ends), device=said.device)).cumsum(1) > 0
+            # The mark may be no special token, whose text would stay in the answer.
+            said[over] = self.tokenizer.pad_token_id
+            return rows
+
+        def generate_until(self, *args: Any, **more: Any) -> list[str]:
+            found: list[str] = super().generate_until(*args, **more)
+            return [text.partition(end[1])[0] for text in found] if end[1] else found
+
+    class Reft(Subject):
         """Says where prompts end, which ReFT has to know: rows of a batch have contexts of one length."""
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **more: Any) -> list[tuple[float, bool]]:
@@ -340,10 +362,11 @@ def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) ->
             logits: torch.Tensor = self.model(input_ids=inps, labels=labels).logits
             return logits
 
-    kind = Reft if isinstance(model, ReftModel) else HFLM
-    return kind(
-        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype=torch.float32
-    )
+    kind = Reft if isinstance(model, ReftModel) else Subject
+    own = copy.deepcopy(tokenizer)
+    # lm-eval would make up a token that the embedding has no row for.
+    own.pad_token_id = pad_token_id(tokenizer, len(model.get_input_embeddings().weight))
+    return kind(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype=torch.float32)
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ class HarnessTask(Scorer):
             subject.tokenizer,
             batch_size=max(1, subject.batch_size // 4),
             system=subject.system,
+            end=subject.end(),
             progress=subject.progress,
         ).items()
         metrics, intervals = found.measured.metrics, found.measured.intervals

@@ -82,6 +82,12 @@ class Subject:
             for prompt in prompts
         ]
 
+    def end(self) -> tuple[int | None, str]:
+        """Return the mark that training puts after a response, at which answers end: a token's id, else a text."""
+        from fairpriv.language_models.data.tokens import response_end
+
+        return response_end(self.tokenizer, chat_template=self.chat_template, system=self.system)
+
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], *, chat: bool, normalise: Normalise = "none"
     ) -> list[float]:
