@@ -424,7 +424,7 @@ def _unfetched(node: Any) -> str | None:
     if not isinstance(node, Mapping):
         return None
     path = node.get("path")
-    if not isinstance(path, str) or Path(path).expanduser().is_dir():
+    if not isinstance(path, str) or node.get("base_url") or Path(path).expanduser().is_dir():
         return next(filter(None, map(_unfetched, node.values())), None)
     from huggingface_hub import try_to_load_from_cache
 

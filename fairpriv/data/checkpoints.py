@@ -99,7 +99,7 @@ class Pretrained:
         try:
             commit = HfApi().model_info(self.path, revision=self.revision, timeout=10).sha
         except GatedRepoError:
-            raise InputError("the hub asks to accept the model's terms on its page, then HF_TOKEN") from None
+            raise InputError(gated(self.path)) from None
         except RevisionNotFoundError:
             raise InputError(f"the hub has no revision {self.revision!r} of it") from None
         except RepositoryNotFoundError:
@@ -113,6 +113,14 @@ class Pretrained:
         if commit is None:
             raise InputError("the hub names no commit of it")
         return commit
+
+
+def gated(name: str) -> str:
+    """Say what to do about a model of the hub whose terms are to be accepted first."""
+    return (
+        f"{name} is gated: accept its terms at https://huggingface.co/{name} with your account, then set HF_TOKEN to a "
+        "token of that account"
+    )
 
 
 def unreadable(error: Exception) -> str:

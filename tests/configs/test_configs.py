@@ -85,7 +85,7 @@ def test_the_groups_that_users_choose_from_are_there():
     assert {"dimension", "judge", "evaluation", "analysis"} <= set(OPTIONS)
     assert {"smollm2_135m", "qwen2_7b", "mistral_7b", "vicuna_7b", "llama2_7b", "hf"} <= set(OPTIONS["model"])
     assert {"full", "lora", "dora", "reft"} <= set(OPTIONS["defense"])
-    assert {"refusal", "md_judge", "classifier", "endpoint"} == set(OPTIONS["judge"])
+    assert {"refusal", "md_judge", "llama_guard", "wildguard", "harmbench", "endpoint"} <= set(OPTIONS["judge"])
     assert {"adult", "compas", "german", "lsac", "acs_income", "csv"} <= set(OPTIONS["dataset"])
     arms = {"none", "fine_tune", "rehearsal", "fair_finetune", "scratch", "fair_scratch"}
     assert arms <= set(OPTIONS["defense"])

@@ -3,10 +3,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from omegaconf import OmegaConf
 
+from fairpriv.cli import CONF
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges import endpoint
-from fairpriv.language_models.judges.endpoint import Endpoint, parse
+from fairpriv.language_models.judges import server as server_module
+from fairpriv.language_models.judges.generative import GenerativeJudge
 from fairpriv.language_models.judges.judge import Verdict
 
 KEY = "sk-very-private"
@@ -40,9 +42,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][0]["content"]
+        question = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
         with self.server.lock:
-            before = sum(b["messages"][0]["content"] == question for b in self.server.asked)
+            before = sum(b.get("messages") == body.get("messages") for b in self.server.asked)
             self.server.asked.append(body | {"path": self.path})
             self.server.headers_seen.append(dict(self.headers))
         reply = self.server.reply(question, before)
@@ -83,13 +85,18 @@ def serve():
 def waits(monkeypatch):
     """Seconds that the judge wanted to wait, instead of waiting."""
     seconds: list[float] = []
-    monkeypatch.setattr(endpoint, "sleep", seconds.append)
+    monkeypatch.setattr(server_module, "sleep", seconds.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return seconds
 
 
+ENDPOINT = OmegaConf.load(CONF / "judge" / "endpoint.yaml")
+PATTERNS = {"safe": ENDPOINT.safe, "unsafe": ENDPOINT.unsafe}
+
+
 def judge(server, **options):
-    return Endpoint(**{"base_url": server.url, "model": "m", "template": "{prompt}|{response}", "timeout": 5} | options)
+    shown = {"messages": [{"role": "user", "content": "{prompt}|{response}"}]}
+    return GenerativeJudge(**{"base_url": server.url, "model": "m", "timeout": 5} | PATTERNS | shown | options)
 
 
 def test_every_pair_is_asked_and_the_order_kept(serve):
@@ -144,7 +151,7 @@ def test_a_server_error_is_tried_again_after_doubling_waits(serve, waits):
 
 
 def test_retry_after_is_honoured_as_seconds_and_as_a_date(serve, waits, monkeypatch):
-    monkeypatch.setattr(endpoint, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(server_module, "time", lambda: 1_800_000_000.0)
     asked = ["7", "Fri, 15 Jan 2027 08:00:30 GMT"]
     server = serve(lambda _, before: "safe" if before == 2 else (429, {"Retry-After": asked[before]}, ""))
     assert judge(server).judge(["p"], ["r"])[0].safe is True
@@ -175,7 +182,7 @@ def test_a_slow_answer_is_a_time_out(serve, waits):
 @pytest.mark.parametrize(
     ("reply", "reason", "next_time"),
     [
-        ("I am not sure.", "unparsable: 'I am not sure.'", False),
+        ("I am not sure.", "unparsable, neither of the patterns: 'I am not sure.'", False),
         ((200, {}, b"<html>"), "no chat completion: JSONDecodeError", True),
         ((200, {}, b'{"choices": []}'), "no chat completion: IndexError", True),
         ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "the answer has no text", False),
@@ -256,7 +263,7 @@ def test_a_key_that_is_a_word_of_verdicts_changes_none(serve, monkeypatch):
     assert verdicts == [Verdict(False, "un***")]
 
 
-@pytest.mark.parametrize("before", [0, 150, 189, 195, 1990, endpoint.READ - 5])
+@pytest.mark.parametrize("before", [0, 150, 189, 195, 1990, server_module.READ - 5])
 @pytest.mark.parametrize("status", [400, 401, 503])
 def test_no_part_of_a_key_is_left_where_an_error_s_page_is_cut(serve, monkeypatch, before, status):
     monkeypatch.setenv("JUDGE_KEY", KEY)
@@ -290,7 +297,7 @@ def test_a_key_is_masked_as_json_and_addresses_write_it(serve, monkeypatch):
 
 def test_a_key_in_the_place_of_its_variable_is_refused_and_not_shown():
     with pytest.raises(InputError, match="name of an environment variable") as caught:
-        Endpoint(base_url="http://h/v1", model="m", template="{response}", api_key_env=KEY)
+        GenerativeJudge("a", "b", base_url="http://h/v1", model="m", template="{response}", api_key_env=KEY)
     assert KEY not in str(caught.value)
 
 
@@ -324,7 +331,8 @@ def test_a_wrong_address_or_number_is_said(serve):
     for options, said in [
         ({"base_url": f"http://me:{KEY}@localhost/v1"}, "no user, password or query"),
         ({"base_url": "localhost:8000"}, "must be an address as http"),
-        ({"template": "{prompt}"}, "has no {response}"),
+        ({"messages": [{"role": "user", "content": "{prompt}"}]}, "has no {response}"),
+        ({"model": None}, "judge.model has no value"),
         ({"timeout": 0}, "judge.timeout=0"),
         ({"concurrency": 0}, "judge.concurrency=0"),
         ({"retries": -1}, "judge.retries=-1"),
@@ -349,4 +357,29 @@ def test_a_wrong_address_or_number_is_said(serve):
     ],
 )
 def test_an_answer_must_begin_with_the_word(text, safe):
-    assert parse(text).safe is safe
+    asked = GenerativeJudge(**PATTERNS, base_url="http://h/v1", model="m", template="{response}")
+    assert asked.read(text).safe is safe
+
+
+def test_a_template_is_sent_as_it_is_and_messages_to_the_model_s_chat_template(serve):
+    server = serve(lambda *_: b'{"choices": [{"text": " unsafe"}]}')
+    raw = judge(server, template="[INST] {prompt}|{response} [/INST]", messages=None, path="a/guard", model=None)
+    assert [verdict.safe for verdict in raw.judge(["p"], ["r"])] == [False]
+    (body,) = server.asked
+    assert (body["path"], body["prompt"], body["model"]) == ("/v1/completions", "[INST] p|r [/INST]", "a/guard")
+
+
+def test_a_model_that_thinks_gets_no_temperature_and_a_limit_of_its_own_name(serve):
+    server = serve(lambda *_: "safe")
+    assert judge(server, reasoning=True, max_new_tokens=900).judge(["p"], ["r"])[0].safe
+    (body,) = server.asked
+    assert set(body) == {"model", "messages", "max_completion_tokens", "path"}
+    assert body["max_completion_tokens"] == 900
+
+
+def test_a_model_that_thought_up_to_the_limit_is_said(serve):
+    cut = json.dumps({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}).encode()
+    server = serve(lambda question, _: "safe" if question == "a|r" else cut)
+    verdict = judge(server, reasoning=True).judge(["a", "b"], ["r", "r"])[1]
+    assert verdict.safe is None
+    assert verdict.reason.endswith("raise judge.max_new_tokens")

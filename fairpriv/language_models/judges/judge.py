@@ -90,7 +90,7 @@ def load_pretrained(
     """
     import transformers
 
-    from fairpriv.data.checkpoints import tell_unexpected
+    from fairpriv.data.checkpoints import gated, tell_unexpected
 
     folder = Path(path).expanduser()
     where = str(folder) if folder.is_dir() else path
@@ -101,6 +101,8 @@ def load_pretrained(
             where, dtype=dtype, device_map=device_map, output_loading_info=True, **given
         )
     except (OSError, ValueError, ImportError) as error:
+        if "gated repo" in str(error):
+            raise InputError(f"judge {judge}: {gated(path)}; or put its files into a folder, as judge.path") from error
         why = " ".join(str(error).split())[:200]
         raise InputError(
             f"judge {judge}: cannot load {path} ({why}); where the hub cannot be reached, put the model's files "
