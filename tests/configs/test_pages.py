@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import fairpriv
 from fairpriv.cli import CONF
 from fairpriv.configs import compose, plain
 from fairpriv.errors import InputError
@@ -63,3 +65,7 @@ def test_links_lead_to_what_is_there(page):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fairpriv.__version__
