@@ -153,12 +153,17 @@ class Defended:
         predict: rows -> predicted labels ``[N]``, of a model that is more than one network (post-processed or
             randomised). It may read the rows' groups.
         rows: the rows of its last training or tuning; None: the training rows of G_b.
+        tells: rows -> the probabilities ``[N, C]`` that it tells, if these are not all that ``net`` computes.
+        budget: (epsilon, delta) of the differential privacy that its whole training keeps for each of its rows; None:
+            none is claimed.
     """
 
     net: nn.Module | None
     measured: Measured = field(default_factory=Measured)
     predict: Callable[[Rows], Tensor] | None = None
     rows: Rows | None = None
+    tells: Callable[[Rows], Tensor] | None = None
+    budget: tuple[float, float] | None = None
 
     def answers(self, rows: Rows) -> Tensor:
         """Predict the labels ``[N]`` of rows."""
@@ -174,8 +179,8 @@ class Defense(ABC):
 
     Attributes:
         name: in tables and reports.
-        one_network: whether it returns one network of the model's architecture; if not, attacks on weights are left
-            out.
+        one_network: whether its result is one network of the model's architecture, with nothing in front of it; if not,
+            attacks on weights are left out.
         features_only: whether it accepts only rows of features, and neither tokens nor pixels.
     """
 

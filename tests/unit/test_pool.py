@@ -65,6 +65,7 @@ def single(
     seed,
     penalty=0.0,
     weight_decay=0.0,
+    smoothing=0.0,
     steps_per_epoch=None,
     dual=None,
     validation=None,
@@ -77,7 +78,8 @@ def single(
     torch.manual_seed(member_seed(seed, i))
     net = net or MLP(rows.X.shape[1], 2, hidden=list(hidden))
     driven = {"dual_rate": dual.rate, "epsilon": dual.epsilon} if dual else {}
-    module = Classifier(net, classes=2, lr=lr, weight_decay=weight_decay, penalty=penalty, patience=patience, **driven)
+    more = driven | {"smoothing": smoothing}
+    module = Classifier(net, classes=2, lr=lr, weight_decay=weight_decay, penalty=penalty, patience=patience, **more)
     if steps_per_epoch is None:
         batches = ShuffledBatches(rows, batch_size, member_seed(seed, i))
     else:
@@ -98,7 +100,7 @@ def single(
         PENALISED,
         {"steps_per_epoch": 5, "batch_size": 90},
         {"steps_per_epoch": 5, "batch_size": 500, "penalty": 0.7, "weight_decay": 0.1},
-        {"hidden": ()},
+        {"hidden": (), "smoothing": 0.4},
         DUAL,
         DUAL | {"steps_per_epoch": 4, "penalty": 0.5},
         DUAL | {"steps_per_epoch": 4, "batch_size": 500, "weight_decay": 0.1},

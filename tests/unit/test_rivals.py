@@ -13,9 +13,11 @@ import pytest
 import torch
 from fairlearn.adversarial import AdversarialFairnessClassifier
 from fairlearn.postprocessing import ThresholdOptimizer as FairlearnsOptimizer
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.game import playable
 from fairpriv.classifiers.attacks.kl import KL
 from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
 from fairpriv.classifiers.contract import ClassifierOwner, PoolOwner
@@ -25,6 +27,8 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.defenses.adversarial_debiasing import AdversarialDebiasing, Score
 from fairpriv.classifiers.defenses.exponentiated_gradient import ExponentiatedGradient, Mixtures, together
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.defenses.limited_answers import LimitedAnswers, keyed_noise
+from fairpriv.classifiers.defenses.own_training import OwnTraining
 from fairpriv.classifiers.defenses.reweighting import Reweighting
 from fairpriv.classifiers.defenses.threshold_optimizer import Scores, ThresholdOptimizer, chances
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, scores
@@ -509,9 +513,82 @@ def test_one_group_alone_is_refused(defense):
         (AdversarialDebiasing, {"lr": 0.0}, r"lr=0\.0"),
         (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
         (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
+        (LimitedAnswers, {"noise": -1.0}, r"noise=-1\.0"),
+        (LimitedAnswers, {"estimator": ThresholdOptimizer()}, r"threshold_optimizer leaves no single network"),
+        (OwnTraining, {"name": "x", "smoothing": 1.0}, r"defense\.smoothing=1\.0: must be a share"),
+        (OwnTraining, {"name": "x", "patience": 0}, r"defense\.patience=0"),
     ],
 )
 def test_settings_out_of_range_are_refused(defense, arguments, message):
     more = {"estimator": ARM} if defense is ExponentiatedGradient else {}
     with pytest.raises(InputError, match=message):
         defense(**more, **arguments)
+
+
+# Limited answers, smoothed labels, few epochs
+
+
+@pytest.mark.parametrize("answers", ["label", "top1", "rounded", "noise"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_what_is_told_are_probabilities_with_the_label_that_the_model_gives(answers, classes):
+    g = torch.Generator().manual_seed(0)
+    probs = torch.rand(500, classes, generator=g).softmax(1)
+    probs[0] = 1 / classes  # all alike
+    probs[1] = torch.eye(classes)[1]
+    told = LimitedAnswers(answers=answers, noise=3.0).limit(probs, torch.randn(500, 3, generator=g), key=7)
+    assert torch.equal(told.argmax(1), probs.argmax(1))
+    assert torch.allclose(told.sum(1), torch.ones(500))
+    assert told.min() >= 0
+    if answers == "label":
+        assert set(told.unique().tolist()) == {0.0, 1.0}
+    if answers == "top1":
+        assert torch.equal(told.amax(1), probs.amax(1))
+        assert all(len(set(row.tolist())) <= 2 for row in told)
+    if answers == "rounded" and classes == 2:
+        assert len(told.unique()) <= 13  # tenths, and where both classes are rounded to one half
+    if answers == "noise":
+        assert (told - probs).abs().max() > 0.2
+
+
+def test_noise_is_a_function_of_row_and_key_and_otherwise_normal_and_independent():
+    X = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    noise = keyed_noise(X, 1, 2)
+    assert torch.equal(noise[:10].flip(0), keyed_noise(X[:10].flip(0), 1, 2))
+    assert stats.kstest(noise.flatten(), "norm").pvalue > 0.001
+    near = X + torch.tensor([2**-20, 0.0, 0.0])
+    for other in (keyed_noise(X, 2, 2), keyed_noise(near, 1, 2), noise.flip(1)):
+        assert abs(np.corrcoef(noise[:, 0], other[:, 0])[0, 1]) < 0.06  # 3.8 standard errors
+
+
+@pytest.mark.parametrize("answers", ["label", "rounded", "noise"])
+def test_a_model_and_a_pool_tell_less_and_answer_as_before(answers):
+    rule = LimitedAnswers(answers=answers)
+    one, pool, bare = rule.defend(victim()), rule.defend_pool(owner()), owner().base()
+    assert torch.equal(one.answers(ASKED), predict(base_pool().member(0), ASKED.X))
+    told, probs = pool.predict_proba(ASKED.X), bare.predict_proba(ASKED.X)
+    assert torch.equal(told > 0.5, probs > 0.5)
+    assert not torch.allclose(told, probs, atol=0.01)
+    assert torch.equal(pool[[2]].predict_proba(ASKED.X)[0], told[2])  # a member keeps its key
+    assert pool.weights == ()
+    assert (one.tells is None) == (answers == "label")  # of labels there are no probabilities
+
+
+def test_attacks_on_weights_are_left_out_where_only_answers_are_defended():
+    left, omitted = playable([KL("kl"), MetaClassifier("meta")], LimitedAnswers())
+    assert [attack.name for attack in left] == ["kl"]
+    assert "weights" in omitted["meta"]
+
+
+def test_the_largest_of_two_probabilities_hides_nothing():
+    with pytest.raises(InputError, match="answers=top1 hides nothing where there are two labels"):
+        LimitedAnswers(answers="top1").defend(victim())
+
+
+def test_own_training_without_a_change_is_no_defence_and_smoothing_makes_it_less_sure():
+    base = vars(TrainingSettings(epochs=3, patience=2, batch_size=64, lr=0.03, weight_decay=0.0))
+    plain = OwnTraining("plain", **base).defend_pool(owner()).predict_proba(ASKED.X)
+    assert torch.equal(plain, owner().base().predict_proba(ASKED.X))
+    smooth = OwnTraining("smooth", **base, smoothing=0.6).defend_pool(owner()).predict_proba(ASKED.X)
+    assert (smooth - 0.5).abs().mean() < 0.7 * (plain - 0.5).abs().mean()
+    net = OwnTraining("early", **base | {"epochs": 1}).defend(victim())
+    assert net.measured.metrics["defense/epoch"] == 1

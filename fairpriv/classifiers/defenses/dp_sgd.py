@@ -121,7 +121,8 @@ class DPSGD(Defense):
         owner.fit(module, batches, epochs=self.epochs, validation=held_out)
         spent = epsilon_spent(self.accountant, self.private.noise, self.delta, *self._sampling)
         budget = EPSILON.of(spent) | DELTA.of(self.delta) | NOISE_MULTIPLIER.of(self.private.noise)
-        return Defended(module.net, budget | EPOCH.of(module.epoch), rows=rows)
+        kept = (spent, self.delta) if self.start == "scratch" else None  # the base model's training is not private
+        return Defended(module.net, budget | EPOCH.of(module.epoch), rows=rows, budget=kept)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
         """Train every member, each within the same budget."""

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairpriv.classifiers.contract import Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.game import Deal, GameDataModule
@@ -51,17 +51,18 @@ class Subject:
 
     @torch.inference_mode()
     def probabilities(self, rows: Rows, dimension: str) -> Tensor:
-        """Return P(y=1) ``[N]``, or ``[N, C]`` with more than two classes.
+        """Return the P(y=1) ``[N]`` that the model tells, or ``[N, C]`` with more than two classes.
 
         Raises:
             InputError: the defended model gives only answers; the message names the dimension.
         """
-        if self.defended.net is None:
+        net, told = self.defended.net, self.defended.tells
+        if net is None and told is None:
             raise InputError(
                 f"dimension={dimension} needs probabilities, which defense={self.defense.name} does not give, only "
                 "answers: leave one of them out"
             )
-        probs = logits(self.defended.net, rows.X).softmax(1)
+        probs = told(rows) if told is not None else logits(cast(nn.Module, net), rows.X).softmax(1)
         return probs[:, 1] if probs.shape[1] == 2 else probs
 
     def answers(self, rows: Rows) -> Tensor:

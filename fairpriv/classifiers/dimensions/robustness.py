@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.metrics import SHARE, Measured
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,7 +61,12 @@ class Robustness(Probe):
         meaning = f"Accuracy with normal noise of deviation {self.epsilon:g} on every feature that may be disturbed."
         found = self._accuracy("noise_accuracy", "accuracy under noise", meaning, torch.stack(right).double().mean(0))
         if subject.defended.net is None or subject.defended.predict is not None:
-            return found  # no gradient to climb
+            log.warning(
+                "dimension=%s: defense=%s gives answers and no gradient: accuracy under attack is left out",
+                self.name,
+                subject.defense.name,
+            )
+            return found
         alive = self._attacked(subject.defended.net, rows.X, rows.y, moved, generator)
         meaning = f"Accuracy under a projected-gradient attack that moves a feature by {self.epsilon:g} at most."
         return found | self._accuracy(

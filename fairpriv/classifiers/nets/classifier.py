@@ -79,6 +79,8 @@ class Classifier(lightning.LightningModule):
             trained, and of those whose gap is at most ``epsilon`` the one with the smallest cross-entropy on the
             validation rows is kept; if there is none, the one with the smallest gap.
         epsilon: target of the gap under dual ascent.
+        smoothing: share of every training label that is spread evenly over all labels, in [0, 1). Validation rows keep
+            their labels.
         stage: name of this fit in errors and in the log.
 
     Attributes:
@@ -100,13 +102,14 @@ class Classifier(lightning.LightningModule):
         patience: int | None = None,
         dual_rate: float = 0.0,
         epsilon: float = 0.0,
+        smoothing: float = 0.0,
         stage: str = "train",
     ) -> None:
         super().__init__()
         self.net = net
         self.lr, self.weight_decay = lr, weight_decay
         self.penalty, self.dual_rate, self.epsilon = penalty, dual_rate, epsilon
-        self.patience = patience
+        self.patience, self.smoothing = patience, smoothing
         self.stage = stage
         self.epoch, self.constraint_met = 0, True
         self.best = BestEpoch(1, None if dual_rate else patience)
@@ -120,7 +123,7 @@ class Classifier(lightning.LightningModule):
     @property
     def hyperparameters(self) -> list[float | None]:
         """Hyperparameters that the trained weights depend on, besides data, seed and start."""
-        return [self.lr, self.weight_decay, self.penalty, self.patience, self.dual_rate, self.epsilon]
+        return [self.lr, self.weight_decay, self.penalty, self.patience, self.dual_rate, self.epsilon, self.smoothing]
 
     @property
     def selects(self) -> bool:
@@ -137,7 +140,8 @@ class Classifier(lightning.LightningModule):
         number = self.trainer.world_size
         own = slice(self.trainer.global_rank, None, number)
         logits = self(X[own])
-        share = (weight[own] * cross_entropy(logits, y[own], reduction="none")).sum() / len(y)  # of the mean
+        each = cross_entropy(logits, y[own], reduction="none", label_smoothing=self.smoothing)
+        share = (weight[own] * each).sum() / len(y)  # of the mean
         penalty = share.new_zeros(())
         if self.penalty:
             penalty = self.penalty * equalized_odds_penalty(self._whole(logits.softmax(-1), own, len(y)), y, s)

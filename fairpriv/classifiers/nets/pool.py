@@ -165,6 +165,7 @@ def fit_pool(
     initial: Pool | None = None,
     vectorized: bool = True,
     weight_decay: float = 0.0,
+    smoothing: float = 0.0,
     steps_per_epoch: int | None = None,
     numbers: Sequence[int] | None = None,
     store: Store | None = None,
@@ -186,6 +187,7 @@ def fit_pool(
         epochs: passes over a member's batches; a number, or one for every member.
         batch_size: rows of a member in a batch; fewer if it has fewer. Not used with ``private``.
         lr, weight_decay: of AdamW.
+        smoothing: share of every training label that is spread evenly over all labels, in [0, 1).
         seed: member i draws initial weights and batches from ``member_seed(seed, i)``.
         penalty: lambda, the weight of ``equalized_odds_penalty`` on P(y=1); needs groups.
         validation: per member rows that it is not trained on, in the form of ``datasets`` without weights.
@@ -209,7 +211,9 @@ def fit_pool(
     Raises:
         InputError: datasets, sizes or hyperparameters that cannot be trained; names the member.
     """
-    settings = PoolSettings(batch_size, steps_per_epoch, lr, weight_decay, penalty, patience, seed, dual, private)
+    settings = PoolSettings(
+        batch_size, steps_per_epoch, lr, weight_decay, penalty, patience, seed, dual, private, smoothing
+    )
     fit = _PoolFit.of(datasets, validation, settings, epochs, numbers, classes, hidden, initial)
 
     def make() -> Pool:

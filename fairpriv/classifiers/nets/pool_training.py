@@ -99,6 +99,7 @@ class PoolSettings:
     seed: int
     dual: Dual | None
     private: Private | None
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         dual, private = self.dual, self.private
@@ -121,6 +122,8 @@ class PoolSettings:
             )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience={self.patience}: it is at least 1, or None")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing={self.smoothing}: it is a share of a label, from 0 to below 1")
 
     @property
     def compares_groups(self) -> bool:
@@ -440,10 +443,13 @@ class PoolClassifier(lightning.LightningModule):
         with torch.enable_grad():
             if self.classes == 2:
                 z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
-                each = softplus(self.sign[rows].view(k, width) * z)
+                wrong = self.sign[rows].view(k, width) * z
+                each = softplus(wrong) - self.settings.smoothing / 2 * wrong
             else:
                 z = inputs[-1].clone().requires_grad_()
-                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none").view(k, width)
+                smoothing = self.settings.smoothing
+                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none", label_smoothing=smoothing)
+                each = each.view(k, width)
             losses = (weight * each).sum(1)
             if self.settings.penalty or self.dual is not None:
                 cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
