@@ -60,8 +60,7 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Removed are logging, folders, devices, display, fields that their class declares so, and the sections that only
     the other kind of model reads; a cell with ``dimensions`` is a language model's.
     """
-    language_model = config["task"] == "language_model" if config.get("task") else bool(config.get("dimensions"))
-    unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if language_model else _LANGUAGE_MODELS_ONLY)
+    unread = _NOT_OUTCOME | (_CLASSIFIERS_ONLY if is_language_model(config) else _LANGUAGE_MODELS_ONLY)
     kept = {key: _counted(value) for key, value in config.items() if key not in unread}
     if not kept.get("dimensions"):
         kept.pop("dimensions", None)
@@ -73,6 +72,11 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(kept.get(name), Mapping):
             kept[name] = {key: value for key, value in kept[name].items() if key not in without}
     return kept
+
+
+def is_language_model(config: Mapping[str, Any]) -> bool:
+    """Tell whether a plain config is a language model's; one of before ``task`` tells by its ``dimensions``."""
+    return config["task"] == "language_model" if config.get("task") else bool(config.get("dimensions"))
 
 
 def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ ACCURACY_GAP = _gap(
     f"a large accuracy gap. {_FLOORED}",
     column=50,
     against=ACCURACY.name,
+    instead="privacy/balanced_accuracy_gap",
 )
 BALANCED_ACCURACY_GAP = _gap(
     "privacy/balanced_accuracy_gap",

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
-from fairpriv.identity import outcome_config
+from fairpriv.identity import is_language_model, outcome_config
 from fairpriv.metrics import Metric
 from fairpriv.report.selection import ABSENT, Condition, short, show, value_at
 from fairpriv.result import Result
@@ -54,6 +54,30 @@ class Estimate:
     lo: float | None
     hi: float | None
     n: int
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval to show: none of two seeds, whose t quantile is 12.7, so that they cannot tell."""
+        return None if self.n == 2 or self.lo is None or self.hi is None else (self.lo, self.hi)
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of the mean being 0, below 0.05 where `ends` leave out 0; None without `ends`.
+
+        Over seeds it is that of the t test. Of one cell it is the normal one whose interval has the same end towards 0.
+        """
+        if self.ends is None or (self.n > 1 and self.half is None):
+            return None
+        if self.n > 1:
+            from scipy.special import stdtr
+
+            half, scale = self.half or 0.0, _t_quantile(self.n - 1)
+        else:
+            half, scale = abs(self.mean - self.ends[self.mean < 0]), statistics.NormalDist().inv_cdf(0.975)
+        if not (self.mean and half):
+            return float(not self.mean)
+        below = -scale * abs(self.mean) / half
+        return 2 * (float(stdtr(self.n - 1, below)) if self.n > 1 else statistics.NormalDist().cdf(below))
 
     @classmethod
     def of(
@@ -177,6 +201,8 @@ class Group:
     on_front: bool = False  # of the metrics that were named
     uneven: bool = False  # several cells a seed, and not the same ones for every seed
     codes: set[str] = field(default_factory=set)  # versions of the code behind the cells and what they are compared to
+    unread: bool = False  # a language model that is trained on no pairs: what `dataset` says of them is left out
+    partners: list[Group] = field(default_factory=list)  # the groups that its differences refer to
 
     @property
     def dataset(self) -> str:
@@ -211,6 +237,11 @@ class Group:
         It must not use ``game.alpha=0.5`` either: where both worlds are one distribution there is nothing to protect.
         """
         return not self.degenerate and self.control is None and self.forms.get(ALPHA) != _form(0.5)
+
+    @cached_property
+    def language_model(self) -> bool:
+        """Whether its cells are of language models."""
+        return any(is_language_model(result.config) for result in (self.completed | self.failed).values())
 
     @cached_property
     def overlap(self) -> float | None:
@@ -288,8 +319,10 @@ class Comparison:
         inputs: dict[tuple[str, str], Any] = {}
         for result in results:
             leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
-            leaves |= _leaves(result, inputs)
-            group = Group(leaves)
+            unread = _reads_no_pairs(result)
+            read = _leaves(result, inputs)
+            leaves |= {key: value for key, value in read.items() if not (unread and _of_pairs(key))}
+            group = Group(leaves, unread=unread)
             part = parts.setdefault(frozenset(group.forms.items()), group)
             seed = _seed(result)
             replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
@@ -360,6 +393,7 @@ class Comparison:
             self.ambiguous.append(group)
             return
         matched = [(part, partners[0]) for part, partners in pairs if partners]
+        group.partners = [other for _, other in matched]
         group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
         for metric in group.estimates:
             found: dict[str, list[float]] = {}
@@ -401,7 +435,9 @@ class Comparison:
 
     def name(self, group: Group) -> str:
         """Name the group's place in one line."""
-        return ", ".join(self._marked(group, [_value(group, key) for key in self.place]))
+        always = (DATASET, DEFENCE if DEFENCE in self.place else self.place[-1])  # what may be marked is one of them
+        texts = zip(self.place, self._marked(group, [_value(group, key) for key in self.place]), strict=True)
+        return ", ".join(text for key, text in texts if key in always or key in group.leaves)
 
     def place_texts(self, group: Group) -> list[str]:
         """Return the group's leading cells."""
@@ -445,8 +481,9 @@ class Comparison:
         """Pairs of metrics (x: cost, y: protection) that the trade-off is drawn in."""
         if self.pareto:
             return list(combinations(self.pareto, 2))
-        found = [(metric.against, name) for name, metric in self.columns.items() if metric.against in self.described]
-        return found or list(combinations(self.headlines, 2))[:3]
+        found = [metric for metric in self.columns.values() if metric.against in self.described]
+        found.sort(key=lambda metric: metric.instead in self.described)  # last, where another is to be named instead
+        return [(metric.against, metric.name) for metric in found] or list(combinations(self.headlines, 2))[:3]
 
     @property
     def headlines(self) -> list[str]:
@@ -455,7 +492,9 @@ class Comparison:
 
     @property
     def _setting_keys(self) -> list[str]:
-        return [key for key in self.place if key.startswith(("dataset.", "game."))]
+        # What a language model is trained on belongs to its defence: it is no setting that defences could share.
+        trained = {key for group in self.groups if group.language_model for key in group.leaves if _of_pairs(key)}
+        return [key for key in self.place if key.startswith(("dataset.", "game.")) and key not in trained]
 
     @property
     def settings(self) -> dict[str, list[Group]]:
@@ -559,12 +598,36 @@ def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Co
     about = [condition.key for condition in baseline]
     sections = tuple(key.removesuffix("name") for key in about if key.endswith(".name"))
     shared = [key for key in told if key not in about and not key.startswith(sections)]
-    found: dict[tuple[str, ...], list[Group]] = {}
+    read = {False: shared, True: [key for key in shared if not _of_pairs(key)]}  # by `unread` of the baseline
+    found: dict[tuple[bool, tuple[str, ...]], list[Group]] = {}
     for part in parts:
-        candidates = found.setdefault(tuple(comparable(part, key) for key in shared), [])
         if all(condition.holds(part.leaves.get(condition.key)) for condition in baseline):
-            candidates.append(part)
-    return {id(part): found[tuple(comparable(part, key) for key in shared)] for part in parts}
+            place = tuple(comparable(part, key) for key in read[part.unread])
+            found.setdefault((part.unread, place), []).append(part)
+
+    def of(part: Group) -> list[Group]:
+        places = ((unread, tuple(comparable(part, key) for key in keys)) for unread, keys in read.items())
+        return [other for place in places for other in found.get(place, ())]
+
+    return {id(part): of(part) for part in parts}
+
+
+def _of_pairs(key: str) -> bool:
+    """Whether a config key says which pairs a language model is trained on."""
+    return key.startswith("dataset.") and key != DATASET
+
+
+def _reads_no_pairs(result: Result) -> bool:
+    """Whether a cell's language model is trained on no pairs: it is untouched, or edited as it was pretrained.
+
+    A completed cell tells by what it measured of its training; a failed one by its config, as far as that can tell.
+    """
+    if not is_language_model(result.config):
+        return False
+    if result.status == "completed":
+        return not any(name.startswith("train/") for name in result.metrics)
+    defence = result.config.get("defense")
+    return isinstance(defence, dict) and (defence.get("name") == BASELINE or defence.get("after", "") is None)
 
 
 def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any]:
@@ -618,6 +681,10 @@ def _varying_keys(groups: Sequence[Group]) -> list[str]:
     """List the config keys that a reader needs to distinguish rows, beside dataset and defence."""
     names = {key for group in groups for key in group.leaves} | {DATASET, DEFENCE}
     seen = {key: [comparable(group, key) for group in groups] for key in names}
+    for key in filter(_of_pairs, names):  # what a group does not read distinguishes it from no other
+        first = next(group.forms[key] for group in groups if key in group.forms)
+        values = zip(groups, seen[key], strict=True)
+        seen[key] = [first if group.unread and key not in group.forms else value for group, value in values]
 
     def follows(key: str, choice: str) -> bool:
         return len(set(zip(seen[choice], seen[key], strict=True))) == len(set(seen[choice]))

@@ -32,6 +32,7 @@ from fairpriv.report.comparison import (
     comparable,
     described,
 )
+from fairpriv.report.reading import reading
 from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
 from fairpriv.result import NOT_FINISHED, Result, find_results, write_whole
 
@@ -81,16 +82,16 @@ def compare(
         places = ", ".join(map(str, folders))
         raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
     table = _selected(results, where, by, baseline, pareto)
-    about = number_notes(table)
+    about, said = number_notes(table), reading(table)
     notes = [*about, *_notes(table, skipped, unfinished)]
     if form == "table":
-        _print(table, notes)
+        _print(table, said, notes)
     if out is None:
         out = folders[0] if folders[0].is_dir() else folders[0].parent
     try:
         write_whole(out / "table.csv", (lines := _csv(table)).encode("utf-8", "replace"))
         figures, undrawn = _write_plots(table, out / "plots")
-        page = _html(table, figures, about, skipped, unfinished, folders, where)
+        page = _html(table, figures, said, about, skipped, unfinished, folders, where)
         write_whole(out / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
@@ -99,10 +100,10 @@ def compare(
         for line in last:
             _say(line)
         return 0
-    printed = {"csv": lines, "html": page, "markdown": ""}[form] or _markdown(table, notes)
+    printed = {"csv": lines, "html": page, "markdown": ""}[form] or _markdown(table, [*said, *notes])
     _say(printed.removesuffix("\n"))
     sys.stdout.flush()
-    for line in last if form == "markdown" else [*notes, *last]:
+    for line in last if form == "markdown" else [*said, *notes, *last]:
         print(line, file=sys.stderr)
     return 0
 
@@ -150,9 +151,14 @@ def number(metric: Metric, value: float, sign: str = "") -> str:
 
 
 def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") -> str:
-    """Write the interval behind a mean: ``±half-width`` or ``[lo, hi]``, and its n where that is not ``n``."""
+    """Write the interval behind a mean, and its n where that is not ``n``.
+
+    It is ``±half-width`` or ``[lo, hi]``; of two seeds ``±?``, since they cannot tell.
+    """
     text = ""
-    if estimate.half is not None:
+    if estimate.n == 2 and estimate.lo is not None:
+        text = "±?"
+    elif estimate.half is not None:
         text = f"±{number(metric, estimate.half)}"
     elif estimate.lo is not None and estimate.hi is not None:
         text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
@@ -270,7 +276,7 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
         for seed, result in group.failed.items():
             notes.append(f"failed: {result.id}: {table.name(group)}, seed {seed}: {result.reason}")
     for result in table.replaced:
-        notes.append(f"left out: {result.id}: a newer cell has the same config and seed (code or data changed since)")
+        notes.append(f"left out: {result.id}: a newer cell has the same seed and config, as far as it is read")
     notes += [f"skipped: {path}: {one_line(reason)}" for path, reason in skipped]
     return [*notes, f"cells not finished: {unfinished}"] if unfinished else notes
 
@@ -278,10 +284,13 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
 def number_notes(table: Comparison) -> list[str]:
     """Explain the intervals, the texts behind them, and which rows are controls; a line each."""
     kinds, bare, alone = set(), set(), set()
+    two = False
     for group in table.groups:
         pure = group.leaves.get(ALPHA) in (0, 1)
         for metric, estimate in group.estimates.items():
-            if estimate.lo is not None:
+            if estimate.n == 2 and estimate.lo is not None:
+                two = True
+            elif estimate.lo is not None:
                 kinds.add((estimate.n == 1, estimate.half is None))
             elif estimate.n > 1:
                 bare.add(metric)
@@ -295,6 +304,8 @@ def number_notes(table: Comparison) -> list[str]:
             "mean [lo, hi] of a gap or a leakage: from t intervals over seeds of the signed differences behind it, so "
             "that it starts at 0 where no difference is shown"
         )
+    if two:
+        notes.append("±?: two seeds cannot tell; run three or more (table.csv has their t intervals, wide as they are)")
     if (True, True) in kinds:
         notes.append("value [lo, hi]: one seed; the interval is the cell's own, over test rows and not over seeds")
     if any(group.overlap is not None and group.seeds > 1 for group in table.groups):
@@ -331,7 +342,7 @@ def number_notes(table: Comparison) -> list[str]:
     return notes
 
 
-def _print(table: Comparison, notes: Sequence[str]) -> None:
+def _print(table: Comparison, said: Sequence[str], notes: Sequence[str]) -> None:
     # A narrow terminal gets closer columns, then intervals below the means, and fewer columns, but nothing is cut off.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     names = [*table.columns.values()]
@@ -343,7 +354,8 @@ def _print(table: Comparison, notes: Sequence[str]) -> None:
             break
     if left_out := [printable(metric.title) for metric in names + tallies if metric not in shown]:
         notes = [*notes, f"no room for {', '.join(left_out)}: see the report"]
-    _say("\n".join([*lines, *map(printable, notes)]))
+    wide = min(room, 120)
+    _say("\n".join([*(textwrap.fill(printable(line), wide) for line in said), "", *lines, *map(printable, notes)]))
 
 
 def _lines_of_table(table: Comparison, shown: Sequence[Metric], style: str) -> list[str]:
@@ -497,6 +509,7 @@ def _kind(group: Group, estimate: Estimate) -> str:
 def _html(
     table: Comparison,
     figures: Mapping[str, str],
+    said: Sequence[str],
     about: Sequence[str],
     skipped: Sequence[tuple[Path, str]],
     unfinished: int,
@@ -534,6 +547,7 @@ def _html(
         columns=[*table.columns.values()],
         figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
         rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
+        said=said,
         about=about,
         cells=cells,
         flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),

@@ -18,6 +18,7 @@ from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.report.comparison import Comparison, Estimate, pareto_front
 from fairpriv.report.page import compare
+from fairpriv.report.reading import holm, reading
 from fairpriv.report.selection import Condition
 from fairpriv.result import Result, find_results
 
@@ -56,7 +57,7 @@ def test_results_of_before_kinds_stay_readable(study):
     assert skipped == []
     assert not any(result.outcome for result in results)
     table = Comparison.of(results)
-    assert sum(len(group.completed) for group in table.groups) == len(results)
+    assert sum(len(group.completed) for group in table.groups) + len(table.replaced) == len(results)
     assert table.columns
 
 
@@ -271,6 +272,101 @@ def test_difference_to_none_is_paired_by_seed_within_the_same_game(tmp_path):
         got = [float(row[name]) for name in ("minus_baseline", "minus_baseline_lo", "minus_baseline_hi")]
         assert got == pytest.approx([np.mean(here) - np.mean(there), max(-1, lo), min(1, hi)])
         assert only(rows(tmp_path), defense="none", **{"game.alpha": str(alpha)})["minus_baseline"] == ""
+
+
+def test_two_seeds_show_no_interval_and_a_line_says_why(tmp_path, capsys):
+    compare([written(tmp_path, *(cell(seed=s, metrics={"eval/accuracy": 0.5 + s / 5}) for s in range(2)))])
+    out = capsys.readouterr().out
+    assert "0.600 ±?" in out
+    assert "±?: two seeds cannot tell" in out
+    assert float(only(rows(tmp_path), metric="eval/accuracy")["hi"]) == 1.0  # the t interval, clipped
+
+
+def pretrained(defence, samples, seed=0, awareness=0.5, change=None, **fields):
+    """A language model's cell, trained on pairs if it is lora."""
+    config = {
+        "task": "language_model",
+        "dataset": {"name": "pairs", "samples": samples, "dimensions": ["privacy"]},
+        "dimensions": {"privacy": {"name": "privacy"}},
+    }
+    metrics = {"eval/privacy/awareness": awareness, "eval/fairness/awareness": 0.2}
+    metrics |= {"train/pairs": samples} if defence == "lora" else {}
+    metrics |= {} if change is None else {"eval/privacy/awareness_change": change[0]}
+    intervals = {} if change is None else {"eval/privacy/awareness_change": change[1:]}
+    return cell("pairs", defence, seed, metrics, config=config, intervals=intervals, **fields)
+
+
+def test_what_an_untouched_model_does_not_read_splits_no_row_panel_or_comparison():
+    cells = [pretrained("none", n, s, awareness=0.4 + s / 100) for n in (200, 64) for s in (0, 1, 2)]
+    cells += [pretrained("lora", 128, s, awareness=0.5 + s / 50) for s in (0, 1, 2)]
+    table = Comparison.of(cells)
+    assert [(group.defence, len(group.completed)) for group in table.groups] == [("none", 3), ("lora", 3)]
+    assert table.keys == []
+    assert [*table.settings] == ["pairs"]
+    assert len(table.replaced) == 3
+    assert table.groups[1].differences["eval/privacy/awareness"].mean == pytest.approx(0.11)
+    more = Comparison.of([*cells, pretrained("lora", 512), pretrained("lora", 512, status="failed", seed=1)])
+    assert [(g.defence, g.leaves.get("dataset.samples")) for g in more.groups] == [
+        ("none", None),
+        ("lora", 128),
+        ("lora", 512),
+    ]
+    assert more.name(more.groups[0]) == "pairs, none"
+    assert len(more.groups[2].differences) == 2
+    assert [*more.settings] == ["pairs"]
+
+
+def test_p_agrees_with_scipys_t_test_and_with_the_interval_of_one_cell():
+    rng = np.random.default_rng(0)
+    for n in (3, 8):
+        values = rng.normal(0.3, 0.4, n)
+        estimate = Estimate.of([*values], (-np.inf, np.inf))
+        assert estimate.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    for lo, hi in ((0.0, 0.3), (-0.3, 0.0)):
+        assert Estimate.of([(lo + hi) / 3], (-1, 1), (lo, hi)).p == pytest.approx(0.05)
+    assert Estimate.of([0.1, 0.2], (-1, 1)).p is None
+    assert Estimate.of([0.0] * 3, (-1, 1)).p == 1
+    assert Estimate.of([0.2] * 3, (-1, 1)).p == 0
+
+
+def test_holm_agrees_with_adjusted_p_values_and_holds_its_level():
+    rng = np.random.default_rng(1)
+    false = 0
+    for _ in range(400):
+        p = rng.uniform(size=12)
+        false += any(holm([*p]))
+        p[:6] /= 100
+        order = np.argsort(p)
+        adjusted = np.maximum.accumulate((12 - np.arange(12)) * p[order])
+        assert np.array_equal(np.array(holm([*p]))[order], adjusted <= 0.05)
+    assert false <= stats.binom.ppf(0.999, 400, 0.05)
+
+
+def test_output_opens_with_what_is_settled_what_is_not_and_why(tmp_path, capsys):
+    noise = (0.0, 0.01, -0.01, 0.005)
+    cells = [
+        cell(defence=d, seed=s, metrics={"eval/accuracy": a + n / 2 + (n if d == "near" else 0) * (-1) ** s})
+        for d, a in (("none", 0.8), ("far", 0.6), ("near", 0.801))
+        for s, n in enumerate(noise)
+    ]
+    cells += [cell(defence="constant", seed=s, metrics={"eval/accuracy": 0.5}, degenerate=["no"]) for s in range(3)]
+    cells += [cell(defence="hasty", seed=s, metrics={"eval/accuracy": 0.5 + s / 9}) for s in range(2)]
+    compare([written(tmp_path, *cells)])
+    out = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
+    assert out.startswith(
+        "Settled: 1 of 3 differences to defense=none, whose 95 % intervals leave out 0 after correction"
+    )
+    assert "for 2 comparisons (Holm): adult, far: accuracy -0.200 ±0.000 (worse). Not settled: 1 whose" in out
+    assert "interval holds 0, 1 of two seeds, which cannot tell." in out
+    assert out.endswith("Caution: 1 of 5 rows have a degenerate cell and settle nothing.")
+
+
+def test_a_change_on_the_same_prompts_is_the_difference_of_one_seed():
+    cells = [pretrained("none", 1), pretrained("lora", 1, awareness=0.2, change=(-0.3, -0.4, -0.2))]
+    settled, still_open, caution = reading(Comparison.of(cells))
+    assert "privacy awareness -0.300 [-0.400, -0.200] (worse)" in settled
+    assert still_open == "Not settled: 1 of one seed, which cannot tell."
+    assert "another seed may say otherwise" in caution
 
 
 def test_null_metric_counts_out_its_seed(tmp_path, capsys):
@@ -670,17 +766,17 @@ def test_csv_and_html_are_printed_alone_and_are_the_files(tmp_path, capsys):
 def test_markdown_is_one_table_whose_names_cannot_break_it(tmp_path, capsys):
     hostile = "a|b *c* <b>\nd`"
     cells = [
-        cell(hostile, f, s, {"eval/accuracy": v + s / 10}) for f, v in (("none", 0.2), ("spin", 0.5)) for s in (0, 1)
+        cell(hostile, f, s, {"eval/accuracy": v + s / 10}) for f, v in (("none", 0.2), ("spin", 0.5)) for s in (0, 1, 2)
     ]
     compare([written(tmp_path, *cells)], form="markdown")
     head, rule, *lines = capsys.readouterr().out.splitlines()
     assert head == "| dataset | defence | accuracy ↑ | seeds |"
     assert rule == "|---|---|---:|---:|"
-    half = stats.t.ppf(0.975, 1) * 0.05
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
     name = r"a\|b \*c\* &lt;b&gt; d\`"
     assert lines[:3] == [
-        f"| {name} | none | 0.250 ±{half:.3f} | 2 |",
-        rf"| {name} | spin | 0.550\* ±{half:.3f} | 2 |",
+        f"| {name} | none | 0.300 ±{half:.3f} | 3 |",
+        rf"| {name} | spin | 0.600\* ±{half:.3f} | 3 |",
         "",
     ]
     assert all(line.startswith("- ") for line in lines[3:])

@@ -1,0 +1,146 @@
+"""What a comparison settles, what it does not, and why: the sentences that a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fairpriv.metrics import Metric
+from fairpriv.report.comparison import UNDEFENDED, Comparison, Estimate, Group
+
+LEVEL = 0.05
+_TOLD = 4  # differences that the first sentence names
+
+
+class Difference(NamedTuple):
+    """A row's difference to its baseline in one metric."""
+
+    group: Group
+    metric: Metric
+    estimate: Estimate
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Tell which of several hypotheses are rejected, so that the chance of one false rejection is at most ``level``.
+
+    Holm (1979), A Simple Sequentially Rejective Multiple Test Procedure: the k-th smallest of n is rejected if it is at
+    most level / (n - k + 1), and all smaller ones are.
+    """
+    rejected = [False] * len(p_values)
+    for k, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] > level / (len(p_values) - k):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def differences(table: Comparison) -> list[Difference]:
+    """List the differences that the table shows, of every row that may be ranked, to a baseline that may be.
+
+    They are of the metrics that have a direction. Where a cell has measured its change against the untouched model on
+    the same prompts, this is the difference to ``defense=none``.
+    """
+    metrics = [metric for metric in table.columns.values() if metric.sign]
+    found = []
+    for group in table.groups:
+        if group.degenerate or group.control is not None or any(other.degenerate for other in group.partners):
+            continue
+        for metric in metrics:
+            if metric.name.endswith("_change"):
+                continue
+            change = group.estimates.get(f"{metric.name}_change") if table.baseline == UNDEFENDED else None
+            if estimate := change or group.differences.get(metric.name):
+                found.append(Difference(group, metric, estimate))
+    return found
+
+
+def reading(table: Comparison) -> list[str]:
+    """Write two or three sentences on what is settled, what is not, and why.
+
+    A difference is settled where its 95 % interval leaves out 0 after Holm's correction for all that the table shows.
+    """
+    found = differences(table)
+    against = ",".join(map(str, table.baseline))
+    told = [(one, p) for one in found if (p := one.estimate.p) is not None]
+    settled = holm([p for _, p in told])
+    clear = sorted(
+        ((p, one) for (one, p), yes in zip(told, settled, strict=True) if yes),
+        key=lambda item: (item[0], -abs(item[1].estimate.mean)),
+    )
+    n = len(found)
+    if not n:
+        first = f"Nothing is settled: no row that could settle anything has a row of {against} to be compared with."
+    elif not told:
+        first = f"Nothing is settled: none of {n} differences to {against} has an interval."
+    elif not clear:
+        first = (
+            f"Nothing is settled: after correction for {len(told)} comparisons (Holm), no interval of a difference to "
+            f"{against} leaves out 0."
+        )
+    else:
+        texts = [_told(table, one) for _, one in clear[:_TOLD]]
+        more = f"; and {len(clear) - _TOLD} more" if len(clear) > _TOLD else ""
+        first = (
+            f"Settled: {len(clear)} of {n} differences to {against}, whose 95 % intervals leave out 0 after correction "
+            f"for {len(told)} comparisons (Holm): {'; '.join(texts)}{more}."
+        )
+    return [
+        first,
+        *_open(found, len(told), sum(p < LEVEL for _, p in told) - len(clear), len(clear)),
+        *_why(table, found),
+    ]
+
+
+def _told(table: Comparison, one: Difference) -> str:
+    from fairpriv.report.page import interval_text, number
+
+    worth = "better" if one.estimate.mean * one.metric.sign > 0 else "worse"
+    mean = number(one.metric, one.estimate.mean, "+")
+    interval = interval_text(one.metric, one.estimate, one.estimate.n, "+")
+    return f"{table.name(one.group)}: {one.metric.title} {mean} {interval} ({worth})"
+
+
+def _open(found: Sequence[Difference], told: int, alone: int, clear: int) -> list[str]:
+    """Write the sentence on the differences that are not settled."""
+    if not found or len(found) == clear:
+        return []
+    parts = []
+    if rest := told - clear - alone:
+        parts.append(f"{rest} whose interval holds 0")
+    if alone:
+        parts.append(f"{alone} whose interval leaves out 0 only without the correction")
+    seeds = {2: 0, 1: 0, 0: 0}
+    for one in found:
+        if one.estimate.p is None:
+            seeds[one.estimate.n if one.estimate.n < 3 else 0] += 1
+    if seeds[2]:
+        parts.append(f"{seeds[2]} of two seeds, which cannot tell")
+    if seeds[1]:
+        parts.append(f"{seeds[1]} of one seed, which cannot tell")
+    if seeds[0]:
+        parts.append(f"{seeds[0]} without an interval")
+    return [f"Not settled: {', '.join(parts)}."] if parts else []
+
+
+def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
+    """Write the sentence on what weakens the rest: trivial rows, controls, floors, one seed."""
+    parts = []
+    trivial = [group for group in table.groups if group.degenerate]
+    if trivial:
+        parts.append(f"{len(trivial)} of {len(table.groups)} rows have a degenerate cell and settle nothing")
+    if beside := [g for g in table.groups if not g.degenerate and any(other.degenerate for other in g.partners)]:
+        parts.append(f"{len(beside)} are compared with such a row")
+    if controls := sum(group.control is not None for group in table.groups):
+        parts.append(f"{controls} are controls")
+    floored = [
+        (estimate, group.floors[name][1])
+        for group in table.groups
+        for name in table.columns
+        if name in group.floors and (estimate := group.estimates.get(name)) and estimate.n != 2
+    ]
+    if floored:
+        low = sum((one.ends[0] if one.ends else one.mean) <= floor for one, floor in floored)
+        parts.append(f"{low} of {len(floored)} gaps and leakages do not rise above their floor")
+    if any(one.estimate.n == 1 and one.estimate.ends for one in found):
+        parts.append("intervals of one seed are over test rows, so that another seed may say otherwise")
+    return [f"Caution: {'; '.join(parts)}."] if parts else []
