@@ -74,8 +74,8 @@ class Estimate:
             half, scale = self.half or 0.0, _t_quantile(self.n - 1)
         else:
             half, scale = abs(self.mean - self.ends[self.mean < 0]), statistics.NormalDist().inv_cdf(0.975)
-        if not (self.mean and half):
-            return float(not self.mean)
+        if abs(self.mean) < 1e-12 or not half:
+            return float(abs(self.mean) < 1e-12)
         below = -scale * abs(self.mean) / half
         return 2 * (float(stdtr(self.n - 1, below)) if self.n > 1 else statistics.NormalDist().cdf(below))
 
