@@ -133,6 +133,10 @@ def test_a_column_that_is_numeric_but_for_a_few_cells_shows_them(tmp_path):
         ("{:.1f}%", "per cent signs", {"units": ["%"]}),
         ("{:,.2f}", "thousands marks", {"thousands": ","}),
         ("£{:,.2f}", "currency signs and thousands marks", {"units": ["£"], "thousands": ","}),
+        ("R$ {:.1f}", "currency signs", {"units": ["R$"]}),
+        ("{:.1f} kr", "currency signs", {"units": ["kr"]}),
+        ("{:.1f} kg", "'kg' behind them", {"units": ["kg"]}),
+        ("{:_.1f}", "thousands marks", {"thousands": "_"}),
     ],
 )
 def test_numbers_as_people_write_them_are_named_with_what_reads_them(tmp_path, written, wanted, settings):
@@ -164,7 +168,48 @@ def test_a_comma_is_a_decimal_one_where_some_cell_cannot_be_thousands():
     assert "thousands" in notation(["1,500", "2,250"])
     assert "thousands" not in notation(["1,500", "2,25"])
     assert "brackets" in notation(["(3.50)", "4"])
+    assert "minus sign behind" in notation(["3.50-", "4"])
+    assert "the whole numbers in the file" in notation(["3.5k", "400"])
+    assert "thousands marks" in notation(["1,50,000", "9000"])
     assert notation(["Oslo", "12-14", "3"]) is None
+
+
+def test_points_that_mark_thousands_are_named_where_they_change_a_number(tmp_path):
+    plain = people(income={i: str(100 + i) for i in range(5)})
+    written = [f"{int(float(value)):,}".replace(",", ".") for value in plain["income"]]
+    with pytest.raises(
+        InputError, match=r"'income' .* whole numbers beside .* dataset\.thousands='\.' dataset\.decimal"
+    ):
+        dataset(tmp_path, plain.assign(income=written)).load()
+    points = [float(value) for value in written]
+    read = dataset(tmp_path, plain.assign(income=written), decimal=",", thousands=".").load().features["income"]
+    assert read.tolist() == [int(float(value)) for value in plain["income"]]
+    assert dataset(tmp_path, plain.assign(income=written), thousands=",").load().features["income"].tolist() == points
+    assert len(dataset(tmp_path, plain.assign(income=[f"{i / 8:.3f}".rstrip("0") for i in range(200)])).load().y) == 200
+
+
+def test_digits_and_minus_signs_of_other_scripts_are_numbers(tmp_path):
+    frame = people(income={3: "\u2212 5".replace(" ", ""), 4: "\u0663\u0664", 5: "\uff11\uff12.5"})
+    assert dataset(tmp_path, frame).load().features["income"][3:6].tolist() == [-5, 34, 12.5]
+
+
+def test_a_few_categories_that_begin_with_a_number_stay_categories(tmp_path):
+    frame = people(city={i: f"{i % 12 + 1}th" for i in range(200)})
+    assert len(dataset(tmp_path, frame).load().features["city"].cat.categories) == 12
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"people0\.csv and people1\.csv hold the same rows"):
+        dataset(tmp_path, people(), people()).load()
+
+
+@pytest.mark.parametrize("word", ["-", "(null)", "\\N", "unknown", "Prefer not to say"])
+def test_a_group_of_those_who_gave_no_answer_is_warned_of(tmp_path, said, word):
+    frame = people(sex=dict.fromkeys(range(20), word))
+    dataset(tmp_path, frame).load()
+    assert any(f"'{word}' (20) looks like no answer, and counts as a group" in line for line in said())
+    dataset(tmp_path, frame, groups={"sex": ["f", "m", word]}).load()
+    assert sum("no answer" in line for line in said()) == 1
 
 
 def test_codes_are_one_group_however_files_spell_them(tmp_path):
@@ -180,7 +225,7 @@ def test_codes_are_one_group_however_files_spell_them(tmp_path):
 
 def test_groups_that_differ_in_case_only_are_refused_by_name(tmp_path, said):
     frame = people(sex={i: "M" if i % 4 == 1 else "m" if i % 2 else "f" for i in range(200)})
-    with pytest.raises(InputError, match=r"differ in case or blanks only: 'M' \(50\) and 'm' \(50\).*dataset\.recode"):
+    with pytest.raises(InputError, match=r"blanks or marks only: 'M' \(50\) and 'm' \(50\).*dataset\.recode"):
         dataset(tmp_path, frame).load()
     assert len(dataset(tmp_path, frame, groups={"sex": ["f", "m"]}).load().y) == 150
     assert any("left out are 'M' (50), which differ from a listed group in case" in line for line in said())
@@ -199,13 +244,15 @@ def test_initials_beside_the_whole_word_are_named_with_the_sizes(tmp_path, said)
 def test_a_label_that_is_spelled_in_two_ways_is_not_two_labels(tmp_path):
     frame = people()
     frame["hired"] = ["yes" if i % 2 else "Yes" for i in range(200)]
-    with pytest.raises(InputError, match="which differ in case or blanks only, under two labels"):
+    with pytest.raises(InputError, match="which differ in case, blanks or marks only, under two labels"):
         dataset(tmp_path, frame).load()
 
 
 def test_categories_that_differ_in_case_are_named(tmp_path, said):
     dataset(tmp_path, people(city={3: "OSLO", 4: "oslo"})).load()
-    assert any("'city' has values that differ in case or blanks only: " in line for line in said())
+    assert any("'city' has values that differ in case, blanks or marks only: " in line for line in said())
+    for same in (["non-white", "non white"], ["'m'", "m"], ["m.", "m"], ["01", "1"]):
+        assert alike([*same, "-1", "A+", "A", "10"]) == [sorted(same)]
     assert alike(["Oslo", "oslo ", "O\u00adslo", "Moss"]) == [sorted(["Oslo", "oslo ", "O\u00adslo"])]
 
 
@@ -254,6 +301,9 @@ def test_row_numbers_ids_dates_and_copies_are_named(tmp_path, said):
     frame["person"] = [f"p{i * 37 % 997}" for i in range(200)]
     frame["account"] = [i * i for i in range(200)]
     frame["since"] = [f"2020-01-{i % 28 + 1:02}" for i in range(200)]
+    frame["until"] = [f"{i % 28 + 1} Jan 2020" for i in range(200)]
+    frame["day"] = [20200101 + i % 28 for i in range(200)]
+    frame["title"] = [["Ms", "Mr", "Mrs", "Mr"][i % 4] for i in range(200)]
     frame["woman"] = [1 - i % 2 for i in range(200)]
     frame["outcome"] = frame["hired"].map({"yes": "won", "no": "lost"})
     dataset(tmp_path, frame).load()
@@ -261,7 +311,8 @@ def test_row_numbers_ids_dates_and_copies_are_named(tmp_path, said):
     assert named == {
         "row numbers: Unnamed: 0, index",
         "unique ids: person, account",
-        "dates: since",
+        "dates: since, until, day",
+        "a copy of sex in more detail: title",
         "a copy of sex: woman",
         "a copy of hired: outcome",
     }
@@ -324,7 +375,7 @@ def test_of_a_wide_file_only_the_named_columns_are_read(tmp_path, monkeypatch):
     described = {"features": ["income", "city", "woman"], "sensitive": "woman", "recode": recode}
     table = dataset(tmp_path, frame, **described).load()
     assert list(table.features) == ["income", "city"]
-    assert list(read[-1].columns) == ["income", "city", "sex", "hired"]
+    assert [list(one.columns) for one in read[1:]] == [["income", "city", "sex", "hired"], ["income"]]
     with pytest.raises(InputError, match=r"no column 'cty'.*nearest is city; there are income, city, sex, hired, x0"):
         dataset(tmp_path, frame, features=["cty"]).load()
     long = frame.to_csv(index=False).replace("\n", ",surplus\n", 2).replace(",surplus\n", "\n", 1)

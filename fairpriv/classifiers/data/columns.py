@@ -25,19 +25,40 @@ MISSING = ("", "null", "none", "na", "n/a", "#n/a", "nan", "<na>", "?", "empty")
 
 _MOSTLY = 0.8  # share of cells that are numbers, above which the others are taken for mistakes
 _FEW = 50  # rows; in fewer rows all values of a column may differ by chance
+_SEVERAL = 20  # distinct cells; fewer, as 1st to 9th, may be categories that begin with a number
+_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATE = re.compile(
-    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([T ]\d{1,2}:\d{2}.*)?", re.ASCII
+    r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|\d{1,2}[-/.]\d{4}"
+    rf"|(\d{{1,2}}[-/. ])?{_MONTH}[-/., ]+(\d{{4}}|\d{{2}})|{_MONTH} \d{{1,2}},? \d{{4}})([T ]\d{{1,2}}:\d{{2}}.*)?",
+    re.ASCII | re.IGNORECASE,
 )
-_UNIT = re.compile(r"USD|EUR|GBP|CHF|JPY|SEK|NOK|DKK|[%‰]")
+_SIGN = re.compile(r"[A-Za-z]{0,3}([^\w\s])")  # of a currency, if the mark is one: as in R$ or US$
+_UNIT = re.compile(
+    r"(?<![^\W\d_])(USD|EUR|GBP|CHF|JPY|SEK|NOK|DKK|CAD|AUD|NZD|CNY|RMB|INR|BRL|MXN|ZAR|RUB|KRW|PLN|CZK|HUF|SGD|HKD"
+    r"|Rs\.?|kr\.?|zł|Kč|euros?|dollars?)(?![^\W\d_])|[%‰]",
+    re.IGNORECASE,
+)
+_MULTIPLES = ("k", "m", "mn", "mio", "million", "bn", "billion", "thousand", "lakh", "crore")
+# What people write where they have no answer; some may be a group that is meant.
+_NO_ANSWER = re.compile(
+    r"[\W_]*|\(?null\)?|\\n|n\.?a\.?|nil|nat|-nan|#\w+[!?/]?|unknown|undefined|unspecified|refused|declined"
+    r"|not (known|stated|specified|reported|recorded|available|given|disclosed|applicable)|no (answer|response|data)"
+    r"|(prefer|wish)e?s? not to .*",
+    re.IGNORECASE,
+)
 _WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _GROUPED = (  # groups of three digits, the mark between them, and the decimal mark
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>,)\d{3})+(\.\d*)?", re.ASCII),
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>\.)\d{3})+(?P<decimal>,)\d+", re.ASCII),
     re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>\.)\d{3}){2,}", re.ASCII),
-    re.compile(r"[+-]?\d{1,3}(?:(?P<thousands>[ '\u2019\u00a0\u202f])\d{3})+(\.\d*|(?P<decimal>,)\d*)?", re.ASCII),
+    re.compile(r"[+-]?\d{1,2}(?:(?P<thousands>,)\d{2})+,\d{3}(\.\d*)?", re.ASCII),  # lakhs and crores
+    re.compile(
+        r"[+-]?\d{1,3}(?:(?P<thousands>[ '_\u2019\u00a0\u2009\u202f])\d{3})+(\.\d*|(?P<decimal>,)\d*)?", re.ASCII
+    ),
     re.compile(r"[+-]?\d*(?P<decimal>,)\d+", re.ASCII),
 )
+_DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)
 
 
 def text(value: Any) -> str:
@@ -50,12 +71,24 @@ def text(value: Any) -> str:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Group names that differ only in case, blanks or the Unicode form of their letters; leave out all others."""
+    """Group names that hardly differ; leave out all others.
+
+    They differ only in case, blanks, the Unicode form of their letters, hyphens between words, quotation marks around
+    them, a full stop at the end, or zeros before a number.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         shown = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isprintable() or c.isspace())
-        found.setdefault(" ".join(shown.casefold().split()), []).append(name)
+        shown = re.sub(r"(?<=[^\W_])[-_](?=[^\W_])", " ", shown.casefold()).strip(" '\"").rstrip(".")
+        if shown.isdecimal():
+            shown = shown.lstrip("0") or "0"
+        found.setdefault(" ".join(shown.split()), []).append(name)
     return [sorted(same) for same in found.values() if len(same) > 1]
+
+
+def without_answer(names: Iterable[str]) -> list[str]:
+    """List the names that people write where they have no answer, such as "-" or "unknown"."""
+    return [name for name in names if _NO_ANSWER.fullmatch("".join(c for c in name if c.isprintable()).strip())]
 
 
 @dataclass(frozen=True)
@@ -80,7 +113,8 @@ class Notation:
         words = {word.strip().casefold() for word in self.missing}
         stripped = [str(cell).strip() for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
-        if (numbers := self._numbers(known)) is not None:
+        numbers = self._numbers(known)
+        if numbers is not None and not (self.decimal == "." and not self.thousands and _dotted(known.dropna())):
             values = numbers
         elif {cell.casefold() for cell in known.dropna()} <= {"true", "false"}:
             values = known.map(str.capitalize, na_action="ignore")
@@ -103,6 +137,7 @@ class Notation:
         return numbers
 
     def _plain(self, cell: str) -> str:
+        cell = _ascii(cell)
         for unit in self.units:
             cell = cell.replace(unit, "")
         if self.thousands:
@@ -122,10 +157,12 @@ def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.cate
         return
     counts = column.value_counts()
     written = [_written(str(cell)) for cell in counts.index]
-    odd = [found is None for found in written]
+    suffixes = [mark.casefold() for found in written for kind, mark in found or () if kind == "suffix"]
+    unit = len(suffixes) >= _SEVERAL and len(set(suffixes)) == 1
+    odd = [found is None or (not unit and "suffix" in dict(found)) for found in written]
     if counts.empty or counts[odd].sum() > (1 - _MOSTLY) * counts.sum():
         return
-    if remedy := notation(counts.index):
+    if remedy := notation(counts.index[[not one for one in odd]]):
         raise InputError(f"column '{column.name}' of {files} {remedy}; or list it in {where}")
     cells = counts[odd]
     first = int(np.flatnonzero(column.isin(cells.index))[0]) + 1
@@ -143,7 +180,14 @@ def notation(cells: Iterable[Any]) -> str | None:
     Returns:
         The text of an error, without its subject; None if no cell has such a number.
     """
-    found = [(str(cell), written) for cell in cells if (written := _written(str(cell)))]
+    cells = [str(cell) for cell in cells]
+    if _dotted(cells):
+        example = next(cell for cell in cells if _DOTTED.fullmatch(cell))
+        return (
+            f"holds whole numbers beside numbers with three digits after a point, as '{example}': set "
+            "dataset.thousands='.' dataset.decimal=',' if the point marks thousands, and dataset.thousands=',' if not"
+        )
+    found = [(cell, written) for cell in cells if (written := _written(cell))]
     marks = {(kind, mark) for _, written in found for kind, mark in written}
     if not marks:
         return None
@@ -154,14 +198,20 @@ def notation(cells: Iterable[Any]) -> str | None:
     what, settings = [], []
     if units:
         what.append(f"{'currency' if any(_is_currency(mark) for mark in units) else 'per cent'} signs")
-        settings.append(f"dataset.units={units}")
+    if suffixes := sorted(mark for kind, mark in marks if kind == "suffix"):
+        what.append(f"'{suffixes[0]}' behind them")
+    if multiples := [mark for mark in suffixes if mark.casefold() in _MULTIPLES]:
+        settings.append(f"the whole numbers in the file instead of '{multiples[0]}'")
+    elif units or suffixes:
+        settings.append(f"dataset.units={units + suffixes}")
     for kind, name in (("thousands", "thousands marks"), ("decimal", "decimal commas")):
         if several := sorted(mark for k, mark in marks if k == kind):
             what.append(name)
             settings.append(f"dataset.{kind}='{several[0]}'")
-    if ("negative", "()") in marks:
-        what.append("negative numbers in brackets")
-        settings.append("a minus sign in the file instead of the brackets")
+    for mark, where in (("()", "in brackets"), ("-", "with a minus sign behind them")):
+        if ("negative", mark) in marks:
+            what.append(f"negative numbers {where}")
+            settings.append("the minus sign before them in the file")
     return f"holds numbers with {' and '.join(what)}, as '{example}': set {' '.join(settings)}"
 
 
@@ -171,13 +221,16 @@ def _is_currency(mark: str) -> bool:
 
 def _written(cell: str) -> set[tuple[str, str]] | None:
     """Return the marks with which a number is written, none for a plain one; None if the cell is not a number."""
-    cell = cell.replace("\u2212", "-")
+    cell = _ascii(cell)
     marks: set[tuple[str, str]] = set()
     if inner := re.fullmatch(r"\((.*)\)", cell):
         cell = inner[1]
         marks.add(("negative", "()"))
-    units = {c for c in cell if unicodedata.category(c) == "Sc"} | set(_UNIT.findall(cell))
-    for unit in units:
+    elif inner := re.fullmatch(r"(\d.*)-", cell):
+        cell = inner[1]
+        marks.add(("negative", "-"))
+    units = {found[0] for found in _SIGN.finditer(cell) if unicodedata.category(found[1]) == "Sc"}
+    for unit in sorted(units | {found[0] for found in _UNIT.finditer(cell)}, key=len, reverse=True):
         cell = cell.replace(unit, "")
         marks.add(("unit", unit))
     cell = cell.strip()
@@ -186,7 +239,26 @@ def _written(cell: str) -> set[tuple[str, str]] | None:
     for form in _GROUPED:
         if match := form.fullmatch(cell):
             return marks | {(kind, mark) for kind, mark in match.groupdict().items() if mark}
+    if (match := re.fullmatch(r"(.*\d)\s*([^\W\d_]{1,12}\.?)", cell)) and (written := _written(match[1])) is not None:
+        return marks | written | {("suffix", match[2])}
     return None
+
+
+def _ascii(cell: str) -> str:
+    """Write the digits and minus signs of other scripts as the usual ones."""
+    if cell.isascii():
+        return cell
+    return "".join(str(unicodedata.decimal(c, c)) for c in cell.replace("\u2212", "-"))
+
+
+def _dotted(cells: Iterable[str]) -> bool:
+    """Return whether points look like marks of thousands: three digits behind each, beside whole numbers without one.
+
+    Numbers with three decimals end in a 0, which is not written, in one of ten cells.
+    """
+    pointed = [cell for cell in cells if "." in cell]
+    whole = sum(bool(re.fullmatch(r"[+-]?\d{1,3}", cell, re.ASCII)) for cell in cells)
+    return len(pointed) >= _FEW and whole > 0 and all(_DOTTED.fullmatch(cell) for cell in pointed)
 
 
 def oddities(frame: pd.DataFrame, target: str, sensitive: str) -> dict[str, list[str]]:
@@ -220,6 +292,8 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
         return None
     if pd.api.types.is_numeric_dtype(column):
         whole = bool((known == np.floor(known)).all())
+        if whole and known.between(19000101, 21001231).all() and known.head(200).map(_is_day).mean() > _MOSTLY:
+            return "dates"
         if whole and distinct == len(known) >= _FEW:
             return "row numbers" if known.max() - known.min() + 1 == len(known) else "unique ids"
     elif known.head(200).map(lambda cell: bool(_DATE.fullmatch(str(cell)))).mean() > _MOSTLY:
@@ -235,7 +309,16 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
             pairs = pd.unique(own[both] * count + codes[both])
             if len(pairs) == distinct == len(pd.unique(codes[both])):
                 return what
+        elif count < distinct <= len(known) / _FEW:  # each of its values stands for one value of the other
+            both = (own >= 0) & (codes >= 0)
+            if len(pd.unique(own[both] * count + codes[both])) == distinct:
+                return f"{what} in more detail"
     return None
+
+
+def _is_day(number: float) -> bool:
+    month, day = int(number) // 100 % 100, int(number) % 100
+    return 1 <= month <= 12 and 1 <= day <= 31
 
 
 def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Collection[str] = ()) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from fairpriv.classifiers.data.columns import (
     profile,
     refuse_odd_numbers,
     text,
+    without_answer,
 )
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
@@ -299,6 +302,9 @@ class TabularDataset(Dataset):
 
     def _read(self, paths: Sequence[Path]) -> pd.DataFrame:
         frames: list[pd.DataFrame] = []
+        for first, second in itertools.combinations(paths, 2):
+            if first.stat().st_size == second.stat().st_size and filecmp.cmp(first, second, shallow=False):
+                raise InputError(f"dataset.source.files: {first.name} and {second.name} hold the same rows: name one")
         for path in paths:
             try:
                 if path.suffix.lower() == ".parquet":
@@ -336,11 +342,11 @@ class TabularDataset(Dataset):
         """Read all cells of the needed columns as text; also return these columns' names in the header line."""
         content = content_of(path)
 
-        def parse(**how: Any) -> pd.DataFrame:
+        def parse(dtype: Any = "category", **how: Any) -> pd.DataFrame:  # fast if few values occur often
             return pd.read_csv(
                 io.BytesIO(content),
                 sep=self.separator,
-                dtype="category",  # fast if few values occur often
+                dtype=dtype,
                 index_col=False,
                 skipinitialspace=self.skip_initial_space,
                 comment=self.comment,
@@ -358,6 +364,11 @@ class TabularDataset(Dataset):
         only = needed if is_rectangular(content, self.separator, len(names)) else None
         frame = parse(header=None if self.columns is not None else 0, names=self.columns, usecols=only)
         check_quotes(content, path, self.separator, len(names))
+        # pandas makes categories that are all numbers into numbers, and forgets how they were written: 1.500 or 1.5
+        if decimals := [place for place, name in enumerate(frame) if frame[name].cat.categories.dtype == np.float64]:
+            places = [only[place] for place in decimals] if only else decimals
+            whole = parse(str, header=None if self.columns is not None else 0, names=self.columns, usecols=places)
+            frame = frame.assign(**{str(name): whole[name] for name in whole})
         if only is None:
             frame = frame.iloc[:, needed]
         return frame, [] if self.columns is not None else [names[place] for place in needed]
@@ -414,7 +425,7 @@ class TabularDataset(Dataset):
                 if len({value in mapping for value in same}) == 2:
                     raise InputError(
                         f"dataset.recode.{name}: of {', '.join(map(repr, same))} in '{rule['from']}' of {files}, which "
-                        "differ in case or blanks only, some are listed: list them all"
+                        "differ in case, blanks or marks only, some are listed: list them all"
                     )
             if rule.get("other") is not None:
                 new = new.mask(unlisted, text(rule["other"]))
@@ -496,7 +507,7 @@ class TabularDataset(Dataset):
             if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
                 shown = "; ".join(" and ".join(f"'{value}'" for value in values) for values in same[:3])
                 log.warning(
-                    "%s: '%s' has values that differ in case or blanks only: %s; dataset.recode makes them one",
+                    "%s: '%s' has values that differ in case, blanks or marks only: %s; dataset.recode makes them one",
                     self.name,
                     name,
                     shown,
@@ -543,8 +554,8 @@ class TabularDataset(Dataset):
             for same in alike(values.unique()):
                 if len({(value in positive, self.negative is not None and value in negative) for value in same}) > 1:
                     raise InputError(
-                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in case "
-                        f"or blanks only, under two labels, and {rule}: list them all under one"
+                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in case, "
+                        f"blanks or marks only, under two labels, and {rule}: list them all under one"
                     )
             y = np.asarray(values.isin(positive), dtype=np.int64)
             names = ("/".join(negative), "/".join(positive))
@@ -590,8 +601,8 @@ def coded(
         Codes ``[N]``, -1 for values that are not kept; and the names of the kept values, by code.
 
     Raises:
-        InputError: names that differ in case or blanks only, too many values, fewer than two, a value named twice, or
-            a listed value without rows.
+        InputError: names that differ in case, blanks or marks only, too many values, fewer than two, a value named
+            twice, or a listed value without rows.
     """
     values = _texts(column)
     counts = values.value_counts()
@@ -605,7 +616,7 @@ def coded(
         if lost:
             more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
             log.warning(
-                "%s of %s: left out are %s%s, which differ from a listed group in case or blanks only; %s makes "
+                "%s of %s: left out are %s%s, which differ from a listed group in case, blanks or marks only; %s makes "
                 "them one",
                 what,
                 files,
@@ -616,8 +627,8 @@ def coded(
     elif same:
         shown = "; ".join(" and ".join(f"'{name}' ({counts[name]})" for name in names) for names in same[:3])
         raise InputError(
-            f"{what} of {files} holds names that differ in case or blanks only: {shown}: make them one by {remedy}, "
-            f"or list the groups in dataset.groups.{column.name}"
+            f"{what} of {files} holds names that differ in case, blanks or marks only: {shown}: make them one "
+            f"by {remedy}, or list the groups in dataset.groups.{column.name}"
         )
     initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
     short = [
@@ -631,6 +642,17 @@ def coded(
             ", ".join(short),
             _counted(values),
             remedy,
+        )
+    if not listed and (unsaid := without_answer(counts.index)):
+        shown = ", ".join(f"'{name}' ({counts[name]})" for name in unsaid[:5])
+        log.warning(
+            "%s of %s: %s look%s like no answer, and count%s as a group: list it in dataset.missing_values, or the "
+            "groups in dataset.groups.%s",
+            what,
+            files,
+            shown,
+            *(("s", "s") if len(unsaid) == 1 else ("", "")),
+            column.name,
         )
     if not listed and len(counts) > most:
         raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")
