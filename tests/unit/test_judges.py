@@ -455,6 +455,8 @@ def test_a_digest_holds_what_decides_verdicts_and_nothing_else(bert, chatter, tm
     (tmp_path / "copy" / "config.json").write_text("{}")
     assert classifier(path=str(tmp_path / "copy")) != classifier()
     assert guard(chatter, batch_size=2).digest() == guard(chatter, batch_size=9).digest()
+    for make in (classifier, lambda **options: guard(chatter, **options).digest()):  # where padding turns near ties
+        assert make(dtype="bfloat16", batch_size=2) != make(dtype="bfloat16", batch_size=9)
     assert guard("a/b", revision="1").digest() != guard("a/b").digest()
     assert guard("a/b", unsafe="bad").digest() != guard("a/b").digest() != guard("a/b", base_url="http://h").digest()
 

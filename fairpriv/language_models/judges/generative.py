@@ -16,6 +16,7 @@ from fairpriv.language_models.judges.judge import (
     fill,
     load_pretrained,
     model_digest,
+    precision,
     require_response,
 )
 from fairpriv.language_models.judges.server import Server
@@ -169,7 +170,8 @@ class GenerativeJudge(Judge):
         if self.base_url is not None:
             named = self.model or self.path
             return shown | {"base_url": self.base_url, "model": named, "reasoning": self.reasoning}
-        return shown | {"model": model_digest(str(self.path), self.revision), "dtype": self.dtype}
+        model = model_digest(str(self.path), self.revision)
+        return shown | {"model": model, "dtype": precision(self.dtype, self.batch_size)}
 
     def release(self) -> None:
         """Let go of the model, which is loaded again when it is next asked."""

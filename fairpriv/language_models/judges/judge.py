@@ -46,7 +46,7 @@ class Judge(ABC):
 
     @abstractmethod
     def digest(self) -> Any:
-        """Return plain data that determines the verdicts: no device, batch size or time-out."""
+        """Return plain data that determines the verdicts: no device, no time-out; a batch size if it rounds."""
 
     def release(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of a model that was loaded; it is loaded again where the judge is asked again."""
@@ -115,6 +115,11 @@ def load_pretrained(
             f"judge {judge}: {path} holds no weights for {missing[0]} ({len(missing)} missing): it is no trained {auto}"
         )
     return model.eval(), tokenizer
+
+
+def precision(dtype: str, batch_size: int) -> str:
+    """Return what determines rounding: below float32 the padding does too, which turns near ties."""
+    return dtype if dtype in ("float32", "float64") else f"{dtype}, batches of {batch_size}"
 
 
 def model_digest(path: str, revision: str | None) -> Any:

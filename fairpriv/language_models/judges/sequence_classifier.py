@@ -8,7 +8,15 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges.judge import Judge, Verdict, fill, load_pretrained, model_digest, require_response
+from fairpriv.language_models.judges.judge import (
+    Judge,
+    Verdict,
+    fill,
+    load_pretrained,
+    model_digest,
+    precision,
+    require_response,
+)
 
 
 @dataclass
@@ -108,7 +116,7 @@ class Classifier(Judge):
         """Return the weights (a local folder's content, or name and revision on the hub) and how they are read."""
         return {
             "model": model_digest(self.path, self.revision),
-            "dtype": self.dtype,
+            "dtype": precision(self.dtype, self.batch_size),
             "safe_labels": sorted(self.safe_labels),
             "template": self.template,
             "threshold": self.threshold,
