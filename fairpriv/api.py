@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairpriv import configs
-from fairpriv.cli import CONF, own_configs
+from fairpriv.config import compose as configs
+from fairpriv.config.plugins import CONF, own_configs, plugin_folders, refuse_hidden
 from fairpriv.errors import InputError
-from fairpriv.plugins import plugin_folders, refuse_hidden
+from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.report.selection import flat
-from fairpriv.result import NOT_FINISHED, find_results
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

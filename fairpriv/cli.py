@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairpriv import __version__, patches
+from fairpriv.config.plugins import CONF, own_configs, plugin_folders, put_on_path, refuse_hidden
+from fairpriv.config.schema import check, nearest, tasks_of
 from fairpriv.errors import InputError
-from fairpriv.plugins import plugin_folders, put_on_path, refuse_hidden
-from fairpriv.schema import check, nearest, tasks_of
 from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fairpriv.result import Result
     from fairpriv.sweep.progress import SweepProgress
 
-CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 
 HELP = """\
 fairpriv {version}: measure, attack and mend the trade-offs between fairness, privacy and other dimensions.
@@ -203,14 +202,14 @@ def dispatch(args: list[str]) -> int:
 
 def list_groups(given: argparse.Namespace) -> int:
     """Carry out ``ls``."""
-    from fairpriv.configs import list_configs
+    from fairpriv.config.compose import list_configs
 
     return list_configs([CONF, *plugin_folders(), *given.folders], given.groups)
 
 
 def show_config(given: argparse.Namespace) -> int:
     """Carry out ``show``."""
-    from fairpriv.configs import show_configs
+    from fairpriv.config.compose import show_configs
 
     return show_configs([CONF, *plugin_folders(), *given.folders], given.options)
 
@@ -224,7 +223,7 @@ def validate_all(given: argparse.Namespace) -> int:
 
 def status_of_sweeps(given: argparse.Namespace) -> int:
     """Carry out ``status``."""
-    from fairpriv.sweep.status import status
+    from fairpriv.report.status import status
 
     return status(given.places)
 
@@ -275,7 +274,7 @@ def edit_model(given: argparse.Namespace) -> int:
         return 0
     import dataclasses
 
-    from fairpriv.configs import build, compose, groups, plain
+    from fairpriv.config.compose import build, compose, groups, plain
     from fairpriv.language_models.models.pretrained import PretrainedLM, merged
 
     if model in groups([CONF, *plugin_folders(), *given.folders])["model"]:
@@ -308,7 +307,7 @@ def wandb_workspace(given: argparse.Namespace) -> int:
 
 def log_cells(given: argparse.Namespace) -> int:
     """Carry out ``log``."""
-    from fairpriv.configs import CONFIG_ERRORS, explain
+    from fairpriv.config.compose import CONFIG_ERRORS, explain
 
     overrides = [word for word in given.words if re.match(r"[+~]*logger[.=]", word)]
     places = [Path(word) for word in given.words if word not in overrides]
@@ -338,20 +337,6 @@ def config_dir(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     return words, own_configs(folders)
 
 
-def own_configs(folders: Sequence[str | Path]) -> list[Path]:
-    """Make the Python files in folders of a user's own configs importable; return the folders.
-
-    Raises:
-        InputError: a folder does not exist.
-    """
-    found = [Path(folder) for folder in folders]
-    for folder in found:
-        if not folder.is_dir():
-            raise InputError(f"--config-dir {folder}: there is no such folder")
-        put_on_path(folder)
-    return found
-
-
 def hydra_options(args: Sequence[str]) -> argparse.Namespace:
     """Parse the command line by Hydra's own parser, but flags and overrides in any order and errors on one line."""
     options = patches.hydra_parser().parse_intermixed_args(args)
@@ -375,7 +360,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from fairpriv.configs import plain
+    from fairpriv.config.compose import plain
 
     single = HydraConfig.get().mode is RunMode.RUN
     if single:
@@ -388,6 +373,8 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         log.setLevel(logging.INFO if single else logging.WARNING)
     try:
         check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
+        import lightning.pytorch  # noqa: F401  it sets the level of its logger when it is imported
+
         from fairpriv.run import run
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
@@ -415,7 +402,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         raise InputError("nothing is asked for; see fairpriv --help, or start with: fairpriv experiment=quickstart")
     import hydra
 
-    from fairpriv.configs import (
+    from fairpriv.config.compose import (
         CONFIG_ERRORS,
         emptied,
         explain,
@@ -480,8 +467,8 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
 def conclude(sweep: SweepProgress) -> int:
     """Compare the results of a finished sweep, and say how its cells ended."""
     from fairpriv.report.page import compare
+    from fairpriv.report.status import Survey, closing
     from fairpriv.sweep import search
-    from fairpriv.sweep.status import Survey, closing
 
     assert sweep.folder is not None
     survey = Survey.of_sweep(sweep.folder, sweep.listing.plan.started if sweep.listing else None)

@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from fairpriv.schema import class_definition
-from fairpriv.settings import EvaluationSettings
+from fairpriv.config.schema import class_definition
+from fairpriv.config.settings import EvaluationSettings
 
 # Raise it by one when a change of the code changes the results of an unchanged config: old cells are then run again.
 OUTCOME_VERSION = 2

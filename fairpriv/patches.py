@@ -27,8 +27,8 @@ def check_cells_before_the_first_runs() -> None:
     def check_all(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
         from omegaconf import open_dict, read_write
 
-        from fairpriv.configs import plain
-        from fairpriv.schema import check
+        from fairpriv.config.compose import plain
+        from fairpriv.config.schema import check
 
         assert sweeper.hydra_context is not None
         assert sweeper.config is not None

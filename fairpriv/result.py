@@ -1,4 +1,4 @@
-"""``result.json``, the record of a cell: writing it whole, and finding it again."""
+"""``result.json``, the record of a cell: what it holds, writing it whole, and reading it; and what fills it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,38 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric, read_metric
 from fairpriv.secrets import masked, without_secrets
 
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
 SCHEMA_VERSION = 1
 LARGEST = 8_000_000  # bytes of a file; a result has some ten thousand
-NOT_FINISHED = "not finished"
 _LARGEST_NUMBER = 1e100
+
+
+Stage = Callable[[str], contextlib.AbstractContextManager[None]]  # times what runs in it, under a name
+
+
+class Cell(Protocol):
+    """What cells of all tasks have in common."""
+
+    def digests(self) -> dict[str, str]:
+        """Hash the content of every input, by the config key of its place."""
+        ...
+
+    def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
+        """Run the cell and write its outcome into ``result``; further files go to ``folder``."""
+        ...
 
 
 @dataclass
@@ -101,8 +118,8 @@ class Result:
             InputError: it cannot be read, is truncated, or is not a result of this schema version; says which.
         """
         try:
-            return _result(_document(path), path.parent)
-        except _NotOursError as error:
+            return from_document(parse(path), path.parent)
+        except NotOursError as error:
             raise InputError(f"{path}: {error}") from None
 
 
@@ -121,35 +138,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows if all(isinstance(row, dict) for row in rows) else []
 
 
-class _NotOursError(Exception):
+class NotOursError(Exception):
     """The reason why a file is not a result."""
 
 
-def _document(path: Path) -> Any:
+def parse(path: Path) -> Any:
+    """Read a file that may be a result; raise `NotOursError` where it is no JSON."""
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise _NotOursError(f"{size / 1e6:.0f} MB: no result is that large")
+            raise NotOursError(f"{size / 1e6:.0f} MB: no result is that large")
         return json.loads(path.read_bytes(), parse_constant=lambda _: None, parse_float=_finite_or_none)
     except OSError as error:
-        raise _NotOursError(f"cannot be read: {error.strerror}") from None
+        raise NotOursError(f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise _NotOursError(f"truncated or not JSON ({error})") from None
+        raise NotOursError(f"truncated or not JSON ({error})") from None
 
 
-def _result(document: Any, folder: Path) -> Result:
+def from_document(document: Any, folder: Path) -> Result:
+    """Make a result of the content of a file in ``folder``; raise `NotOursError` where it is none."""
     if not isinstance(document, dict) or "schema_version" not in document:
-        raise _NotOursError("no result of fairpriv: it has no schema_version")
+        raise NotOursError("no result of fairpriv: it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
         said = repr(document["schema_version"])[:40]
-        raise _NotOursError(f"schema version {said}; this fairpriv reads {SCHEMA_VERSION}")
+        raise NotOursError(f"schema version {said}; this fairpriv reads {SCHEMA_VERSION}")
     required = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in document]:
-        raise _NotOursError(f"incomplete: it has no {', '.join(missing)}")
+        raise NotOursError(f"incomplete: it has no {', '.join(missing)}")
     for name, (wanted, holds) in _SHAPES.items():
         if name in document and not holds(document[name]):
-            raise _NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
+            raise NotOursError(f"{name} should be {wanted}, not {json.dumps(document[name])[:60]}")
     if re.fullmatch(r"cells/[0-9a-f]{16}", "/".join(folder.parts[-2:])) and folder.name != document["id"]:
-        raise _NotOursError(f"it is of cell {document['id'][:40]}: it has come here from another folder")
+        raise NotOursError(f"it is of cell {document['id'][:40]}: it has come here from another folder")
     known = {f.name: document[f.name] for f in fields(Result) if f.name in document}
     metrics, told = document["metrics"], document.get("described", {})
     described = {name: _metric(name, told[name]) for name in metrics if name in told}
@@ -161,7 +180,7 @@ def _metric(name: str, told: Any) -> Metric:
     try:
         return _shared_metric(name, tuple(told.items()))
     except (AttributeError, TypeError):  # no mapping, or one that holds lists
-        raise _NotOursError(f"described: what it says of {name[:60]} is no description of a metric") from None
+        raise NotOursError(f"described: what it says of {name[:60]} is no description of a metric") from None
 
 
 @functools.cache
@@ -251,82 +270,21 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path, str]]]:
-    """Find every result below the folders, oldest file first, and the files left out with the reason.
-
-    A folder with ``cells.txt`` is a sweep. Its results are those of the ids in it, in ``cells/`` two folders up, and
-    the reason for a missing one is ``NOT_FINISHED``, also for cells that the sweep has not come to. Elsewhere any
-    ``*.json`` with our schema version counts. Other JSON files are ignored silently unless they are called
-    ``result.json``. A cell found twice counts once; a completed one is preferred.
-
-    Raises:
-        InputError: a folder does not exist.
-    """
-    found: dict[str, tuple[bool, float, Result]] = {}
-    skipped: dict[Path, str] = {}
-    for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
-        if not path.exists():
-            skipped[path] = NOT_FINISHED
-            continue
-        try:
-            if path.name != "result.json" and path.stat().st_size > LARGEST and not _begins_as_ours(path):
-                continue
-            document = _document(path)
-            foreign = not isinstance(document, dict) or "schema_version" not in document
-            if foreign and path.name != "result.json":
-                continue
-            result = _result(document, path.parent)
-            _require_computable(result)
-        except _NotOursError as error:
-            skipped[path] = str(error)
-            continue
-        rank = (result.status == "completed", path.stat().st_mtime, result)
-        if result.id not in found or rank[:2] > found[result.id][:2]:
-            found[result.id] = rank
-    in_time = sorted(found.values(), key=lambda rank: (rank[1], rank[2].id))
-    return [result for _, _, result in in_time], list(skipped.items())
-
-
-def _begins_as_ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b'"schema_version"' in file.read(200)
-
-
-def _require_computable(result: Result) -> None:
-    """Raise `_NotOursError` for numbers whose squares overflow a float, and for a config that is nested too deep."""
+def require_computable(result: Result) -> None:
+    """Raise `NotOursError` for numbers whose squares overflow a float, and for a config that is nested too deep."""
     ends = [(name, end) for name, interval in result.intervals.items() for end in interval]
     rows = [(name, value) for name, found in result.signed.items() for row in found for value in row]
     for name, value in (*result.metrics.items(), *ends, *rows, ("overlap", result.overlap), *result.seconds.items()):
         if value is not None and abs(value) > _LARGEST_NUMBER:
-            raise _NotOursError(f"{name} is {value:.3g}: too large to compute with")
+            raise NotOursError(f"{name} is {value:.3g}: too large to compute with")
     level: list[Any] = [result.config, result.outcome, result.git]
     for _ in range(100):
         level = [v for node in level for v in (node.values() if isinstance(node, dict) else node or ())]
         if any(isinstance(value, int) and not _number(int(value)) for value in level):
-            raise _NotOursError("its config holds a whole number that is too large to compute with")
+            raise NotOursError("its config holds a whole number that is too large to compute with")
         level = [value for value in level if isinstance(value, dict | list)]
     if level:
-        raise _NotOursError("its config is nested more than 100 levels deep")
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    if folder.is_file():
-        yield folder.resolve()
-        return
-    if not folder.is_dir():
-        raise InputError(f"no folder '{folder}': give a folder that holds result.json files, or a sweep's folder")
-    from fairpriv.sweep.listing import entries, plan
-
-    for where, folders, files in os.walk(folder.resolve()):
-        here = Path(where)
-        if "cells.txt" in files:
-            folders.clear()
-            listed = entries(here)
-            yield from (here.parents[1] / "cells" / cell / "result.json" for cell in listed)
-            yield from (here / f"cell {number}, to come" for number in range(len(listed), plan(here).total or 0))
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in sorted(files) if name.endswith(".json") and name != "sweep.json")
+        raise NotOursError("its config is nested more than 100 levels deep")
 
 
 _PACKAGES = ["fairpriv", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "fairlearn", "numpy"]

@@ -5,50 +5,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import importlib
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from fairpriv.api import Place, compose
-from fairpriv.configs import build, plain
+from fairpriv.config.compose import build, plain
+from fairpriv.config.schema import TASKS, check
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, outcome
 from fairpriv.processes import rank
 from fairpriv.report.comparison import code_version
 from fairpriv.report.loggers import cell_loggers, summarise
-from fairpriv.result import Result, environment, git_state
-from fairpriv.schema import check
+from fairpriv.result import Cell, Result, environment, git_state
 from fairpriv.secrets import masked, without_secrets
 from fairpriv.store import Store
 from fairpriv.sweep import ddp
 from fairpriv.sweep.lock import HeldError, lock
 
 log = logging.getLogger(__name__)
-
-
-Stage = Callable[[str], contextlib.AbstractContextManager[None]]  # times what runs in it, under a name
-
-
-class Cell(Protocol):
-    """What cells of the two tracks have in common."""
-
-    def digests(self) -> dict[str, str]:
-        """Hash the content of every input, by the config key of its place."""
-        ...
-
-    def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
-        """Run the cell and write its outcome into ``result``; further files go to ``folder``."""
-        ...
 
 
 def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -> Result:
@@ -90,7 +75,7 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
         device=device_name(),
     )
     _identify(result, config, {})  # for a failure before the inputs are read
-    cell = cell_of(config, build(config, "dataset"), build(config, "defense"))
+    cell = cell_of(config)
     with contextlib.ExitStack() as alone, recorded(config, result):  # till the result is written
         _identify(result, config, cell.digests())
         store, sweep, retry = Store(config["paths"]["root"]), config["sweep"], config["retry"]
@@ -106,7 +91,7 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
         for torn in folder.glob(".*.tmp"):  # which a killed process was writing
             torn.unlink()
         if processes > 1:
-            ddp.measure(config, result, processes)
+            ddp.measure(measure_as_rank, config, result, processes)
         else:
             measure(config, cell, result)
     return result
@@ -128,15 +113,19 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
             summarise(logger, result, path.parent)
 
 
-def cell_of(config: Mapping[str, Any], dataset: Any, defense: Any) -> Cell:
-    """Build what measures a cell of the config's task. Each task imports its own libraries, which takes seconds."""
-    if config["task"] == "language_model":
-        from fairpriv.language_models.experiment import TugOfWar
+def measure_as_rank(config: Mapping[str, Any], result: Result, number: int) -> None:
+    """Measure the cell as one of ``number`` processes."""
+    result.device = f"{number} x {device_name()}"
+    measure(config, cell_of(config), result)
 
-        return TugOfWar(config, dataset, defense)
-    from fairpriv.classifiers import experiment
 
-    return experiment.cell_of(config, dataset, defense)
+def cell_of(config: Mapping[str, Any]) -> Cell:
+    """Build the cell of a config. Each task imports its own libraries, which takes seconds."""
+    module, _, name = TASKS[config["task"]].experiment.rpartition(".")
+    cell: Cell = getattr(importlib.import_module(module), name)(
+        config, build(config, "dataset"), build(config, "defense")
+    )
+    return cell
 
 
 def prepare_root(root: Path) -> None:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from fairpriv.configs import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain, target_of
+from fairpriv.config.compose import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain, target_of
+from fairpriv.config.plugins import plugin_folders
+from fairpriv.config.schema import TASKS, check, check_task, nearest, tasks_of
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
-from fairpriv.plugins import plugin_folders
-from fairpriv.schema import TASKS, check, check_task, nearest, tasks_of
 
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fairpriv.cli import CONF
-from fairpriv.configs import compose, plain
+from fairpriv.config.compose import compose, plain
 from fairpriv.identity import content_hash
 from fairpriv.result import Result
 

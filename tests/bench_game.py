@@ -14,7 +14,7 @@ from fairpriv.classifiers.attacks.play import play
 from fairpriv.classifiers.data.game import GameDataModule
 from fairpriv.classifiers.experiment import DistributionInference
 from fairpriv.cli import CONF
-from fairpriv.configs import build, compose, plain
+from fairpriv.config.compose import build, compose, plain
 
 ARMS = ("none", "fine_tune", "rehearsal", "fair_finetune", "reweighting", "dp_sgd")
 GAME = ["dataset=adult", "defense.penalty=0.3", "attack=[loss_test,threshold_test,kl]"]

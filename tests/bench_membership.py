@@ -15,8 +15,8 @@ from fairpriv.classifiers.dimensions.membership import Membership
 from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.cli import CONF
-from fairpriv.configs import build, compose, plain
-from fairpriv.settings import GameSettings, TrainingSettings
+from fairpriv.config.compose import build, compose, plain
+from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.undefended import Undefended
 
 

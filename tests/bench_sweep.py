@@ -11,7 +11,7 @@ from bench import best, report
 
 from fairpriv import run as cells
 from fairpriv.cli import CONF, main
-from fairpriv.configs import compose
+from fairpriv.config.compose import build, compose
 
 WORK = 0.05  # seconds of every cell
 
@@ -19,8 +19,8 @@ WORK = 0.05  # seconds of every cell
 class Work:
     """Stands in for the training and the measures of a cell; its data is identified as ever."""
 
-    def __init__(self, config, dataset, defense) -> None:
-        self.dataset = dataset
+    def __init__(self, config) -> None:
+        self.dataset = build(config, "dataset")
 
     def digests(self):
         return {"dataset.source": self.dataset.source.digest()}

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairpriv.report.comparison import Estimate
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 
 HERE = Path(__file__).parent
 ATTACKS = ("threshold_test", "per_point_threshold", "kl", "label_only_kl", "meta_classifier")

@@ -16,9 +16,9 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import predict
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.config.settings import TrainingSettings
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric
-from fairpriv.settings import TrainingSettings
 
 
 def tuning_rows(own: Rows, other: Rows, rehearsal: float, seed: int) -> Rows:

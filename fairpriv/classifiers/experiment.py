@@ -25,11 +25,10 @@ from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.settings import Settings
-from fairpriv.configs import require
+from fairpriv.config.compose import require
 from fairpriv.metrics import Measured, Metric
 from fairpriv.processes import rank
-from fairpriv.result import Result, write_whole
-from fairpriv.run import Cell, Stage
+from fairpriv.result import Cell, Result, Stage, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,7 @@ from fairpriv.errors import InputError
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import SHARE, Metric
 from fairpriv.processes import rank
-from fairpriv.result import Result, write_whole
-from fairpriv.run import Stage
+from fairpriv.result import Result, Stage, write_whole
 
 OPTIMAL_ADVANTAGE = Metric(
     "game/optimal_advantage",

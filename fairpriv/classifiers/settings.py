@@ -13,8 +13,8 @@ import torch
 from fairpriv.classifiers.attacks.attack import Attack
 from fairpriv.classifiers.dimensions.probe import Probe
 from fairpriv.classifiers.nets.architecture import Architecture, architecture_of
-from fairpriv.configs import build, require
-from fairpriv.settings import GameSettings, TrainingSettings
+from fairpriv.config.compose import build, require
+from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.store import Store
 from fairpriv.trainer import device_of, trainer_of
 

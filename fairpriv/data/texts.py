@@ -17,9 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fairpriv.config.schema import nearest
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
-from fairpriv.schema import nearest
 
 _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
     "in": lambda value, listed: value in listed,

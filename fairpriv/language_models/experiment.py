@@ -31,8 +31,7 @@ from fairpriv.language_models.records import Records, flip_rows, response_rows, 
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
-from fairpriv.result import Result
-from fairpriv.run import Stage
+from fairpriv.result import Result, Stage
 
 
 class TugOfWar:

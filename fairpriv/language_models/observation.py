@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
 from fairpriv.identity import OUTCOME_VERSION, content_hash
@@ -20,7 +21,6 @@ from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
 from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
-from fairpriv.settings import EvaluationSettings
 from fairpriv.store import read_json, write_json
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from fairpriv.configs import build
+from fairpriv.config.compose import build
+from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Texts
 from fairpriv.identity import kind_of
 from fairpriv.language_models.analyses import Dependence
@@ -18,7 +19,6 @@ from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.judges.judge import Judge
 from fairpriv.language_models.models.pretrained import PretrainedLM
-from fairpriv.settings import EvaluationSettings
 from fairpriv.store import Store
 from fairpriv.trainer import device_of, trainer_of
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairpriv.configs import build, compose, plain
+from fairpriv.config.compose import build, compose, plain
 from fairpriv.errors import InputError
+from fairpriv.report.finding import find_results
 from fairpriv.report.weights_and_biases import described, harmless, wandb_run
 from fairpriv.report.weights_and_biases import summarise as summarise_wandb
-from fairpriv.result import Result, find_results
+from fairpriv.result import Result
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -92,7 +93,7 @@ def _other(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> Ite
 
 def _names(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Name the cell for a logger, where its constructor asks for a name and the user has not given one."""
-    from fairpriv.schema import parameters
+    from fairpriv.config.schema import parameters
 
     asked = (parameters(str(node["_target_"])) or ({},))[0]
     ours = {"run_name": described(config)}  # of MLflow

@@ -32,9 +32,10 @@ from fairpriv.report.comparison import (
     comparable,
     described,
 )
+from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.report.reading import reading
 from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
-from fairpriv.result import NOT_FINISHED, Result, find_results, write_whole
+from fairpriv.result import Result, write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -69,7 +70,7 @@ def compare(
         InputError: there is no folder, no result in it or none left after the conditions, a key or metric that no cell
             has, or ``out`` cannot be written.
     """
-    from fairpriv.schema import nearest
+    from fairpriv.config.schema import nearest
 
     if form not in FORMATS:
         raise InputError(f"--format {form}: must be one of {', '.join(FORMATS)}{nearest(form, FORMATS)}")
@@ -112,7 +113,7 @@ def _selected(
     results: Sequence[Result], where: Sequence[str], by: str | None, baseline: str | None, pareto: str | None
 ) -> Comparison:
     """Make the comparison that the options ask for."""
-    from fairpriv.schema import nearest
+    from fairpriv.config.schema import nearest
 
     asked = [*where, *(option for option in (by, baseline) if option is not None)]
     known = list(dict.fromkeys(key for r in results for key, _ in flat(r.config))) if asked else []

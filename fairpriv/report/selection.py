@@ -61,7 +61,7 @@ def find_key(word: str, known: Sequence[str], option: str) -> str:
     Raises:
         InputError: no cell has it; names the nearest one.
     """
-    from fairpriv.schema import nearest
+    from fairpriv.config.schema import nearest
 
     if word in known:
         return word

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,8 +91,19 @@ def _gpus(trainer: Mapping[str, Any]) -> int:
     return torch.cuda.device_count() if _accelerator(trainer) == "cuda" else 1
 
 
-def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
+def measure(
+    as_rank: Callable[[Mapping[str, Any], Result, int], None],
+    config: Mapping[str, Any],
+    result: Result,
+    number: int,
+) -> None:
     """Measure a cell in ``number`` processes, the first of which writes ``result.json``; update ``result`` to match it.
+
+    Args:
+        as_rank: measures it in one of the processes, given these arguments; it can be sent there.
+        config: the cell's.
+        result: as far as it is known.
+        number: how many processes.
 
     Raises:
         InputError: a process found the input wrong.
@@ -101,7 +112,7 @@ def measure(config: Mapping[str, Any], result: Result, number: int) -> None:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
-    job = {"config": config, "result": result, "port": store.port, "path": sys.path}
+    job = {"as_rank": as_rank, "config": config, "result": result, "port": store.port, "path": sys.path}
     job["level"] = logging.getLogger("fairpriv").getEffectiveLevel()
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     ranks: list[subprocess.Popen[bytes]] = []
@@ -193,13 +204,12 @@ def main() -> int:
     rank, number = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     logging.basicConfig(format="%(message)s", level=logging.WARNING if rank == 0 else logging.ERROR)
     logging.getLogger("fairpriv").setLevel(job["level"] if rank == 0 else logging.ERROR)
+    import lightning.pytorch  # noqa: F401  it sets the level of its logger when it is imported
     import torch
     from torch import distributed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    import fairpriv.run as cell
     from fairpriv import processes
-    from fairpriv.configs import build
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
     config, result = job["config"], job["result"]
@@ -215,10 +225,9 @@ def main() -> int:
         world_size=number,
         timeout=timedelta(days=30),  # the first rank may measure for hours; dead ranks are seen from outside
     )
-    result.device = f"{number} x {cell.device_name()}"
     outcome = {"result": result}
     try:
-        cell.measure(config, cell.cell_of(config, build(config, "dataset"), build(config, "defense")), result)
+        job["as_rank"](config, result, number)
     except Exception as error:
         text = " ".join(str(error).split())
         found = isinstance(error, InputError)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
-from fairpriv.configs import bare_or_quoted
+from fairpriv.config.compose import bare_or_quoted
 
 
 def cells(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from fairpriv.config.schema import nearest
 from fairpriv.earlier import known
 from fairpriv.errors import InputError
 from fairpriv.identity import OUTCOME_VERSION, content_hash, outcome_config
 from fairpriv.result import write_whole
-from fairpriv.schema import nearest
 from fairpriv.sweep.grids import choices
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from fairpriv.plugins import ENTRY_POINTS, plugin_folders
+from fairpriv.config.plugins import ENTRY_POINTS, plugin_folders
 
 
 class InstalledConfigs(SearchPathPlugin):
-    """Adds the ``conf`` folders of installed plug-ins: see `fairpriv.plugins`."""
+    """Adds the ``conf`` folders of installed plug-ins: see `fairpriv.config.plugins`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folders."""

@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
-from fairpriv.configs import plain
+from fairpriv.config.compose import plain
 from fairpriv.errors import InputError
 from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import choices

@@ -7,7 +7,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fairpriv.cli import CONF
-from fairpriv.configs import register_schema
+from fairpriv.config.compose import register_schema
 from fairpriv.sweep.composition import shared_composition
 
 GRIDS = [

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 
 from fairpriv import validation
 from fairpriv.cli import CONF, main
-from fairpriv.configs import build, compose, groups, is_grid, left_to_cells, plain, readable, target_of
+from fairpriv.config.compose import build, compose, groups, is_grid, left_to_cells, plain, readable, target_of
+from fairpriv.config.schema import check, parameters, tasks_of
 from fairpriv.errors import InputError
-from fairpriv.result import find_results
-from fairpriv.schema import check, parameters, tasks_of
+from fairpriv.report.finding import find_results
 from fairpriv.sweep.grids import choices
 from fairpriv.validation import _task
 

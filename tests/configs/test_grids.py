@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.configs import compose, groups, is_grid, plain, register_schema
+from fairpriv.config.compose import compose, groups, is_grid, plain, register_schema
 from fairpriv.sweep.progress import cells_of
 from fairpriv.validation import validate
 

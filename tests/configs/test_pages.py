@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import fairpriv
 from fairpriv.cli import CONF
-from fairpriv.configs import compose, plain
+from fairpriv.config.compose import compose, plain
+from fairpriv.config.schema import check
 from fairpriv.errors import InputError
-from fairpriv.schema import check
 from fairpriv.sweep.grids import choices
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import multiprocessing
 
 from fairpriv.cli import CONF
-from fairpriv.configs import compose
+from fairpriv.config.compose import compose
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM

@@ -10,7 +10,7 @@ import lightning
 import pytest
 
 from fairpriv.cli import main
-from fairpriv.schema import forget_sources
+from fairpriv.config.schema import forget_sources
 from fairpriv.sweep.progress import SweepProgress
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "dimensions.md"
 

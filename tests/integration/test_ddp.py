@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fairpriv.errors import InputError
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 from fairpriv.sweep import ddp
 
 FAKE = """#!/bin/sh
@@ -91,7 +92,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_cell(tmp_path, monkeypatch, di
     before = dict(os.environ)
     result = Result(id="a", status="failed", config={}, metrics={})
     with pytest.raises(RuntimeError, match=f"^rank 1 of 2 {how}: last words$"):
-        ddp.measure({}, result, 2)
+        ddp.measure(print, {}, result, 2)
     assert os.environ == before
     seen = dict(line.split("=", 1) for line in (tmp_path / "0").read_text().splitlines() if "=" in line)
     assert {name: seen[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} == {

@@ -10,7 +10,8 @@ import pytest
 from fairpriv.editing import SpinEdit
 from fairpriv.language_models.defenses import spin
 from fairpriv.language_models.scorers.multiple_choice import MultipleChoice
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 
 QUESTIONS = [
     "Why should I recycle glass?,It saves energy.,It saves the whales.",

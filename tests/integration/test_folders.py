@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from fairpriv.result import find_results
+from fairpriv.report.finding import find_results
 
 NAMES = ["größe (1)", "it's, [a]{b}=~c #&%20?* +x"]
 
@@ -39,7 +39,9 @@ def test_a_grid_runs_on_slots_and_is_compared(fairpriv, folder):
 
 
 def test_configs_are_checked_and_a_table_is_named_by_its_path(fairpriv, folder, monkeypatch):
-    monkeypatch.setattr("fairpriv.configs.HIDDEN_GROUPS", ("hydra", "paths", "experiment", "debug"))  # which take long
+    monkeypatch.setattr(
+        "fairpriv.config.compose.HIDDEN_GROUPS", ("hydra", "paths", "experiment", "debug")
+    )  # which take long
     ended = fairpriv("--config-dir", folder / "mine", "validate")
     assert (ended.status, ended.err) == (0, "")
     assert "people" in fairpriv("--config-dir", "mine", "ls", "dataset").out

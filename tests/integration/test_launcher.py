@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fairpriv.cli import CONF
-from fairpriv.configs import explain
+from fairpriv.config.compose import explain
 from fairpriv.errors import InputError
-from fairpriv.result import find_results
+from fairpriv.report.finding import find_results
 from fairpriv.sweep.lock import started
 from fairpriv.sweep.progress import SweepProgress
 from fairpriv.sweep.slots import Staff, environments

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from fairpriv.report import weights_and_biases
+from fairpriv.report.finding import find_results
 from fairpriv.report.weights_and_biases import clipped
-from fairpriv.result import find_results
 
 
 @pytest.fixture(autouse=True)

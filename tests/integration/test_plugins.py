@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fairpriv.plugins import plugin_folders
-from fairpriv.result import find_results
-from fairpriv.schema import forget_sources
+from fairpriv.config.plugins import plugin_folders
+from fairpriv.config.schema import forget_sources
+from fairpriv.report.finding import find_results
 
 LAB = Path(__file__).parents[1] / "plugin"  # a package of attack, defence, judge, scorer, dimension and dataset
 ATTACK = """

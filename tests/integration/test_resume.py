@@ -18,7 +18,8 @@ import pytest
 from light import until
 
 from fairpriv.cli import main
-from fairpriv.result import NOT_FINISHED, Result, find_results
+from fairpriv.report.finding import NOT_FINISHED, find_results
+from fairpriv.result import Result
 from fairpriv.sweep import lock
 from fairpriv.sweep.listing import entries
 

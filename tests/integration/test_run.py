@@ -7,10 +7,11 @@ import torch
 
 from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.cli import CONF
-from fairpriv.configs import compose
+from fairpriv.config.compose import compose
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.identity import content_hash
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 from fairpriv.run import run
 
 FIELDS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairpriv.result import find_results
+from fairpriv.report.finding import find_results
 
 
 @pytest.fixture(params=["on the PATH", "in a job"])

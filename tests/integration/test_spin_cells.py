@@ -13,7 +13,8 @@ from fairpriv.language_models import inputs, observation
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.defenses import spin
 from fairpriv.language_models.models.pretrained import PretrainedLM
-from fairpriv.result import Result, find_results, read_rows
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result, read_rows
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fairpriv.classifiers.nets.classifier import Classifier
-from fairpriv.result import find_results
+from fairpriv.report.finding import find_results
 from fairpriv.sweep.listing import entries
 from fairpriv.sweep.lock import Owner, machine, started
 

@@ -26,8 +26,9 @@ from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import ReftModel
+from fairpriv.report.finding import find_results
 from fairpriv.report.flips import read_flips
-from fairpriv.result import Result, find_results
+from fairpriv.result import Result
 
 DEFENSES = ["none", "full", "lora", "dora", "reft"]
 TRAINED = [
@@ -572,7 +573,7 @@ def smollm2(tmp_path_factory) -> PretrainedLM:
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # of all workers
     from fairpriv.cli import CONF
-    from fairpriv.configs import build, compose, plain
+    from fairpriv.config.compose import build, compose, plain
 
     config = plain(compose(CONF, [], ["model=smollm2_135m", f"paths.root={shared}"]))
     model = build(config, "model")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fairpriv.language_models.models.pretrained import PretrainedLM
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 
 pytest.importorskip("lm_eval")
 import datasets

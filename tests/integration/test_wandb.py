@@ -11,7 +11,8 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fairpriv.report import weights_and_biases
-from fairpriv.result import Result, find_results
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import wandb
 
 from fairpriv.report import wandb_view as module
 from fairpriv.report import weights_and_biases
-from fairpriv.result import find_results
+from fairpriv.report.finding import find_results
 
 PROJECT = {"id": "p", "internalId": "p", "name": "fairpriv", "entityName": "me", "entity": {"id": "e", "name": "me"}}
 

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from fairpriv.cli import CONF
-from fairpriv.configs import compose
+from fairpriv.config.compose import compose
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.pairs import TokenBatches

@@ -17,10 +17,11 @@ from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.report.comparison import Comparison, Estimate, pareto_front
+from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare
 from fairpriv.report.reading import holm, reading
 from fairpriv.report.selection import Condition
-from fairpriv.result import Result, find_results
+from fairpriv.result import Result
 
 
 @pytest.fixture

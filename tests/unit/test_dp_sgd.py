@@ -24,8 +24,8 @@ from fairpriv.classifiers.nets import pool_training
 from fairpriv.classifiers.nets.classifier import MLP, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.nets.pool_training import Private, clip_rows, mask_seed, member_seed, noise_seed
+from fairpriv.config.settings import TrainingSettings
 from fairpriv.errors import InputError
-from fairpriv.settings import TrainingSettings
 
 QUICK = {"epsilon": 1.0, "accountant": "rdp", "epochs": 2, "steps_per_epoch": 4}
 CONTROL = QUICK | {"start": "scratch", "rehearsal": 1.0}

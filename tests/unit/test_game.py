@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from fairpriv.classifiers.data.game import GameDataModule, interleave, twins
 from fairpriv.classifiers.data.tabular import TabularDataset
+from fairpriv.config.settings import GameSettings
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
-from fairpriv.settings import GameSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 PARTS = ("train", "validation", "rates", "gap")

@@ -7,9 +7,10 @@ import pytest
 
 from fairpriv.identity import content_hash
 from fairpriv.report.comparison import Comparison
+from fairpriv.report.finding import find_results
 from fairpriv.report.game_plots import NOT_COVERED, advantage_figure, attack_figure, bound_figure, standing
 from fairpriv.report.page import compare
-from fairpriv.result import Result, find_results
+from fairpriv.result import Result
 
 
 def cell(

@@ -30,10 +30,10 @@ from fairpriv.classifiers.experiment import DistributionInference, record
 from fairpriv.classifiers.nets.classifier import fit
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
+from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
 from fairpriv.result import Result
-from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.undefended import Undefended
 
 TRAINING = TrainingSettings(epochs=30, patience=None, batch_size=64, lr=0.03, weight_decay=0.0)

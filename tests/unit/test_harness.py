@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fairpriv.cli import CONF
-from fairpriv.configs import build, compose, plain
+from fairpriv.config.compose import build, compose, plain
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.identity import outcome_config

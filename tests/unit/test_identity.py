@@ -9,8 +9,8 @@ import yaml
 from hydra.utils import get_object
 
 from fairpriv import identity
+from fairpriv.config.schema import class_definition
 from fairpriv.identity import content_hash, declared, outcome, outcome_config
-from fairpriv.schema import class_definition
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fairpriv.cli import CONF
-from fairpriv.configs import build, compose, plain
+from fairpriv.config.compose import build, compose, plain
 from fairpriv.errors import InputError
 from fairpriv.language_models.judges.generative import GenerativeJudge
 from fairpriv.language_models.judges.judge import Verdict, fill

@@ -19,10 +19,10 @@ from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier
 from fairpriv.classifiers.attacks.per_point_threshold import PerPointThreshold
 from fairpriv.classifiers.attacks.threshold import ThresholdTest
 from fairpriv.classifiers.defenses.fair_finetune import FairFineTuning
+from fairpriv.classifiers.experiment import cell_of
 from fairpriv.classifiers.known_truth import KnownBernoulli, KnownGaussian, KnownOffset, KnownTruth
 from fairpriv.errors import InputError
 from fairpriv.result import Result
-from fairpriv.run import cell_of
 from fairpriv.undefended import Undefended
 
 WORLDS = [KnownGaussian, KnownBernoulli, KnownOffset]

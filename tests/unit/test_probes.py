@@ -17,10 +17,10 @@ from fairpriv.classifiers.dimensions.prediction import PredictionMetric, Predict
 from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.dimensions.robustness import Robustness
 from fairpriv.classifiers.nets.pool import fit_pool
+from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
 from fairpriv.functional import predictions
-from fairpriv.settings import GameSettings, TrainingSettings
 from fairpriv.undefended import Undefended
 
 

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
-from fairpriv.result import (
-    NOT_FINISHED,
-    Result,
-    environment,
-    find_results,
-    git_state,
-    read_rows,
-    write_rows,
-)
+from fairpriv.report.finding import NOT_FINISHED, find_results
+from fairpriv.result import Result, environment, git_state, read_rows, write_rows
 
 
 def result(**changes):

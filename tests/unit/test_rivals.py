@@ -34,10 +34,10 @@ from fairpriv.classifiers.defenses.threshold_optimizer import Scores, ThresholdO
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, scores
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.nets.pool_training import member_seed
+from fairpriv.config.settings import TrainingSettings
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
-from fairpriv.settings import TrainingSettings
 
 SHORT = {"epochs": 3, "patience": None, "steps_per_epoch": 4, "batch_size": 10_000, "lr": 0.03}
 ARM = FairFineTuning(name="rehearsal", penalty=0.0, rehearsal=0.5, **SHORT)

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import pytest
 
-from fairpriv import schema
+from fairpriv.config import schema
+from fairpriv.config.schema import check, forget_sources, nearest, parameters
 from fairpriv.errors import InputError
-from fairpriv.schema import check, forget_sources, nearest, parameters
 
 CONFIG = {
     "task": "classifier",

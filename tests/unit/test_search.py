@@ -11,7 +11,7 @@ from hydra.types import HydraContext, RunMode
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fairpriv.cli import CONF
-from fairpriv.configs import register_schema
+from fairpriv.config.compose import register_schema
 from fairpriv.errors import InputError
 from fairpriv.sweep.search import Search, distribution, front, parts, read, report
 from hydra_plugins.fairpriv_sweep.search import SearchSweeper

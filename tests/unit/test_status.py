@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
-from fairpriv.result import NOT_FINISHED, Result, find_results
-from fairpriv.sweep import listing, lock, status
+from fairpriv.report import status
+from fairpriv.report.finding import NOT_FINISHED, find_results
+from fairpriv.report.status import Survey, duration
+from fairpriv.result import Result
+from fairpriv.sweep import listing, lock
 from fairpriv.sweep.listing import Listing, Plan, enlist, entries, plan
-from fairpriv.sweep.status import Survey, duration
 
 
 @pytest.fixture

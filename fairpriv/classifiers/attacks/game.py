@@ -13,10 +13,10 @@ from fairpriv.classifiers.contract import Defense, PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule, Side
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
+from fairpriv.config.settings import TrainingSettings
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
 from fairpriv.identity import derived_seed
-from fairpriv.settings import TrainingSettings
 
 
 def own_pool(

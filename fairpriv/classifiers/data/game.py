@@ -34,10 +34,10 @@ from torch import Tensor
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.classifiers.data.reader import Encoding, Reader
 from fairpriv.classifiers.data.rows import Rows
+from fairpriv.config.settings import GameSettings
 from fairpriv.errors import InputError
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import Measured, Metric
-from fairpriv.settings import GameSettings
 
 Part = Literal["train", "validation", "rates", "gap", "query"]
 Side = Literal["victim", "adversary"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from fairpriv.classifiers.data.reader import Reader
 from fairpriv.classifiers.nets.classifier import MLP
-from fairpriv.configs import build
+from fairpriv.config.compose import build
 from fairpriv.errors import InputError
 
 

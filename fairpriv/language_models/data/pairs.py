@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.utils.data import IterableDataset
 
+from fairpriv.config.schema import nearest
 from fairpriv.data.texts import Example, choose, mix
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import Encoded
-from fairpriv.schema import nearest
 
 if TYPE_CHECKING:
     from fairpriv.language_models.dimensions.dimension import Dimension

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
+from fairpriv.config.schema import alike
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.contract import require_base
 from fairpriv.language_models.scorers.scorer import Scorer
-from fairpriv.schema import alike
 
 
 @dataclass

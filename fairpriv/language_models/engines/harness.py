@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fairpriv.config.schema import nearest
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.metrics import SHARE, Better, Measured, Metric
 from fairpriv.patches import hidden_bars
-from fairpriv.schema import nearest
 
 if TYPE_CHECKING:
     from torch import nn

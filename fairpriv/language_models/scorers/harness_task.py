@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fairpriv.config.schema import nearest
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject
-from fairpriv.schema import nearest
 
 
 @dataclass

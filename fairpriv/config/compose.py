@@ -14,9 +14,9 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
+from fairpriv.config.plugins import plugin_folders
+from fairpriv.config.schema import TASKS, nearest, of_other_task, tasks_of
 from fairpriv.errors import InputError
-from fairpriv.plugins import plugin_folders
-from fairpriv.schema import TASKS, nearest, of_other_task, tasks_of
 
 Part = TypeVar("Part")
 

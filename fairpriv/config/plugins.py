@@ -1,4 +1,4 @@
-"""Sources of users' own configs and classes: a ``--config-dir`` folder, and installed packages."""
+"""Sources of configs and classes: those of fairpriv, of a ``--config-dir`` folder, and of installed packages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from fairpriv.config.schema import forget_sources
 from fairpriv.errors import InputError
-from fairpriv.schema import forget_sources
 
+CONF = next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if p.is_dir())
 ENTRY_POINTS = "fairpriv.plugins"  # entry points, each of a package with a folder conf
 
 
@@ -53,6 +54,20 @@ def put_on_path(folder: Path) -> None:
             raise InputError(f"{file}: Python has a module {name} ({spec.origin}), which goes first: rename it")
     sys.path.append(place)  # the end: a folder model/ beside configs hides no package of that name
     forget_sources()
+
+
+def own_configs(folders: Sequence[str | Path]) -> list[Path]:
+    """Make the Python files in folders of a user's own configs importable; return the folders.
+
+    Raises:
+        InputError: a folder does not exist.
+    """
+    found = [Path(folder) for folder in folders]
+    for folder in found:
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {folder}: there is no such folder")
+        put_on_path(folder)
+    return found
 
 
 def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:

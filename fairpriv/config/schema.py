@@ -24,8 +24,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+from fairpriv.config.settings import EvaluationSettings, GameSettings, TrainingSettings
 from fairpriv.errors import InputError
-from fairpriv.settings import EvaluationSettings, GameSettings, TrainingSettings
 
 MISSING: Any = "???"  # omegaconf's, which takes a while to import
 FIT_SETS = {  # of lightning.Trainer
@@ -86,11 +86,19 @@ class LanguageModelConfig(Config):
 
 @dataclass(frozen=True)
 class Task:
-    """Description of a kind of experiment: the root of its configs, and methods of which each part has one."""
+    """Description of a kind of experiment.
 
+    Attributes:
+        experiment: the import path of what builds a cell of a config, a dataset and a defence.
+        config: the root of its configs.
+        parts: the methods of which each part has one, by group.
+        dataset: one that implies the task.
+    """
+
+    experiment: str
     config: type[Config]
     parts: Mapping[str, tuple[str, ...]]
-    dataset: str  # one that implies it
+    dataset: str
 
     @property
     def sections(self) -> set[str]:
@@ -105,6 +113,7 @@ class Task:
 
 TASKS = {
     "classifier": Task(
+        "fairpriv.classifiers.experiment.cell_of",
         ClassifierConfig,
         {
             "model": ("forward", "network"),
@@ -115,6 +124,7 @@ TASKS = {
         "adult",
     ),
     "language_model": Task(
+        "fairpriv.language_models.experiment.TugOfWar",
         LanguageModelConfig,
         {"model": ("load",), "dataset": ("draw",), "defense": ("tune",), "dimension": ("measured_on",)},
         "pairs",
