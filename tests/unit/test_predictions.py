@@ -114,3 +114,67 @@ def test_what_is_undefined_is_nan():
     probs, ones = torch.tensor([0.2, 0.7, 0.9]), torch.ones(3, dtype=torch.long)
     assert np.isnan(predictions.auroc(probs, ones))
     assert np.isnan(predictions.demographic_parity_gap(probs, ones, ones))
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+@pytest.mark.parametrize("n", [100, 1000])
+def test_the_interval_of_a_calibration_error_covers_it_where_that_is_zero_and_where_it_is_not(slope, n):
+    g = torch.Generator().manual_seed(n)
+
+    def truth(p):  # log odds that are too large unless slope is 1
+        return torch.sigmoid(slope * p.logit())
+
+    many = torch.rand(400_000, generator=g, dtype=torch.double)
+    hits = torch.where(many > 0.5, truth(many), 1 - truth(many))
+    confidence = torch.maximum(many, 1 - many)
+    place = (confidence * 15).ceil().long().clamp(1, 15) - 1
+    sums = torch.zeros(15, dtype=torch.double).index_add(0, place, hits - confidence)
+    expected = float(sums.abs().sum() / len(many))
+    covered, tells = 0, 0
+    for _ in range(200):
+        probs = torch.rand(n, generator=g, dtype=torch.double)
+        y = (torch.rand(n, generator=g) < truth(probs)).long()
+        low, high = predictions.calibration_error_interval(probs, y)
+        assert low <= predictions.expected_calibration_error(probs, y) <= high
+        covered += low <= expected <= high
+        tells += low > 0
+    assert covered >= 183  # of 200; 95 % less two and a half standard errors
+    if slope == 0.5 and n == 1000:
+        assert tells > 190  # and it is not so wide that it says nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [("demographic_parity", 0.0), ("equal_opportunity", 0.0), ("predictive_parity", 0.0), ("demographic_parity", 1.0)],
+)
+def test_intervals_of_gaps_between_groups_cover_zero_and_more(name, shift):
+    g = torch.Generator().manual_seed(1)
+
+    def draw(n):
+        groups, y = torch.randint(0, 3, (n,), generator=g), torch.randint(0, 2, (n,), generator=g)
+        probs = torch.sigmoid(torch.randn(n, generator=g) + y + shift * (groups == 2))
+        return probs, y, groups
+
+    gap, interval = getattr(predictions, f"{name}_gap"), getattr(predictions, f"{name}_interval")
+    expected = gap(*draw(400_000)) if shift else 0.0
+    ends = [interval(*draw(300)) for _ in range(40)]
+    assert sum(low <= expected <= high for low, high in ends) >= 35
+    if shift:
+        assert sum(low > 0 for low, _ in ends) > 20
+
+
+def test_the_interval_of_the_worst_group_covers_groups_that_are_alike():
+    g = torch.Generator().manual_seed(2)
+    covered = 0
+    for _ in range(200):
+        groups, y = torch.randint(0, 4, (400,), generator=g), torch.ones(400, dtype=torch.long)
+        probs = (torch.rand(400, generator=g) < 0.8).double()
+        low, high = predictions.worst_group_accuracy_interval(probs, y, groups)
+        covered += low <= 0.8 <= high
+    assert covered >= 183
+
+
+def test_gaps_of_several_classes_have_intervals_that_hold_them(sample):
+    for name in ("demographic_parity", "equal_opportunity", "predictive_parity"):
+        low, high = getattr(predictions, f"{name}_interval")(*sample)
+        assert 0 <= low <= getattr(predictions, f"{name}_gap")(*sample) <= high <= 1

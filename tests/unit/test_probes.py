@@ -91,6 +91,17 @@ def test_a_torchmetrics_metric_is_a_dimension(subject):
     assert (about.better, about.low, about.high, about.headline) == ("greater", 0, 1, True)
 
 
+def test_a_metric_may_name_its_own_interval(subject):
+    measure, own = functools.partial(predictions.expected_calibration_error), predictions.calibration_error_interval
+    one = subject()
+    found = dimension(measure=measure, interval=own, low=0, high=1, per_group=True).measure(one)
+    expected = own(one.probabilities(one.rows, "mine"), one.rows.y)
+    assert found.intervals["eval/mine/it"] == pytest.approx(expected)
+    assert found.intervals["eval/mine/it/a"] != found.intervals["eval/mine/it/b"]
+    with pytest.raises(InputError, match=r"interval=0\.95: must be a function"):
+        dimension(measure=measure, interval=0.95)
+
+
 def test_a_function_is_told_the_groups_where_it_takes_them(subject):
     found = dimension(
         measure=functools.partial(predictions.worst_group_accuracy), better="greater", low=0, high=1, floor="groups"

@@ -47,6 +47,9 @@ class PredictionMetric:
         headline: whether trade-offs are drawn of it.
         floor: how its value without any effect is estimated: ``groups`` deals the groups at random among the rows of a
             label, ``calibrated`` draws labels from the probabilities; null: no floor.
+        interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval (in YAML with
+            ``_partial_: true``); null: percentiles of a bootstrap over rows. These do not cover a quantity that is
+            biased upward in small samples, such as a calibration error or a gap.
     """
 
     kind: ClassVar[str] = "prediction_metric"
@@ -60,18 +63,22 @@ class PredictionMetric:
     per_group: bool = False
     headline: bool = False
     floor: Literal["groups", "calibrated"] | None = None
+    interval: Any = None
 
     def __post_init__(self) -> None:
         if not callable(self.measure):
             raise InputError(
                 f"measure={self.measure!r}: must be a torchmetrics metric, or a function given with _partial_: true"
             )
+        if self.interval is not None and not callable(self.interval):
+            raise InputError(f"interval={self.interval!r}: must be a function, given with _partial_: true")
         if self.floor == "calibrated" and self.takes == "answers":
             raise InputError("floor=calibrated draws labels from probabilities: set takes=probabilities")
 
     def value(self, sample: Sample) -> float:
         """Return the measured number; raise ValueError, with the result, if it is not one number."""
-        args = sample[: self._arguments]
+        called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
+        args = sample[: _arguments(called)]
         if hasattr(self.measure, "update"):
             self.measure.reset()
             self.measure.update(*args)
@@ -85,21 +92,21 @@ class PredictionMetric:
         except (TypeError, ValueError):
             raise ValueError(f"returned a {type(found).__name__}, not one number") from None
 
-    @property
-    def _arguments(self) -> int:
-        """How many of probs, y and groups it takes."""
-        called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
-        required = [p for p in taken if p.default is p.empty]
-        return 3 if len(required) > 2 or any(p.name == "groups" for p in taken) else 2
+
+def _arguments(called: Callable[..., Any]) -> int:
+    """Return how many of probs, y and groups a function takes."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
+    required = [p for p in taken if p.default is p.empty]
+    return 3 if len(required) > 2 or any(p.name == "groups" for p in taken) else 2
 
 
 @dataclass
 class Predictions(Probe):
     """A dimension of one or several measures of predictions, on the test rows of both worlds together.
 
-    Intervals are percentiles of a bootstrap over rows, 200 draws. They take the model as given.
+    Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws. They take the model
+    as given.
     """
 
     kind: ClassVar[str] = "predictions"
@@ -188,7 +195,10 @@ def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
 
 
 def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> tuple[float, float] | None:
-    """Return percentiles over draws of the rows; None if the metric is undefined in half of them."""
+    """Return the metric's own interval, or percentiles over draws of the rows; None if half of these are undefined."""
+    if metric.interval is not None:
+        low, high = metric.interval(*sample[: _arguments(metric.interval)])
+        return float(low), float(high)
     n = len(sample.y)
     drawn = [metric.value(sample.take(torch.randint(n, (n,), generator=generator))) for _ in range(_DRAWS)]
     values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
