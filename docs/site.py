@@ -31,7 +31,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     theme = [file for file in files if not (file.abs_src_path or "").startswith(str(ROOT / "docs"))]
     places = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")]
     for folder in ("docs", "experiments"):
-        places += [path for ending in ("md", "png", "svg", "ipynb") for path in sorted((ROOT / folder).rglob(f"*.{ending}"))]
+        places += [
+            path for ending in ("md", "png", "svg", "ipynb") for path in sorted((ROOT / folder).rglob(f"*.{ending}"))
+        ]
     found = [File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)) for path in places]
     found += [File.generated(config, f"reference/{name}.md", content=text) for name, text in reference().items()]
     return Files([*theme, *found])

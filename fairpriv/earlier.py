@@ -107,7 +107,6 @@ _TABLE = [
     _gain("attack/{attack}/share_of_optimum", "{attack} share of optimum", "The attack's advantage over that of the "
           "best adversary there can be, where that is known in closed form.", high=None, column=62),
     _share("attack/{attack}/p_value"),
-    Metric("attack/{attack}/{any}", instead="attack/{attack}/leakage"),
     _share("game/optimal_advantage", "optimal advantage", "Advantage of the best adversary there can be: 0 is "
            "guessing, 1 is certainty.", low=-1, column=63),
     _gain("pool/accuracy"),

@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -109,14 +109,42 @@ class Store:
                 return load(*found) if load is not None else cast(T, found[1])
             made = make()
             if not (together and processes.rank()):
-                try:
+                with _unkept(path):
                     if save is None:
                         write_json(path, made)
                     else:
                         write_tensors(path, *save(made))
-                except OSError as error:
-                    log.warning("cache: %s cannot be written (%s): it is made again", path, error.strerror)
             return made
+
+    def cached_each(
+        self, kind: str, key: Mapping[str, Any], wanted: Sequence[str], make: Callable[[list[str]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return plain data for each name in ``wanted``, as in `cached`; only what no earlier call has left is made.
+
+        Args:
+            kind, key: as in `cached`; they determine the data together with the name.
+            wanted: names of what is wanted, such as hashes.
+            make: makes it for the names that are missing. What it leaves out is missing the next time, too.
+        """
+        folder = self._place(kind, key)
+
+        def found() -> dict[str, Any]:
+            parts = [read_json(path) or {} for path in sorted(folder.glob("*.json"))]  # one of each time
+            return {name: value for part in parts for name, value in part.items()}
+
+        def whole() -> dict[str, Any] | None:
+            return None if set(wanted) - (there := found()).keys() else there
+
+        with contextlib.ExitStack() as held:
+            known = _found_or_claimed(folder, whole, held)
+            if known is None:
+                known = found()
+                if made := make([name for name in dict.fromkeys(wanted) if name not in known]):
+                    path = folder / f"{content_hash(sorted(made))}.json"
+                    with _unkept(path):
+                        write_json(path, made)
+                known |= made
+        return {name: known[name] for name in wanted if name in known}
 
     def cached_folder(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """Return a folder that ``make`` fills, as in `cached`; a folder whose files have changed is made again.
@@ -165,6 +193,15 @@ def _whole_folder(folder: Path) -> Path | None:
             return folder
     _tell(folder)
     return None
+
+
+@contextlib.contextmanager
+def _unkept(path: Path) -> Iterator[None]:
+    """Log where an entry cannot be written: the only cost is that it is made again."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("cache: %s cannot be written (%s): it is made again", path, error.strerror)
 
 
 def _called(call: Callable[[], T]) -> T:

@@ -229,9 +229,10 @@ def check_task(config: Mapping[str, Any]) -> None:
         fitting = tasks_of(group, str(node["_target_"]))
         if task not in fitting:
             here = f"dataset={config['dataset']['name']} of" if group != "dataset" else "the config asks for"
+            such = f", such as dataset={TASKS[task].dataset}" if group == "dataset" else ""
             raise InputError(
                 f"{group}={name} is for task={' or '.join(fitting)}, and {here} task={task}: choose a {group} of that "
-                f"task (fairpriv ls {group})"
+                f"task{such} (fairpriv ls {group})"
             )
     if task == "language_model" and not dimensions:
         raise InputError(

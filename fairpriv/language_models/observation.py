@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
-from fairpriv.identity import OUTCOME_VERSION, content_hash
+from fairpriv.identity import content_hash
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
 from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
 from fairpriv.language_models.dimensions.dimension import Dimension
@@ -21,7 +21,6 @@ from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
 from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
-from fairpriv.store import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -164,30 +163,30 @@ class Observer:
         judge = self.settings.judge
         if judge is None:
             return [[] for _ in self.sets]
-        key = content_hash([OUTCOME_VERSION, self.settings.judging])
-        folder = self.settings.store.root.joinpath("cache", "verdicts", key)
-        known: dict[str, Verdict] = {}
-        for path in sorted(folder.glob("*.json")):  # one of each time that it was asked
-            known |= {pair: Verdict(*told) for pair, told in (read_json(path) or {}).items()}
         found: list[list[Verdict]] = []
         for prompts, responses in zip(self.sets, answers, strict=True):
-            if prompts.kind != "evaluate":
-                found.append([])
-                continue
-            texts = [(example.prompt, answer) for example, answer in zip(prompts.examples, responses, strict=True)]
-            pairs = [content_hash(list(text)) for text in texts]
-            if new := {pair: text for pair, text in zip(pairs, texts, strict=True) if pair not in known}:
+            texts = [(example.prompt, answer) for example, answer in zip(prompts.examples, responses, strict=False)]
+            by_pair = {content_hash(list(text)): text for text in texts if prompts.kind == "evaluate"}
+            again: dict[str, Verdict] = {}
+
+            def ask(
+                new: list[str],
+                texts: Mapping[str, tuple[str, str]] = by_pair,
+                again: dict[str, Verdict] = again,
+            ) -> dict[str, Any]:
                 try:
-                    told = judge.judge([prompt for prompt, _ in new.values()], [text for _, text in new.values()])
+                    told = judge.judge([texts[pair][0] for pair in new], [texts[pair][1] for pair in new])
                 except NoVerdictsError as error:
-                    if not known.keys() & set(pairs):
+                    if len(new) == len(texts):
                         raise
                     told = error.verdicts
                 asked = dict(zip(new, told, strict=True))
-                known |= asked
-                if final := {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}:
-                    write_json(folder / f"{content_hash(sorted(final))}.json", final)
-            found.append([known[pair] for pair in pairs])
+                again |= {pair: one for pair, one in asked.items() if one.ask_again}
+                return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}
+
+            known = self.settings.store.cached_each("verdicts", {"judge": self.settings.judging}, list(by_pair), ask)
+            verdicts = {pair: Verdict(*told) for pair, told in known.items()} | again
+            found.append([verdicts[content_hash(list(text))] for text in texts] if by_pair else [])
         return found
 
     def _scored(self, subject: Subject, prompts: PromptSet, responses: Sequence[str], origin: Any) -> Scored | None:

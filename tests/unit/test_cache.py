@@ -217,3 +217,26 @@ def test_an_entry_whose_maker_died_is_made_by_another(tmp_path):
     other.kill()
     other.join()
     assert Store(tmp_path).cached("answers", KEY, lambda: [2]) == [2]
+
+
+def test_of_many_only_those_that_are_missing_are_made(tmp_path, caplog):
+    made = []
+
+    def lengths(names):
+        made.append(names)
+        return {name: len(name) for name in names if name != "later"}  # which is asked for again
+
+    def get(*wanted, judge="a"):
+        return Store(tmp_path).cached_each("lengths", {"judge": judge}, wanted, lengths)
+
+    assert get("a", "bb", "a", "later") == {"a": 1, "bb": 2}
+    assert get("bb", "ccc") == {"bb": 2, "ccc": 3}
+    assert get("ccc", "a") == {"ccc": 3, "a": 1}
+    assert get("later") == {}
+    assert get("a", judge="b") == {"a": 1}
+    assert made == [["a", "bb", "later"], ["ccc"], ["later"], ["a"]]
+    for path in (tmp_path / "cache" / "lengths").glob("*/*.json"):
+        path.write_text("{")
+    assert get("a") == {"a": 1}
+    assert made[-1] == ["a"]
+    assert any("is damaged" in record.message for record in caplog.records)

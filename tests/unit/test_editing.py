@@ -1,6 +1,7 @@
 """An edit of weights: applied, reverted bit for bit, kept in a small file."""
 
 import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -287,6 +288,22 @@ def test_a_pickled_checkpoint_is_no_edit_and_is_not_run(tmp_path):
     with pytest.raises(InputError, match="no safetensors file"):
         SpinEdit.load(tmp_path / "edit.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_that_an_edit_names_is_ever_built(tmp_path, monkeypatch):
+    """Its provenance is data: a class named in it is not even imported."""
+    (tmp_path / "evil_edit.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'run')!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = make()
+    named = {"_target_": "evil_edit.Evil"}
+    SpinEdit.of(model, INDICES, PROVENANCE | {"score": named, **named}).save(tmp_path / "edit")
+    edit = SpinEdit.load(tmp_path / "edit")
+    edit.apply(model)
+    assert edit.metadata["score"] == named
+    assert edit.summary()
+    assert not (tmp_path / "run").exists()
+    importlib.import_module("evil_edit")  # which would have shown
+    assert (tmp_path / "run").exists()
 
 
 def test_indices_that_are_no_whole_numbers_are_refused():

@@ -65,6 +65,24 @@ def test_directions_follow_from_the_metrics_or_are_given(tmp_path):
             search(tmp_path, wrong)
 
 
+def test_the_direction_of_a_metric_of_ones_own_is_that_which_its_first_cell_tells(tmp_path):
+    studied = search(tmp_path, ["attack/mine/harm", "eval/accuracy"])
+    ((trial, _),) = studied.ask(1)
+    told = outcome(0.9, 0.1) | {"better": {"attack/mine/harm": "less"}}
+    told["metrics"]["attack/mine/harm"] = 0.25
+    studied.tell(trial, [told])
+    assert studied.directions == {"attack/mine/harm": "minimize", "eval/accuracy": "maximize"}
+    assert read(tmp_path)["objectives"] == studied.directions
+    assert [trial.values for trial in studied.study.trials] == [[-0.25, 0.9]]  # the study maximises both
+    again = search(tmp_path, ["attack/mine/harm", "eval/accuracy"])
+    assert again.directions == studied.directions
+    nothing = search(tmp_path / "other", ["mine/share"])
+    told = outcome(0.9, 0.1) | {"better": {"mine/share": "neither"}}
+    told["metrics"]["mine/share"] = 0.5
+    with pytest.raises(InputError, match="mine/share: write METRIC:maximize or METRIC:minimize"):
+        nothing.tell(nothing.ask(1)[0][0], [told])
+
+
 @pytest.mark.parametrize("wrong", ["attack/kl/accuracy", "attack/kl/advantage:minimize", "attack/kl/auc:minimize"])
 def test_an_attack_is_searched_by_its_leakage_whatever_the_way(tmp_path, wrong):
     """Below one half it tells as much as above: a search that minimises its accuracy finds no protection."""
