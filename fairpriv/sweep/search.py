@@ -126,9 +126,10 @@ class Search:
         """Take a metric's direction from the first completed cell; raise `InputError` where the cell has none."""
         way = {"greater": "maximize", "less": "minimize"}.get(outcome["better"].get(metric, ""))
         if way is None:
+            near = "" if metric in outcome["metrics"] else nearest(metric, outcome["metrics"])
             raise InputError(
-                f"hydra.sweeper.objectives: {metric}{nearest(metric, outcome['metrics'])}: write METRIC:maximize or "
-                "METRIC:minimize, of a metric that cells have"
+                f"hydra.sweeper.objectives: {metric}{near}: write METRIC:maximize or METRIC:minimize, of a metric that "
+                "cells have"
             )
         self.directions[metric] = way
         self._turned[metric] = 1 if way == "maximize" else -1

@@ -72,7 +72,7 @@ def test_the_direction_of_a_metric_of_ones_own_is_that_which_its_first_cell_tell
     told["metrics"]["attack/mine/harm"] = 0.25
     studied.tell(trial, [told])
     assert studied.directions == {"attack/mine/harm": "minimize", "eval/accuracy": "maximize"}
-    assert read(tmp_path)["objectives"] == studied.directions
+    assert read(studied.path)["objectives"] == studied.directions
     assert [trial.values for trial in studied.study.trials] == [[-0.25, 0.9]]  # the study maximises both
     again = search(tmp_path, ["attack/mine/harm", "eval/accuracy"])
     assert again.directions == studied.directions
