@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from fairpriv import processes
 from fairpriv.errors import InputError
@@ -56,13 +56,17 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
 
 
 def strategy_of(wanted: Any) -> Any:
-    """Choose the strategy of one fit: DDP where this is one of several processes, which run already."""
+    """Choose the strategy of one fit: FSDP2 or DDP where this is one of several processes, which run already."""
+    if processes.count() > 1 and wanted == "fsdp":
+        sharded = ModelParallelStrategy(data_parallel_size=processes.count(), tensor_parallel_size=1)
+        sharded.cluster_environment = LightningEnvironment()  # as below
+        return sharded
     if processes.count() > 1:
         return DDPStrategy(
             cluster_environment=LightningEnvironment(),  # on any batch system
             find_unused_parameters=str(wanted).endswith("_true"),
         )
-    return "auto" if str(wanted).startswith("ddp") else wanted
+    return "auto" if str(wanted).startswith(("ddp", "fsdp")) else wanted
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:

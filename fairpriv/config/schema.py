@@ -194,6 +194,7 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     if not missing_allowed:  # otherwise options are checked one by one, and need not fit together
         check_task(config)
         _check_property(config)
+        _check_quantization(config)
 
 
 def of_other_task(section: str) -> str:
@@ -250,6 +251,20 @@ def _check_property(config: Mapping[str, Any]) -> None:
             f"game.property={wanted}: dataset.groups.{sensitive} lists {', '.join(map(str, listed))}"
             f"{nearest(wanted, map(str, listed))}"
         )
+
+
+def _check_quantization(config: Mapping[str, Any]) -> None:
+    """Refuse full fine-tuning, or an edit, of weights that are quantised."""
+    if not config["model"].get("quantization"):
+        return
+    defense = config["defense"]
+    for node in filter(None, (defense, defense.get("after"))):
+        if "after" in node or ("adapter" in node and node["adapter"] is None):
+            what = "edits single weights" if "after" in node else "trains all weights"
+            raise InputError(
+                f"model.quantization with defense={node['name']}, which {what}: quantised weights are frozen; train an "
+                "adapter, such as defense=lora, or set model.quantization=null"
+            )
 
 
 def _check_fields(node: Mapping[str, Any], schema: Any, where: str) -> None:

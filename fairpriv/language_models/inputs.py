@@ -13,6 +13,8 @@ from fairpriv.language_models.data.pairs import drawn
 from fairpriv.language_models.data.tokens import Encoded, encode_all
 from fairpriv.language_models.engines.generation import require_room
 from fairpriv.language_models.engines.perplexity import encode_text, require_window
+from fairpriv.language_models.models.pretrained import quantised
+from fairpriv.language_models.models.sharding import require_shardable
 from fairpriv.language_models.observation import PromptSet, prompt_sets
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
@@ -68,12 +70,14 @@ def load(settings: Settings, data: Data) -> Loaded:
     evaluation = settings.evaluation
     model, tokenizer = settings.model.load()
     settings.model.pin(tokenizer)
-    if settings.model.device_map is None:
+    if settings.model.device_map is None and not quantised(model):  # which transformers has put in its place
         model.to(settings.device())  # type: ignore[arg-type]
     if settings.model.gradient_checkpointing:
         # transformers 5.23 deplores the old name, earlier ones know no other
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     settings.defense.check(model)
+    if settings.sharded and settings.defense.trains:
+        require_shardable(model)
     pairs = encoded(settings, tokenizer, data.pairs) if settings.defense.trains else ([], 0)
     rows = {which: encoded(settings, tokenizer, examples)[0] for which, examples in data.asked.items()}
     trained = [row.input_ids for part in (pairs[0], *rows.values()) for row in part]

@@ -44,6 +44,7 @@ class Settings:
         analysis: of an edit; None: none.
         device: makes the device that it is on.
         trainer: makes what makes a Trainer.
+        sharded: whether training spreads the model over processes, layer by layer.
         store: keeps what several cells would make alike.
         watched: whether a person watches this one cell; a sweep has a bar of its own.
     """
@@ -60,6 +61,7 @@ class Settings:
     analysis: Dependence | None
     device: Callable[[], torch.device]
     trainer: Callable[[], functools.partial[lightning.Trainer]]
+    sharded: bool
     store: Store
     watched: bool
 
@@ -91,6 +93,7 @@ class Settings:
             analysis=build(config, "analysis") if config.get("analysis") else None,
             device=functools.partial(device_of, config),
             trainer=functools.partial(trainer_of, config),
+            sharded=config["trainer"].get("strategy") == "fsdp",
             store=Store(config["paths"]["root"]),
             watched=not config["sweep"] and sys.stderr.isatty(),
         )

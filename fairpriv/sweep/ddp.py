@@ -28,7 +28,7 @@ from fairpriv.errors import InputError
 if TYPE_CHECKING:
     from fairpriv.result import Result
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp")
 LAST_WORDS = 3.0  # seconds in which the other ranks may end by themselves when one has failed
 PATIENCE = 2.0  # seconds that ranks have to end after they were asked to
 HOST = "127.0.0.1"
@@ -67,6 +67,8 @@ def processes(config: Mapping[str, Any]) -> int:
         return 1
     if strategy not in STRATEGIES:
         raise InputError(f"trainer.strategy={strategy}: with several devices it must be one of {', '.join(STRATEGIES)}")
+    if strategy == "fsdp" and config.get("task") == "classifier":
+        raise InputError("trainer.strategy=fsdp shards language models, layer by layer: set trainer=ddp")
     if config["model"].get("device_map"):
         raise InputError(
             f"model.device_map={config['model']['device_map']} spreads the model over devices, of which "

@@ -40,13 +40,13 @@ def same_weights(one: Path, two: Path, pattern: str) -> None:
 
 @pytest.mark.slow
 def test_a_language_model_is_tuned_and_scored_by_two_processes(fairpriv, words, tmp_path):
-    """LoRA on seven pairs in steps of four, rows dealt 2 and 2, 2 and 1; then SPIN on five pairs of each dimension."""
+    """LoRA, sharded, on seven pairs in steps of four, dealt 2 and 2, 2 and 1; then SPIN on five pairs a dimension."""
     more = ["hydra.mode=RUN", "defense=lora_spin", "defense.after.adapter.lora_dropout=0", "dataset.samples=7"]
     more += ["defense.after.batch_size=4", "defense.after.micro_batch_size=1", "defense.after.save=true"]
     more += ["defense.samples=5", "defense.batch_size=2", "defense.ratio=1e-3"]
     one, two = (tmp_path / name for name in ("one", "two"))
     assert fairpriv(*words, *more, f"paths.root={one}").status == 0
-    ended = fairpriv(*words, *more, f"paths.root={two}", "trainer=ddp", "trainer.devices=2")
+    ended = fairpriv(*words, *more, f"paths.root={two}", "trainer=fsdp", "trainer.devices=2")
     assert ended.status == 0, ended.err
     (alone,), (shared,) = find_results([one])[0], find_results([two])[0]
     same(alone, shared)
@@ -157,7 +157,7 @@ def test_devices_say_how_many_processes_there_are(trainer, number):
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"devices": 2, "strategy": "fsdp"}, "trainer.strategy=fsdp: .* ddp"),
+        ({"devices": 2, "strategy": "deepspeed"}, "trainer.strategy=deepspeed: .* ddp, .*fsdp"),
         ({"devices": 2, "strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: "),
         ({"devices": 2, "num_nodes": 2}, "trainer.num_nodes=2: .* leave it 1"),
         ({"devices": "two"}, "trainer.devices=two: must be a number"),
@@ -166,6 +166,11 @@ def test_devices_say_how_many_processes_there_are(trainer, number):
 def test_what_cannot_be_shared_is_refused(trainer, message):
     with pytest.raises(InputError, match=message):
         ddp.processes(settings(**trainer))
+
+
+def test_only_a_language_model_is_sharded():
+    with pytest.raises(InputError, match=r"trainer\.strategy=fsdp shards language models.* trainer=ddp"):
+        ddp.processes(settings(devices=2, strategy="fsdp") | {"task": "classifier"})
 
 
 def test_a_model_that_is_spread_over_devices_is_not_shared_as_well():

@@ -17,6 +17,7 @@ from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.language_models.models.sharding import require_shardable
 
 TRAINER = functools.partial(lightning.Trainer, accelerator="cpu", devices=1, enable_progress_bar=False)
 ADAPTERS = ["lora", "dora", "reft"]
@@ -399,6 +400,35 @@ def test_gradient_checkpointing_changes_no_weight(tiny_lm, name):
     merging = 2 if name in ("lora", "dora") else 0  # the loss with and without the merge
     assert len(runs) == 2 * 8 + merging  # micro-batches, each of which runs a layer twice
     torch.testing.assert_close(logits(result.model), logits(expected.model), rtol=1e-4, atol=1e-4)
+
+
+def test_any_optimiser_of_torch_is_chosen_by_the_config(tiny_lm):
+    """One step of plain gradient descent without a gradient's norm clipped: the way is lr times the gradient."""
+    node = compose(CONF, [], ["defense=full", "defense.optimizer._target_=torch.optim.SGD"]).defense
+    model, data = language_model(tiny_lm), rows(3)
+    module = CausalLM(model, lr=0.1, optimizer=instantiate(node.optimizer), micro_batch_size=3, stage="full")
+    start = flat(model)
+    module.token_losses(collate(data, 0)).mean().backward()
+    gradient = torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
+    model.zero_grad()
+    fit_causal_lm(module, data, epochs=1, batch_size=3, trainer=TRAINER, seed=5)
+    torch.testing.assert_close(flat(model), start - 0.1 * gradient, rtol=0, atol=1e-6)
+
+
+def test_an_optimiser_that_takes_no_weight_decay_is_refused(tiny_lm):
+    with pytest.raises(InputError, match=r"^defense\.optimizer: .*weight_decay"):
+        fitted(language_model(tiny_lm), optimizer=functools.partial(torch.optim.LBFGS))
+
+
+def test_a_model_without_layers_of_its_own_is_not_sharded(tiny_lm):
+    model = language_model(tiny_lm)
+    require_shardable(model)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(InputError, match=r"fsdp .* LlamaForCausalLM uses weight 0\.mlp\.\w+\.weight .* trainer=ddp"):
+        require_shardable(model)
+    model.model.layers = torch.nn.Sequential(*model.model.layers)
+    with pytest.raises(InputError, match=r"trainer\.strategy=fsdp .* LlamaForCausalLM has no nn\.ModuleList"):
+        require_shardable(model)
 
 
 @pytest.mark.parametrize(

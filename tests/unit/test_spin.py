@@ -143,6 +143,16 @@ SWEEP = [
 ]
 
 
+def test_gradient_checkpointing_serves_scoring_as_well(model):
+    expected, runs = indices(model), []
+    model.activation_checkpointing_enable()
+    handle = model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: runs.append(module))
+    assert same(indices(model), expected)
+    handle.remove()
+    model.activation_checkpointing_disable()
+    assert len(runs) == 2 * 3 * 2  # two batches of each of three sets, once more in the backward pass
+
+
 def test_a_sweep_scores_once(model, tmp_path, monkeypatch):
     without = [spin(**how).edit(model, ROWS) for how in SWEEP]
     indices(model, store=Store(tmp_path))

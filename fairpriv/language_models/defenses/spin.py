@@ -22,6 +22,7 @@ from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import SHARE, Measured, Metric
 from fairpriv.store import Store
 
@@ -109,7 +110,12 @@ class Spin(Tuning):
         return {name: (split, self.samples) for name, split in (splits | dict.fromkeys(self.exclude, "safe")).items()}
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Raise `InputError` for a model that the defence before it cannot leave with plain weights."""
+        """Raise `InputError` for quantised weights, or those that the defence before it cannot leave plain."""
+        if method := quantised(model):
+            raise InputError(
+                f"defense={self.name} edits single weights, and {method} has quantised them: set "
+                "model.quantization=null, or give weights that are not quantised"
+            )
         if self.after is not None:
             self.after.check(model, merged=True)
 
@@ -327,15 +333,19 @@ class Spin(Tuning):
                         tops |= top_weights({name: layers[0].weight.detach().float().abs()}, max_ratio=KEPT)
                 else:
                     for name, score in iter_importance_scores(
-                        model, batches, target="all", memory_budget=self.memory_budget
+                        model,
+                        batches,
+                        target="all",
+                        memory_budget=self.memory_budget,
+                        gradient_checkpointing=_checkpointing(model),
                     ):
                         tops |= top_weights({name: score}, max_ratio=KEPT)
             except MemoryError as error:
                 raise RuntimeError(f"SPIN: {error}; set defense.memory_budget, in bytes") from error
             except torch.OutOfMemoryError as error:
                 raise RuntimeError(
-                    f"SPIN: out of memory: set defense.memory_budget, in bytes, or lower "
-                    f"defense.batch_size={self.batch_size}"
+                    "SPIN: out of memory: set defense.memory_budget, in bytes, lower "
+                    f"defense.batch_size={self.batch_size}, or set model.gradient_checkpointing=true"
                 ) from error
             except (ValueError, FloatingPointError) as error:
                 text = re.sub(
@@ -363,6 +373,11 @@ def _loaded(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str
 
 def _rows_hash(rows: Sequence[Encoded]) -> str:
     return hashlib.sha256(json.dumps([[row.input_ids, row.labels] for row in rows]).encode()).hexdigest()
+
+
+def _checkpointing(model: nn.Module) -> bool:
+    """Tell whether ``model.gradient_checkpointing`` has switched it on; transformers' own works in training only."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _weights_hash(model: nn.Module) -> str:

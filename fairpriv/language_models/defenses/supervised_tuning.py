@@ -16,6 +16,7 @@ from fairpriv.errors import InputError
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
+from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class SupervisedTuning(Tuning):
     batch_size: int = 16  # pairs of an optimiser step, all processes together
     # pairs of one forward pass: lower it when memory runs out
     micro_batch_size: int = field(default=4, metadata={"outcome": False})
+    optimizer: Any = None  # makes it of parameters, lr and weight_decay; null: AdamW
     lr: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it falls linearly thereafter
@@ -77,6 +79,13 @@ class SupervisedTuning(Tuning):
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
         """Refuse weights in half precision where they are trained, or where an adapter is to be merged into them."""
+        method = quantised(model)
+        if method and (self.adapter is None or merged):  # the files themselves may be quantised
+            wanted = "trains all weights" if self.adapter is None else "merges its adapter into the weights"
+            raise InputError(
+                f"defense={self.name} {wanted}, and {method} has quantised them: train an adapter alone, such as "
+                "defense=lora, or give weights that are not quantised"
+            )
         if self.adapter is None:
             require_masters(model, f"defense={self.name}")
         elif merged and _half(model):
@@ -98,6 +107,7 @@ class SupervisedTuning(Tuning):
             clip=self.clip,
             micro_batch_size=self.micro_batch_size,
             pad_id=owner.pad_id,
+            optimizer=self.optimizer,
             stage=self.name,
         )
         rows, dropped = owner.pairs()
@@ -121,7 +131,7 @@ class SupervisedTuning(Tuning):
         if not (hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")):
             whole: nn.Module = model
             return whole
-        if _half(model) or _shared(model):
+        if _half(model) or quantised(model) or _shared(model):
             log.info("%s: measured with its adapter beside the weights, in which a merge would not be exact", self.name)
             return model
 

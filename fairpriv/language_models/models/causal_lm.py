@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import lightning
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from fairpriv import processes
 from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
+from fairpriv.language_models.models.sharding import gather, shard
 from fairpriv.trainer import EXPECTED_WARNINGS
 
 
@@ -36,12 +40,13 @@ class CausalLM(lightning.LightningModule):
 
     Args:
         model: a Hugging Face causal LM, plain or with adapters, or a ``ReftModel``.
-        lr: peak learning rate of AdamW; it rises over the first ``warmup`` of the steps and falls to zero, linearly.
-        weight_decay: of AdamW.
+        lr: peak learning rate; it rises over the first ``warmup`` of the steps and falls to zero, linearly.
+        weight_decay: of the optimiser.
         warmup: share of the steps, in [0, 1].
         clip: largest norm of a step's gradient; 0: any.
         micro_batch_size: rows of one forward pass.
         pad_id: the token id that fills up shorter rows.
+        optimizer: makes the optimiser of parameters, ``lr`` and ``weight_decay``; None: AdamW.
         stage: what messages and curves call this training.
     """
 
@@ -55,12 +60,14 @@ class CausalLM(lightning.LightningModule):
         clip: float = 0.0,
         micro_batch_size: int = 4,
         pad_id: int = 0,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         stage: str = "train",
     ) -> None:
         super().__init__()
         self.model = model
         self.lr, self.weight_decay, self.warmup, self.clip = lr, weight_decay, warmup, clip
         self.micro_batch_size, self.pad_id, self.stage = micro_batch_size, pad_id, stage
+        self.optimizer = optimizer or torch.optim.AdamW
         self.automatic_optimization = False
         self.strict_loading = False
         self.losses: list[float] = []  # mean loss of every step, over its target tokens
@@ -76,6 +83,17 @@ class CausalLM(lightning.LightningModule):
                     parameter.data = parameter.data.to(dtype)
         return super().to(*args, **kwargs) if args or kwargs else self
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over the processes, as ``trainer.strategy=fsdp`` asks."""
+        return self.device_mesh is not None
+
+    def configure_model(self) -> None:
+        """Shard the model, where that is asked for."""
+        if self.sharded:
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"], half=self.trainer.precision == "bf16-mixed")
+
     def on_fit_start(self) -> None:
         """Set training mode: Hugging Face models come in eval mode, and Lightning leaves a module in its mode."""
         self.model.train()
@@ -88,16 +106,18 @@ class CausalLM(lightning.LightningModule):
         rows = sorted(step.rows, key=lambda row: len(row.input_ids))
         targets = sum(label != NO_TARGET for row in rows for label in row.labels[1:])
         total = self._over_processes(torch.tensor(targets, device=self.device), "sum")
-        processes = self.trainer.world_size
+        shares = self.trainer.world_size
         summed = torch.zeros((), device=self.device)
         # DDP waits for every process in every part, so all take as many as the one with most rows.
         parts = self._over_processes(torch.tensor(-(-len(rows) // self.micro_batch_size), device=self.device), "max")
         filler = Encoded([self.pad_id] * 2, [NO_TARGET] * 2)
-        for start in range(0, int(parts) * self.micro_batch_size, self.micro_batch_size):
+        for part in range(int(parts)):
+            start = part * self.micro_batch_size
             batch = collate(rows[start : start + self.micro_batch_size] or [filler], self.pad_id)
-            # DDP takes the mean over processes where the loss needs the sum.
-            loss = self.token_losses(batch).sum() / total
-            self.manual_backward(loss * processes)
+            with self._exchanging(last=part + 1 == parts):
+                # The mean over processes is taken where the loss needs the sum.
+                loss = self.token_losses(batch).sum() / total
+                self.manual_backward(loss * shares)
             summed += loss.detach()
         mean = float(self._over_processes(summed, "sum"))
         if not math.isfinite(mean):
@@ -113,6 +133,20 @@ class CausalLM(lightning.LightningModule):
         self.losses.append(mean)
         self.log(f"{self.stage}/loss", mean, prog_bar=True, batch_size=len(rows))
 
+    @contextlib.contextmanager
+    def _exchanging(self, *, last: bool) -> Iterator[None]:
+        """Add up gradients in each process, and exchange them after the last part of a step only.
+
+        Sharded full fine-tuning exchanges after every part: whole gradients of all weights are what it has no room for.
+        """
+        if self.sharded:
+            wanted = [p.requires_grad for p in self.model.parameters()]
+            self.model.set_requires_gradient_sync(last or all(wanted))  # type: ignore[operator]
+        with contextlib.ExitStack() as waiting:
+            if not last and isinstance(self.trainer.strategy, DDPStrategy):
+                waiting.enter_context(self.trainer.strategy.block_backward_sync())
+            yield
+
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the cross-entropy [K] of the batch's target tokens, in float32."""
         device = next(self.model.parameters()).device
@@ -127,9 +161,12 @@ class CausalLM(lightning.LightningModule):
         return self.trainer.strategy.reduce(value, reduce_op=how) if self.trainer.world_size > 1 else value
 
     def configure_optimizers(self) -> Any:
-        """Make AdamW over what is trained, with the warm-up and the linear fall."""
+        """Make the optimiser of what is trained, with the warm-up and the linear fall."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        try:
+            optimizer = self.optimizer(trained, lr=self.lr, weight_decay=self.weight_decay)
+        except (TypeError, ValueError) as error:  # it takes no weight decay, say
+            raise InputError(f"defense.optimizer: {error}") from error
         steps = int(self.trainer.estimated_stepping_batches)
         rise = max(1, round(self.warmup * steps))
 
@@ -177,8 +214,8 @@ def fit_causal_lm(
         NonFiniteLossError: the loss became NaN or infinite.
         RuntimeError: out of memory; says what to lower.
     """
+    processes.gather(None)  # the first one may have measured for hours, and groups are made within minutes
     before = next(module.model.parameters()).device
-    exact = [(p, p.data) for p in module.model.parameters() if not p.requires_grad]
     made = trainer(
         max_epochs=epochs,
         logger=logger or False,
@@ -190,11 +227,17 @@ def fit_causal_lm(
         use_distributed_sampler=False,
     )
     require_masters(module.model, module.stage)
-    if not exact and made.precision in ("bf16-true", "16-true"):
-        raise InputError(
-            f"trainer.precision={made.precision}: {module.stage} trains all weights, which it would round to half "
-            f"precision in every step: set trainer.precision={made.precision.removesuffix('-true')}-mixed"
-        )
+    exact: list[tuple[nn.Parameter, Tensor]] = []
+    if made.precision in ("bf16-true", "16-true"):
+        exact = [(p, p.data) for p in module.model.parameters() if not p.requires_grad]
+        mixed = f"set trainer.precision={made.precision.removesuffix('-true')}-mixed"
+        if not exact:
+            raise InputError(
+                f"trainer.precision={made.precision}: {module.stage} trains all weights, which it would round to half "
+                f"precision in every step: {mixed}"
+            )
+        if isinstance(made.strategy, ModelParallelStrategy):
+            raise InputError(f"trainer.precision={made.precision} with trainer.strategy=fsdp: {mixed}")
     torch.manual_seed(seed + made.global_rank)  # of dropout, which each process draws for other rows
     batches = TokenBatches(rows, batch_size, seed, made.global_rank, made.world_size)
     try:
@@ -209,9 +252,13 @@ def fit_causal_lm(
             f"out of memory in {module.stage}: lower defense.micro_batch_size={module.micro_batch_size} or "
             "dataset.max_tokens, or set model.gradient_checkpointing=true, trainer.precision=bf16-mixed"
         ) from error
+    if isinstance(made.strategy, ModelParallelStrategy):
+        gather(module.model)
     for parameter, values in exact:
         parameter.data = values
-    module.model.to(before).eval()
+    if next(module.model.parameters()).device != before:  # which some quantised models refuse to be asked
+        module.model.to(before)
+    module.model.eval()
     if not module.losses:
         raise InputError(
             f"{module.stage}: no step was taken: defense.epochs and trainer.limit_train_batches are above 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import logging
 import sys
@@ -37,6 +38,7 @@ class PretrainedLM(Pretrained):
     # below which dequantised models are kept, in cache/models
     cache: str = field(default="outputs", metadata={"outcome": False})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
+    quantization: Any = None  # transformers' config of it, such as BitsAndBytesConfig; null: weights as they are
     # transformers' device_map: null puts the model on one device, "auto" spreads it
     device_map: Any = field(default=None, metadata={"outcome": False})
     attn_implementation: str | None = None  # eager, sdpa, flash_attention_2 ...; null: transformers decides
@@ -58,6 +60,8 @@ class PretrainedLM(Pretrained):
     @property
     def half(self) -> bool:
         """Whether the weights are in half precision, which for ``dtype=auto`` the files' config says."""
+        if self.quantization is not None:  # which computes so
+            return True
         if self.dtype != "auto":
             return self.dtype != "float32"
         from transformers import AutoConfig
@@ -99,6 +103,7 @@ class PretrainedLM(Pretrained):
                 dtype=self.dtype,
                 device_map=self.device_map,
                 attn_implementation=self.attn_implementation,
+                quantization_config=copy.deepcopy(self.quantization),
                 output_loading_info=True,
                 **common,
             )
@@ -135,7 +140,8 @@ class PretrainedLM(Pretrained):
         """Return what determines the untouched model's numbers, to the last bit that can turn an answer."""
         # In half precision padding does, which turns near ties; in float32 it has never been seen to.
         batch_size = batch_size if self.half else None
-        return [self.digest(), str(model.dtype), self.attn_implementation, batch_size]
+        found = [self.digest(), str(model.dtype), self.attn_implementation, batch_size]
+        return found if self.quantization is None else [*found, self.quantization.to_dict()]
 
     def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make a chat template that writes today's date take ``date`` for it: else answers differ from day to day."""
@@ -168,6 +174,12 @@ class PretrainedLM(Pretrained):
             plain.save_pretrained(folder)
 
         return Store(self.cache).cached_folder("models", {"gguf": digest}, make)
+
+
+def quantised(model: nn.Module) -> str | None:
+    """Name the method by which a model's weights were quantised as it was loaded; None where they were not."""
+    method = getattr(model, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def pinned(template: str, day: datetime.date) -> str:

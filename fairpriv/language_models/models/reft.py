@@ -134,8 +134,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise InputError(
-        f"{type(model).__name__} has no nn.ModuleList of its {count} decoder layers (config.num_hidden_layers); "
-        "ReFT needs a decoder such as Llama, Qwen2, Mistral, Gemma, GPT-NeoX or GPT-2"
+        f"{type(model).__name__} has no nn.ModuleList of its {count} decoder layers (config.num_hidden_layers), "
+        "as decoders have such as Llama, Qwen2, Mistral, Gemma, GPT-NeoX or GPT-2"
     )
 
 
