@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from fairpriv.report.comparison import ALPHA, Comparison, Group, comparable
 from fairpriv.report.selection import show
-from fairpriv.report.tradeoff import COLOURS, MARKERS, draw_bars
+from fairpriv.report.tradeoff import COLOURS, MARKERS, draw_bars, series_styles
 from fairpriv.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LIRA_RATE = re.compile(r"eval/[^/]+/lira_tpr_at_([0-9.e-]+)")
 NULL = 0.5  # the alpha at which both worlds are one distribution
 GAPS = (("privacy/accuracy_gap", "accuracy gap"), ("privacy/balanced_accuracy_gap", "balanced gap"))
 NOT_COVERED = (
@@ -168,6 +169,55 @@ def _attacks(table: Comparison, otherwise: str) -> tuple[list[str], bool]:
 def varying(table: Comparison, groups: Sequence[Group]) -> list[str]:
     """List the keys of the table that distinguish these groups."""
     return [key for key in table.keys if len({comparable(group, key) for group in groups}) > 1]
+
+
+def membership_figure(table: Comparison) -> Figure | None:
+    """Draw LiRA's true-positive rate at low false-positive rates, a panel a setting, beside what privacy allows.
+
+    The grey diagonal is guessing. A dashed line is the bound that the defence's (epsilon, delta) puts on every attack,
+    where its whole training is private. None without such rates.
+    """
+    from matplotlib.figure import Figure
+
+    rates = {metric: float(match[1]) / 100 for metric in table.metrics if (match := _LIRA_RATE.fullmatch(metric))}
+    settings = {
+        title: drawn
+        for title, groups in table.settings.items()
+        if (drawn := [group for group in groups if any(metric in group.estimates for metric in rates)])
+    }
+    if not settings:
+        return None
+    styles = series_styles(table)
+    width = 4.4 * len(settings)
+    figure = Figure(figsize=(width, 4.6))
+    figure.subplots_adjust(0.65 / width, 0.33, 1 - 0.15 / width, 0.92, 0.25)
+    axes = figure.subplots(1, len(settings), squeeze=False)[0]
+    for ax, (title, groups) in zip(axes, settings.items(), strict=True):
+        ends = min(rates.values()) / 2, max(rates.values()) * 2
+        ax.plot(ends, ends, color="0.6", linewidth=1, label="guessing")
+        for k, group in enumerate(groups):
+            name = table.series(group)
+            colour, marker = styles[name]
+            shift = 1.06 ** (k - (len(groups) - 1) / 2)  # so that defences do not hide one another
+            found = {rate: group.estimates[metric] for metric, rate in rates.items() if metric in group.estimates}
+            ax.plot(
+                [rate * shift for rate in found], [one.mean for one in found.values()], marker, color=colour, label=name
+            )
+            bars = [(rate * shift, *one.ends) for rate, one in found.items() if one.ends]
+            draw_bars(ax.vlines, bars, color=colour, linewidth=1)
+            allowed = {metric: metric.replace("lira_tpr_at", "tpr_bound_at") for metric in rates}
+            bound = sorted((rates[m], group.estimates[b].mean) for m, b in allowed.items() if b in group.estimates)
+            if bound:
+                ax.plot(*zip(*bound, strict=True), "_--", color=colour, linewidth=1, label=f"{name}: bound by epsilon")
+        ax.set_xscale("log")
+        ax.set_yscale("symlog", linthresh=ends[0])
+        ax.set_ylim(0, 1.2)
+        ax.set_xlabel("false-positive rate")
+        ax.set_title(title, loc="left")
+    axes[0].set_ylabel("LiRA: true-positive rate")
+    told = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(told.values(), told.keys(), loc="lower center", ncols=max(2, int(width / 2.3)), frameon=False)
+    return figure
 
 
 def attack_figure(table: Comparison) -> Figure | None:

@@ -664,7 +664,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
 
     from fairpriv.report.analysis_plots import caution_figure, coupling_figure, dependence_figure, flip_figure
     from fairpriv.report.awareness_plots import curve_figure
-    from fairpriv.report.game_plots import advantage_figure, attack_figure, bound_figure
+    from fairpriv.report.game_plots import advantage_figure, attack_figure, bound_figure, membership_figure
     from fairpriv.report.tradeoff import tradeoff_figure
     from fairpriv.report.tradeoff_matrix import classifier_matrix_figure, matrix_figure
 
@@ -675,6 +675,7 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         "Awareness curves": ("curves", curve_figure),
         "Trade-off matrix": ("trade_off_matrix", matrix_figure),
         "Trade-off matrix of classifiers": ("trade_off_classifier", classifier_matrix_figure),
+        "Membership at low false-positive rates": ("membership", membership_figure),
         "Coupled weights": ("coupling", coupling_figure),
         "Dependence of the dimensions": ("dependence", dependence_figure),
         "Cautionary phrases": ("cautions", caution_figure),

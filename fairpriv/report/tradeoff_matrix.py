@@ -9,6 +9,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fairpriv.report.comparison import Comparison, Estimate, Group, comparable
+from fairpriv.report.reading import holm
 from fairpriv.report.selection import show
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def aimed_at(group: Group) -> list[str]:
 def matrix_figure(table: Comparison) -> Figure | None:
     """Draw the change against the untouched model, by defence and its target dimensions (rows) and dimension (columns).
 
-    A change is of the dimension's awareness or score, with its 95 % interval; bold where that excludes zero. The
-    targets of a row are framed. None unless at least two rows have different targets and two dimensions are measured.
+    A change is of the dimension's awareness or score, with its 95 % interval; bold where it is settled (`_heat_maps`).
+    The targets of a row are framed. None unless at least two rows have different targets and two dimensions are
+    measured.
     """
     columns = {match[1]: metric for metric in table.metrics if (match := CHANGE.fullmatch(metric))}
     rows = [group for group in table.groups if aimed_at(group)]
@@ -59,9 +61,9 @@ def matrix_figure(table: Comparison) -> Figure | None:
 def classifier_matrix_figure(table: Comparison) -> Figure | None:
     """Draw a map for each dataset and game: the effect of every defence on every dimension of a classifier.
 
-    Effects are changes against `none`: the mean paired difference over seeds with its 95 % interval, bold where that
-    excludes zero. Colour says better or worse, relative to the largest change of the column. None unless two dimensions
-    are measured and a defence is compared with the baseline.
+    Effects are changes against `none`: the mean paired difference over seeds with its 95 % interval, bold where it is
+    settled (`_heat_maps`). Colour says better or worse, relative to the largest change of the column. None unless two
+    dimensions are measured and a defence is compared with the baseline.
     """
     columns = [metric for metric in table.headlines if table.described[metric].sign]
     settings = {
@@ -81,9 +83,7 @@ def classifier_matrix_figure(table: Comparison) -> Figure | None:
     }
     heads = [table.described[metric].title for metric in columns]
     signs = [table.described[metric].sign for metric in columns]
-    cells = sum(len(rows) * len(columns) for rows in tables.values())
-    about = f"paired change against the baseline; of {cells} intervals, {cells / 20:.0f} exclude zero by chance"
-    return _heat_maps(tables, heads, signs, about)
+    return _heat_maps(tables, heads, signs, "paired change against the baseline")
 
 
 class Row(NamedTuple):
@@ -95,15 +95,21 @@ class Row(NamedTuple):
 
 
 def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs: Sequence[int], about: str) -> Figure:
-    """Draw maps one below another; a cell's colour is its change times its column's sign, darker where it is larger."""
+    """Draw maps one below another; a cell's colour is its change times its column's sign, darker where it is larger.
+
+    Bold are changes that differ from 0 after Holm's correction for all intervals of the picture.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     labels = [row.label for rows in tables.values() for row in rows]
-    left, side, height, between, below = 0.5 + 0.065 * max(map(len, labels)), 1.25, 0.46, 0.5, 1.05
+    left, side, height, between, below = 0.5 + 0.065 * max(map(len, labels)), 1.25, 0.46, 0.5, 1.2
     width = left + side * len(heads) + 0.9
     tall = below + sum(between + height * len(rows) for rows in tables.values())
     figure = Figure(figsize=(width, tall))
+    changes = [one for rows in tables.values() for row in rows for one in row.changes if one is not None]
+    tested = {id(one): one.p for one in changes if one.p is not None}
+    settled = {place for place, clear in zip(tested, holm([*tested.values()]), strict=True) if clear}
     alike = len({*signs}) == 1  # changes of one scale, which share their colours
     top = tall
     for title, rows in tables.items():
@@ -123,17 +129,22 @@ def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs:
                 if estimate is None:
                     ax.text(x, y, "not measured", ha="center", va="center", fontsize=7, color="0.4")
                     continue
-                known = estimate.lo is not None and estimate.hi is not None
-                clear = known and not estimate.lo <= 0 <= estimate.hi  # type: ignore[operator]
-                text = f"{estimate.mean:+.3f}" + (f"\n[{estimate.lo:+.2f}, {estimate.hi:+.2f}]" if known else "")
+                ends = estimate.ends
+                text = f"{estimate.mean:+.3f}" + (f"\n[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else "")
                 colour = "white" if abs(shades[y][x]) > 0.7 else "black"
-                weight = "bold" if clear else "normal"
+                weight = "bold" if id(estimate) in settled else "normal"
                 ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour, fontweight=weight)
         ax.set_yticks(range(len(rows)), [row.label for row in rows])
         ax.set_xticks(range(len(heads)), [textwrap.fill(head, 14) for head in heads])
         ax.set_title(title, loc="left", fontsize=9)
         ax.tick_params(length=0, labelbottom=title == [*tables][-1])
-    ax.set_xlabel(f"{about}\n95 % interval; bold: it excludes zero", labelpad=8)
+    alone = sum(not one.ends[0] <= 0 <= one.ends[1] for one in changes if one.ends)
+    count = sum(one.ends is not None for one in changes)
+    ax.set_xlabel(
+        f"{about}, with 95 % intervals\nof {count}, {alone} exclude zero, where chance alone gives about "
+        f"{count / 20:.0f}; bold: {len(settled)} that do so after Holm's correction for all of them",
+        labelpad=8,
+    )
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.7 / width, top / tall, 0.15 / width, box[3])))
     bar.set_ticks([-1, 0, 1], labels=["worse", "0", "better"])
     bar.outline.set_visible(False)

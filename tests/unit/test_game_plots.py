@@ -8,7 +8,14 @@ import pytest
 from fairpriv.identity import content_hash
 from fairpriv.report.comparison import Comparison
 from fairpriv.report.finding import find_results
-from fairpriv.report.game_plots import NOT_COVERED, advantage_figure, attack_figure, bound_figure, standing
+from fairpriv.report.game_plots import (
+    NOT_COVERED,
+    advantage_figure,
+    attack_figure,
+    bound_figure,
+    membership_figure,
+    standing,
+)
 from fairpriv.report.page import compare
 from fairpriv.result import Result
 
@@ -150,3 +157,18 @@ def test_the_report_holds_the_games_plots(tmp_path, capsys):
     report = (tmp_path / "report.html").read_text()
     assert "It bounds no adversary" in report
     assert "advantage (0: guessing)" in report
+
+
+def test_membership_at_low_rates_is_drawn_beside_what_privacy_allows():
+    found = {"eval/membership/lira_tpr_at_1": 0.03, "eval/membership/lira_tpr_at_0.1": 0.01}
+    open_, private = (cell(seed=seed, **found) for seed in (0, 1))
+    private.config["defense"] = {"name": "dp_sgd_own"}
+    private.metrics |= {"eval/membership/tpr_bound_at_1": 0.2, "eval/membership/tpr_bound_at_0.1": 0.02}
+    (ax,) = membership_figure(Comparison.of([open_, private])).axes
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    bound = lines.pop("dp_sgd_own: bound by epsilon")
+    assert [*bound.get_xdata()] == [0.001, 0.01]
+    assert [*bound.get_ydata()] == [0.02, 0.2]
+    assert set(lines) == {"guessing", "none", "dp_sgd_own"}
+    assert sorted(lines["none"].get_ydata()) == [0.01, 0.03]
+    assert membership_figure(Comparison.of([cell()])) is None

@@ -1,6 +1,7 @@
 """Dimensions of a classifier, on worlds where the right value is known."""
 
 import functools
+import math
 from dataclasses import replace
 
 import pytest
@@ -180,6 +181,37 @@ def test_models_that_memorise_leak_membership_and_those_that_hardly_learn_do_not
     for attack in ("lira", "lira_offline", "rmia", "loss", "confidence"):
         assert {f"eval/membership/{attack}_{of}" for of in ("auc", "accuracy", "tpr_at_5")} <= set(sure)
     assert {"eval/membership/lira_auc/a", "eval/membership/lira_auc/b"} <= set(sure)
+
+
+def test_what_differential_privacy_allows_stands_beside_what_is_found(subject):
+    probe = Membership("membership", models=8, victims=2, rows=200, fpr=[0.05, 0.1], variance="row")
+    free = subject(epochs=1)
+    private = replace(free, defended=replace(free.defended, budget=(1.0, 1e-5)))
+    assert not any("bound" in name for name in probe.measure(free).metrics)
+    found = probe.measure(private).metrics
+    for percent in (5, 10):
+        allowed = found[f"eval/membership/tpr_bound_at_{percent}"]
+        assert allowed == pytest.approx(math.e * percent / 100 + 1e-5)
+
+
+def test_the_deviations_of_lira_are_chosen_by_a_word(subject):
+    given = {"models": 16, "victims": 4, "rows": 200, "fpr": [0.05]}
+    one, own = subject(epochs=10), "eval/membership/lira_auc"
+    row, together = (Membership("membership", variance=v, **given).measure(one).metrics for v in ("row", "global"))
+    assert row[own] != together[own]
+    assert row["eval/membership/loss_auc"] == together["eval/membership/loss_auc"]
+    with pytest.raises(InputError, match="variance=points: must be row or global"):
+        Membership("membership", variance="points")
+
+
+def test_labels_and_groups_are_told_apart_and_one_without_non_members_is_told(caplog):
+    probe = Membership("membership", models=8, victims=2)
+    member = torch.tensor([[True, True, False, False], [True, False, True, False]])
+    codes = torch.tensor([0, 0, 1, 1])
+    found = probe._by_group(member.double(), member, codes, ["a", "b", "absent"], "label/").metrics
+    assert found["eval/membership/lira_auc/label/a"] == found["eval/membership/lira_auc/label/b"] == 1
+    assert "label a has no members or no non-members in 1 of 2 attacked models" in caplog.text
+    assert "absent" not in caplog.text
 
 
 def test_a_rate_that_so_few_rows_cannot_tell_is_refused(subject):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from scipy import stats
@@ -18,6 +19,8 @@ from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional import membership
 from fairpriv.metrics import SHARE, Measured, Metric
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Membership(Probe):
     models: int = 64  # trained in one pool
     victims: int = 16  # of them, attacked in turn
     rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
+    # LiRA's deviation: of each row's own references, or one for all rows, the paper's advice below 64 models.
+    variance: Literal["row", "global"] = "global"
     # False-positive rates at which true-positive rates are reported; null: 1 % and 0.1 %, if there are enough rows.
     fpr: list[float] | None = None
 
@@ -47,6 +52,8 @@ class Membership(Probe):
             raise InputError(f"dimensions.{self.name}.models={self.models}: must be even, and at least 8")
         if not 1 <= self.victims <= self.models:
             raise InputError(f"dimensions.{self.name}.victims={self.victims}: must be from 1 to models={self.models}")
+        if self.variance not in ("row", "global"):
+            raise InputError(f"dimensions.{self.name}.variance={self.variance}: must be row or global")
         if any(not 0 < rate < 1 for rate in self.fpr or []):
             raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
 
@@ -61,10 +68,14 @@ class Membership(Probe):
         audited, others = (_answers(models, part) for part in (rows, population))
         scores = self._scores(audited, others, rows.y, population.y, inside)
         member = inside[: self.victims]
+        least = 1 / int((~member).sum())
+        rates = [rate for rate in _RATES if rate >= least] if self.fpr is None else self.fpr
         found = Measured()
         for name, of_victims in scores.items():
-            found |= self._rates(name, of_victims, member)
-        return found | self._by_group(scores["lira"], member, rows.s, subject.data.group_names)
+            found |= self._rates(name, of_victims, member, rates)
+        found |= self._by_group(scores["lira"], member, rows.s, subject.data.group_names)
+        found |= self._by_group(scores["lira"], member, rows.y, subject.data.label_names, "label/")
+        return found | self._allowed(subject.defended.budget, rates) if subject.defended.budget else found
 
     def _deals(self, subject: Subject) -> tuple[Rows, list[Deal], Tensor]:
         """Return the audited rows, each model's deal, and which model has which row, ``[M, N]``."""
@@ -106,8 +117,8 @@ class Membership(Probe):
         for victim in range(self.victims):
             refs = [m for m in range(self.models) if m != victim]
             given = confident[[victim]], confident[refs], inside[refs]
-            found["lira"].append(membership.lira_scores(*given, variance="global"))
-            found["lira_offline"].append(membership.lira_scores(*given, online=False, variance="global"))
+            found["lira"].append(membership.lira_scores(*given, variance=self.variance))
+            found["lira_offline"].append(membership.lira_scores(*given, online=False, variance=self.variance))
             found["rmia"].append(
                 membership.rmia_scores(own[[victim]], own[refs], inside[refs], beside[[victim]], beside[refs])
             )
@@ -115,7 +126,7 @@ class Membership(Probe):
             found["confidence"].append(greatest[[victim]].double())
         return {name: torch.cat(scores) for name, scores in found.items()}
 
-    def _rates(self, attack: str, scores: Tensor, member: Tensor) -> Measured:
+    def _rates(self, attack: str, scores: Tensor, member: Tensor, rates: Sequence[float]) -> Measured:
         label = _ATTACKS[attack]
         auc = [membership.membership_auc(one, truth) for one, truth in zip(scores, member, strict=True)]
         about = self._about(
@@ -132,8 +143,7 @@ class Membership(Probe):
             f"{label} accuracy",
             "Balanced accuracy at the best threshold, which favours the attack.",
         ).of(membership.balanced_accuracy_of(scores, member))
-        others = int((~member).sum())
-        for rate in [rate for rate in _RATES if rate * others >= 1] if self.fpr is None else self.fpr:
+        for rate in rates:
             try:
                 tpr, interval = membership.rates_at(scores, member, rate)
             except ValueError as error:
@@ -146,19 +156,41 @@ class Membership(Probe):
             ).of(tpr, interval, floor=rate)
         return found
 
-    def _by_group(self, scores: Tensor, member: Tensor, groups: Tensor, names: Sequence[str]) -> Measured:
-        """Measure the AUC of every group with members and non-members, which shows whose membership leaks more."""
+    def _by_group(
+        self, scores: Tensor, member: Tensor, codes: Tensor, names: Sequence[str], kind: str = ""
+    ) -> Measured:
+        """Measure the AUC of every group, or label, which shows whose membership leaks more."""
         found = Measured()
         for code, name in enumerate(names):
-            own = groups == code
+            own = codes == code
+            if not own.any():
+                continue  # worlds of pure groups have rows of one group only
             auc = [
                 membership.membership_auc(one[own], truth[own])
                 for one, truth in zip(scores, member, strict=True)
                 if truth[own].any() and not truth[own].all()
             ]
+            if len(auc) < len(scores):
+                log.warning(
+                    "dimension=%s: %s%s has no members or no non-members in %d of %d attacked models, which its AUC "
+                    "leaves out: raise dimensions.%s.rows",
+                    *(self.name, kind.replace("/", " "), name, len(scores) - len(auc), len(scores), self.name),
+                )
             if auc:
-                about = self._about(f"lira_auc/{name}", f"LiRA AUC, {name}", f"The AUC of LiRA among rows of {name}.")
+                about = self._about(f"lira_auc/{kind}{name}", f"LiRA AUC, {name}", f"LiRA's AUC among rows of {name}.")
                 found |= about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
+        return found
+
+    def _allowed(self, budget: tuple[float, float], rates: Sequence[float]) -> Measured:
+        """Return what differential privacy allows any attack, to be read beside what ours find."""
+        found = Measured()
+        for rate in rates:
+            found |= self._about(
+                f"tpr_bound_at_{100 * rate:g}",
+                f"bound on TPR at {100 * rate:g} %",
+                f"The largest TPR at {100 * rate:g} % of any attack, by the (epsilon, delta) of the whole training "
+                "(Kairouz et al., ICML 2015), which protects even from an adversary who knows all other rows.",
+            ).of(membership.dp_true_positive_bound(*budget, rate))
         return found
 
     def _about(self, key: str, label: str, meaning: str, **more: object) -> Metric:
