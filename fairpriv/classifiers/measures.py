@@ -13,6 +13,8 @@ from fairpriv import functional
 from fairpriv.functional.fairness import shares
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
+Ends = tuple[float, float]  # of an interval
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -172,40 +174,21 @@ def measure(
         for split, samples in (("rates", rates), ("gap", gap))
     }
     worlds = [counts["rates"][world] + counts["gap"][world] for world in (0, 1)]
-    hits, rows = _recalled(worlds[0] + worlds[1])
-    balanced, (lo, hi) = _mean_rate(hits, rows), functional.mean_rate_interval(hits, rows)
-    measured = _accuracy_of(ACCURACY, hits, rows) | BALANCED_ACCURACY.of(balanced, (lo, hi))
-
-    (hits0, rows0), (hits1, rows1) = (_recalled(count) for count in counts["gap"])
-    measured |= _accuracy_of(WORLD_ACCURACY.named(world="0"), hits0, rows0)
-    measured |= _accuracy_of(WORLD_ACCURACY.named(world="1"), hits1, rows1)
-    dealt = functional.permuted_counts(torch.stack([count.sum(1) for count in counts["gap"]], 1))  # among the worlds
-    right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
-    difference = sum(hits1) / sum(rows1) - sum(hits0) / sum(rows0)
-    gap_ends = functional.mean_rate_gap_interval([sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)])
-    measured |= _gap_of(ACCURACY_GAP, difference, gap_ends, right.sum(-1) / of.sum(-1))
-    balanced_difference = _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
-    ends = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
-    measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced_difference, ends, (right / of).mean(-1))
+    measured, balanced, balanced_ends = _accuracy(worlds)
+    gaps, difference, balanced_difference, gap_ends = _gaps(counts["gap"])
+    measured |= gaps
 
     pooled = counts["rates"][0] + counts["rates"][1]
     absent = (pooled.sum(-1) == 0).nonzero().tolist()
     if absent:
         label, group = label_names[absent[0][0]], group_names[absent[0][1]]
         raise ValueError(f"no rows with label {label!r} and group {group!r} in the rates split, so no rates of them")
-    cell_rates = shares(pooled)
-    measured |= _equalized_odds(pooled, cell_rates, label_names)
-
-    (composition0, prior0), (composition1, prior1) = (_make_up(count) for count in counts["rates"])
+    measured |= _equalized_odds(pooled, shares(pooled), label_names)
     measured |= SHIFT_WEIGHT.of(
         functional.shift_weight(rates[0].target, rates[0].groups, rates[1].target, rates[1].groups)
     )
-    measured |= LABEL_SHIFT.of(functional.label_shift(cell_rates, composition0, prior0, prior1))
-    bound = float(functional.accuracy_gap_bound(cell_rates, composition0, composition1, prior0, prior1))
-    bound_ends = functional.accuracy_gap_bound_interval(pooled, composition0, composition1, prior0, prior1)
-    balanced_bound = float(functional.balanced_accuracy_gap_bound(cell_rates, composition0, composition1))
-    ends = functional.balanced_accuracy_gap_bound_interval(pooled, composition0, composition1)
-    measured |= BOUND.of(bound, bound_ends) | BALANCED_BOUND.of(balanced_bound, ends)
+    bounds, bound, balanced_bound, bound_ends = _bounds(pooled, counts["rates"])
+    measured |= bounds
 
     rounding = 1e-9
     measured |= BOUND_HOLDS.of(abs(difference) <= bound + rounding)
@@ -213,8 +196,50 @@ def measure(
     # 1 only where sampling error of rates and gap does not explain it
     measured |= BOUND_REFUTED.of(gap_ends[0] > bound_ends[1] + rounding)
     measured |= BELOW_TAU.of(abs(difference) < tau) | TAU_IN_INTERVAL.of(gap_ends[0] <= tau <= gap_ends[1])
+    return measured | _triviality(worlds, label_names, balanced, balanced_ends)
 
-    degenerate = []
+
+def _accuracy(worlds: Sequence[Tensor]) -> tuple[Measured, float, Ends]:
+    """Measure plain and balanced accuracy of both worlds together; return the latter with its interval, too."""
+    hits, rows = _recalled(worlds[0] + worlds[1])
+    balanced, ends = _mean_rate(hits, rows), functional.mean_rate_interval(hits, rows)
+    return _accuracy_of(ACCURACY, hits, rows) | BALANCED_ACCURACY.of(balanced, ends), balanced, ends
+
+
+def _gaps(counts: Sequence[Tensor]) -> tuple[Measured, float, float, Ends]:
+    """Measure each world's accuracy and the gaps between the worlds.
+
+    Also returned are the signed differences of plain and of balanced accuracy, and the interval of the plain gap.
+    """
+    (hits0, rows0), (hits1, rows1) = (_recalled(count) for count in counts)
+    measured = _accuracy_of(WORLD_ACCURACY.named(world="0"), hits0, rows0)
+    measured |= _accuracy_of(WORLD_ACCURACY.named(world="1"), hits1, rows1)
+    dealt = functional.permuted_counts(torch.stack([count.sum(1) for count in counts], 1))  # among the worlds
+    right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
+    difference = sum(hits1) / sum(rows1) - sum(hits0) / sum(rows0)
+    ends = functional.mean_rate_gap_interval([sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)])
+    measured |= _gap_of(ACCURACY_GAP, difference, ends, right.sum(-1) / of.sum(-1))
+    balanced = _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
+    balanced_ends = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
+    measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced, balanced_ends, (right / of).mean(-1))
+    return measured, difference, balanced, ends
+
+
+def _bounds(pooled: Tensor, counts: Sequence[Tensor]) -> tuple[Measured, float, float, Ends]:
+    """Measure label shift and the bounds on both gaps; return the bounds, and the interval of the plain one, too."""
+    rates = shares(pooled)
+    (composition0, prior0), (composition1, prior1) = (_make_up(count) for count in counts)
+    measured = LABEL_SHIFT.of(functional.label_shift(rates, composition0, prior0, prior1))
+    bound = float(functional.accuracy_gap_bound(rates, composition0, composition1, prior0, prior1))
+    ends = functional.accuracy_gap_bound_interval(pooled, composition0, composition1, prior0, prior1)
+    balanced = float(functional.balanced_accuracy_gap_bound(rates, composition0, composition1))
+    balanced_ends = functional.balanced_accuracy_gap_bound_interval(pooled, composition0, composition1)
+    return measured | BOUND.of(bound, ends) | BALANCED_BOUND.of(balanced, balanced_ends), bound, balanced, ends
+
+
+def _triviality(worlds: Sequence[Tensor], label_names: Sequence[str], balanced: float, ends: Ends) -> Measured:
+    """Measure how often each world's commonest prediction is made; say where that, or chance, is all there is."""
+    measured, degenerate = Measured(), []
     for world, count in enumerate(worlds):
         predicted = count.sum((0, 1)).tolist()
         top = max(predicted)
@@ -222,7 +247,7 @@ def measure(
         if 100 * (sum(predicted) - top) < sum(predicted):
             name = label_names[predicted.index(top)]
             degenerate.append(f"world {world}: {top / sum(predicted):.2%} of the predictions are {name!r}, above 99 %")
-    chance = 1 / len(label_names)
+    chance, (lo, hi) = 1 / len(label_names), ends
     if lo <= chance <= hi:
         degenerate.append(
             f"balanced accuracy {balanced:.3f} [{lo:.3f}, {hi:.3f}] cannot be told from chance, {chance:.3f}"

@@ -320,9 +320,12 @@ import os, re, subprocess, sys
 text = open(sys.argv[1]).read()
 open(os.path.join({folder!r}, "script"), "w").write(text)
 log = open(os.path.join({folder!r}, "log"), "w")
-last = int(re.search(r"--array=0-([0-9]+)", text)[1])
+array = re.search(r"--array=0-([0-9]+)", text)  # of one job there is none
+last = int(array[1]) if array else 0
 for task in range(last + 1):
-    own = {{"SLURM_JOB_ID": str(78 + task), "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task)}}
+    own = {{"SLURM_JOB_ID": "77"}}
+    if array:
+        own = {{"SLURM_JOB_ID": str(78 + task), "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(task)}}
     own |= {{"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}}
     own |= {{"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node1"}}
     run = f'bash "$0"; touch {folder}/{{task}}.over'
@@ -377,6 +380,17 @@ def test_slurm_gets_one_array_of_jobs_of_which_one_is_lost(fairpriv, monkeypatch
     assert len(lines) == 3
     assert notes.ended == {"a", "b"}
     assert len({note["pid"] for note in notes.began.values()}) == 3
+
+
+def test_a_job_of_slurm_s_finds_the_classes_of_a_config_folder(fairpriv, monkeypatch, slurm):
+    monkeypatch.setattr("submitit.SlurmJob.watcher._delay_s", 0.5)  # not ten minutes
+    lab = Path(__file__).parents[1] / "plugin" / "mine"
+    words = ["dataset=lab_people", "defense=lab_noise", "debug=fast", "game.rows=40", "paths.root=out"]
+    ended = fairpriv("--config-dir", lab, "-m", *words, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=5")
+    assert ended.status == 0, ended.err
+    (result,) = find_results([Path("out")])[0]
+    assert result.metrics["defense/sigma"] == 0.25
+    assert "submitit.core._submit" in (slurm / "script").read_text()
 
 
 def test_a_sweep_through_submitit_goes_on_by_another_launcher(fairpriv, small, tmp_path):

@@ -118,6 +118,7 @@ def test_the_parts_of_a_plug_in_are_listed_and_shown(lab):
     assert "did you mean 'lab_noise'?" in lab("defense=lab_noize").err
 
 
+@pytest.mark.parametrize("lab", ["folder"], indirect=True)
 def test_a_classifier_s_parts_of_a_plug_in_run_on_slots(lab):
     words = ["dataset=lab_people", "defense=none,lab_noise", "attack=[lab_mean]", "game.shadows=3", "game.victims=2"]
     ended = lab("-m", *words, "debug=fast", "paths.root=out", "hydra/launcher=local_slots", "hydra.launcher.slots=1")
@@ -145,15 +146,6 @@ def test_two_processes_find_the_classes_of_a_config_folder(fairpriv):
     assert ended.status == 0, ended.err
     (result,) = find_results([Path("out")])[0]
     assert result.device.startswith("2 x ")
-    assert result.metrics["defense/sigma"] == 0.25
-
-
-@pytest.mark.slow
-def test_a_job_of_submitit_s_finds_the_classes_of_a_config_folder(fairpriv):
-    words = ["dataset=lab_people", "defense=lab_noise", "debug=fast", "hydra/launcher=submitit_local", "paths.root=out"]
-    ended = fairpriv("--config-dir", LAB / "mine", "-m", *words)
-    assert ended.status == 0, ended.err
-    (result,) = find_results([Path("out")])[0]
     assert result.metrics["defense/sigma"] == 0.25
 
 
