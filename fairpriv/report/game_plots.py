@@ -190,7 +190,7 @@ def membership_figure(table: Comparison) -> Figure | None:
     styles = series_styles(table)
     width = 4.4 * len(settings)
     figure = Figure(figsize=(width, 4.6))
-    figure.subplots_adjust(0.65 / width, 0.33, 1 - 0.15 / width, 0.92, 0.25)
+    figure.subplots_adjust(0.8 / width, 0.33, 1 - 0.15 / width, 0.92, 0.25)
     axes = figure.subplots(1, len(settings), squeeze=False)[0]
     for ax, (title, groups) in zip(axes, settings.items(), strict=True):
         ends = min(rates.values()) / 2, max(rates.values()) * 2
@@ -210,8 +210,12 @@ def membership_figure(table: Comparison) -> Figure | None:
             if bound:
                 ax.plot(*zip(*bound, strict=True), "_--", color=colour, linewidth=1, label=f"{name}: bound by epsilon")
         ax.set_xscale("log")
-        ax.set_yscale("symlog", linthresh=ends[0])
+        ax.set_yscale("symlog", linthresh=min(rates.values()))
         ax.set_ylim(0, 1.2)
+        at = [rate for rate in (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0) if not 0 < rate < min(rates.values())]
+        ax.set_yticks(at, [f"{100 * rate:g} %" for rate in at], minor=False)
+        ax.set_xticks([*rates.values()], [f"{100 * rate:g} %" for rate in rates.values()], minor=False)
+        ax.minorticks_off()
         ax.set_xlabel("false-positive rate")
         ax.set_title(title, loc="left")
     axes[0].set_ylabel("LiRA: true-positive rate")

@@ -76,14 +76,20 @@ def classifier_matrix_figure(table: Comparison) -> Figure | None:
         return None
     tables = {
         title: [
-            Row(table.name(group) + ("†" if group.degenerate else ""), [group.differences.get(m) for m in columns], [])
-            for group in groups
+            Row(name + ("†" if group.degenerate else ""), [group.differences.get(m) for m in columns], [])
+            for group, name in zip(groups, _names(table, groups), strict=True)
         ]
         for title, groups in settings.items()
     }
     heads = [table.described[metric].title for metric in columns]
     signs = [table.described[metric].sign for metric in columns]
     return _heat_maps(tables, heads, signs, "paired change against the baseline")
+
+
+def _names(table: Comparison, groups: Sequence[Group]) -> list[str]:
+    """Name the rows of one map by their defences, or where these are the same by everything that tells them apart."""
+    short = [table.series(group) for group in groups]
+    return short if len({*short}) == len(short) else [table.name(group) for group in groups]
 
 
 class Row(NamedTuple):
@@ -97,13 +103,14 @@ class Row(NamedTuple):
 def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs: Sequence[int], about: str) -> Figure:
     """Draw maps one below another; a cell's colour is its change times its column's sign, darker where it is larger.
 
-    Bold are changes that differ from 0 after Holm's correction for all intervals of the picture.
+    Bold are changes that differ from 0 after Holm's correction for all intervals of the picture. Pale are those whose
+    own interval contains 0, since a column's largest change may be noise.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     labels = [row.label for rows in tables.values() for row in rows]
-    left, side, height, between, below = 0.5 + 0.065 * max(map(len, labels)), 1.25, 0.46, 0.5, 1.2
+    left, side, height, between, below = 0.5 + 0.065 * max(map(len, labels)), 1.25, 0.46, 0.5, 1.35
     width = left + side * len(heads) + 0.9
     tall = below + sum(between + height * len(rows) for rows in tables.values())
     figure = Figure(figsize=(width, tall))
@@ -121,6 +128,10 @@ def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs:
         most = [max(column, default=0.0) or 1.0 for column in columns]
         most = [max(most)] * len(most) if alike else most
         shades = [[sign * v / m for v, sign, m in zip(row, signs, most, strict=True)] for row in values]
+        for y, row in enumerate(rows):
+            for x, one in enumerate(row.changes):
+                if one is not None and (one.ends is None or one.ends[0] <= 0 <= one.ends[1]):
+                    shades[y][x] *= 0.3
         image: Any = ax.imshow(shades, cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for y, row in enumerate(rows):
             for x, estimate in enumerate(row.changes):
@@ -142,7 +153,7 @@ def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs:
     count = sum(one.ends is not None for one in changes)
     ax.set_xlabel(
         f"{about}, with 95 % intervals\nof {count}, {alone} exclude zero, where chance alone gives about "
-        f"{count / 20:.0f}; bold: {len(settled)} that do so after Holm's correction for all of them",
+        f"{count / 20:.0f}\nbold: {len(settled)} that do so after Holm's correction for all of them; pale: not even alone",
         labelpad=8,
     )
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.7 / width, top / tall, 0.15 / width, box[3])))

@@ -110,7 +110,8 @@ def test_bold_is_what_is_settled_after_correction_for_all_intervals_of_the_pictu
     def bold(defences):
         figure = classifier_matrix_figure(Comparison.of(cells(defences)))
         told = figure.axes[0].texts
-        label = figure.axes[0].get_xlabel()
+        label, shades = figure.axes[0].get_xlabel(), abs(figure.axes[0].images[0].get_array())
+        assert (shades > 0.3).sum() == 1  # pale where the own interval contains 0, so that noise has no strong colour
         return {text.get_text()[:6] for text in told if text.get_fontweight() == "bold"}, label
 
     alone, label = bold(["d1"])
@@ -118,4 +119,4 @@ def test_bold_is_what_is_settled_after_correction_for_all_intervals_of_the_pictu
     assert "of 2, 1 exclude zero" in label
     among, label = bold([f"d{i}" for i in range(1, 9)])
     assert among == set()  # p = 0.013, the smallest of 16
-    assert "of 16, 1 exclude zero, where chance alone gives about 1; bold: 0 that" in label
+    assert "of 16, 1 exclude zero, where chance alone gives about 1\nbold: 0 that" in label
