@@ -153,7 +153,7 @@ def _heat_maps(tables: Mapping[str, Sequence[Row]], heads: Sequence[str], signs:
     count = sum(one.ends is not None for one in changes)
     ax.set_xlabel(
         f"{about}, with 95 % intervals\nof {count}, {alone} exclude zero, where chance alone gives about "
-        f"{count / 20:.0f}\nbold: {len(settled)} that do so after Holm's correction for all of them; pale: not even alone",
+        f"{count / 20:.0f}\nbold: {len(settled)} that do so after Holm's correction for all; pale: not even alone",
         labelpad=8,
     )
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.7 / width, top / tall, 0.15 / width, box[3])))
