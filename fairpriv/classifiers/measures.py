@@ -174,7 +174,7 @@ def measure(
         for split, samples in (("rates", rates), ("gap", gap))
     }
     worlds = [counts["rates"][world] + counts["gap"][world] for world in (0, 1)]
-    measured, balanced, balanced_ends = _accuracy(worlds)
+    measured, balanced, balanced_ends = _overall(worlds)
     gaps, difference, balanced_difference, gap_ends = _gaps(counts["gap"])
     measured |= gaps
 
@@ -199,7 +199,7 @@ def measure(
     return measured | _triviality(worlds, label_names, balanced, balanced_ends)
 
 
-def _accuracy(worlds: Sequence[Tensor]) -> tuple[Measured, float, Ends]:
+def _overall(worlds: Sequence[Tensor]) -> tuple[Measured, float, Ends]:
     """Measure plain and balanced accuracy of both worlds together; return the latter with its interval, too."""
     hits, rows = _recalled(worlds[0] + worlds[1])
     balanced, ends = _mean_rate(hits, rows), functional.mean_rate_interval(hits, rows)
