@@ -54,6 +54,8 @@ def response_rows(after: Sequence[Observation], before: Sequence[Observation] | 
                 row |= {"safe": seen.verdicts[k].safe, "reason": seen.verdicts[k].reason, "judge": judge}
             if before is not None:
                 row["before"] = before[i].answers[k]
+                if then := before[i].verdicts:
+                    row |= {"safe_before": then[k].safe, "reason_before": then[k].reason}
             rows.append(row)
     return rows
 

@@ -8,14 +8,18 @@ import hashlib
 import html
 import io
 import re
+import shlex
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import combining, east_asian_width
 
+from fairpriv import __version__
 from fairpriv.errors import InputError
 from fairpriv.metrics import Metric
 from fairpriv.report.comparison import (
@@ -33,7 +37,9 @@ from fairpriv.report.comparison import (
     described,
 )
 from fairpriv.report.finding import NOT_FINISHED, find_results
+from fairpriv.report.flips import flips_html
 from fairpriv.report.reading import reading
+from fairpriv.report.responses import write_responses
 from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
 from fairpriv.result import Result, write_whole
 
@@ -92,7 +98,17 @@ def compare(
     try:
         write_whole(out / "table.csv", (lines := _csv(table)).encode("utf-8", "replace"))
         figures, undrawn = _write_plots(table, out / "plots")
-        page = _html(table, figures, said, about, skipped, unfinished, folders, where)
+        options = [word for text in where for word in ("--where", text)]
+        named = (("--by", by), ("--baseline", baseline), ("--pareto", pareto))
+        options += [word for option, text in named if text is not None for word in (option, text)]
+        command = shlex.join(["fairpriv", "compare", *map(str, folders), *options])
+        cells = _cells(table)
+        named_cells = [(f"{table.name(table.groups[i])}, seed {seed}", result) for i, seed, result in cells]
+        responses, left = write_responses(named_cells, out)
+        if left:
+            undrawn.append(f"no page of the responses of {left} more cells: choose with --where")
+        flips = flips_html(named_cells)
+        page = _html(table, cells, figures, said, about, skipped, unfinished, command, responses, flips)
         write_whole(out / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
@@ -182,7 +198,8 @@ def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
     texts = [str(escape(text)) for text in texts]
     names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
     whole = ", ".join(map("".join, zip(names, texts, strict=True)))
-    return Markup(f'<th class="whole">{whole}</th>' + "".join(f'<td class="place">{text}</td>' for text in texts))
+    rest = "".join(f'<th scope="row" class="place">{text}</th>' for text in texts)
+    return Markup(f'<th scope="row" class="whole">{whole}</th>{rest}')
 
 
 def number_cells(
@@ -246,7 +263,7 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
             "*: best mean among the groups of its dataset and game that have no degenerate cell and are no control"
         )
     if table.pareto:
-        metrics = ", ".join(table.pareto)
+        metrics = ", ".join(table.described[name].title for name in table.pareto)
         notes.append(f"front: no other group of its dataset and game is as good in all of {metrics} and better in one")
     for group in table.groups:
         if marked := group.degenerate:
@@ -509,18 +526,18 @@ def _kind(group: Group, estimate: Estimate) -> str:
 
 def _html(
     table: Comparison,
+    cells: Sequence[tuple[int, str, Result]],
     figures: Mapping[str, str],
     said: Sequence[str],
     about: Sequence[str],
     skipped: Sequence[tuple[Path, str]],
     unfinished: int,
-    folders: Sequence[Path],
-    where: Sequence[str],
+    command: str,
+    responses: Sequence[tuple[str, str, int]],
+    flips: str,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-
-    from fairpriv.report.flips import flips_html
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -533,25 +550,24 @@ def _html(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     tools: list[Callable[..., Any]] = [show, number_cells, heading, seeds, reasons, one_line]
     environment.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
-    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    script, style = (Path(__file__).with_name(f"report.{end}").read_text(encoding="utf-8") for end in ("js", "css"))
     taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
     meanings: dict[str, list[str]] = {}
     for metric in table.columns.values():
         meanings.setdefault(metric.meaning, []).append(metric.title)
-    cells = [
-        (i, seed, result)
-        for i, group in enumerate(table.groups)
-        for seed, result in sorted((group.completed | group.failed).items(), key=lambda item: (len(item[0]), item[0]))
-    ]
     return environment.get_template("report.html.j2").render(
         table=table,
         columns=[*table.columns.values()],
-        figures={title: Markup(_inline(svg)) for title, svg in figures.items()},  # matplotlib escapes what it writes
+        # matplotlib escapes what it writes
+        figures={title: Markup(_inline(svg)) for title, svg in figures.items() if title},
+        static=Markup(_inline(figures[""])) if "" in figures and len(table.groups) <= _DRAWN_GROUPS else None,
+        style=Markup(style),
         rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],
         said=said,
         about=about,
         cells=cells,
-        flips=Markup(flips_html((f"{table.name(table.groups[i])}, seed {seed}", r) for i, seed, r in cells)),
+        responses=responses,
+        flips=Markup(flips),
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
         pooled=any(group.seeds != len(group.completed) for group in table.groups),
         mixed=[group for group in table.groups if len(group.codes) > 1],
@@ -562,11 +578,32 @@ def _html(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         skipped=skipped,
         unfinished=unfinished,
-        folders=folders,
-        where=where,
+        made={
+            "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "command": command,
+            "version": __version__,
+            "versions": _versions(table),
+        },
+        pareto=[table.described[name].title for name in table.pareto],
         taus=sorted(taus),
         meanings=meanings,
     )
+
+
+def _cells(table: Comparison) -> list[tuple[int, str, Result]]:
+    """List every cell with the number of its group and its seed."""
+    return [
+        (i, seed, result)
+        for i, group in enumerate(table.groups)
+        for seed, result in sorted((group.completed | group.failed).items(), key=lambda item: (len(item[0]), item[0]))
+    ]
+
+
+def _versions(table: Comparison) -> str:
+    """List the packages whose version all cells share; `Comparison.environments` has the others."""
+    cells = [result for group in table.groups for result in (group.completed | group.failed).values()]
+    shared = [(name, value) for name, value in cells[0].versions.items() if name not in table.environments]
+    return ", ".join(f"{name} {value}" for name, value in shared)
 
 
 def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[str, Any]:
@@ -615,9 +652,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
 
     rows = [row(*cell) for cell in cells]
     return {
-        "metrics": [
-            {"name": m.name, "label": m.title if m.name in columns else m.name, "better": m.sign} for m in metrics
-        ],
+        "metrics": [{"name": m.name, "label": m.title, "better": m.sign} for m in metrics],
         "panel": next(iter(table.panels), None),
         "place": [heading(key) for key in table.place],
         "settings": [*table.settings],
@@ -643,6 +678,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
             for group in table.groups
         ],
         "names": [*names],
+        "labels": _labels(table, names),
         "cells": rows,
         "sections": [
             {key: "null" if value is None else show(value) for key, value in flat(section)}
@@ -652,12 +688,19 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
     }
 
 
+def _labels(table: Comparison, names: Iterable[str]) -> list[str]:
+    """Write the labels of the metrics, with the name behind a label that several have."""
+    titles = {name: table.described[name].title if name in table.described else name for name in names}
+    counts = Counter(titles.values())
+    return [title if counts[title] == 1 else f"{title} ({name})" for name, title in titles.items()]
+
+
 def _brief(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
 def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Write the pictures; return the SVG of those in the report by title, and notes on what was too much to draw."""
+    """Write the pictures; return their SVG by title (the trade-off's is empty), and what was too much to draw."""
     if not table.metrics:
         return {}, []
     import matplotlib
@@ -697,19 +740,20 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         matplotlib.rcParams["font.size"] = 9
         matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
         matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+        matplotlib.rcParams["pdf.fonttype"] = 42
         matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
         drawn = {"": ("tradeoff", tradeoff_figure(table, settings))} if table.panels else {}
         drawn |= {title: (name, figure) for title, (name, draw) in more.items() if (figure := draw(table)) is not None}
         for title, (name, figure) in drawn.items():
-            svg, png = io.BytesIO(), io.BytesIO()
+            svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
+            figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
             figure.savefig(png, format="png", dpi=110)
-            write_whole(folder / f"{name}.svg", svg.getvalue())
-            write_whole(folder / f"{name}.png", png.getvalue())
-            if title:
-                figures[title] = svg.getvalue().decode()
+            for suffix, file in (("svg", svg), ("pdf", pdf), ("png", png)):
+                write_whole(folder / f"{name}.{suffix}", file.getvalue())
+            figures[title] = svg.getvalue().decode()
     for name in stale - {name for name, _ in drawn.values()}:  # of an earlier comparison
-        for suffix in ("svg", "png"):
+        for suffix in ("svg", "pdf", "png"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     return figures, undrawn
 

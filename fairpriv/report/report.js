@@ -28,6 +28,92 @@ function brief(value) {
   return String(+value.toFixed(size < 2 ? 3 : size < 100 ? 2 : 1));
 }
 
+// What is chosen stays in the address, so that a link shows the same again.
+const chosen = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+function keep() {
+  const now = new URLSearchParams();
+  const set = (key, value, usual) => value !== usual && now.set(key, value);
+  set("q", find("filter").value, "");
+  set("sound", String(find("sound").checked), "false");
+  set("theme", document.documentElement.dataset.theme ?? "", "");
+  const panel = find("panels");
+  if (panel) {
+    set("x", axes[find("x").value]?.name ?? "", usual.x);
+    set("y", axes[find("y").value]?.name ?? "", usual.y);
+    set("of", find("setting").value, usual.of);
+    set("bars", String(find("bars").checked), usual.bars);
+    for (const name of hidden) now.append("off", name);
+  }
+  for (const head of document.querySelectorAll("th[aria-sort]")) {
+    now.append("sort", [head.closest("table").dataset.name, head.cellIndex, head.getAttribute("aria-sort")].join(":"));
+  }
+  history.replaceState(null, "", `#${now}`);
+}
+
+// Files of what is shown.
+function save(name, blob) {
+  const link = make("a", { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+function csv(table) {
+  const cell = (node) => {
+    const text = node.textContent.replace(/\s+/g, " ").trim();
+    const safe = /^(?:[=@]|[+-](?!\.?\d))/.test(text) ? `'${text}` : text; // a spreadsheet would take it for a formula
+    return /[",]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  const rows = [...table.rows].filter((row) => !row.hidden && !row.dataset.of);
+  const lines = rows.map((row) => [...row.cells].filter((node) => !node.classList.contains("whole")).map(cell).join(","));
+  return new Blob([`${lines.join("\n")}\n`], { type: "text/csv" });
+}
+const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-family", "font-weight", "opacity"];
+function standalone(svg) {
+  const copy = svg.cloneNode(true);
+  const [from, to] = [svg, copy].map((root) => [root, ...root.querySelectorAll("*")]);
+  from.forEach((node, i) => {
+    const style = getComputedStyle(node);
+    for (const name of STYLES) to[i].style.setProperty(name, style.getPropertyValue(name));
+  });
+  return copy;
+}
+function picture(box) {
+  const around = box.getBoundingClientRect();
+  const drawn = [...box.querySelectorAll("svg")].filter((svg) => !svg.parentNode.closest("svg"));
+  const whole = draw("svg", { width: around.width, height: around.height, viewBox: `0 0 ${around.width} ${around.height}` });
+  const page = getComputedStyle(box.classList.contains("paper") ? box : document.body).backgroundColor;
+  whole.append(draw("rect", { width: "100%", height: "100%", fill: page }));
+  for (const svg of drawn) {
+    const at = svg.getBoundingClientRect();
+    const title = svg.parentNode.querySelector("figcaption");
+    if (title) {
+      const ink = getComputedStyle(title).color;
+      whole.append(draw("text", { x: at.left - around.left + 2, y: at.top - around.top - 5, "font-size": 13, fill: ink }, title.textContent));
+    }
+    const copy = standalone(svg);
+    furnish(copy, { x: at.left - around.left, y: at.top - around.top, width: at.width, height: at.height }, []);
+    whole.append(copy);
+  }
+  return whole;
+}
+function savePicture(box, name, kind) {
+  const svg = picture(box);
+  const text = new XMLSerializer().serializeToString(svg);
+  if (kind === "SVG") return save(`${name}.svg`, new Blob([text], { type: "image/svg+xml" }));
+  const image = new Image();
+  image.onload = () => {
+    const canvas = make("canvas", { width: 2 * svg.getAttribute("width"), height: 2 * svg.getAttribute("height") });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(`${name}.png`, blob));
+  };
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+}
+function saves(name, kinds, act) {
+  const buttons = kinds.map((kind) =>
+    make("button", { type: "button", class: "save-as", "aria-label": `save ${name} as ${kind}`, onclick: () => act(kind) }, kind),
+  );
+  return make("div", { class: "save" }, ...buttons);
+}
+
 // Filter: every word must occur in the row's own words; with a minus before it, it must not.
 const hidden = new Set(); // series switched off in the legend
 let shown = data.groups.map(() => true);
@@ -51,6 +137,7 @@ function applyFilter() {
   const count = shown.filter(Boolean).length;
   find("count").textContent = count === shown.length ? "" : `${count} of ${shown.length} rows`;
   plot();
+  keep();
 }
 
 // Sort: best or greatest first, then the other way, then as it was.
@@ -61,11 +148,11 @@ function sortable(table) {
   heads.forEach((head, column) => {
     const button = make("button", { type: "button", class: "sort" }, ...head.childNodes);
     head.append(button);
-    button.addEventListener("click", () => {
+    const sort = (wanted) => {
       const first = head.classList.contains("number") && head.dataset.better !== "-1" ? "descending" : "ascending";
       const second = first === "ascending" ? "descending" : "ascending";
       const next = { [first]: second, [second]: null }[head.getAttribute("aria-sort")];
-      const order = next === undefined ? first : next;
+      const order = wanted ?? (next === undefined ? first : next);
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       for (const row of body.querySelectorAll("tr[data-of]")) row.remove();
       table.classList.toggle("sorted", order !== null);
@@ -83,14 +170,23 @@ function sortable(table) {
           return sign * (isNaN(p) || isNaN(q) ? x.localeCompare(y, "en", { numeric: true }) : p - q);
         }),
       );
+    };
+    button.addEventListener("click", () => {
+      sort();
+      keep();
     });
+    for (const text of chosen.getAll("sort")) {
+      const [name, at, order] = text.split(":");
+      if (name === table.dataset.name && Number(at) === column) sort(order === "descending" ? order : "ascending");
+    }
   });
 }
 
 // A cell's config, metrics and environment, below its row.
 function unfold(row) {
   const next = row.nextSibling;
-  row.classList.toggle("open");
+  const open = row.classList.toggle("open");
+  row.querySelector("button.unfold").setAttribute("aria-expanded", String(open));
   if (next && next.dataset && next.dataset.of) return next.remove();
   const cell = data.cells[row.dataset.cell];
   const { versions, git, device } = data.environments[cell.environment];
@@ -102,7 +198,7 @@ function unfold(row) {
           "section",
           {},
           make("h3", {}, title),
-          make("table", {}, ...rows.map((r) => make("tr", {}, ...r.map((text) => make("td", {}, String(text)))))),
+          make("table", {}, ...rows.map(([name, ...r]) => make("tr", {}, make("th", { scope: "row" }, String(name)), ...r.map((text) => make("td", {}, String(text)))))),
         );
   const interval = ([, , lo, hi]) => (lo === undefined || lo === null || hi === null ? "" : `[${brief(lo)}, ${brief(hi)}]`);
   const code = git ? [["commit", `${git.commit ?? "–"}${git.dirty ? ", with changes" : ""}`]] : [["commit", "not recorded"]];
@@ -112,7 +208,7 @@ function unfold(row) {
     { class: "detail" },
     pairs("Outcome", said),
     pairs("Configuration", config),
-    pairs("Metrics, with the cell's own 95 % intervals", cell.metrics.map((m) => [data.names[m[0]], brief(m[1]), interval(m)])),
+    pairs("Metrics, with the cell's own 95 % intervals", cell.metrics.map((m) => [data.labels[m[0]], brief(m[1]), interval(m)])),
     pairs("Environment", [...code, ["device", device || "–"], ...Object.entries(versions)]),
     pairs("Seconds", Object.entries(cell.seconds).map(([stage, value]) => [stage, brief(value)])),
     pairs("Files", Object.entries(cell.artifacts)),
@@ -158,8 +254,9 @@ const SHAPES = {
   X: (r) => `M${-r},${-r * 0.5}L${-r * 0.5},${-r}L0,${-r * 0.5}L${r * 0.5},${-r}L${r},${-r * 0.5}L${r * 0.5},0L${r},${r * 0.5}L${r * 0.5},${r}L0,${r * 0.5}L${-r * 0.5},${r}L${-r},${r * 0.5}L${-r * 0.5},0z`,
   p: (r) => `M0,${-1.1 * r}L${1.05 * r},${-0.34 * r}L${0.65 * r},${0.9 * r}H${-0.65 * r}L${-1.05 * r},${-0.34 * r}z`,
 };
+const ink = (colour) => (colour === "black" ? "var(--ink)" : colour);
 const mark = ([colour, shape], r, hollow) =>
-  draw("path", { d: SHAPES[shape](r), fill: hollow ? "#fff" : colour, stroke: colour, "stroke-width": hollow ? 1.6 : 0.8 });
+  draw("path", { d: SHAPES[shape](r), fill: hollow ? "var(--page)" : ink(colour), stroke: ink(colour), "stroke-width": hollow ? 1.6 : 0.8 });
 
 function ticks(lo, hi, count) {
   const rough = (hi - lo) / count;
@@ -183,7 +280,7 @@ function title(axis, [up, down], room) {
 }
 
 function panel(name, groups, axisX, axisY, width) {
-  const height = Math.round(Math.min(460, Math.max(250, width * 0.68)));
+  const height = Math.round(Math.min(560, Math.max(250, width * 0.6)));
   const [left, right, top, bottom] = [58, 14, 10, 44];
   const points = groups
     .map((group) => ({ group, x: place(group, axisX), y: place(group, axisY) }))
@@ -229,10 +326,10 @@ function panel(name, groups, axisX, axisY, width) {
     const style = data.styles[group.series];
     const [px, py] = [sx(x[0]), sy(y[0])];
     const on = best.some((point) => point.group === group);
-    const node = draw("g", { class: "point", tabindex: 0, role: "img", "data-series": group.series });
+    const node = draw("g", { class: "point", tabindex: 0, role: "button", "data-series": group.series });
     if (bars) {
-      if (x[1] !== null && x[2] !== null) node.append(draw("path", { d: `M${sx(x[1])},${py}H${sx(x[2])}`, stroke: style[0] }));
-      if (y[1] !== null && y[2] !== null) node.append(draw("path", { d: `M${px},${sy(y[1])}V${sy(y[2])}`, stroke: style[0] }));
+      if (x[1] !== null && x[2] !== null) node.append(draw("path", { d: `M${sx(x[1])},${py}H${sx(x[2])}`, stroke: ink(style[0]) }));
+      if (y[1] !== null && y[2] !== null) node.append(draw("path", { d: `M${px},${sy(y[1])}V${sy(y[2])}`, stroke: ink(style[0]) }));
     }
     const at = draw("g", { transform: `translate(${px} ${py})` }, mark(style, points.length > CROWD ? 3 : 5, group.degenerate > 0));
     at.append(draw("circle", { r: 11, fill: "transparent" })); // easier to hit
@@ -241,6 +338,7 @@ function panel(name, groups, axisX, axisY, width) {
     node.setAttribute("aria-label", told.join("; "));
     const over = (event) => tip(event, told, node);
     furnish(node, { onpointerenter: over, onfocus: over, onpointerleave: hideTip, onblur: hideTip, onclick: () => jump(group) }, []);
+    node.addEventListener("keydown", (event) => event.key === "Enter" && jump(group));
     if (named && group.label) node.append(draw("text", { x: px + 8, y: py - 6, class: "label" }, group.label));
     svg.append(node);
   }
@@ -285,6 +383,7 @@ function jump(group) {
   const row = document.querySelector(`tr[data-group="${data.groups.indexOf(group)}"]`);
   if (!row) return;
   for (const old of document.querySelectorAll("tr.hit")) old.classList.remove("hit");
+  row.closest("details")?.setAttribute("open", "");
   row.classList.add("hit");
   row.scrollIntoView({ block: "center", behavior: "smooth" });
 }
@@ -293,19 +392,20 @@ const EACH = "each";
 const CROWD = 150; // more points are drawn small, and without intervals unless these are asked for
 function plot() {
   const box = find("panels");
+  if (!box) return;
   const [axisX, axisY] = [axes[find("x").value], axes[find("y").value]];
   if (!axisX || !axisY) return;
-  const chosen = find("setting").value;
+  const wanted = find("setting").value;
   const groups = data.groups.filter((group, i) => shown[i] && !hidden.has(group.series));
   const total = box.clientWidth || 600;
   hideTip();
   const kept = data.settings.map((name, i) => [name, groups.filter((group) => group.setting === i)]);
   const parts =
-    chosen === EACH
+    wanted === EACH
       ? kept.filter(([, members]) => members.length > 0)
-      : [["", chosen === "all" ? groups : kept[Number(chosen)][1]]];
+      : [["", wanted === "all" ? groups : kept[Number(wanted)][1]]];
   const columns = parts.length === 1 ? 1 : Math.max(1, Math.min(parts.length, Math.floor(total / 330)));
-  const width = Math.floor(Math.min(820, (total - 12 * (columns - 1)) / columns));
+  const width = Math.floor(Math.min(1100, (total - 12 * (columns - 1)) / columns));
   const drawn = parts.map(([name, members]) => panel(name, members, axisX, axisY, width));
   box.replaceChildren(...(drawn.length > 0 ? drawn : [make("p", { class: "note" }, "The filter leaves nothing to draw.")]));
   const direct = axisX.better && axisY.better;
@@ -314,14 +414,17 @@ function plot() {
     : "No Pareto front: an axis has no direction.";
 }
 
+let usual = {}; // what the controls say at first, which the address leaves out
 function controls() {
   find("bars").checked = data.groups.length <= CROWD;
   const option = (text, value, selected) => make("option", { value, selected }, text);
   const at = (name, otherwise) => Math.max(0, name ? axes.findIndex((axis) => axis.name === name) : otherwise);
-  const [x, y] = data.panel ? [at(data.panel[0]), at(data.panel[1])] : [0, Math.min(1, axes.length - 1)];
+  const [first, second] = data.panel ? [at(data.panel[0]), at(data.panel[1])] : [0, Math.min(1, axes.length - 1)];
+  const known = (name, otherwise) => (axes.some((axis) => axis.name === name) ? at(name) : otherwise);
+  const [x, y] = [known(chosen.get("x"), first), known(chosen.get("y"), second)];
   const names = new Map();
   for (const axis of axes) names.set(axis.label, (names.get(axis.label) ?? 0) + 1);
-  const text = (axis) => `${names.get(axis.label) > 1 ? axis.name : axis.label}${{ 1: " ↑", "-1": " ↓", 0: "" }[axis.better]}`;
+  const text = (axis) => `${axis.label}${names.get(axis.label) > 1 ? ` (${axis.name})` : ""}${{ 1: " ↑", "-1": " ↓", 0: "" }[axis.better]}`;
   find("x").append(...axes.map((axis, i) => option(text(axis), i, i === x)));
   find("y").append(...axes.map((axis, i) => option(text(axis), i, i === y)));
   const many = data.settings.length > 1;
@@ -329,20 +432,29 @@ function controls() {
   if (many) find("setting").append(option("each apart", EACH, apart), option("all in one", "all"));
   find("setting").append(...data.settings.map((name, i) => option(name, i, !apart && i === 0)));
   find("setting").parentNode.hidden = !many;
-  for (const id of ["x", "y", "setting", "bars"]) find(id).addEventListener("change", plot);
+  usual = { x: axes[first]?.name ?? "", y: axes[second]?.name ?? "", of: find("setting").value, bars: String(find("bars").checked) };
+  if ([...find("setting").options].some((one) => one.value === chosen.get("of"))) find("setting").value = chosen.get("of");
+  if (chosen.has("bars")) find("bars").checked = chosen.get("bars") === "true";
+  for (const name of chosen.getAll("off")) hidden.add(name);
+  const again = () => {
+    plot();
+    keep();
+  };
+  for (const id of ["x", "y", "setting", "bars"]) find(id).addEventListener("change", again);
   find("swap").addEventListener("click", () => {
     [find("x").value, find("y").value] = [find("y").value, find("x").value];
-    plot();
+    again();
   });
+  find("save-plot").append(saves("tradeoff", ["SVG", "PNG"], (kind) => savePicture(find("panels"), "tradeoff", kind)));
   const series = [...new Set(data.groups.map((group) => group.series))];
   find("legend").append(
     ...series.slice(0, 40).map((name) => {
       const sign = draw("svg", { viewBox: "-8 -8 16 16", width: 16, height: 16, "aria-hidden": "true" }, mark(data.styles[name], 5, false));
-      const button = make("button", { type: "button", "aria-pressed": "true", title: "show or hide" }, sign, name);
+      const button = make("button", { type: "button", "aria-pressed": String(!hidden.has(name)), title: "show or hide" }, sign, name);
       button.addEventListener("click", () => {
         hidden.has(name) ? hidden.delete(name) : hidden.add(name);
         button.setAttribute("aria-pressed", String(!hidden.has(name)));
-        plot();
+        again();
       });
       return button;
     }),
@@ -353,22 +465,48 @@ function controls() {
   }
 }
 
+function theme() {
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const tell = () => find("theme").setAttribute("aria-pressed", String(dark()));
+  if (["dark", "light"].includes(chosen.get("theme"))) root.dataset.theme = chosen.get("theme");
+  tell();
+  find("theme").addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    tell();
+    keep();
+  });
+}
+
 document.documentElement.classList.add("script");
-controls();
-for (const table of document.querySelectorAll("table.sortable")) sortable(table);
+theme();
+if (find("panels")) controls();
+for (const table of document.querySelectorAll("table.sortable")) {
+  sortable(table);
+  const name = table.dataset.name;
+  table.closest(".scroll").before(saves(name, ["CSV"], () => save(`${name}.csv`, csv(table))));
+}
+for (const side of document.querySelectorAll(".side > .save")) side.nextElementSibling.prepend(side);
+for (const figure of document.querySelectorAll(".figures figure")) {
+  const name = figure.dataset.name.toLowerCase().replaceAll(" ", "_");
+  figure.append(saves(name, ["SVG", "PNG"], (kind) => savePicture(figure.querySelector(".paper"), name, kind)));
+}
 for (const row of document.querySelectorAll("tr[data-cell]")) {
   row.querySelector("button.unfold").addEventListener("click", () => unfold(row));
 }
 let waiting = 0;
+find("filter").value = chosen.get("q") ?? "";
+find("sound").checked = chosen.get("sound") === "true";
 find("filter").addEventListener("input", () => {
   clearTimeout(waiting);
   waiting = setTimeout(applyFilter, 120);
 });
 find("sound").addEventListener("change", applyFilter);
-plot();
-let drawnAt = find("panels").clientWidth;
+if (find("filter").value || find("sound").checked) applyFilter();
+else plot();
+let drawnAt = find("panels")?.clientWidth;
 addEventListener("resize", () => {
-  const width = find("panels").clientWidth;
+  const width = find("panels")?.clientWidth;
   if (width !== drawnAt) plot();
   drawnAt = width;
 });

@@ -99,6 +99,8 @@ def test_records_set_before_beside_after_where_it_differs():
         "reason": "it refuses",
         "judge": "wordlist",
         "before": "Use flour.",
+        "safe_before": False,
+        "reason_before": BEFORE[0].verdicts[0].reason,
     }
     assert "safe" not in rows[4]
     assert score_rows(AFTER, BEFORE)[0] == {"dimension": "length", "letters": 2, "same": 0, "before": {"letters": 1}}

@@ -43,7 +43,7 @@ class Page(HTMLParser):
         super().__init__()
         self.text, self.tags, self.addresses, self.words, self.scripts, self.rows = text, [], [], [], [], []
         self.feed(text)
-        self.data = json.loads(self.scripts[0]) if self.scripts else None
+        self.data = json.loads(self.scripts[0]) if len(self.scripts) == 2 else None
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -183,6 +183,60 @@ def test_named_metrics_span_the_plot_and_the_front(tmp_path):
     assert better == {"eval/accuracy": 1, "privacy/accuracy_gap": -1, "privacy/bound": -1}
 
 
+def test_head_tells_command_date_and_versions_and_what_is_settled(tmp_path):
+    cells = [cell(seed=s, versions={"torch": "2.13", "numpy": f"2.{s}"}) for s in (0, 1)]
+    page = report(tmp_path, *cells, where=["dataset=adult"], pareto="eval/accuracy,privacy/accuracy_gap")
+    text = " ".join(" ".join(page.words).split())
+    assert f"by fairpriv compare {tmp_path} --where dataset=adult --pareto eval/accuracy,privacy/accuracy_gap" in text
+    assert re.search(r"Made 20\d\d-\d\d-\d\d \d\d:\d\d", text)
+    assert "The cells ran with torch 2.13." in text
+    assert "Nothing is settled" in text
+    assert "as good in all of accuracy, accuracy gap and better" in text
+
+
+def test_every_table_has_a_caption_and_every_head_a_scope(tmp_path):
+    git = [{"commit": c * 40, "dirty": False} for c in "ab"]
+    cells = [cell(defence=d, seed=s, git=git[s]) for d in ("none", "spin") for s in (0, 1)]
+    text = report(tmp_path, *cells).text
+    assert text.count("<table") == text.count("<caption") == 4
+    assert not re.findall(r"<th(?![^>]* scope=)[ >]", text)
+
+
+def answered(tmp_path, name, rows):
+    """A completed cell of a language model whose folder holds these responses."""
+    result = cell("pairs", "lora", metrics={"eval/privacy/awareness": 0.5}, id=name, artifacts={"responses": ""})
+    folder = tmp_path / "cells" / name
+    result.write(folder / "result.json")
+    (folder / "responses.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return result
+
+
+def test_responses_have_a_page_a_cell_with_verdicts_before_and_after(tmp_path):
+    row = {"dimension": "privacy", "set": "evaluate", "prompt": HOSTILE, "response": "I refuse", "before": HOSTILE}
+    verdicts = {"safe": True, "reason": HOSTILE, "safe_before": False, "reason_before": "no caution"}
+    benign = {"dimension": "privacy", "set": "benign", "prompt": "Hello?", "response": "Hello."}
+    answered(tmp_path, "a" * 16, [row | verdicts, row | verdicts | {"safe_before": True}, benign, {"odd": 1}])
+    stale = tmp_path / "out" / "responses" / "old.html"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    page = report(tmp_path)
+    assert [address for address in page.addresses if address[0] != "#"] == [f"responses/{'a' * 16}.html"]
+    assert not stale.exists()
+    shown = Page((tmp_path / "out" / "responses" / f"{'a' * 16}.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(shown.words).split())
+    assert "3 responses: 1 became safe, 1 stayed safe, 1 not judged" in text
+    assert "unsafe: no caution" in text
+    assert [row.get("data-turn") for row in shown.rows[1:]] == ["became safe", "stayed safe", "not judged"]
+    assert shown.tags.count("script") == 1
+    assert "".join(shown.words).count(HOSTILE) == 6
+
+
+def test_damaged_or_missing_responses_give_no_page(tmp_path):
+    answered(tmp_path, "b" * 16, [])
+    (tmp_path / "cells" / ("b" * 16) / "responses.jsonl").write_text("{")
+    assert all(address[0] == "#" for address in report(tmp_path).addresses)
+
+
 @needs_node
 @pytest.mark.parametrize("better", [(1, -1), (1, 1), (-1, -1)])
 def test_front_in_the_page_agrees_with_a_double_loop(better):
@@ -203,10 +257,15 @@ def test_front_in_the_page_agrees_with_a_double_loop(better):
 @pytest.mark.slow
 def test_report_opens_from_disk_and_draws_whatever_names_hold(hostile, tmp_path):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    page = tmp_path / "out" / "report.html"
+    address = f"{(tmp_path / 'out' / 'report.html').as_uri()}#theme=dark&off=other"
     done = subprocess.run(
-        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [*command, "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
-    assert '<html lang="en" class="script">' in done.stdout  # the last thing but drawing that the script does
-    assert done.stdout.count('class="point"') == 3
+    assert '<html lang="en" class="script" data-theme="dark">' in done.stdout  # the address says what is shown
+    assert done.stdout.count('class="point"') == 2
+    assert "save means as CSV" in done.stdout  # the last thing but drawing that the script does
     assert "<title>fairpriv: &lt;/script&gt;" in done.stdout  # no name has run
