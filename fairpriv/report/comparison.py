@@ -206,12 +206,10 @@ class Group:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset."""
         return show(self.leaves.get(DATASET))
 
     @property
     def defence(self) -> str:
-        """Name of the defence."""
         return show(self.leaves.get(DEFENCE))
 
     @property

@@ -65,5 +65,4 @@ class Unchanged:
     features: int
 
     def transform(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the rows."""
         return rows

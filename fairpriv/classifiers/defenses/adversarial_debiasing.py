@@ -83,7 +83,6 @@ class AdversarialDebiasing(Defense):
         return self.start == "scratch" and self.rehearsal == 1
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Tune one model."""
         owner.two_classes(self.name)
         net = owner.base() if self.start == "base" else owner.fresh()
         rows = owner.tuning_rows(self.rehearsal)
@@ -91,7 +90,6 @@ class AdversarialDebiasing(Defense):
         return Defended(net, EPOCH.of(epoch), rows=rows)
 
     def defend_pool(self, owner: PoolOwner) -> Pool:
-        """Tune every member."""
         pool = owner.base()
         nets = [pool.member(i) for i in range(len(pool))]
         diverged = pool.diverged if self.start == "base" else []

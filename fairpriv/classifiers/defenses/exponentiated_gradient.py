@@ -107,7 +107,6 @@ class ExponentiatedGradient(Defense):
         return Defended(None, measured, answer, rows)
 
     def defend_pool(self, owner: PoolOwner) -> Mixtures:
-        """Run the reduction for every member."""
         samples = owner.tuning_samples(self.estimator.rehearsal)
         start = owner.base() if self.estimator.start == "base" else None
         plain = self.estimator.tune_pool(owner, [(rows.X, rows.y, rows.s) for rows in samples], start)

@@ -50,7 +50,6 @@ class OwnTraining(Defense):
             raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to train to the end")
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Train one model."""
         module = Classifier(
             owner.fresh(),
             classes=len(owner.data.label_names),

@@ -69,7 +69,6 @@ class ThresholdOptimizer(Defense):
         self.estimator.refuse_inputs()
 
     def defend(self, owner: ClassifierOwner) -> Defended:
-        """Fit the thresholds of one model."""
         owner.two_classes(self.name)
         before = self.estimator.defend(owner)
         net = cast(nn.Module, before.net)

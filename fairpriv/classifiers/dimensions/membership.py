@@ -58,7 +58,6 @@ class Membership(Probe):
             raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
 
     def measure(self, subject: Subject) -> Measured:
-        """Train the pool and attack it."""
         rows, deals, inside = self._deals(subject)
         models = subject.pool(deals)
         if len(models.diverged):

@@ -286,7 +286,6 @@ class TextClassifier(EncoderSpec):
 
     @functools.cached_property
     def weights(self) -> PretrainedEncoder:
-        """The pretrained weights."""
         where = (self.name, self.path, self.revision, self.package, self.inside)
         return PretrainedEncoder(*where, max_tokens=self.max_tokens)
 

@@ -244,7 +244,6 @@ class Refusal(Judge):
         return [self._verdict(response) for _, response in zip(prompts, responses, strict=True)]
 
     def digest(self) -> Any:
-        """Return the patterns."""
         return {"refusals": REFUSALS, "cautions": CAUTIONS, "opening": OPENING}
 
     def _verdict(self, response: str) -> Verdict:

@@ -99,7 +99,6 @@ class CausalLM(lightning.LightningModule):
         self.model.train()
 
     def training_step(self, step: Step, index: int) -> None:
-        """Take one optimiser step."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         # Sorted by length, so that little is padded; the sum over rows does not mind.

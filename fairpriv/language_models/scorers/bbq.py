@@ -131,7 +131,6 @@ class BBQ(Scorer):
         return Scored(measured, records, [answer.correct for answer in answers])
 
     def digest(self) -> Any:
-        """Return all settings, and the content of the metadata."""
         return [self.targets.digest(), self.template, self.chat, self.normalise]
 
     @cached_property

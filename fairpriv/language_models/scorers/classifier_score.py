@@ -59,9 +59,7 @@ class ClassifierScore(Scorer):
         return Scored(measured, records, outcomes)
 
     def digest(self) -> Any:
-        """Return what determines the classifier's verdicts."""
         return self.classifier.digest()
 
     def release(self) -> None:
-        """Let go of the classifier's model."""
         self.classifier.release()

@@ -100,5 +100,4 @@ class HarnessTask(Scorer):
         return scored
 
     def digest(self) -> Any:
-        """Return what the task asks, and how."""
         return [self.harness.digest(), self.metric, self.limit, self.fewshot, self.chat]

@@ -102,7 +102,6 @@ class MultipleChoice(Scorer):
         return Scored(measured, records, list(outcomes))
 
     def digest(self) -> Any:
-        """Return all settings."""
         return [self.template, self.chat, self.normalise, self.separator]
 
     def _answers(self, example: Example) -> tuple[list[str], list[str]]:

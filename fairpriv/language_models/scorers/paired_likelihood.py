@@ -85,11 +85,9 @@ class PairedLikelihood(Scorer):
         return Scored(by_category(measure, [category_of(example) for example in examples]), records)
 
     def rescore(self, records: Sequence[Mapping[str, Any]]) -> float:
-        """Compute the headline of these records."""
         return neutrality(sum(record["prefers_stereotype"] for record in records) / len(records))
 
     def digest(self) -> Any:
-        """Return all settings."""
         return self.normalise
 
 

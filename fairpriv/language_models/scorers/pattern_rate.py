@@ -72,7 +72,6 @@ class PatternRate(Scorer):
         return Scored(measured, records, list(outcomes))
 
     def digest(self) -> Any:
-        """Return the patterns and the direction."""
         ours = _OURS[self.patterns][1] if isinstance(self.patterns, str) else None
         return [self.patterns, ours, self.better]
 

@@ -105,11 +105,9 @@ class StereoSet(Scorer):
         return Scored(by_category(measure, [category_of(example) for example in examples], kinds), records)
 
     def rescore(self, records: Sequence[Mapping[str, Any]]) -> float:
-        """Compute the headline of these records."""
         return stereoset_scores([Choice(r["target"], r["stereotyped"], r["related"]) for r in records])[2] / 100
 
     def digest(self) -> Any:
-        """Return all settings."""
         return self.normalise
 
 
