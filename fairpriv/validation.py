@@ -358,16 +358,13 @@ def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
 
 def _answered(samples: Sequence[Example]) -> list[Example]:
     """Give the samples the random model's responses, where they have none of their own."""
-    from fairpriv.language_models.data.tokens import encode_prompt
+    from fairpriv.language_models.data.tokens import PLAIN, encode_prompt
     from fairpriv.language_models.engines.generation import respond
 
     if all(example.response is not None for example in samples):
         return list(samples)
     model, tokenizer = _random_model()
-    asked = [
-        encode_prompt(tokenizer, example.prompt, chat_template="none", system=None, max_tokens=512)
-        for example in samples
-    ]
+    asked = [encode_prompt(tokenizer, example.asked, form=PLAIN, max_tokens=512) for example in samples]
     told = respond(model, tokenizer, asked, max_new_tokens=8, batch_size=SAMPLES)
     return [replace(example, response=response) for example, response in zip(samples, told, strict=True)]
 

@@ -33,10 +33,16 @@ _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
 class Example:
     """A prompt, and its response where there is one."""
 
-    prompt: str
+    prompt: str  # of a conversation the text, each message after who says it
     response: str | None
     row: str  # where it was read, as 'pairs.csv, line 12'
     fields: dict[str, Any] = field(default_factory=dict, hash=False)  # by name, what further columns hold
+    messages: list[dict[str, str]] = field(default_factory=list, hash=False)  # of a conversation, the user's last
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What a model is asked: the conversation where there is one."""
+        return self.messages or self.prompt
 
 
 _examples: dict[tuple[str, ...], list[Example]] = {}  # by content, and the paths that messages name
@@ -52,7 +58,8 @@ class Texts:
     inside it in the same way; they are read one after another.
 
     ``columns`` names a column for ``prompt``, for pairs one for ``response``, and one for anything else a scorer reads.
-    Several columns together give the list of their values, up to the last that is not empty.
+    Several columns together give the list of their values, up to the last that is not empty. A prompt is a text, or a
+    conversation: a list of ``{role: system | user | assistant, content: text}`` whose last message is the user's.
 
     ``where`` keeps the rows that fulfil every condition: a value, a list of values, or some of
     ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared as text
@@ -130,8 +137,9 @@ class Texts:
         examples = []
         for where, row in self._rows(paths):
             told = {name: _held(row, column, where) for name, column in self.columns.items()}
+            messages = _messages(told, where)
             prompt, response = (_text(told, name, self.columns, where) for name in ("prompt", "response"))
-            examples.append(Example(prompt or "", response, where, told))
+            examples.append(Example(prompt or "", response, where, told, messages))
         return examples
 
     def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -263,6 +271,25 @@ def _held(row: Mapping[str, Any], column: str | list[str], where: str) -> Any:
 
 def _empty(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else value is None or value is _ABSENT or value == []
+
+
+def _messages(told: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """Return the messages of a prompt that is a conversation, and leave its text in their place."""
+    turns = told.get("prompt")
+    if not isinstance(turns, list):
+        return []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
+            raise InputError(f"{where}: message {number} of its prompt is not {{role: ..., content: text}}")
+        role, known = turn.get("role"), ("user", "assistant") if number > 1 else ("system", "user", "assistant")
+        if role not in known:
+            raise InputError(f"{where}: message {number} of its prompt has the role {role}, not {' or '.join(known)}")
+    if turns[-1]["role"] != "user":
+        raise InputError(f"{where}: the last message of its prompt is not the user's: there is nothing to answer")
+    messages = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]
+    said = [f"{turn['role']}: {turn['content']}" for turn in messages]
+    told["prompt"] = messages[0]["content"] if len(messages) == 1 else "\n\n".join(said)
+    return messages
 
 
 def _text(told: dict[str, Any], name: str, columns: Mapping[str, Any], where: str) -> str | None:

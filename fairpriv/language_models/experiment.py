@@ -50,6 +50,8 @@ class TugOfWar:
         found = {"model.path": settings.model.digest()}
         if settings.model.half:  # rounding depends on the padding, and turns near ties
             found["model.dtype"] = f"{settings.model.dtype}, batches of {settings.evaluation.batch_size}"
+        if (template := settings.model.template()) is not None:
+            found["model.chat_template"] = content_hash(template)
         for name, dimension in settings.dimensions.items():
             found |= {f"dimensions.{name}.{key}": digest for key, digest in dimension.digests().items()}
         if settings.text is not None:
@@ -169,7 +171,7 @@ class TugOfWar:
             subject.model,
             subject.tokenizer,
             batch_size=max(1, subject.batch_size // 4),
-            system=subject.system,
+            system=subject.form.system,
             end=subject.end(),
             progress=subject.progress,
         )
@@ -185,7 +187,7 @@ class TugOfWar:
             edit,
             tuned.tops,
             settings.defense.coupled,
-            subject.prompt_ids([example.prompt for example in examples]),
+            subject.prompt_ids([example.asked for example in examples]),
             batch_size=evaluation.batch_size,
             seed=evaluation.seed,
         )

@@ -88,8 +88,7 @@ def load(settings: Settings, data: Data) -> Loaded:
     subject = Subject(
         model,
         tokenizer,
-        settings.model.chat_template,
-        settings.model.system,
+        settings.model.form,
         evaluation.max_prompt_tokens,
         evaluation.batch_size,
         settings.watched,
@@ -104,8 +103,7 @@ def encoded(
     return encode_all(
         tokenizer,
         examples,
-        chat_template=settings.model.chat_template,
-        system=settings.model.system,
+        form=settings.model.form,
         max_tokens=settings.pairs.max_tokens,
         truncate=settings.pairs.truncate,
     )

@@ -14,6 +14,7 @@ from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
+from fairpriv.language_models.data.tokens import opens_thinking, without_thinking
 from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import respond
@@ -131,7 +132,7 @@ class Observer:
 
     def _answers(self, subject: Subject, origin: Any) -> list[list[str]]:
         """Have every set answered greedily; no answers to sets that are not answered."""
-        asked = [example.prompt for prompts in self.sets if prompts.answered for example in prompts.examples]
+        asked = [example.asked for prompts in self.sets if prompts.answered for example in prompts.examples]
         ids = subject.prompt_ids(asked)
         end = subject.end()
 
@@ -151,7 +152,11 @@ class Observer:
             "end": list(end),
             "max_new_tokens": self.settings.evaluation.max_new_tokens,
         }
-        rest = iter(self._once("responses", origin, key, make))
+        told = self._once("responses", origin, key, make)
+        if self.settings.model.strip_thinking:
+            opened = opens_thinking(subject.tokenizer, subject.form)
+            told = [without_thinking(answer, opened=opened) for answer in told]
+        rest = iter(told)
         return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
 
     def _verdicts(self, answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
@@ -197,7 +202,7 @@ class Observer:
         texts = [[example.prompt, example.fields] for example in prompts.examples]
         key = {
             "scorer": prompts.dimension.scoring,
-            "asked": [subject.chat_template, subject.system, subject.max_prompt_tokens],
+            "asked": [asdict(subject.form), str(subject.tokenizer.chat_template), subject.max_prompt_tokens],
             "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
         }
         told = self._once("scored", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])

@@ -230,7 +230,7 @@ def test_what_is_saved_loads_again_and_answers_the_same(cell, tiny_lm, tmp_path,
         base = AutoModelForCausalLM.from_pretrained(tiny_lm)
         model = (ReftModel if defense == "reft" else PeftModel).from_pretrained(base, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = {"chat_template": "auto", "system": None, "max_tokens": 512}
+    options = {"max_tokens": 512}
     prompts = [encode_prompt(tokenizer, line["prompt"], **options) for line in lines]
     told = respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=16)
     assert told == [line["response"] for line in lines]
@@ -385,7 +385,7 @@ def test_a_date_in_a_template_is_the_config_s(cell, tiny_lm, tmp_path):
     model = PretrainedLM("dated", str(folder), date="2024-12-24")
     tokenizer = model.load()[1]
     model.pin(tokenizer)
-    asked = encode_prompt(tokenizer, "Why %d?", chat_template="auto", system=None, max_tokens=100)
+    asked = encode_prompt(tokenizer, "Why %d?", max_tokens=100)
     assert tokenizer.decode(asked).startswith("Tuesday 24 Dec 2024\n<|im_start|>user\nWhy %d?")
     first, second = (
         cell("defense=none", f"model.path={folder}", f"model.date={day}") for day in ("2024-12-24", "2025-01-01")
@@ -587,7 +587,7 @@ def smollm2(tmp_path_factory) -> PretrainedLM:
 @pytest.mark.slow
 def test_the_packaged_model_answers_and_learns(smollm2):
     model, tokenizer = smollm2.load()
-    options = {"chat_template": "auto", "system": None, "max_tokens": 64, "truncate": "response"}
+    options = {"max_tokens": 64, "truncate": "response"}
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
         for text in ("What is the capital of France?", "Write one sentence about bread.")

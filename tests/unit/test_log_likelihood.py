@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, encode, encode_continuation
+from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded, encode, encode_continuation
 from fairpriv.language_models.engines import log_likelihood
 from fairpriv.language_models.engines.log_likelihood import log_likelihoods
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_an_error(tiny_lm):
 
 
 def test_a_response_is_scored_as_it_is_trained_without_its_end_mark(tokenizer):
-    asked = {"chat_template": "auto", "system": None, "max_tokens": 100}
+    asked = {"max_tokens": 100}
     whole = encode(tokenizer, "Who may see it?", "Only those who treat you.", truncate="drop", **asked)
     row = encode_continuation(tokenizer, "Who may see it?", "Only those who treat you.", **asked)
     assert whole.input_ids[: len(row.input_ids)] == row.input_ids
@@ -102,7 +102,7 @@ def test_a_response_is_scored_as_it_is_trained_without_its_end_mark(tokenizer):
 
 
 def test_a_plain_text_is_scored_from_its_first_word(tokenizer):
-    plain = {"chat_template": "none", "system": None, "max_tokens": 100, "separator": ""}
+    plain = {"form": PLAIN, "max_tokens": 100}
     row = encode_continuation(tokenizer, "", "A nurse can be a man.", **plain)
     assert row.input_ids[0] == tokenizer.eos_token_id  # there is no BOS
     assert tokenizer.decode([label for label in row.labels if label != NO_TARGET]) == "A nurse can be a man."
@@ -112,7 +112,7 @@ def test_a_plain_text_is_scored_from_its_first_word(tokenizer):
 
 
 def test_a_long_prompt_loses_its_beginning_and_the_continuation_nothing(tokenizer):
-    plain = {"chat_template": "none", "system": None, "separator": ""}
+    plain = {"form": PLAIN}
     prompt = "Who may see my medical file? " * 20
     short = encode_continuation(tokenizer, prompt, "Only those who treat you.", max_tokens=8, **plain)
     whole = encode_continuation(tokenizer, prompt, "Only those who treat you.", max_tokens=999, **plain)
@@ -126,9 +126,7 @@ def test_a_long_prompt_loses_its_beginning_and_the_continuation_nothing(tokenize
 def test_a_sum_is_divided_by_the_continuation_s_length_where_that_is_asked_for(tiny_lm, tokenizer, normalise, length):
     subject = Subject(loaded(tiny_lm), tokenizer)
     [value] = subject.log_likelihoods([("Who may see it?", " Only you.")], chat=False, normalise=normalise)
-    row = encode_continuation(
-        tokenizer, "Who may see it?", " Only you.", chat_template="none", system=None, max_tokens=99, separator=""
-    )
+    row = encode_continuation(tokenizer, "Who may see it?", " Only you.", form=PLAIN, max_tokens=99)
     length = length or sum(label != NO_TARGET for label in row.labels)
     assert value == pytest.approx(one_by_one(subject.model, row) / length, rel=1e-5)
 

@@ -13,10 +13,13 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+import yaml
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from fairpriv.cli import CONF
 from fairpriv.errors import InputError
+from fairpriv.language_models.data.tokens import PromptFormat, encode, encode_prompt, response_end
 from fairpriv.language_models.models.pretrained import PretrainedLM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -320,6 +323,58 @@ def test_a_template_without_a_date_is_left_as_it_is(copy):
     template = tokenizer.chat_template
     model.pin(tokenizer)
     assert tokenizer.chat_template == template
+
+
+@pytest.mark.parametrize("kind", ["text", "file"])
+def test_a_template_of_the_config_takes_the_place_of_the_tokenizer_s(copy, tmp_path, kind):
+    text = "{{ 'Q: ' + messages[0]['content'] }}{% if add_generation_prompt %}{{ ' A:' }}{% endif %}"
+    (tmp_path / "mine.jinja").write_text(text)
+    model = PretrainedLM("tiny", str(copy), chat_template=text if kind == "text" else str(tmp_path / "mine.jinja"))
+    tokenizer = model.load()[1]
+    model.pin(tokenizer)
+    ids = encode_prompt(tokenizer, "why?", form=model.form, max_tokens=99)
+    assert tokenizer.decode(ids) == "Q: why? A:"
+
+
+def test_what_a_template_reads_is_the_config_s_wherever_the_tokenizer_goes(copy, tmp_path):
+    template = copy / "chat_template.jinja"
+    template.write_text(
+        template.read_text() + "{% if enable_thinking is defined and enable_thinking is false %}{{ tag }}{% endif %}"
+    )
+    given = {"enable_thinking": False, "tag": "it's \"\n<off>"}
+    model = PretrainedLM("tiny", str(copy), chat_template_kwargs=given)
+    tokenizer = model.load()[1]
+    model.pin(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert one.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).endswith("it's \"\n<off>")
+    model = PretrainedLM("tiny", str(copy), chat_template_kwargs={"thinking": False})
+    with pytest.raises(InputError, match=r"^model\.chat_template_kwargs\.thinking: the chat template reads nothing"):
+        model.pin(model.load()[1])
+
+
+def test_a_template_that_cannot_be_had_says_what_would_be_right(tiny_lm, tmp_path):
+    told = refused(tiny_lm, chat_template=str(tmp_path / "mine.jinja"))
+    assert "mine.jinja: there is no such file; it is auto, none, a file that holds a Jinja template" in told
+    assert "no template reads them" in refused(tiny_lm, chat_template="none", chat_template_kwargs={"a": 1})
+
+
+def test_vicuna_s_format_is_fastchat_s(tmp_path, tiny_lm):
+    template = yaml.safe_load((CONF / "model/vicuna_7b.yaml").read_text())["chat_template"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = "<|im_start|>", "<|endoftext|>", template
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    talk.append({"role": "user", "content": "Why?"})
+    # by FastChat's Conversation.get_prompt for vicuna_v1.1: roles USER and ASSISTANT, separators " " and EOS
+    system = "A chat between a curious user and an artificial intelligence assistant. "
+    system += "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    said = f"{system} USER: Hi. ASSISTANT: Hello.<|endoftext|>USER: Why? ASSISTANT:"
+    ids = encode_prompt(tokenizer, talk, max_tokens=999)
+    assert tokenizer.decode(ids) == f"<|im_start|>{said}"
+    row = encode(tokenizer, "Hi.", "Hello.", max_tokens=999, truncate="drop")
+    end = [label for label in row.labels if label != -100]
+    assert tokenizer.decode(end) == " Hello.<|endoftext|>"
+    assert response_end(tokenizer, PromptFormat()) == (tokenizer.eos_token_id, "")
 
 
 class Evil:

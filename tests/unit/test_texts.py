@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -356,3 +357,29 @@ def test_rows_inside_a_json_file_are_named_by_where_they_lie(tmp_path):
             Texts(source, {"prompt": "q"}, under=[under]).load()
     with pytest.raises(InputError, match=r"is not a list of objects: .* wanted; under names a list inside it"):
         Texts(source, {"prompt": "q"}).load()
+
+
+def test_a_conversation_is_asked_as_messages_and_read_as_text(tmp_path):
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    talk.append({"role": "user", "content": "Why?"})
+    (tmp_path / "talk.jsonl").write_text("\n".join(json.dumps({"turns": turns}) for turns in (talk, talk[:1])))
+    texts = Texts(Files(["talk.jsonl"], str(tmp_path)), {"prompt": "turns"})
+    first, second = texts.load()
+    assert first.asked == talk
+    assert first.prompt == "user: Hi.\n\nassistant: Hello.\n\nuser: Why?"
+    assert (second.asked, second.prompt) == (talk[:1], "Hi.")
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([{"role": "user"}], "message 1 of its prompt is not {role: ..., content: text}"),
+        (["Hi."], "message 1 of its prompt is not {role: ..., content: text}"),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "has the role system, not user or"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "is not the user's"),
+    ],
+)
+def test_a_conversation_that_cannot_be_asked_names_its_row(tmp_path, turns, message):
+    (tmp_path / "talk.json").write_text(json.dumps([{"turns": turns}]))
+    with pytest.raises(InputError, match=rf"^talk\.json, item 1: .*{re.escape(message)}"):
+        Texts(Files(["talk.json"], str(tmp_path)), {"prompt": "turns"}).load()

@@ -6,14 +6,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import (
+    PLAIN,
     Encoded,
+    PromptFormat,
     collate,
     encode,
     encode_all,
     encode_continuation,
     encode_prompt,
+    opens_thinking,
     pad_token_id,
     response_end,
+    without_thinking,
 )
 
 SENTENCES = [
@@ -22,7 +26,7 @@ SENTENCES = [
     "USER: yes or no? ASSISTANT: yes, and that is the whole of it.",
 ]
 PROMPT, RESPONSE = "Who may see my file, nurse or doctor?", "Only those who treat you.\n\nEt voilà. "
-OPTIONS = {"chat_template": "auto", "system": None, "max_tokens": 1000, "truncate": "drop"}
+OPTIONS = {"max_tokens": 1000, "truncate": "drop"}
 
 # As of SmolLM2 and Qwen2 (a newline after the end mark), of Llama 2 (BOS, stripped, EOS), and of Vicuna without an end.
 CHATML = (
@@ -129,11 +133,11 @@ CASES = {
     ),
     "no_template_with_bos": (
         lambda: with_bos(bpe(bos_token="<s>", eos_token="</s>")),
-        f"<s>{PROMPT}\n",
+        f"<s>{PROMPT}",
         RESPONSE + "</s>",
     ),
-    "no_template_bos_unused": (lambda: bpe(bos_token="<s>", eos_token="</s>"), f"{PROMPT}\n", RESPONSE + "</s>"),
-    "no_template_no_eos": (lambda: bpe(), f"{PROMPT}\n", RESPONSE),
+    "no_template_bos_unused": (lambda: bpe(bos_token="<s>", eos_token="</s>"), PROMPT, RESPONSE + "</s>"),
+    "no_template_no_eos": (lambda: bpe(), PROMPT, RESPONSE),
 }
 
 
@@ -153,16 +157,16 @@ def test_targets_are_the_response_and_its_end_and_nothing_else(case):
 
 def test_template_is_left_aside_when_config_says_none():
     tokenizer = with_bos(bpe(CHATML, bos_token="<s>", eos_token="<|im_end|>"))
-    asked, answer = split(encode(tokenizer, PROMPT, RESPONSE, **OPTIONS | {"chat_template": "none"}, separator=" -> "))
+    asked, answer = split(encode(tokenizer, PROMPT, RESPONSE, **OPTIONS, form=PromptFormat("none", separator=" -> ")))
     assert written(tokenizer, asked) == f"<s>{PROMPT} -> "
     assert written(tokenizer, answer) == RESPONSE + "<|im_end|>"
 
 
 def test_system_message_precedes_the_prompt_with_and_without_template():
-    row = encode(bpe(CHATML, eos_token="<|im_end|>"), PROMPT, RESPONSE, **OPTIONS | {"system": "Be fair."})
+    row = encode(bpe(CHATML, eos_token="<|im_end|>"), PROMPT, RESPONSE, **OPTIONS, form=PromptFormat(system="Be fair."))
     assert written(bpe(), split(row)[0]).startswith("<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\nWho")
-    row = encode(bpe(eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS | {"system": "Be fair."})
-    assert written(bpe(), split(row)[0]) == f"Be fair.\n{PROMPT}\n"
+    row = encode(bpe(eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS, form=PromptFormat(system="Be fair."))
+    assert written(bpe(), split(row)[0]) == f"Be fair.\n{PROMPT}"
 
 
 def test_bos_that_the_prompt_begins_with_is_not_doubled():
@@ -251,14 +255,14 @@ def test_response_is_cut_at_its_end_and_a_row_without_any_is_dropped():
 
 def test_bos_survives_a_cut_at_the_left():
     tokenizer = with_bos(bpe(bos_token="<s>", eos_token="</s>"))
-    ids = encode_prompt(tokenizer, PROMPT, chat_template="auto", system=None, max_tokens=6)
-    whole = encode_prompt(tokenizer, PROMPT, chat_template="auto", system=None, max_tokens=1000)
+    ids = encode_prompt(tokenizer, PROMPT, max_tokens=6)
+    whole = encode_prompt(tokenizer, PROMPT, max_tokens=1000)
     assert ids == [tokenizer.bos_token_id, *whole[-5:]]
 
 
 def test_long_prompt_for_generation_keeps_the_frame_of_the_template():
     tokenizer = bpe(CHATML, eos_token="<|im_end|>")
-    ids = encode_prompt(tokenizer, "a doctor and " * 50 + "a nurse", chat_template="auto", system=None, max_tokens=40)
+    ids = encode_prompt(tokenizer, "a doctor and " * 50 + "a nurse", max_tokens=40)
     assert len(ids) == 40
     assert written(tokenizer, ids).startswith(HEAD)
     assert written(tokenizer, ids).endswith("a doctor and a nurse" + TAIL)
@@ -288,7 +292,7 @@ def test_prompt_without_response_names_its_row():
 
 def test_template_without_system_message_says_so():
     with pytest.raises(InputError, match="no system message here; set system to null"):
-        encode(bpe(INST, eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS | {"system": "Be fair."})
+        encode(bpe(INST, eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS, form=PromptFormat(system="Be fair."))
 
 
 @pytest.mark.parametrize(
@@ -303,11 +307,66 @@ def test_template_that_writes_the_response_otherwise_is_refused(template):
         encode(bpe(template, eos_token="<|im_end|>"), PROMPT, RESPONSE, **OPTIONS)
 
 
-@pytest.mark.parametrize("wrong", [{"truncate": "left"}, {"chat_template": "on"}])
-def test_misspelt_option_lists_the_right_ones(wrong):
-    [(key, value)] = wrong.items()
-    with pytest.raises(InputError, match=rf"{key}={value}: must be one of "):
-        encode(bpe(), PROMPT, RESPONSE, **OPTIONS | wrong)
+def test_misspelt_option_lists_the_right_ones():
+    with pytest.raises(InputError, match="truncate=left: must be one of "):
+        encode(bpe(), PROMPT, RESPONSE, **OPTIONS | {"truncate": "left"})
+    with pytest.raises(InputError, match="chat_template=on: must be one of "):
+        PromptFormat("on")
+
+
+@pytest.mark.parametrize("make", [lambda: with_bos(bpe(CHATML, bos_token="<s>")), metaspace, bpe])
+def test_a_plain_prompt_is_the_bare_string(make):
+    tokenizer = make()
+    for prompt in (PROMPT, " a nurse ", "yes\n"):
+        assert encode_prompt(tokenizer, prompt, form=PLAIN, max_tokens=99) == tokenizer(prompt)["input_ids"]
+
+
+def test_eos_is_left_out_on_demand_and_marks_of_a_template_stay():
+    for template, end in ((None, RESPONSE), (CHATML, f"{RESPONSE}<|im_end|>")):
+        row = encode(bpe(template, eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS, form=PromptFormat(append_eos=False))
+        assert written(bpe(), split(row)[1]) == end
+
+
+@pytest.mark.parametrize("form", [PromptFormat(system="Be fair."), PromptFormat("none", separator=" ->")])
+def test_a_conversation_is_written_turn_by_turn_and_cut_in_its_last_message(form):
+    tokenizer = bpe(CHATML, eos_token="<|im_end|>")
+    talk = [{"role": "user", "content": "yes or no?"}, {"role": "assistant", "content": "yes"}]
+    talk.append({"role": "user", "content": PROMPT})
+    whole = encode_prompt(tokenizer, talk, form=form, max_tokens=1000)
+    if form.chat_template == "none":
+        assert written(tokenizer, whole) == f"yes or no?\nyes\n{PROMPT} ->"
+    else:
+        messages = [{"role": "system", "content": "Be fair."}, *talk]
+        assert whole == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        own = [{"role": "system", "content": "Be kind."}, *talk]
+        assert encode_prompt(tokenizer, own, form=form, max_tokens=1000) == encode_prompt(
+            tokenizer, own, max_tokens=1000
+        )
+    cut = written(tokenizer, encode_prompt(tokenizer, talk, form=form, max_tokens=len(whole) - 3))
+    assert "yes or no?" in cut
+    assert "Who may" not in cut
+    assert split(encode(tokenizer, talk, RESPONSE, **OPTIONS, form=form))[0] == whole
+
+
+@pytest.mark.parametrize(
+    ("said", "opened", "answer"),
+    [
+        ("<think>Hm. </think>\n\nNo.", False, "No."),
+        ("Well. <think>Hm.</think> No.", False, "Well. No."),
+        ("Hm.</think>\nNo.", False, "No."),
+        ("Hm.</think>\nNo.", True, "No."),
+        ("Hm, perh", True, ""),
+        ("<think>Hm, perh", False, ""),
+        (" No, I think. ", False, " No, I think. "),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(said, opened, answer):
+    assert without_thinking(said, opened=opened) == answer
+
+
+def test_a_template_that_opens_the_thoughts_is_found():
+    assert opens_thinking(bpe(CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}"), PromptFormat())
+    assert not opens_thinking(bpe(CHATML), PromptFormat())
 
 
 def test_pad_token_falls_back_to_eos_then_unk():
@@ -370,7 +429,7 @@ THINKING = CHATML.replace(
 @pytest.mark.parametrize("response", ["think", "k", "\n", "no", "<", "h"])
 def test_what_a_template_writes_before_a_response_is_not_taken_for_it(response):
     tokenizer = bpe(THINKING, eos_token="<|im_end|>")
-    asked = encode_prompt(tokenizer, PROMPT, chat_template="auto", system=None, max_tokens=1000)
+    asked = encode_prompt(tokenizer, PROMPT, max_tokens=1000)
     opened = "<think>\n\n</think>\n\n"
     before, answer = split(encode(tokenizer, PROMPT, response, **OPTIONS))
     assert (before, written(tokenizer, answer)) == (asked, f"{opened}{response}<|im_end|>")
@@ -386,9 +445,9 @@ def test_what_a_template_writes_before_a_response_is_not_taken_for_it(response):
 @pytest.mark.parametrize("prompt", ["a", "assistant", "<|im_start|>", "user"])
 def test_a_prompt_that_the_template_writes_too_is_cut_where_the_user_says_it(prompt):
     tokenizer = bpe(CHATML, eos_token="<|im_end|>")
-    whole = encode_prompt(tokenizer, prompt, chat_template="auto", system=None, max_tokens=1000)
+    whole = encode_prompt(tokenizer, prompt, max_tokens=1000)
     many = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    ids = encode_prompt(tokenizer, prompt, chat_template="auto", system=None, max_tokens=len(whole) - many)
+    ids = encode_prompt(tokenizer, prompt, max_tokens=len(whole) - many)
     assert written(tokenizer, ids) == HEAD + TAIL
 
 
@@ -405,7 +464,7 @@ def test_a_prompt_that_the_template_writes_too_is_cut_where_the_user_says_it(pro
 )
 def test_the_mark_after_a_response_is_a_token_or_a_text(make, token, text):
     tokenizer = make()
-    end = response_end(tokenizer, chat_template="auto", system=None)
+    end = response_end(tokenizer, PromptFormat())
     assert end == (None if token is None else tokenizer.convert_tokens_to_ids(token), text)
 
 

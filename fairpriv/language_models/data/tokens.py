@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,8 +19,32 @@ if TYPE_CHECKING:
 _SENTINEL = "Zq7sentinelK2"  # stands in for a text whose place in a template's output is looked for
 NO_TARGET = -100  # the label that a loss leaves out, by torch's and transformers' convention
 
-ChatTemplate = Literal["auto", "none"]
+Prompt = str | Sequence[Mapping[str, str]]  # what the user says, or messages with role and content, the user's last
 Truncate = Literal["prompt_left", "prompt_right", "response", "drop"]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How prompts and responses are written as one text.
+
+    Attributes:
+        chat_template: ``auto``: by the tokenizer's own, where it has one; ``none``: plain text.
+        system: system message; None: none of ours (a template may write one of its own).
+        separator: what stands between a prompt and its response in plain text.
+        append_eos: whether EOS is put after a response where the template has no mark that ends it.
+    """
+
+    chat_template: Literal["auto", "none"] = "auto"
+    system: str | None = None
+    separator: str = ""
+    append_eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.chat_template not in ("auto", "none"):
+            raise InputError(f"chat_template={self.chat_template}: must be one of auto, none")
+
+
+PLAIN = PromptFormat("none")
 
 
 @dataclass(frozen=True)
@@ -32,31 +57,28 @@ class Encoded:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Prompt,
     response: str,
     *,
-    chat_template: ChatTemplate,
-    system: str | None,
+    form: PromptFormat = PromptFormat(),
     max_tokens: int,
     truncate: Truncate,
-    separator: str = "\n",
 ) -> Encoded | None:
     """Encode a prompt and its response; the response and its end are the targets, all of them and nothing else.
 
     With a chat template (``auto``, where the tokenizer has one) the text is the template's, up to the mark that ends
-    the response; only where the template has no such mark is EOS added. Without, it is [BOS] [system, separator,]
-    prompt, separator, response, EOS; BOS once, where the tokenizer writes one of itself.
+    the response; only where the template has no such mark is EOS added. Without, it is [BOS] [system, line break,]
+    prompt, separator, response, EOS; BOS once, where the tokenizer writes one of itself. Messages of a conversation
+    stand on lines of their own there.
 
     Args:
         tokenizer: of the model that is trained.
         prompt: what the user says.
         response: what the model is to answer.
-        chat_template: ``auto`` or ``none``.
-        system: system message; None: none of ours (a template may write one of its own).
+        form: how they are written.
         max_tokens: length of the whole, which is cut to it.
         truncate: what is cut. ``prompt_left`` and ``prompt_right``: the beginning or end of the user's text, and of
             the prompt with its frame only where that is not enough; ``response``: its end; ``drop``: the row.
-        separator: what follows the system message and the prompt where there is no template.
 
     Returns:
         The row, or None where it is dropped: it is too long and ``truncate`` says so, or cutting as named would leave
@@ -67,18 +89,18 @@ def encode(
     """
     if truncate not in get_args(Truncate):
         raise InputError(f"truncate={truncate}: must be one of {', '.join(get_args(Truncate))}")
-    before = _before(tokenizer, prompt, chat_template, system, separator)
-    lead, said, end = _after(tokenizer, prompt, response, before, chat_template, system)
+    before = _before(tokenizer, prompt, form)
+    lead, said, end = _after(tokenizer, prompt, response, before, form)
     # A newline after the end mark is the template's joint to the next turn, which a model never gets to write.
     after = (lead + said + end).rstrip() if end.strip() else lead + said + end
-    asked = _prompt_ids(tokenizer, before, chat_template)
-    whole = _prompt_ids(tokenizer, before + after, chat_template)
+    asked = _prompt_ids(tokenizer, before, form)
+    whole = _prompt_ids(tokenizer, before + after, form)
     # Where a token spans the seam (a blank that ends the prompt joins the response's first word), the prompt's tokens
     # are not the beginning of the whole's. Generation starts from the prompt's own tokens: so does this row then, and
     # the response is tokenised by itself.
     answer = whole[len(asked) :] if whole[: len(asked)] == asked else _continuation_ids(tokenizer, after)
     eos = tokenizer.eos_token_id
-    if not end.strip() and eos is not None and answer[-1:] != [eos]:
+    if form.append_eos and not end.strip() and eos is not None and answer[-1:] != [eos]:
         answer = [*answer, eos]
 
     excess = len(asked) + len(answer) - max_tokens
@@ -88,7 +110,7 @@ def encode(
         elif truncate == "drop" or excess >= len(asked):
             return None
         else:
-            place = _place(tokenizer, prompt, before, chat_template, system, separator)
+            place = _place(tokenizer, prompt, before, form)
             asked = _cut(tokenizer, asked, before, place, excess, left=truncate == "prompt_left")
     if not answer:
         return None
@@ -97,39 +119,33 @@ def encode(
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Prompt,
     *,
-    chat_template: ChatTemplate,
-    system: str | None,
+    form: PromptFormat = PromptFormat(),
     max_tokens: int,
-    separator: str = "\n",
 ) -> list[int]:
     """Encode a prompt as the tokens from which its response is generated: the same that `encode` puts before it.
 
     Too many are cut to ``max_tokens`` at the beginning of the user's text, or of the whole where that is not enough.
     """
-    before = _before(tokenizer, prompt, chat_template, system, separator)
-    ids = _prompt_ids(tokenizer, before, chat_template)
+    before = _before(tokenizer, prompt, form)
+    ids = _prompt_ids(tokenizer, before, form)
     excess = len(ids) - max_tokens
     if excess <= 0:
         return ids
-    return _cut(
-        tokenizer, ids, before, _place(tokenizer, prompt, before, chat_template, system, separator), excess, left=True
-    )
+    return _cut(tokenizer, ids, before, _place(tokenizer, prompt, before, form), excess, left=True)
 
 
-def response_end(
-    tokenizer: PreTrainedTokenizerBase, *, chat_template: ChatTemplate, system: str | None
-) -> tuple[int | None, str]:
+def response_end(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tuple[int | None, str]:
     """Return the mark that `encode` puts after a response, at which an answer ends: a token's id, else a text.
 
     (None, "") where it is EOS. A mark with added tokens in it, as ``<|im_end|>``, counts from the first of them.
     """
-    if not _templated(tokenizer, chat_template):
+    if not _templated(tokenizer, form):
         return None, ""
-    before = _before(tokenizer, "a", chat_template, system, "")
+    before = _before(tokenizer, "a", form)
     try:
-        end = _after(tokenizer, "a", "a", before, chat_template, system)[2].rstrip()
+        end = _after(tokenizer, "a", "a", before, form)[2].rstrip()
     except InputError:  # it writes no response that training could use: there is no mark to go by
         return None, ""
     added = tokenizer.added_tokens_decoder
@@ -137,15 +153,30 @@ def response_end(
     return first, end if first is None else ""
 
 
+def opens_thinking(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> bool:
+    """Tell whether a prompt ends with ``<think>``, so that an answer begins with thoughts and no mark of them."""
+    return _before(tokenizer, "a", form).rstrip().endswith("<think>")
+
+
+def without_thinking(answer: str, *, opened: bool = False) -> str:
+    """Remove what stands between ``<think>`` and ``</think>``, or the end of an answer that was cut before it.
+
+    Args:
+        answer: as the model wrote it.
+        opened: the prompt ends with ``<think>``.
+    """
+    if opened or "</think>" in answer.partition("<think>")[0]:
+        answer = f"<think>{answer}"
+    return re.sub(r"<think>.*?(</think>\s*|\Z)", "", answer, flags=re.DOTALL)
+
+
 def encode_continuation(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Prompt,
     continuation: str,
     *,
-    chat_template: ChatTemplate,
-    system: str | None,
+    form: PromptFormat = PromptFormat(),
     max_tokens: int,
-    separator: str = "\n",
 ) -> Encoded:
     """Encode a prompt and what follows it, whose likelihood is asked for: it alone is the target, no end mark.
 
@@ -157,28 +188,26 @@ def encode_continuation(
         tokenizer: of the model that is asked.
         prompt: what the user says; plain, the text that is gone on from.
         continuation: what follows; with a template, the whole response.
-        chat_template: ``auto`` or ``none``.
-        system: system message, as in `encode`.
+        form: how they are written.
         max_tokens: of what stands before the continuation, cut at its beginning as in `encode_prompt`.
-        separator: what follows the system message and the prompt where there is no template.
 
     Raises:
         InputError: the continuation has no tokens; a chat template as in `encode`.
     """
-    before = _before(tokenizer, prompt, chat_template, system, separator)
-    lead, said, _ = _after(tokenizer, prompt, continuation, before, chat_template, system)
+    before = _before(tokenizer, prompt, form)
+    lead, said, _ = _after(tokenizer, prompt, continuation, before, form)
     after = said.rstrip()
     if lead.strip():
         before += lead
     elif after:
         after = lead + after  # a blank belongs to the first word's token
-    asked = _prompt_ids(tokenizer, before, chat_template)
-    whole = _prompt_ids(tokenizer, before + after, chat_template)
+    asked = _prompt_ids(tokenizer, before, form)
+    whole = _prompt_ids(tokenizer, before + after, form)
     answer = whole[len(asked) :] if whole[: len(asked)] == asked else _continuation_ids(tokenizer, after)
     if not answer:
         raise InputError(f"{continuation!r} has no tokens, so it has no likelihood")
     if len(asked) > max_tokens:
-        place = _place(tokenizer, prompt, before, chat_template, system, separator)
+        place = _place(tokenizer, prompt, before, form)
         asked = _cut(tokenizer, asked, before, place, len(asked) - max_tokens, left=True)
     if not asked:
         known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
@@ -190,11 +219,9 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     *,
-    chat_template: ChatTemplate,
-    system: str | None,
+    form: PromptFormat = PromptFormat(),
     max_tokens: int,
     truncate: Truncate,
-    separator: str = "\n",
 ) -> tuple[list[Encoded], int]:
     """Encode every pair, in order, and count those that were dropped; none left is an `InputError`."""
     rows = []
@@ -203,13 +230,11 @@ def encode_all(
             raise InputError(f"{example.row}: a prompt without a response; name its column in columns.response")
         row = encode(
             tokenizer,
-            example.prompt,
+            example.asked,
             example.response,
-            chat_template=chat_template,
-            system=system,
+            form=form,
             max_tokens=max_tokens,
             truncate=truncate,
-            separator=separator,
         )
         if row is not None:
             rows.append(row)
@@ -252,29 +277,27 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) ->
     )
 
 
-def _before(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, chat_template: ChatTemplate, system: str | None, separator: str
-) -> str:
+def _before(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: PromptFormat) -> str:
     """Write the text from which a response is generated."""
-    if _templated(tokenizer, chat_template):
-        return _conversation(tokenizer, _messages(prompt, system), asking=True)
-    return "".join(part + separator for part in ([prompt] if system is None else [system, prompt]))
+    messages = _messages(prompt, form.system)
+    if _templated(tokenizer, form):
+        return _conversation(tokenizer, messages, asking=True)
+    return "\n".join(message["content"] for message in messages) + form.separator
 
 
 def _after(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Prompt,
     response: str,
     before: str,
-    chat_template: ChatTemplate,
-    system: str | None,
+    form: PromptFormat,
 ) -> tuple[str, str, str]:
     """Write what follows `_before`: the template's text up to the response, the response in it, and the rest."""
-    if not _templated(tokenizer, chat_template):
+    if not _templated(tokenizer, form):
         return "", response, ""
 
     def written(text: str) -> str:
-        messages = [*_messages(prompt, system), {"role": "assistant", "content": text}]
+        messages = [*_messages(prompt, form.system), {"role": "assistant", "content": text}]
         return _conversation(tokenizer, messages, asking=False)
 
     # Not searched for by its own text, which the template may write as well.
@@ -290,28 +313,26 @@ def _after(
 
 
 def _place(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    before: str,
-    chat_template: ChatTemplate,
-    system: str | None,
-    separator: str,
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, before: str, form: PromptFormat
 ) -> tuple[int, int] | None:
-    """Find where the user's text begins and ends in ``before``; None where the template writes it otherwise."""
-    head, found, _ = _before(tokenizer, _SENTINEL, chat_template, system, separator).partition(_SENTINEL)
-    said = prompt if before.startswith(head + prompt) else prompt.strip()
+    """Find where the user's last text begins and ends in ``before``; None where the template writes it otherwise."""
+    turns = _messages(prompt, None)
+    text = turns[-1]["content"]
+    marked = _before(tokenizer, [*turns[:-1], turns[-1] | {"content": _SENTINEL}], form)
+    head, found, _ = marked.partition(_SENTINEL)
+    said = text if before.startswith(head + text) else text.strip()
     return (len(head), len(head) + len(said)) if found and before.startswith(head + said) else None
 
 
-def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
-    user = {"role": "user", "content": prompt}
-    return [user] if system is None else [{"role": "system", "content": system}, user]
+def _messages(prompt: Prompt, system: str | None) -> list[dict[str, str]]:
+    """Write a prompt as messages; a system message of its own takes the place of ours."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    own = messages[0]["role"] == "system"
+    return messages if system is None or own else [{"role": "system", "content": system}, *messages]
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> bool:
-    if chat_template not in get_args(ChatTemplate):
-        raise InputError(f"chat_template={chat_template}: must be one of {', '.join(get_args(ChatTemplate))}")
-    return chat_template == "auto" and bool(tokenizer.chat_template)
+def _templated(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> bool:
+    return form.chat_template == "auto" and bool(tokenizer.chat_template)
 
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, asking: bool) -> str:
@@ -321,19 +342,19 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=asking, tokenize=False))
     except TemplateError as error:
         reason = " ".join(str(error).split())
-        advice = "set system to null or chat_template=none" if len(messages) > 1 else "set chat_template=none"
-        raise InputError(f"the tokenizer's chat template fails: {reason}; {advice}") from error
+        advice = "set system to null or " if messages[0]["role"] == "system" else "set "
+        raise InputError(f"the tokenizer's chat template fails: {reason}; {advice}chat_template=none") from error
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: ChatTemplate) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, form: PromptFormat) -> list[int]:
     """Encode a text that begins a row: a template writes its own BOS, otherwise the tokenizer's is put before."""
     ids = _ids(tokenizer, text)
     bos = tokenizer.bos_token_id
-    if _templated(tokenizer, chat_template) or bos is None or ids[:1] == [bos]:
+    if _templated(tokenizer, form) or bos is None or ids[:1] == [bos]:
         return ids
     writes_bos = tokenizer("a")["input_ids"][:1] == [bos]
     return [bos, *ids] if writes_bos else ids

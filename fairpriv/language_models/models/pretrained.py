@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import logging
+import re
 import sys
 import time
 import warnings
@@ -19,6 +20,8 @@ from fairpriv.store import Store
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fairpriv.language_models.data.tokens import PromptFormat
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,13 @@ class PretrainedLM(Pretrained):
     # transformers' device_map: null puts the model on one device, "auto" spreads it
     device_map: Any = field(default=None, metadata={"outcome": False})
     attn_implementation: str | None = None  # eager, sdpa, flash_attention_2 ...; null: transformers decides
-    chat_template: Literal["auto", "none"] = "auto"  # auto: the tokenizer's own, if it has one; none: plain text
-    system: str | None = None  # system message of the chat template
+    # auto: the tokenizer's own, if it has one; none: plain text; else a Jinja template, or a file that holds one
+    chat_template: str = "auto"
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # what the template reads, by name
+    system: str | None = None  # system message
+    separator: str = ""  # between prompt and response where no template is used
+    append_eos: bool = True  # an end token after responses that are trained on, where the template writes no end
+    strip_thinking: bool = True  # what a model thinks, up to </think>, is not part of its answer
     date: str = "2024-07-26"  # what a chat template that writes today's date takes for it, as YEAR-MONTH-DAY
     trust_remote_code: bool = False  # true: run Python code that comes with the model
     gradient_checkpointing: bool = False  # less memory in training, for a third more time
@@ -53,6 +61,9 @@ class PretrainedLM(Pretrained):
             datetime.date.fromisoformat(self.date)
         except (TypeError, ValueError):
             raise InputError(f"model.date={self.date}: must be a day, such as 2024-07-26") from None
+        if self.chat_template == "none" and self.chat_template_kwargs:
+            raise InputError("model.chat_template_kwargs: with model.chat_template=none no template reads them")
+        self.template()
 
     def _inside(self) -> str | None:
         return self.gguf
@@ -75,6 +86,33 @@ class PretrainedLM(Pretrained):
         except Exception:  # which `load` explains
             return False
         return "float16" in str(config.dtype)  # torch.bfloat16, too
+
+    @property
+    def form(self) -> PromptFormat:
+        """How prompts and responses are written, by a tokenizer that was made to by `pin`."""
+        from fairpriv.language_models.data.tokens import PromptFormat
+
+        mode: Literal["auto", "none"] = "none" if self.chat_template == "none" else "auto"
+        return PromptFormat(mode, self.system, self.separator, self.append_eos)
+
+    def template(self) -> str | None:
+        """Read the template that stands in the config, or in the file that it names; None: it gives none.
+
+        Raises:
+            InputError: there is no such file, or it cannot be read.
+        """
+        if self.chat_template in ("auto", "none"):
+            return None
+        if "{{" in self.chat_template or "{%" in self.chat_template:
+            return self.chat_template
+        try:
+            return Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
+            raise InputError(
+                f"model.chat_template={self.chat_template}: {reason}; it is auto, none, a file that holds a Jinja "
+                "template, or the template itself, with {{ and }}"
+            ) from None
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model in eval mode with ``dtype`` on ``device_map``, and its tokenizer, padding on the left.
@@ -144,10 +182,29 @@ class PretrainedLM(Pretrained):
         return found if self.quantization is None else [*found, self.quantization.to_dict()]
 
     def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make a chat template that writes today's date take ``date`` for it: else answers differ from day to day."""
+        """Make the tokenizer write what the config says: its template, what that reads, and ``date`` for today.
+
+        Everything that uses the tokenizer then writes the same: training, answers, lm-eval, and what is saved.
+
+        Raises:
+            InputError: ``chat_template_kwargs`` names what the template does not read, or there is no template.
+        """
+        given = self.template()
+        if given is not None:
+            tokenizer.chat_template = given
+        if self.chat_template_kwargs:
+            if not tokenizer.chat_template:
+                raise InputError(f"model.chat_template_kwargs: the tokenizer of {self.name} has no chat template")
+            template = tokenizer.get_chat_template()
+            for name in self.chat_template_kwargs:
+                if not re.search(rf"\b{re.escape(name)}\b", template):
+                    raise InputError(f"model.chat_template_kwargs.{name}: the chat template reads nothing of that name")
+            # Jinja writes texts, numbers, lists and None as Python does
+            read = "".join(f"{{%- set {name} = {value!r} -%}}" for name, value in self.chat_template_kwargs.items())
+            tokenizer.chat_template = f"{read}{template}"
         if isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
             tokenizer.chat_template = pinned(tokenizer.chat_template, datetime.date.fromisoformat(self.date))
-            if self.chat_template == "auto":
+            if self.chat_template != "none":
                 log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
 
     def _dequantised(self, file: Path, digest: str) -> Path:

@@ -61,7 +61,7 @@ class HarnessTask(Scorer):
             subject.model,
             subject.tokenizer,
             batch_size=max(1, subject.batch_size // 4),
-            system=subject.system,
+            system=subject.form.system,
             end=subject.end(),
             progress=subject.progress,
         ).items()

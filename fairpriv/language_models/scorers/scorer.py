@@ -8,7 +8,7 @@ import random
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fairpriv.data.texts import Example
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from fairpriv.language_models.data.tokens import ChatTemplate
+    from fairpriv.language_models.data.tokens import Prompt, PromptFormat
 
 Normalise = Literal["none", "tokens", "characters"]
 
@@ -45,6 +45,12 @@ SCORE_CHANGE = Metric(
 )
 
 
+def _form() -> PromptFormat:
+    from fairpriv.language_models.data.tokens import PromptFormat
+
+    return PromptFormat()
+
+
 @dataclass(frozen=True)
 class Subject:
     """The model that is measured, and how it is asked.
@@ -52,8 +58,7 @@ class Subject:
     Attributes:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT).
         tokenizer: its tokenizer.
-        chat_template: ``auto`` or ``none``: how the cell asks for answers.
-        system: system message; None: none of ours.
+        form: how the cell writes prompts.
         max_prompt_tokens: longer prompts lose their beginning.
         batch_size: prompts of an ordinary length worked on at a time.
         progress: whether a person watches, and wants a bar.
@@ -61,13 +66,12 @@ class Subject:
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    chat_template: ChatTemplate = "auto"
-    system: str | None = None
+    form: PromptFormat = field(default_factory=_form)
     max_prompt_tokens: int = 1024
     batch_size: int = 16
     progress: bool = False
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Encode prompts, each as the tokens from which its response is generated."""
         from fairpriv.language_models.data.tokens import encode_prompt
 
@@ -75,8 +79,7 @@ class Subject:
             encode_prompt(
                 self.tokenizer,
                 prompt,
-                chat_template=self.chat_template,
-                system=self.system,
+                form=self.form,
                 max_tokens=self.max_prompt_tokens,
             )
             for prompt in prompts
@@ -86,7 +89,7 @@ class Subject:
         """Return the mark that training puts after a response, at which answers end: a token's id, else a text."""
         from fairpriv.language_models.data.tokens import response_end
 
-        return response_end(self.tokenizer, chat_template=self.chat_template, system=self.system)
+        return response_end(self.tokenizer, self.form)
 
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], *, chat: bool, normalise: Normalise = "none"
@@ -99,15 +102,12 @@ class Subject:
             chat: ask as the cell asks for answers; else plain text, without template and system message.
             normalise: ``none``: the sum over tokens; ``tokens`` and ``characters``: divided by how many there are.
         """
-        from fairpriv.language_models.data.tokens import NO_TARGET, encode_continuation, pad_token_id
+        from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, encode_continuation, pad_token_id
         from fairpriv.language_models.engines.log_likelihood import log_likelihoods
 
-        plain: dict[str, Any] = {"chat_template": "none", "system": None, "separator": ""}
-        asked: dict[str, Any] = {"chat_template": self.chat_template, "system": self.system}
+        form = self.form if chat else PLAIN
         rows = [
-            encode_continuation(
-                self.tokenizer, prompt, text, max_tokens=self.max_prompt_tokens, **(asked if chat else plain)
-            )
+            encode_continuation(self.tokenizer, prompt, text, form=form, max_tokens=self.max_prompt_tokens)
             for prompt, text in pairs
         ]
         sums = log_likelihoods(
