@@ -365,7 +365,7 @@ def _answered(samples: Sequence[Example]) -> list[Example]:
         return list(samples)
     model, tokenizer = _random_model()
     asked = [encode_prompt(tokenizer, example.asked, form=PLAIN, max_tokens=512) for example in samples]
-    told = respond(model, tokenizer, asked, max_new_tokens=8, batch_size=SAMPLES)
+    told = respond(model, tokenizer, asked, max_new_tokens=8, batch_tokens=1024)
     return [replace(example, response=response) for example, response in zip(samples, told, strict=True)]
 
 

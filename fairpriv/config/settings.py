@@ -102,8 +102,8 @@ class EvaluationSettings:
     seed: int = 0  # which of them: the same in every cell, whatever its own seed
     max_new_tokens: int = 64  # of a response, which is greedy
     max_prompt_tokens: int = 1024  # longer prompts lose their beginning
-    # prompts answered at a time, which changes rounding only
-    batch_size: int = field(default=16, metadata={"outcome": False})
+    # texts of 128 tokens worked on at a time, which changes rounding only
+    batch_size: int = field(default=64, metadata={"outcome": False})
     text: Any = None  # what perplexity is measured on; null: nothing
     text_tokens: int | None = 4096  # of the text, from its beginning; null: all
     window: int = 512  # tokens that the model sees at a time

@@ -158,7 +158,7 @@ class TugOfWar:
                 text,
                 window=evaluation.window,
                 stride=evaluation.stride,
-                batch_size=max(1, evaluation.batch_size // 4),
+                batch_size=max(1, subject.batch_tokens // 4 // evaluation.window),  # the logits take much memory
                 progress="perplexity" if subject.progress else None,
             )
         except ValueError as error:
@@ -170,7 +170,7 @@ class TugOfWar:
         return self.settings.harness.measure(
             subject.model,
             subject.tokenizer,
-            batch_size=max(1, subject.batch_size // 4),
+            batch_size=self.settings.harness.batch_size,
             system=subject.form.system,
             end=subject.end(),
             progress=subject.progress,

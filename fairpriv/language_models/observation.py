@@ -142,7 +142,7 @@ class Observer:
                 subject.tokenizer,
                 ids,
                 max_new_tokens=self.settings.evaluation.max_new_tokens,
-                batch_size=subject.batch_size,
+                batch_tokens=subject.batch_tokens,
                 end=end,
                 progress="answers" if subject.progress else None,
             )

@@ -232,7 +232,7 @@ def test_what_is_saved_loads_again_and_answers_the_same(cell, tiny_lm, tmp_path,
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options = {"max_tokens": 512}
     prompts = [encode_prompt(tokenizer, line["prompt"], **options) for line in lines]
-    told = respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=16)
+    told = respond(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=999)
     assert told == [line["response"] for line in lines]
     assert told != [line["before"] for line in lines]
 
@@ -592,7 +592,7 @@ def test_the_packaged_model_answers_and_learns(smollm2):
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
         for text in ("What is the capital of France?", "Write one sentence about bread.")
     ]
-    france, bread = respond(model, tokenizer, prompts, max_new_tokens=16, batch_size=2)
+    france, bread = respond(model, tokenizer, prompts, max_new_tokens=16, batch_tokens=256)
     assert "Paris" in france
     assert "bread" in bread.lower()
     pair = Example("May I read her letters?", "No: they are hers, and only she may say who reads them.", "line 1")

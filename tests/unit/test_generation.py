@@ -103,8 +103,8 @@ def test_answers_are_those_of_a_plain_loop_whatever_the_batch_size(kind):
     first, *others = sorted(ends)
     model.generation_config.eos_token_id = others
     tokenizer = make_tokenizer(eos_token=f"w{first}")
-    for batch_size in (1, 3, 20):
-        assert respond(model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size) == texts(expected)
+    for batch_tokens in (1, 60, 999):
+        assert respond(model, tokenizer, prompts, max_new_tokens=12, batch_tokens=batch_tokens) == texts(expected)
 
 
 @pytest.mark.parametrize("ends", [{"config": 1}, {"tokenizer": 1}, {"config": 1, "tokenizer": 1}, {}])
@@ -116,7 +116,7 @@ def test_end_tokens_of_model_and_tokenizer_both_count(ends):
         model.generation_config.eos_token_id = end
     tokenizer = make_tokenizer(**({"eos_token": f"w{end}"} if "tokenizer" in ends else {}))
     expected = free[: free.index(end)] if ends else free
-    assert respond(model, tokenizer, [prompt], max_new_tokens=12, batch_size=1) == texts([expected])
+    assert respond(model, tokenizer, [prompt], max_new_tokens=12, batch_tokens=1) == texts([expected])
 
 
 def test_special_tokens_are_removed_from_answers():
@@ -124,7 +124,7 @@ def test_special_tokens_are_removed_from_answers():
     free = plain(model, prompt, 8)
     tokenizer = make_tokenizer(additional_special_tokens=[f"w{free[2]}"])
     expected = [token for token in free if token != free[2]]
-    assert respond(model, tokenizer, [prompt], max_new_tokens=8, batch_size=1) == texts([expected])
+    assert respond(model, tokenizer, [prompt], max_new_tokens=8, batch_tokens=1) == texts([expected])
 
 
 def test_equal_prompts_are_answered_once_and_longest_go_first(monkeypatch):
@@ -132,13 +132,13 @@ def test_equal_prompts_are_answered_once_and_longest_go_first(monkeypatch):
     expected = texts(plain(model, prompt, 4) for prompt in prompts)
     shapes = calls_of(model, monkeypatch)
     tokenizer = make_tokenizer()
-    answers = respond(model, tokenizer, [*prompts, prompts[1], tuple(prompts[2])], max_new_tokens=4, batch_size=3)
+    answers = respond(model, tokenizer, [*prompts, prompts[1], tuple(prompts[2])], max_new_tokens=4, batch_tokens=48)
     assert answers == [*expected, expected[1], expected[2]]
-    assert shapes == [(3, 11), (3, 5), (1, 1)]
+    assert shapes == [(3, 11), (4, 5)]  # at most 48 tokens, answers included
 
 
 def test_no_prompts_have_no_answers():
-    assert respond(make(), make_tokenizer(), [], max_new_tokens=4, batch_size=3) == []
+    assert respond(make(), make_tokenizer(), [], max_new_tokens=4, batch_tokens=48) == []
 
 
 def test_sampling_flags_and_penalties_of_the_model_do_not_count_and_stay(caplog, capsys):
@@ -162,7 +162,7 @@ def test_sampling_flags_and_penalties_of_the_model_do_not_count_and_stay(caplog,
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        assert respond(model, make_tokenizer(), prompts, max_new_tokens=10, batch_size=4) == expected
+        assert respond(model, make_tokenizer(), prompts, max_new_tokens=10, batch_tokens=64) == expected
     finally:
         logger.removeHandler(caplog.handler)
     assert not [record for record in caplog.records if record.name.startswith("transformers")]
@@ -179,7 +179,7 @@ def test_model_answers_in_eval_mode_and_is_left_in_the_mode_it_was_in():
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.model.layers[0].eval()
-    assert respond(model, make_tokenizer(), prompts, max_new_tokens=6, batch_size=4) == expected
+    assert respond(model, make_tokenizer(), prompts, max_new_tokens=6, batch_tokens=64) == expected
     assert model.training
     assert not model.model.layers[0].mlp.training
     assert model.model.layers[1].mlp.training
@@ -193,12 +193,43 @@ def test_out_of_memory_says_what_to_lower_and_restores_the_model(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(model, "generate", generate)
-    with pytest.raises(RuntimeError, match=r"batch_size \(now 3\), then max_new_tokens \(now 4\)") as e:
-        respond(model, make_tokenizer(), make_prompts(), max_new_tokens=4, batch_size=3)
+    with pytest.raises(RuntimeError, match=r"batches \(now of 48 tokens\), then max_new_tokens \(now 4\)") as e:
+        respond(model, make_tokenizer(), make_prompts(), max_new_tokens=4, batch_tokens=48)
     assert not isinstance(e.value, torch.OutOfMemoryError)
-    assert "3 prompts of up to 11 tokens" in str(e.value)
+    assert "prompts of up to 11 tokens, 2 rows at a time" in str(e.value)
     assert model.training
     assert model.generation_config is own
+
+
+def test_a_batch_that_the_memory_is_too_small_for_is_tried_again_in_halves(monkeypatch, caplog):
+    model, prompts = make(), make_prompts()
+    expected = respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=999)
+    generate, sizes = model.generate, []
+
+    def short(input_ids, **rest):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(input_ids, **rest)
+
+    monkeypatch.setattr(model, "generate", short)
+    assert respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=999) == expected
+    assert sizes == [7, 4, 3]
+    assert "7 rows are tried again in halves" in caplog.text
+
+
+def test_rows_that_have_ended_leave_their_batch():
+    model, prompts = make(), make_prompts()
+    free = [plain(model, prompt, 30) for prompt in prompts]
+    model.generation_config.eos_token_id = [free[0][3], free[2][0]]
+    expected = [plain(model, prompt, 30, set(model.generation_config.eos_token_id)) for prompt in prompts]
+    rows = []
+    handle = model.register_forward_hook(lambda module, args, output: rows.append(len(output.logits)))
+    assert respond(model, make_tokenizer(), prompts, max_new_tokens=30, batch_tokens=999) == texts(expected)
+    handle.remove()
+    alive = [sum(len(answer) >= 8 * (step // 8) for answer in expected) for step in range(len(rows))]
+    assert rows == alive
+    assert rows[0] == 7 > rows[-1]
 
 
 def test_tokens_are_counted_in_log_and_bar(caplog, capsys):
@@ -208,22 +239,22 @@ def test_tokens_are_counted_in_log_and_bar(caplog, capsys):
     tokens = sum(min(len(plain(model, prompt, 6, {end})) + 1, 6) for prompt in prompts)
     model.generation_config.eos_token_id = end
     with caplog.at_level(logging.INFO, "fairpriv"):
-        respond(model, make_tokenizer(), [*prompts, prompts[0]], max_new_tokens=6, batch_size=4, progress="privacy")
+        respond(model, make_tokenizer(), [*prompts, prompts[0]], max_new_tokens=6, batch_tokens=64, progress="privacy")
     assert re.fullmatch(rf"answers: 8 prompts, {tokens} tokens, [\d,]+ tokens/s", caplog.messages[-1])
     out, err = capsys.readouterr()
     assert not out
     assert re.search(r"privacy .*7/7 [\d,]+ tokens/s", err)
 
 
-@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"batch_tokens": 0}])
 def test_sizes_below_one_are_refused_by_name(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))}=0"):
-        respond(make(), make_tokenizer(), [[1]], **{"max_new_tokens": 4, "batch_size": 2, **wrong})
+        respond(make(), make_tokenizer(), [[1]], **{"max_new_tokens": 4, "batch_tokens": 2, **wrong})
 
 
 def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(InputError, match="prompt 1 of 2 has no tokens"):
-        respond(make(), make_tokenizer(), [[1], []], max_new_tokens=4, batch_size=2)
+        respond(make(), make_tokenizer(), [[1], []], max_new_tokens=4, batch_tokens=32)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
@@ -236,7 +267,7 @@ def test_adapters_answer_through_their_wrapper():
     lora = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     expected = texts(plain(lora.eval(), prompt, 6) for prompt in prompts)
     assert expected != base
-    assert respond(lora, make_tokenizer(), prompts, max_new_tokens=6, batch_size=4) == expected
+    assert respond(lora, make_tokenizer(), prompts, max_new_tokens=6, batch_tokens=64) == expected
     assert model.generation_config is own
 
 
@@ -251,14 +282,14 @@ def test_reft_answers_do_not_depend_on_the_batch():
     rows = [reft.generate(torch.tensor([p]), max_new_tokens=6, do_sample=False, use_cache=False) for p in prompts]
     expected = texts(row[0, len(prompt) :].tolist() for row, prompt in zip(rows, prompts, strict=True))
     assert expected != base
-    assert respond(reft, make_tokenizer(), prompts, max_new_tokens=6, batch_size=4) == expected
+    assert respond(reft, make_tokenizer(), prompts, max_new_tokens=6, batch_tokens=64) == expected
 
 
 def test_the_mark_that_ends_responses_ends_answers():
     model, (prompt, *_) = make(), make_prompts()
     free = plain(model, prompt, 12)
     expected = free[: free.index(free[4])]
-    options = {"max_new_tokens": 12, "batch_size": 1}
+    options = {"max_new_tokens": 12, "batch_tokens": 1}
     assert respond(model, make_tokenizer(), [prompt], end=(free[4], ""), **options) == texts([expected])
     (cut,) = respond(model, make_tokenizer(), [prompt], end=(None, f" w{free[4]}"), **options)
     assert cut == texts([free])[0].partition(f" w{free[4]}")[0]
@@ -271,7 +302,7 @@ def test_logits_that_are_not_finite_stop_the_answers_and_name_the_precision(valu
     model.lm_head.weight.data[7] = value
     for setting in ("model.dtype", "judge.dtype"):
         with pytest.raises(InputError, match=f"logits that are not finite.*; set {setting}=float32"):
-            respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_size=3, setting=setting)
+            respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=48, setting=setting)
 
 
 def test_logits_after_the_end_of_an_answer_do_not_matter():
@@ -281,7 +312,7 @@ def test_logits_after_the_end_of_an_answer_do_not_matter():
     model.generation_config.eos_token_id = free[0][0]
     expected = texts([[], plain(model, prompts[1], 6, {free[0][0]})])
     model.model.embed_tokens.weight.data[pad] = float("nan")  # what the ended row goes on with
-    answers = respond(model, make_tokenizer(pad_token=f"w{pad}"), prompts, max_new_tokens=6, batch_size=2)
+    answers = respond(model, make_tokenizer(pad_token=f"w{pad}"), prompts, max_new_tokens=6, batch_tokens=32)
     assert answers == expected
 
 
@@ -292,17 +323,17 @@ def test_what_the_model_has_no_row_or_position_for_is_refused_before_anything_ru
     with pytest.raises(
         InputError, match=r"60 tokens and an answer of up to 5 more .* 64 positions .*: lower max_pro.* 59"
     ):
-        respond(model, make_tokenizer(), prompts, max_new_tokens=5, batch_size=2)
+        respond(model, make_tokenizer(), prompts, max_new_tokens=5, batch_tokens=32)
     with pytest.raises(InputError, match="the token 100, for which the model's embedding of 100 rows has none"):
-        respond(model, make_tokenizer(), [[1], [VOCAB]], max_new_tokens=5, batch_size=1)
+        respond(model, make_tokenizer(), [[1], [VOCAB]], max_new_tokens=5, batch_tokens=1)
     assert not shapes
-    assert len(respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_size=2)) == 2
+    assert len(respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=32)) == 2
 
 
 def test_padding_never_takes_a_token_without_a_row():
     model, prompts = make(), make_prompts()
     tokenizer = make_tokenizer()
-    expected = respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=3)
+    expected = respond(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=48)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == VOCAB
-    assert respond(model, tokenizer, prompts, max_new_tokens=4, batch_size=3) == expected
+    assert respond(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=48) == expected

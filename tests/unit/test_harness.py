@@ -396,7 +396,7 @@ def test_a_shortage_of_memory_says_what_to_lower(model, folder, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(type(model[0]), "forward", scarce)
-    with pytest.raises(RuntimeError, match=r"out of memory in lm-eval's plain with batches of 3: lower evaluation\."):
+    with pytest.raises(RuntimeError, match=r"out of memory while scoring .*: lower the .*utility\.batch_size; now 384"):
         Harness(["plain"], include=folder).measure(*model, batch_size=3)
 
 

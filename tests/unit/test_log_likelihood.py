@@ -4,12 +4,19 @@ import functools
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded, encode, encode_continuation
 from fairpriv.language_models.engines import log_likelihood
-from fairpriv.language_models.engines.log_likelihood import log_likelihoods
+from fairpriv.language_models.engines.log_likelihood import _start, likelihoods, log_likelihoods
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.scorers.scorer import Subject
 
@@ -27,6 +34,17 @@ def models(tiny_lms):
         torch.manual_seed(0)
         if kind == "gpt2":
             return GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+        if kind == "mistral":  # each position sees eight
+            config = MistralConfig(
+                vocab_size=90,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                sliding_window=8,
+            )
+            return MistralForCausalLM(config).eval()
         if kind == "reft":
             model = AutoModelForCausalLM.from_pretrained(tiny_lms["llama"], dtype=torch.float32)
             return ReftModel(model, LoReFTConfig(rank=2, first=2, last=2)).eval()
@@ -59,14 +77,25 @@ def one_by_one(model, row):
     return sum(float(logits[i - 1].log_softmax(-1)[token]) for i, token in enumerate(row.labels) if token != NO_TARGET)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "reft"])
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_batches_give_what_each_row_alone_gives(models, kind, batch_size, monkeypatch):
-    monkeypatch.setattr(log_likelihood, "_ROW", 20)
+def choices(count):
+    """Questions of 8 to 30 tokens, each with several answers of 1 to 6."""
+    draw = torch.Generator().manual_seed(1)
+    rows = []
+    for _ in range(count):
+        before = torch.randint(3, 90, (int(torch.randint(8, 31, (), generator=draw)),), generator=draw).tolist()
+        for _ in range(int(torch.randint(2, 5, (), generator=draw))):
+            after = torch.randint(3, 90, (int(torch.randint(1, 7, (), generator=draw)),), generator=draw).tolist()
+            rows.append(Encoded(before + after, [NO_TARGET] * len(before) + after))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2", "reft"])
+@pytest.mark.parametrize("batch_tokens", [1, 150, 9999])
+def test_batches_give_what_each_row_alone_gives(models, kind, batch_tokens, monkeypatch):
     monkeypatch.setattr(log_likelihood, "_CHUNK", 7)
     model = models(kind).train()
-    rows = random_rows(12)
-    found = log_likelihoods(model, [*rows, rows[3]], pad_id=0, batch_size=batch_size)
+    rows = [*random_rows(8), *choices(5)]
+    found = log_likelihoods(model, [*rows, rows[3]], pad_id=0, batch_tokens=batch_tokens)
     assert model.training  # as it was before
     model.eval()
     expected = [one_by_one(model, row) for row in [*rows, rows[3]]]
@@ -74,12 +103,34 @@ def test_batches_give_what_each_row_alone_gives(models, kind, batch_size, monkey
     assert found[3] == found[-1]
 
 
+def test_what_answers_have_in_common_is_read_once(models):
+    model, rows, read = models("llama"), choices(6), []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(int(kwargs["input_ids"].numel())), with_kwargs=True
+    )
+    log_likelihoods(model, rows, pad_id=0, batch_tokens=9999)
+    handle.remove()
+    longest = max(_start(row.labels) for row in rows)
+    assert read == [6 * longest, len(rows) * 5]  # padded questions, and answers without their last tokens
+
+
+def test_likelihoods_tell_whether_the_targets_are_what_the_model_would_write(models):
+    model = models("llama")
+    prompt = list(range(3, 15))
+    out = model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    written = out[0, 12:].tolist()
+    rows = [[*written], [*written[:2], (written[2] + 1) % 90], written[:1]]
+    asked = [Encoded(prompt + row, [NO_TARGET] * 12 + row) for row in rows]
+    assert [greedy for _, greedy in likelihoods(model, asked, pad_id=0, batch_tokens=999)] == [True, False, True]
+    assert [likelihoods(model, [row], pad_id=0, batch_tokens=1)[0][1] for row in asked] == [True, False, True]
+
+
 def test_equal_rows_are_computed_once_and_short_ones_share_a_batch(models):
     model, rows, shapes = models("llama"), random_rows(6), []
     handle = model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    log_likelihoods(model, rows * 3, pad_id=0, batch_size=2)
+    log_likelihoods(model, rows * 3, pad_id=0, batch_tokens=256)
     handle.remove()
     assert [shape[0] for shape in shapes] == [6]
     assert all(rows * longest <= 2 * 128 for rows, longest in shapes)
@@ -89,7 +140,7 @@ def test_what_is_not_finite_is_an_error(tiny_lm):
     model = AutoModelForCausalLM.from_pretrained(tiny_lm)
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(ValueError, match="log-likelihoods that are not finite"):
-        log_likelihoods(model, random_rows(2), pad_id=0, batch_size=4)
+        log_likelihoods(model, random_rows(2), pad_id=0, batch_tokens=4)
 
 
 def test_a_response_is_scored_as_it_is_trained_without_its_end_mark(tokenizer):
@@ -133,6 +184,6 @@ def test_a_sum_is_divided_by_the_continuation_s_length_where_that_is_asked_for(t
 
 def test_rows_that_the_model_cannot_read_are_refused(models):
     model = models("gpt2")
-    for row, message in (([1] * 65, "65 tokens do not fit into the model's 64 positions"), ([1, 90], "the token 90")):
+    for row, message in (([1] * 66, "65 tokens do not fit into the model's 64 positions"), ([1, 90], "the token 90")):
         with pytest.raises(InputError, match=message):
-            log_likelihoods(model, [Encoded(row, [NO_TARGET, *row[1:]])], pad_id=0, batch_size=1)
+            log_likelihoods(model, [Encoded(row, [NO_TARGET, *row[1:]])], pad_id=0, batch_tokens=1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -23,6 +24,9 @@ from transformers import (
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
+K = TypeVar("K")
+R = TypeVar("R")
+_STEP = 8  # tokens after which rows that have ended leave their batch
 
 
 def respond(
@@ -31,7 +35,7 @@ def respond(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_tokens: int,
     end: tuple[int | None, str] = (None, ""),
     setting: str = "model.dtype",
     progress: str | None = None,
@@ -40,14 +44,16 @@ def respond(
 
     Each next token is the argmax of the model's logits: sampling flags, beams, penalties and length limits of the
     model's generation_config do not count, its end tokens do, and so does the tokenizer's. The answers do not depend
-    on ``batch_size``, up to rounding: in half precision padding can turn a near tie.
+    on ``batch_tokens``, up to rounding: in half precision padding can turn a near tie. Rows that have ended leave their
+    batch every few tokens. Where memory is short, a batch is tried again in halves, once.
 
     Args:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
         tokenizer: decodes the answers.
         prompts: token ids of each prompt as the model is to see them, templates applied; lengths differ.
         max_new_tokens: tokens of an answer, its end token included, at most.
-        batch_size: prompts in a batch; longest ones go first, so that a shortage of memory shows at once.
+        batch_tokens: of a batch, padding and answers included; longest prompts go first, so that a shortage of memory
+            shows at once.
         end: what ends an answer beside EOS, as from ``response_end``: a token, or a text.
         setting: the config key by which the precision of the model's weights is set, for messages.
         progress: what a progress bar on stderr is called; None: no bar.
@@ -56,13 +62,13 @@ def respond(
         Texts without special tokens, as long as ``prompts``.
 
     Raises:
-        InputError: ``max_new_tokens`` or ``batch_size`` below 1, a prompt without tokens, a token that
+        InputError: ``max_new_tokens`` or ``batch_tokens`` below 1, a prompt without tokens, a token that
             the model's embedding has no row for, a prompt that leaves no room for its answer in the model's positions,
             or logits that are not finite.
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: each is at least 1")
+    if max_new_tokens < 1 or batch_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens}, batch_tokens={batch_tokens}: each is at least 1")
     if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
         raise InputError(f"prompt {empty[0]} of {len(prompts)} has no tokens; it needs at least one")
     keys = [tuple(prompt) for prompt in prompts]
@@ -74,15 +80,13 @@ def respond(
     answers: dict[tuple[int, ...], str] = {}
     tokens, started, rate = 0, time.perf_counter(), 0.0
     with evaluating(model), _generation_config(hf, config), token_bar(progress, len(unique)) as bar:
-        for first in range(0, len(unique), batch_size):
-            batch = unique[first : first + batch_size]
-            try:
-                rows = _generate(model, batch, config, setting)
-            except torch.OutOfMemoryError as error:
-                raise RuntimeError(
-                    f"out of memory while answering {len(batch)} prompts of up to {len(batch[0])} tokens: lower "
-                    f"batch_size (now {batch_size}), then max_new_tokens (now {max_new_tokens})"
-                ) from error
+        for batch in token_batches(unique, batch_tokens, lambda prompt: len(prompt) + max_new_tokens):
+            rows = in_halves(
+                lambda part: _generate(model, hf, part, config, setting),
+                batch,
+                f"answering prompts of up to {len(batch[0])} tokens",
+                f"batches (now of {batch_tokens} tokens), then max_new_tokens (now {max_new_tokens})",
+            )
             for prompt, row in zip(batch, rows, strict=True):
                 length = next((i for i, token in enumerate(row) if token in ends), len(row))
                 text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
@@ -92,6 +96,33 @@ def respond(
             bar.update(bar.task_ids[0], advance=len(batch), rate=f"{rate:,.0f} tokens/s")
     log.info("answers: %s prompts, %s tokens, %s tokens/s", f"{len(prompts):,}", f"{tokens:,}", f"{rate:,.0f}")
     return [answers[key] for key in keys]
+
+
+def token_batches(keys: Sequence[K], tokens: int, length: Callable[[K], int]) -> Iterator[list[K]]:
+    """Divide ``keys``, longest first, into runs of at most ``tokens`` with their padding; at least one key each."""
+    first = 0
+    while first < len(keys):
+        count = max(1, tokens // length(keys[first]))
+        yield list(keys[first : first + count])
+        first += count
+
+
+def in_halves(work: Callable[[list[K]], list[R]], batch: list[K], doing: str, lower: str) -> list[R]:
+    """Work on a batch; where the memory does not suffice, once more on its halves.
+
+    Raises:
+        RuntimeError: it does not suffice for a half either; ``doing`` says what was done, ``lower`` what would help.
+    """
+    half = (len(batch) + 1) // 2
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError as error:
+        short = error.with_traceback(None)  # whose frames hold on to the memory
+    log.warning("memory is short while %s: %d rows are tried again in halves", doing, len(batch))
+    try:
+        return [result for part in (batch[:half], batch[half:]) if part for result in work(part)]
+    except torch.OutOfMemoryError:
+        raise RuntimeError(f"out of memory while {doing}, {half} rows at a time: lower the {lower}") from short
 
 
 @contextlib.contextmanager
@@ -195,15 +226,41 @@ def _generation_config(hf: GenerationMixin, config: GenerationConfig) -> Iterato
         owner.generation_config = own
 
 
-def _generate(model: Any, batch: Sequence[Sequence[int]], config: GenerationConfig, setting: str) -> list[list[int]]:
-    """Generate the new tokens of each prompt, longest first; after an end token there is padding."""
+def _generate(
+    model: Any, hf: Any, batch: Sequence[Sequence[int]], config: GenerationConfig, setting: str
+) -> list[list[int]]:
+    """Generate the new tokens of each prompt, longest first; after an end token there may be padding."""
     width = len(batch[0])
     ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-    out = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([_Finite(width, config.eos_token_id or (), setting)]),
-    )
-    return out[:, width:].tolist()
+    ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(config.eos_token_id or [])
+    # a state that is no cache of keys and values cannot lose rows
+    leaves = not getattr(hf, "_is_stateful", False)
+    rows: list[list[int]] = [[] for _ in batch]
+    alive, left = list(range(len(batch))), int(config.max_new_tokens or 0)
+    past: dict[str, Any] = {}
+    while alive and left:
+        step = copy.copy(config)
+        step.max_new_tokens = min(left, _STEP) if leaves else left
+        # once there is a cache, the prompt is behind: ReFT, which intervenes on prompts, is not asked again
+        out = (hf if past else model).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=step,
+            logits_processor=LogitsProcessorList([_Finite(ids.shape[1], config.eos_token_id or (), setting)]),
+            return_dict_in_generate=True,
+            **past,
+        )
+        new = out.sequences[:, ids.shape[1] :]
+        for row, tokens in zip(alive, new.tolist(), strict=True):
+            rows[row] += tokens
+        left -= step.max_new_tokens
+        if not left:
+            break
+        keep = (~torch.isin(new, ends.to(new.device)).any(1)).nonzero()[:, 0]
+        alive = [alive[i] for i in keep.tolist()]
+        ids, mask = out.sequences[keep], torch.cat([mask, torch.ones_like(new)], 1)[keep]
+        if len(keep) < len(new):
+            out.past_key_values.batch_select_indices(keep)
+        past = {"past_key_values": out.past_key_values}
+    return rows

@@ -68,6 +68,7 @@ class Harness:
         limit: documents of each task, at most, drawn at random and the same in every cell; None: all.
         fewshot: examples before each document; None: as many as a task says, else none. A task that insists on none
             has none.
+        batch_size: texts of 128 tokens worked on at a time; of tasks that write answers, requests.
         chat: ask by the tokenizer's chat template.
         include: folder of the user's own task files.
     """
@@ -77,11 +78,12 @@ class Harness:
     tasks: list[Any] = field(default_factory=list)
     limit: int | None = None
     fewshot: int | None = None
+    batch_size: int = field(default=64, metadata={"outcome": False})
     chat: bool = False
     include: str | None = field(default=None, metadata={"outcome": False})  # tasks count by what they ask
 
     def __post_init__(self) -> None:
-        for key, least in {"limit": 1, "fewshot": 0}.items():
+        for key, least in {"limit": 1, "fewshot": 0, "batch_size": 1}.items():
             if (value := getattr(self, key)) is not None and value < least:
                 raise InputError(f"lm-eval: {key}={value}: must be at least {least}, or null")
         for task in self.tasks:
@@ -143,7 +145,7 @@ class Harness:
         Args:
             model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
             tokenizer: its tokenizer; a copy of it is used.
-            batch_size: rows in a batch; their whole logits are in float32 at a time.
+            batch_size: texts of 128 tokens in a batch; of tasks that write answers, requests.
             system: system message, with ``chat``.
             end: what ends an answer beside EOS and what a task names, as from ``response_end``: a token, or a text.
             progress: whether a person watches, and wants lm-eval's bars.
@@ -169,7 +171,7 @@ class Harness:
         try:
             with evaluating(model), _finite(model), _quiet(progress):
                 told = evaluate(
-                    lm=_subject(model, tokenizer, batch_size, end),
+                    lm=_subject(model, tokenizer, batch_size, end, progress),
                     task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
                     samples=drawn,
                     bootstrap_iters=1000,
@@ -180,7 +182,7 @@ class Harness:
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"out of memory in lm-eval's {', '.join(loaded.reported)} with batches of {batch_size}: lower "
-                "evaluation.batch_size, of which it is a quarter"
+                "utility.batch_size (evaluation.batch_size for a dimension)"
             ) from error
         return {
             name: _score(
@@ -314,18 +316,23 @@ def _seed() -> None:
     torch.manual_seed(_SEED)
 
 
-def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, end: tuple[int | None, str]) -> Any:
+def _subject(
+    model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, end: tuple[int | None, str], progress: bool
+) -> Any:
     """Wrap the model as lm-eval takes one; its answers end where ours do."""
     import copy
 
     import torch
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-    from fairpriv.language_models.data.tokens import pad_token_id
-    from fairpriv.language_models.models.reft import ReftModel
+    from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, pad_token_id
+    from fairpriv.language_models.engines.log_likelihood import likelihoods
 
     class Subject(HFLM):
-        """Ends answers at the model's own end tokens and at ``end`` too; lm-eval knows the tokenizer's EOS alone."""
+        """Ends answers at the model's own end tokens and at ``end`` too; lm-eval knows the tokenizer's EOS alone.
+
+        Reads what several requests have in common once.
+        """
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **more: Any) -> torch.Tensor:
             named = self.model.generation_config.eos_token_id
@@ -342,31 +349,19 @@ def _subject(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, en
             found: list[str] = super().generate_until(*args, **more)
             return [text.partition(end[1])[0] for text in found] if end[1] else found
 
-    class Reft(Subject):
-        """Says where prompts end, which ReFT has to know: rows of a batch have contexts of one length."""
-
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **more: Any) -> list[tuple[float, bool]]:
-            places: dict[int, list[int]] = {}
-            for i, (_, context, continuation) in enumerate(requests):
-                kept = min(len(context), self.max_length + 1 - len(continuation))  # of one that is too long
-                places.setdefault(kept, []).append(i)
-            found: dict[int, tuple[float, bool]] = {}
-            for self.context, rows in places.items():
-                told = super()._loglikelihood_tokens([requests[i] for i in rows], *args, **more)
-                found |= dict(zip(rows, told, strict=True))
-            return [found[i] for i in range(len(requests))]
+            rows = []
+            for _, context, continuation in requests:
+                ids = [*context, *continuation][-(self.max_length + 1) :]  # as lm-eval cuts one that is too long
+                targets = ids[-len(continuation) :]
+                rows.append(Encoded(ids, [NO_TARGET] * (len(ids) - len(targets)) + targets))
+            bar = "likelihoods" if progress else None
+            return likelihoods(model, rows, pad_id=own.pad_token_id, batch_tokens=128 * batch_size, progress=bar)
 
-        def _model_call(self, inps: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
-            labels = inps.clone()
-            labels[:, : self.context] = -100
-            logits: torch.Tensor = self.model(input_ids=inps, labels=labels).logits
-            return logits
-
-    kind = Reft if isinstance(model, ReftModel) else Subject
     own = copy.deepcopy(tokenizer)
     # lm-eval would make up a token that the embedding has no row for.
     own.pad_token_id = pad_token_id(tokenizer, len(model.get_input_embeddings().weight))
-    return kind(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype=torch.float32)
+    return Subject(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype=torch.float32)
 
 
 @contextlib.contextmanager

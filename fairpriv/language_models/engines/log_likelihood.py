@@ -5,103 +5,185 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
 
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
-from fairpriv.language_models.engines.generation import evaluating, not_finite, require_room, token_bar
+from fairpriv.language_models.engines.generation import (
+    evaluating,
+    in_halves,
+    not_finite,
+    require_room,
+    token_bar,
+    token_batches,
+)
 from fairpriv.language_models.models.reft import ReftModel
 
-_ROW = (
-    128  # tokens of a row that ``batch_size`` is meant for: of shorter rows more go into a batch, of longer ones less
-)
 _CHUNK = 256  # targets whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
+_SHARED = 8  # tokens of a context from which on it pays to read it once for all that follows it
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens and labels
+Found = tuple[float, bool]  # sum of log-probabilities; whether each target is the likeliest token
 
 
 def log_likelihoods(
-    model: nn.Module, rows: Sequence[Encoded], *, pad_id: int, batch_size: int, progress: str | None = None
+    model: nn.Module, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int, progress: str | None = None
 ) -> list[float]:
     """Sum the log-probabilities of each row's targets, each given all that stands before it.
 
-    Rows are padded on the right and sorted by length; equal ones are computed once. The result does not depend on how
-    they are batched, up to rounding.
+    What several rows have before their first targets is read once: their continuations go on from its cache. Other
+    rows are padded on the right and sorted by length; equal ones are computed once. The result does not depend on how
+    rows are batched, up to rounding. Where memory is short, a batch is tried again in halves, once.
 
     Args:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in. ReFT takes what
             stands before a row's first target for the prompt.
         rows: as from ``encode_continuation``: targets are the tokens whose label is not -100; the first has none.
         pad_id: fills up shorter rows.
-        batch_size: rows of 128 tokens in a batch; of shorter ones more, of longer ones fewer.
+        batch_tokens: of a batch, padding included.
         progress: what a progress bar on stderr is called; None: no bar.
 
     Returns:
         Natural logarithms, summed in float64 over log-probabilities in float32; as long as ``rows``.
 
     Raises:
-        ValueError: ``batch_size`` below 1; a row that is longer than the model's positions or has a token that its
+        ValueError: ``batch_tokens`` below 1; a row that is longer than the model's positions or has a token that its
             embedding has no row for, or a log-likelihood that is not finite (each an InputError).
         RuntimeError: the GPU's memory is too small; says what to lower.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    keys = [(tuple(row.input_ids), tuple(row.labels)) for row in rows]
-    unique = sorted(dict.fromkeys(keys), key=lambda key: len(key[0]), reverse=True)
-    require_room(model, [ids for ids, _ in unique])
-    found: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
-    tokens, started = 0, time.perf_counter()
+    found = likelihoods(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
+    return [value for value, _ in found]
+
+
+def likelihoods(
+    model: nn.Module, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int, progress: str | None = None
+) -> list[Found]:
+    """Compute `log_likelihoods`, and beside each whether the model, greedily, would have written the targets."""
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
+    keys: list[Row] = [(tuple(row.input_ids), tuple(row.labels)) for row in rows]
+    unique = list(dict.fromkeys(keys))
+    require_room(model, [ids[:-1] for ids, _ in unique])  # the last token predicts nothing, and is not read
+    require_room(model, [ids[-1:] for ids, _ in unique])
+    hf: Any = next(module for module in model.modules() if isinstance(module, GenerationMixin))
+    shared, alone = _by_context(unique, hf)
+    found: dict[Row, Found] = {}
+    started = time.perf_counter()
+    lower = f"batch size (evaluation.batch_size or utility.batch_size; now {batch_tokens} tokens)"
     with evaluating(model), token_bar(progress, len(unique)) as bar:
-        for batch in _batches(unique, batch_size * _ROW):
-            parts = collate([Encoded([*ids], [*labels]) for ids, labels in batch], pad_id)
-            try:
-                sums = _sums(model, parts)
-            except torch.OutOfMemoryError as error:
-                raise RuntimeError(
-                    f"out of memory while scoring {len(batch)} rows of up to {len(batch[0][0])} tokens: lower "
-                    f"batch_size (now {batch_size})"
-                ) from error
-            found |= dict(zip(batch, sums, strict=True))
-            tokens += sum(len(ids) for ids, _ in batch)
-            rate = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
+
+        def tell(batch: Sequence[Row], told: Sequence[Found]) -> None:
+            found.update(zip(batch, told, strict=True))
+            rate = f"{sum(len(ids) for ids, _ in found) / (time.perf_counter() - started):,.0f} tokens/s"
             bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
-    if not all(math.isfinite(value) for value in found.values()):
+
+        def room(group: list[Row]) -> int:
+            return len(group) * max(len(ids) for ids, _ in group)
+
+        for groups in token_batches(sorted(shared, key=room, reverse=True), batch_tokens, room):
+            doing = f"scoring {len(groups)} contexts and what follows them"
+            told = in_halves(lambda part: _continued(model, hf, part, pad_id), groups, doing, lower)
+            for group, values in zip(groups, told, strict=True):
+                tell(group, values)
+        alone.sort(key=lambda row: len(row[0]), reverse=True)
+        for batch in token_batches(alone, batch_tokens, lambda row: len(row[0])):
+            doing = f"scoring rows of up to {len(batch[0][0])} tokens"
+            tell(batch, in_halves(lambda part: _whole(model, hf, part, pad_id), batch, doing, lower))
+    if not all(math.isfinite(value) for value, _ in found.values()):
         raise not_finite("log-likelihoods")
     return [found[key] for key in keys]
 
 
-def _batches(keys: Sequence[Any], tokens: int) -> Iterator[list[Any]]:
-    """Divide ``keys``, longest first, into runs of at most ``tokens`` with their padding; at least one key each."""
-    first = 0
-    while first < len(keys):
-        count = max(1, tokens // len(keys[first][0]))
-        yield list(keys[first : first + count])
-        first += count
+def _by_context(rows: Sequence[Row], hf: Any) -> tuple[list[list[Row]], list[Row]]:
+    """Divide rows into groups of several with the same tokens before their first targets, and the others."""
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    # a state that is no cache of keys and values cannot be gone on from several times
+    able = "position_ids" in inspect.signature(hf.forward).parameters and not getattr(hf, "_is_stateful", False)
+    for ids, labels in rows:
+        groups.setdefault(ids[: _start(labels)], []).append((ids, labels))
+    shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= _SHARED and able]
+    taken = {row for group in shared for row in group}
+    return shared, [row for row in rows if row not in taken]
 
 
-def _sums(model: nn.Module, parts: dict[str, Tensor]) -> list[float]:
-    lm: Any = model
+def _start(labels: Sequence[int]) -> int:
+    """Find the first target."""
+    return next(i for i, label in enumerate(labels) if label != NO_TARGET)
+
+
+def _continued(model: Any, hf: Any, groups: list[list[Row]], pad_id: int) -> list[list[Found]]:
+    """Read the context of each group once, padded on the left, and what follows it from a copy of its cache."""
+    contexts = [Encoded(list(ids[: (n := _start(labels))]), [NO_TARGET] * n) for (ids, labels), *_ in groups]
+    parts = {name: part.to(model.device) for name, part in collate(contexts, pad_id, side="left").items()}
+    mask, owner = parts["attention_mask"], [i for i, group in enumerate(groups) for _ in group]
+    parents = torch.tensor(owner, device=mask.device)
+    lengths = mask.sum(1)
+    cache = DynamicCache(config=hf.config)
+    out = model(
+        input_ids=parts["input_ids"],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        **_kept(hf, torch.tensor([mask.shape[1] - 1], device=mask.device)),
+    )
+    first: Tensor = out.logits[:, -1][parents]
+    tails = [
+        Encoded(list(ids[len(contexts[i].input_ids) :]), list(labels[len(contexts[i].input_ids) :]))
+        for i, (ids, labels) in zip(owner, (row for group in groups for row in group), strict=True)
+    ]
+    after = {name: part.to(mask.device) for name, part in collate(tails, pad_id).items()}
+    labels, logits = after["labels"], first[:, None]
+    if labels.shape[1] > 1:  # the last token predicts nothing
+        cache.batch_select_indices(parents)
+        places = lengths[parents][:, None] + torch.arange(labels.shape[1] - 1, device=mask.device)
+        rest = model(
+            input_ids=after["input_ids"][:, :-1],
+            attention_mask=torch.cat([mask[parents], after["attention_mask"][:, :-1]], 1),
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = torch.cat([logits, rest.logits], 1)
+    told = iter(_summed(logits, labels))
+    return [[next(told) for _ in group] for group in groups]
+
+
+def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int) -> list[Found]:
+    """Read rows from their beginnings, padded on the right."""
+    parts = {
+        name: part.to(model.device) for name, part in collate([Encoded([*a], [*b]) for a, b in rows], pad_id).items()
+    }
     labels = parts["labels"][:, 1:]
-    chosen = labels != NO_TARGET
-    first = int(chosen.any(0).float().argmax())  # positions before predict no row's target
-    hf = next(module for module in model.modules() if isinstance(module, GenerationMixin))
-    more: dict[str, Any] = {}
+    first = int((labels != NO_TARGET).any(0).float().argmax())  # positions before predict no row's target
+    more = _kept(hf, torch.arange(first, labels.shape[1], device=labels.device))
     if isinstance(model, ReftModel):
-        more["labels"] = parts["labels"].to(lm.device)  # by which it finds the prompt
-    elif "logits_to_keep" in inspect.signature(hf.forward).parameters:
-        more["logits_to_keep"] = torch.arange(first, labels.shape[1], device=lm.device)
-    ids, mask = parts["input_ids"].to(lm.device), parts["attention_mask"].to(lm.device)
-    logits: Tensor = lm(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
-    if "logits_to_keep" not in more:
-        logits = logits[:, first:]
-    row, place = (index.to(logits.device) for index in chosen[:, first:].nonzero(as_tuple=True))
-    targets = labels[chosen].to(logits.device)
+        more = {"labels": parts["labels"][:, :-1]}  # by which it finds the prompt
+    read = {name: part[:, :-1] for name, part in parts.items() if name != "labels"}
+    logits = model(**read, use_cache=False, **more).logits
+    return _summed(logits if "logits_to_keep" in more else logits[:, first:], labels[:, first:])
+
+
+def _kept(hf: Any, places: Tensor) -> dict[str, Tensor]:
+    """Ask for the logits of some positions only, where the model can."""
+    return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(hf.forward).parameters else {}
+
+
+def _summed(logits: Tensor, labels: Tensor) -> list[Found]:
+    """Sum over each row's targets, for logits [B, T, V] and the labels [B, T] that they predict."""
+    row, place = (labels != NO_TARGET).nonzero(as_tuple=True)
+    targets = labels[row, place].to(logits.device)
+    row, place = row.to(logits.device), place.to(logits.device)
     sums = torch.zeros(len(labels), dtype=torch.float64)
+    missed = torch.zeros(len(labels), dtype=torch.int64)
     for part in torch.arange(len(targets), device=logits.device).split(_CHUNK):
         scores = logits[row[part], place[part]].float()
         lost = cross_entropy(scores, targets[part], reduction="none")
         sums.index_add_(0, row[part].cpu(), -lost.double().cpu())
-    return sums.tolist()
+        missed.index_add_(0, row[part].cpu(), (scores.argmax(1) != targets[part]).long().cpu())
+    return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))

@@ -49,7 +49,7 @@ class GenerativeJudge(Judge):
         revision: branch, tag or commit on the hub; null: its main branch.
         dtype: of the weights.
         device_map: as transformers takes it; null: the CPU.
-        batch_size: pairs judged at once.
+        batch_size: questions of 1,024 tokens asked at once; more of shorter ones, fewer of longer ones.
         trust_remote_code: whether code of the model's repository may run.
         base_url: of an OpenAI-compatible server that is asked instead, such as ``http://localhost:8000/v1``.
         model: as the server names it; null: as ``path``.
@@ -186,7 +186,7 @@ class GenerativeJudge(Judge):
             tokenizer,
             [self._encoded(tokenizer, question) for question in asked],
             max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
+            batch_tokens=1024 * self.batch_size,
             setting="judge.dtype",
             progress=self.name,
         )

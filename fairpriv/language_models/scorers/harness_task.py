@@ -38,7 +38,7 @@ class HarnessTask(Scorer):
     include: str | None = None
 
     def __post_init__(self) -> None:
-        self.harness = Harness([self.task], self.limit, self.fewshot, self.chat, self.include)
+        self.harness = Harness([self.task], self.limit, self.fewshot, chat=self.chat, include=self.include)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for a task that cannot be had, that is several, or that has no such metric."""
@@ -60,7 +60,7 @@ class HarnessTask(Scorer):
         ((name, found),) = self.harness.scores(
             subject.model,
             subject.tokenizer,
-            batch_size=max(1, subject.batch_size // 4),
+            batch_size=subject.batch_size,
             system=subject.form.system,
             end=subject.end(),
             progress=subject.progress,

@@ -60,7 +60,7 @@ class Subject:
         tokenizer: its tokenizer.
         form: how the cell writes prompts.
         max_prompt_tokens: longer prompts lose their beginning.
-        batch_size: prompts of an ordinary length worked on at a time.
+        batch_size: texts of 128 tokens worked on at a time; of shorter ones more, of longer ones fewer.
         progress: whether a person watches, and wants a bar.
     """
 
@@ -68,8 +68,13 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     form: PromptFormat = field(default_factory=_form)
     max_prompt_tokens: int = 1024
-    batch_size: int = 16
+    batch_size: int = 64
     progress: bool = False
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens worked on at a time."""
+        return 128 * self.batch_size
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Encode prompts, each as the tokens from which its response is generated."""
@@ -114,7 +119,7 @@ class Subject:
             self.model,
             rows,
             pad_id=pad_token_id(self.tokenizer),
-            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
             progress="likelihoods" if self.progress else None,
         )
         if normalise == "none":
