@@ -65,9 +65,12 @@ def test_texts_are_defended_and_attacked_on_a_frozen_encoders_features(cell, tin
         "training.epochs=20", "training.batch_size=16", "defense=fair_finetune", "defense.penalty=0.1",
         "defense.epochs=4", "defense.batch_size=200",
         "attack=[loss_test,threshold_test,per_point_threshold,kl,label_only_kl]", "game.shadows=3", "game.victims=2",
-        "game.adaptive=true",
+        "game.adaptive=true", "dimension=[calibration,robustness,membership,attribute]",
+        "dimensions.membership.models=8", "dimensions.membership.victims=2",
     )  # fmt: skip
     assert ended.status == 0, ended.err
+    for name in ("calibration/ece", "robustness/attack_accuracy", "membership/lira_auc", "attribute/accuracy"):
+        assert 0 <= metrics[f"eval/{name}"] <= 1
     assert {"fairness/delta/nurse", "fairness/delta/surgeon", "fairness/delta/professor"} <= set(metrics)
     assert metrics["eval/accuracy"] > 0.5  # of three
     for attack in ("loss_test", "threshold_test", "per_point_threshold", "kl", "label_only_kl"):
@@ -130,6 +133,17 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
                 "defense=dp_sgd",
             ],
             "defense=dp_sgd takes rows of features",
+        ),
+        (
+            [
+                "dataset=bias_in_bios",
+                "model=text_encoder",
+                "model.path=TINY",
+                "training.epochs=1",
+                "dimension=[membership]",
+                "model.tune=all",
+            ],
+            "dimension=membership train pools of model=mlp",
         ),
         (
             ["dataset=bias_in_bios", "model=text_encoder", "model.path=TINY", "defense=threshold_optimizer"],

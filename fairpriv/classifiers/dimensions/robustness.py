@@ -43,7 +43,7 @@ class Robustness(Probe):
     def measure(self, subject: Subject) -> Measured:
         """Measure accuracy under noise, and under attack if the model is one network."""
         rows = subject.rows
-        if not rows.X.is_floating_point():
+        if rows.X.dim() != 2 or not rows.X.is_floating_point():
             raise InputError(f"dimension={self.name} disturbs features: choose a table, or model.tune=head")
         moved = torch.ones(rows.X.shape[1], dtype=torch.bool)
         if not self.categories:
