@@ -40,13 +40,17 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def describe(file: Path) -> str:
-    """Read what the option is from the first comment of its YAML file that is no directive."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @"):
-            return line.lstrip("# ")
-        if line and not line.startswith("#"):
+    """Read what the option is from the first comment of its YAML file that is no directive, to the end of a sentence."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# @")]
+    comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    text = ""
+    for line, after in zip(comment, [*comment[1:], ""], strict=True):
+        end = re.search(r"(?<!et al)[.;:?!](?=\s|$)", line) if text else None
+        text = f"{text} {line[: end.start()] if end else line}".strip()
+        # A line that stops short of the margin, before a capital letter, has ended without a full stop.
+        if end or not after or text[-1] in ".:;?!" or (len(line) < 100 and not after[0].islower()):
             break
-    return ""
+    return text
 
 
 def list_configs(folders: Sequence[Path], words: Sequence[str]) -> int:
@@ -295,6 +299,10 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
+        if error.override.count("[") > error.override.count("]") or error.override.count("{") > error.override.count(
+            "}"
+        ):
+            return f"cannot read {error.override!r}: it ends before its bracket; write it without spaces, or in quotes"
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
     text = "\n".join(str(e) for e in _chain(error))
     options = groups([conf, *plugin_folders(), *folders])

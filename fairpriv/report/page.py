@@ -746,9 +746,10 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         drawn |= {title: (name, figure) for title, (name, draw) in more.items() if (figure := draw(table)) is not None}
         for title, (name, figure) in drawn.items():
             svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-            figure.savefig(png, format="png", dpi=110)
+            whole: Any = {"bbox_inches": "tight", "pad_inches": 0.08}  # no label is cut, however long it is
+            figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)
+            figure.savefig(pdf, format="pdf", metadata={"CreationDate": None}, **whole)
+            figure.savefig(png, format="png", dpi=110, **whole)
             for suffix, file in (("svg", svg), ("pdf", pdf), ("png", png)):
                 write_whole(folder / f"{name}.{suffix}", file.getvalue())
             figures[title] = svg.getvalue().decode()
