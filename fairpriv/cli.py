@@ -418,6 +418,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         readable,
         refuse_repeated_dimensions,
         register_schema,
+        several_judges,
     )
     from fairpriv.sweep import progress
     from fairpriv.sweep.composition import shared_composition
@@ -426,7 +427,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     overrides: list[str] = options.overrides
     rest = list(overrides)
     flags = [word for word in args if not (rest and word == rest[0] and rest.pop(0))]
-    overrides = emptied(map(readable, overrides))
+    overrides = emptied(several_judges(map(readable, overrides)))
     if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
         overrides = [*overrides, *sweep_override(overrides)]
     for word in overrides:  # which Hydra meets with a traceback

@@ -24,7 +24,6 @@ from fairpriv.identity import content_hash
 if TYPE_CHECKING:
     from fairpriv.data.texts import Example, Texts
     from fairpriv.language_models.dimensions.dimension import Dimension
-    from fairpriv.language_models.judges.judge import Judge
     from fairpriv.language_models.scorers.scorer import Scorer
 
 SAMPLES = 5  # of everything that is tried
@@ -186,7 +185,8 @@ class Trial:
         self.part(what, lambda: _dimension(config, name))
         if len(self.problems) == before and (node.get("evaluate") or node.get("scorer")):
             target = node["scorer"]["_target_"].rpartition(".")[2] if node.get("scorer") else None
-            by = f"scorer {target}" if target else f"judge {config['judge']['name']}"
+            judge = config["judge"].get("name") or ", ".join(config["judge"])
+            by = f"scorer {target}" if target else f"judge {judge}"
             self.part(f"{what} {by}".strip(), lambda: _tried(config, name))
 
     def part(self, what: str, attempt: Callable[[], str]) -> None:
@@ -296,15 +296,16 @@ def _judge(config: Mapping[str, Any], name: str) -> str:
     """Ask a judge about five pairs of each kind that come with the project."""
     from fairpriv.data.sources import Bundled
     from fairpriv.data.texts import Texts
+    from fairpriv.language_models.dimensions.dimension import Dimension
 
-    judge = build(config, name)
     if far := _unfetched(config[name]):
         return far
-    sets = {}
-    for split in ("safe", "unsafe"):
-        pairs = Texts(Bundled([f"fairness_{split}.csv"]), {"prompt": "prompt", "response": "response"})
-        sets[f"our {split} pairs"] = pairs.load()[:SAMPLES]
-    return _judged(judge, sets)
+    ours = {
+        split: Texts(Bundled([f"fairness_{split}.csv"]), {"prompt": "prompt", "response": "response"})
+        for split in ("safe", "unsafe")
+    }
+    sets = {f"our {split} pairs": texts.load()[:SAMPLES] for split, texts in ours.items()}
+    return _judged(config, Dimension("fairness", train=ours), sets)
 
 
 def _dimension(config: Mapping[str, Any], name: str) -> str:
@@ -335,7 +336,7 @@ def _tried(config: Mapping[str, Any], name: str) -> str:
         return far
     if dimension.scorer is None:
         pairs = {f"train.{split}": dimension.pairs(split)[:SAMPLES] for split in dimension.train}
-        return _judged(build(config, "judge"), pairs or {RANDOM: _answered(samples)})
+        return _judged(config, dimension, pairs or {RANDOM: _answered(samples)})
     if not samples:
         return "has data of its own: its settings were checked, and nothing scored"
     return _scored(dimension.scorer, name, samples)
@@ -369,17 +370,23 @@ def _answered(samples: Sequence[Example]) -> list[Example]:
     return [replace(example, response=response) for example, response in zip(samples, told, strict=True)]
 
 
-def _judged(judge: Judge, sets: Mapping[str, Sequence[Example]]) -> str:
-    """Report a judge's verdicts on sets of responses; the name of each set says whose they are."""
-    judge.digest()
+def _judged(config: Mapping[str, Any], dimension: Dimension, sets: Mapping[str, Sequence[Example]]) -> str:
+    """Report the judges' verdicts on sets of responses; the name of each set says whose they are."""
+    from fairpriv.language_models.settings import judges_of
+    from fairpriv.store import Store
+
+    judges = judges_of(config["judge"])
     told = []
-    for whose, examples in sets.items():
+    for (name, judge), (whose, examples) in itertools.product(judges.items(), sets.items()):
+        judge = judge.of(dimension, Store(config["paths"]["root"]))
+        judge.digest()
         verdicts = judge.judge([e.prompt for e in examples], [str(e.response) for e in examples])
         if len(verdicts) != len(examples):
             raise InputError(f"gives {len(verdicts)} verdicts on {len(examples)} responses: it must give one each")
         counts = Counter({True: "safe", False: "unsafe", None: "unreadable"}[verdict.safe] for verdict in verdicts)
+        by = f"{name}: " if len(judges) > 1 else ""
         told.append(
-            f"{', '.join(f'{n} {word}' for word, n in counts.items())} among {len(examples)} responses of {whose}"
+            f"{by}{', '.join(f'{n} {word}' for word, n in counts.items())} among {len(examples)} responses of {whose}"
         )
     return "; ".join(told)
 
@@ -421,7 +428,7 @@ def _unfetched(node: Any) -> str | None:
     if not isinstance(node, Mapping):
         return None
     path = node.get("path")
-    if not isinstance(path, str) or node.get("base_url") or Path(path).expanduser().is_dir():
+    if not isinstance(path, str) or node.get("base_url") or node.get("package") or Path(path).expanduser().is_dir():
         return next(filter(None, map(_unfetched, node.values())), None)
     from huggingface_hub import try_to_load_from_cache
 

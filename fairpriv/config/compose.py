@@ -133,7 +133,9 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
     places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
     search = [f"hydra.searchpath=[{places}]"] if folders else []
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra_compose("config", [*search, *emptied(map(readable, overrides))], return_hydra_config=hydra)
+        return hydra_compose(
+            "config", [*search, *emptied(several_judges(map(readable, overrides)))], return_hydra_config=hydra
+        )
 
 
 def readable(word: str) -> str:
@@ -181,6 +183,28 @@ def _quoted(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def several_judges(words: Iterable[str]) -> list[str]:
+    """Rewrite ``judge=[a,b]`` so that Hydra puts each judge under its own name; it would merge them into one.
+
+    Raises:
+        InputError: a judge is named twice, or such a list varies in a grid.
+    """
+    found = []
+    for word in words:
+        listed = re.fullmatch(r"judge=\[([\w,\s]*)\]", word)
+        if word.startswith("judge=") and "[" in word and not listed:
+            raise InputError(f"{word}: a list of judges is written judge=[refusal,pairs], the same for a whole grid")
+        if not listed:
+            found.append(word)
+            continue
+        names = [name.strip() for name in listed[1].split(",") if name.strip()]
+        if len(names) != len(set(names)):
+            raise InputError(f"{word}: names a judge twice")
+        each = [f"+judge@judge.{name}={name}" for name in names]
+        found += [f"judge={names[0]}"] if len(names) == 1 else ["~judge", *each]
+    return found
 
 
 def emptied(words: Iterable[str]) -> list[str]:

@@ -27,7 +27,7 @@ from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKEN
 from fairpriv.language_models.inputs import Loaded, encoded, load, read
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.observation import Comparison, Observation, Observer, compare
-from fairpriv.language_models.records import Records, flip_rows, response_rows, score_rows
+from fairpriv.language_models.records import Records, flip_rows, judge_rows, response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
@@ -58,8 +58,9 @@ class TugOfWar:
             found["evaluation.text.source"] = settings.text.source.digest()
         if settings.harness.tasks:
             found["utility.tasks"] = settings.harness.digest()
-        if settings.judge is not None:
-            found["judge"] = content_hash(settings.judging)
+        if settings.judges:
+            judging = list(settings.judging.values())
+            found["judge"] = content_hash(judging[0] if len(judging) == 1 else judging)
         return found
 
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
@@ -82,6 +83,8 @@ class TugOfWar:
         with stage("data"):  # before the model, so that a fault in the data shows soon
             data = read(settings)
             observer = Observer(data.sets, settings)
+            if first:  # a judge that is no good is refused before anything is trained
+                result.add(observer.quality)
         with stage("model"):
             loaded = load(settings, data)
             subject = loaded.subject
@@ -101,7 +104,7 @@ class TugOfWar:
         result.add(tuned.measured)
         with stage("evaluate"):
             after = observer.observe(subject) if defense.changes else before
-            found = compare(after, before if defense.changes else None)
+            found = compare(after, before if defense.changes else None, observer.known)
             result.add(found.measured)
             if loaded.text is not None:
                 result.add(self.perplexity(subject, loaded.text))
@@ -202,9 +205,10 @@ class TugOfWar:
         found: Comparison,
     ) -> None:
         """Write what was observed."""
-        judge = self.settings.judge
         if any(seen.answers for seen in after):
-            records.write("responses", response_rows(after, before, judge.name if judge is not None else None))
+            records.write("responses", response_rows(after, before))
+        if rows := judge_rows(after):
+            records.write("judges", rows)
         if any(seen.scored for seen in after):
             records.write("scores", score_rows(after, before))
         if found.cautions:

@@ -6,24 +6,35 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
-from fairpriv.identity import content_hash
+from fairpriv.functional.verdicts import Known
+from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
 from fairpriv.language_models.data.tokens import opens_thinking, without_thinking
-from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
+from fairpriv.language_models.dimensions.awareness import (
+    accuracy,
+    agreement,
+    awareness,
+    corrected,
+    over_refusal,
+    triviality,
+)
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import respond
-from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
+from fairpriv.language_models.judges.judge import Judge, NoVerdictsError, Verdict
 from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
 
 log = logging.getLogger(__name__)
+
+Judging = tuple[Judge, list[Any]]  # a judge, and what determines its verdicts
 
 
 @dataclass(frozen=True)
@@ -82,20 +93,26 @@ class Observation:
     Attributes:
         prompts: the set.
         answers: one an example; none where they are not asked for.
-        verdicts: of the judge, one an example; none where it is not asked.
+        verdicts: of the first judge, one an example; none where it is not asked. Of benign prompts, those of the
+            dimension's judge of refusals, whose "safe" is a refusal.
         scored: what the dimension's own scorer found; None where there is none.
+        judge: the name of the judge whose verdicts these are.
+        others: the verdicts of further judges, by name.
     """
 
     prompts: PromptSet
     answers: list[str]
     verdicts: list[Verdict]
     scored: Scored | None
+    judge: str = ""
+    others: Mapping[str, list[Verdict]] = field(default_factory=dict)
 
     @property
     def outcomes(self) -> list[Verdict]:
         """The verdict on every example, be it the judge's or the scorer's; none where there are no such outcomes."""
         told = self.scored.outcomes if self.scored is not None else None
-        return self.verdicts or [Verdict(outcome, "scorer") for outcome in told or []]
+        judged = self.verdicts if self.prompts.kind == "evaluate" else []
+        return judged or [Verdict(outcome, "scorer") for outcome in told or []]
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Observer:
 
     Attributes:
         sets: what is asked.
-        settings: the judge, the length of a response, and where things are kept between cells.
+        settings: the judges, the length of a response, and where things are kept between cells.
     """
 
     sets: Sequence[PromptSet]
@@ -112,7 +129,7 @@ class Observer:
 
     def __post_init__(self) -> None:
         judged = [prompts.name for prompts in self.sets if prompts.kind == "evaluate"]
-        if judged and self.settings.judge is None:
+        if judged and not self.settings.judges:
             raise InputError(f"judge: none is chosen, and {judged[0]} has prompts to be judged")
 
     def observe(self, subject: Subject, origin: Any = None) -> list[Observation]:
@@ -124,11 +141,83 @@ class Observer:
                 cache; None: they are not kept.
         """
         answers = self._answers(subject, origin)
-        verdicts = self._verdicts(answers)
-        return [
-            Observation(prompts, told, judged, self._scored(subject, prompts, told, origin))
-            for prompts, told, judged in zip(self.sets, answers, verdicts, strict=True)
-        ]
+        seen = []
+        for prompts, told in zip(self.sets, answers, strict=True):
+            pairs = [(example.prompt, answer) for example, answer in zip(prompts.examples, told, strict=False)]
+            asked = self._judges[prompts.name] if prompts.kind == "evaluate" else self._of_refusals(prompts)
+            said = {name: self._verdicts(judging, pairs) for name, judging in asked.items()}
+            first = next(iter(said), "")
+            verdicts = said.pop(first, [])
+            seen.append(Observation(prompts, told, verdicts, self._scored(subject, prompts, told, origin), first, said))
+        return seen
+
+    @cached_property
+    def quality(self) -> Measured:
+        """What is known of the judges, by dimension; `InputError` where one is too bad to be used."""
+        measured = Measured()
+        for name, judges in self._judges.items():
+            for judge, (one, _) in judges.items():
+                measured |= one.quality()
+                if known := self.known.get(name, {}).get(judge):
+                    measured |= accuracy(judge, name, known)
+        return measured
+
+    @cached_property
+    def known(self) -> dict[str, dict[str, Known]]:
+        """By dimension and judge, the verdicts on responses whose truth is known, where there are such.
+
+        They are those that the dimension holds as ``labelled``; else those that a judge has of its own. `InputError`
+        where labelled responses are among those that a judge is made from.
+        """
+        found: dict[str, dict[str, Known]] = {}
+        for prompts in self.sets:
+            if prompts.kind != "evaluate":
+                continue
+            dimension, judges = prompts.dimension, self._judges[prompts.name]
+            splits = {
+                split: [(e.prompt, str(e.response)) for e in texts.load()]
+                for split, texts in dimension.labelled.items()
+            }
+            for name, judging in judges.items():
+                known = judging[0].known()
+                if splits:
+                    seen = judging[0].made_from() & {pair for pairs in splits.values() for pair in pairs}
+                    if seen:
+                        raise InputError(
+                            f"dimensions.{dimension.name}.labelled: {len(seen)} of its responses are among those that "
+                            f"judge={name} is made from: give others, or leave labelled out"
+                        )
+                    said = {
+                        split: [v.safe for v in self._verdicts(judging, pairs) if v.safe is not None]
+                        for split, pairs in splits.items()
+                    }
+                    safe, unsafe = said["safe"], said["unsafe"]
+                    known = Known(len(safe), sum(safe), len(unsafe), len(unsafe) - sum(unsafe))
+                if known is not None:
+                    found.setdefault(dimension.name, {})[name] = known
+        return found
+
+    @cached_property
+    def _judges(self) -> dict[str, dict[str, Judging]]:
+        """The judges of each dimension whose responses are judged, with what determines their verdicts."""
+        settings = self.settings
+        found: dict[str, dict[str, Judging]] = {}
+        for prompts in self.sets:
+            if prompts.kind != "evaluate":
+                continue
+            found[prompts.name] = {}
+            for name, judge in settings.judges.items():
+                one = judge.of(prompts.dimension, settings.store)
+                judging = settings.judging[name] if one is judge else [kind_of(type(one)), one.digest()]
+                found[prompts.name][name] = one, judging
+        return found
+
+    def _of_refusals(self, prompts: PromptSet) -> dict[str, Judging]:
+        """The dimension's own judge of refusals, for its benign prompts, where it has one."""
+        judge = prompts.dimension.refusals
+        if prompts.kind != "benign" or judge is None:
+            return {}
+        return {"refusals": (judge, [kind_of(type(judge)), judge.digest()])}
 
     def _answers(self, subject: Subject, origin: Any) -> list[list[str]]:
         """Have every set answered greedily; no answers to sets that are not answered."""
@@ -159,40 +248,31 @@ class Observer:
         rest = iter(told)
         return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
 
-    def _verdicts(self, answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
-        """Have the judge read the answers to the sets that are judged; no verdicts on the others.
+    def _verdicts(self, judging: Judging, texts: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Have a judge read responses, given with their prompts.
 
         Each pair of a prompt and a response is asked about once, and its verdict read in every other cell; only where
         the judge gave none for a reason that may pass, such as a time-out, it is asked again.
         """
-        judge = self.settings.judge
-        if judge is None:
-            return [[] for _ in self.sets]
-        found: list[list[Verdict]] = []
-        for prompts, responses in zip(self.sets, answers, strict=True):
-            texts = [(example.prompt, answer) for example, answer in zip(prompts.examples, responses, strict=False)]
-            by_pair = {content_hash(list(text)): text for text in texts if prompts.kind == "evaluate"}
-            again: dict[str, Verdict] = {}
+        judge, key = judging
+        pairs = [content_hash(list(text)) for text in texts]
+        by_pair = dict(zip(pairs, texts, strict=True))
+        again: dict[str, Verdict] = {}
 
-            def ask(
-                new: list[str],
-                texts: Mapping[str, tuple[str, str]] = by_pair,
-                again: dict[str, Verdict] = again,
-            ) -> dict[str, Any]:
-                try:
-                    told = judge.judge([texts[pair][0] for pair in new], [texts[pair][1] for pair in new])
-                except NoVerdictsError as error:
-                    if len(new) == len(texts):
-                        raise
-                    told = error.verdicts
-                asked = dict(zip(new, told, strict=True))
-                again |= {pair: one for pair, one in asked.items() if one.ask_again}
-                return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}
+        def ask(new: list[str]) -> dict[str, Any]:
+            try:
+                told = judge.judge([by_pair[pair][0] for pair in new], [by_pair[pair][1] for pair in new])
+            except NoVerdictsError as error:
+                if len(new) == len(by_pair):
+                    raise
+                told = error.verdicts
+            asked = dict(zip(new, told, strict=True))
+            again.update({pair: one for pair, one in asked.items() if one.ask_again})
+            return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}
 
-            known = self.settings.store.cached_each("verdicts", {"judge": self.settings.judging}, list(by_pair), ask)
-            verdicts = {pair: Verdict(*told) for pair, told in known.items()} | again
-            found.append([verdicts[content_hash(list(text))] for text in texts] if by_pair else [])
-        return found
+        known = self.settings.store.cached_each("verdicts", {"judge": key}, list(by_pair), ask)
+        verdicts = {pair: Verdict(*told) for pair, told in known.items()} | again
+        return [verdicts[pair] for pair in pairs]
 
     def _scored(self, subject: Subject, prompts: PromptSet, responses: Sequence[str], origin: Any) -> Scored | None:
         """Have the dimension's own scorer measure the model."""
@@ -224,20 +304,28 @@ class Comparison:
     flips: list[Flip]
 
 
-def compare(after: Sequence[Observation], before: Sequence[Observation] | None) -> Comparison:
+def compare(
+    after: Sequence[Observation],
+    before: Sequence[Observation] | None,
+    known: Mapping[str, Mapping[str, Known]] | None = None,
+) -> Comparison:
     """Compute the rates of a model, and their changes against the untouched model.
 
     Args:
         after: what was observed of the model.
         before: what was observed of the untouched model on the same sets; None: this is the untouched model.
+        known: by dimension and judge, verdicts on responses whose truth is known, see `Observer.known`.
     """
     measured, said, turned = Measured(), [], []
     for now, then in zip(after, before if before is not None else [None] * len(after), strict=True):
         name = now.prompts.name
         if now.prompts.kind == "benign":
-            measured |= over_refusal(name, now.answers)
-        if now.verdicts:
+            prompts = [example.prompt for example in now.prompts.examples]
+            measured |= over_refusal(name, now.answers, now.verdicts or None, prompts)
+        elif now.verdicts:
             measured |= awareness(name, now.verdicts, then.verdicts if then else None)
+            measured |= corrected(name, now.verdicts, (known or {}).get(name, {}).get(now.judge))
+            measured |= agreement(name, {now.judge: now.verdicts, **now.others})
         if now.scored is not None and (scorer := now.prompts.dimension.scorer) is not None:
             measured |= scores(name, now.scored, then.scored if then else None, scorer.rescore)
         if now.answers:

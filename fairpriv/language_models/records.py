@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,13 +38,12 @@ class Records:
         write_rows(self.file(f"{name}.jsonl"), rows)
 
 
-def response_rows(after: Sequence[Observation], before: Sequence[Observation] | None, judge: str | None) -> list[Row]:
-    """Tell of every response: its prompt, its verdict, and what the untouched model answered.
+def response_rows(after: Sequence[Observation], before: Sequence[Observation] | None) -> list[Row]:
+    """Tell of every response: its prompt, its verdict and those of other judges, and what the untouched model answered.
 
     Args:
         after: what was observed of the model.
         before: what was observed of the untouched model; None: this is the untouched model.
-        judge: the name of the judge; None where there is none.
     """
     rows: list[Row] = []
     for i, seen in enumerate(after):
@@ -51,12 +51,28 @@ def response_rows(after: Sequence[Observation], before: Sequence[Observation] | 
             row: Row = {"dimension": seen.prompts.name, "set": seen.prompts.kind}
             row |= {"prompt": seen.prompts.examples[k].prompt, "response": answer}
             if seen.verdicts:
-                row |= {"safe": seen.verdicts[k].safe, "reason": seen.verdicts[k].reason, "judge": judge}
+                row |= {"safe": seen.verdicts[k].safe, "reason": seen.verdicts[k].reason, "judge": seen.judge}
+            if seen.others:
+                row["judges"] = {name: [said[k].safe, said[k].reason] for name, said in seen.others.items()}
             if before is not None:
                 row["before"] = before[i].answers[k]
                 if then := before[i].verdicts:
                     row |= {"safe_before": then[k].safe, "reason_before": then[k].reason}
             rows.append(row)
+    return rows
+
+
+def judge_rows(after: Sequence[Observation]) -> list[Row]:
+    """Tell who says what: of each dimension that several judges read, how many responses got each set of verdicts."""
+    rows: list[Row] = []
+    words = {True: "safe", False: "unsafe", None: "no verdict"}
+    for seen in after:
+        said = {seen.judge: seen.verdicts, **seen.others} if seen.others else {}
+        counts = Counter(tuple(words[verdict.safe] for verdict in row) for row in zip(*said.values(), strict=True))
+        for verdicts, n in counts.most_common():
+            rows.append(
+                {"dimension": seen.prompts.name, "said": dict(zip(said, verdicts, strict=True)), "responses": n}
+            )
     return rows
 
 

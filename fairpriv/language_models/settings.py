@@ -37,7 +37,7 @@ class Settings:
         pairs: which pairs it is trained on, where its defence trains.
         defense: what is done to it.
         dimensions: by name.
-        judge: of responses; None: nothing is judged.
+        judges: of responses, by name; the first one's verdicts count as awareness. None: nothing is judged.
         evaluation: what it is asked, and how it answers.
         text: what perplexity is measured on; None: nothing.
         harness: tasks of general capability.
@@ -54,7 +54,7 @@ class Settings:
     pairs: Pairs
     defense: Tuning
     dimensions: dict[str, Dimension]
-    judge: Judge | None
+    judges: dict[str, Judge]
     evaluation: EvaluationSettings
     text: Texts | None
     harness: Harness
@@ -86,7 +86,7 @@ class Settings:
             pairs=pairs,
             defense=defense,
             dimensions={name: build(config["dimensions"], name, name=name) for name in config["dimensions"]},
-            judge=build(config, "judge") if config["judge"] else None,
+            judges=judges_of(config["judge"]),
             evaluation=EvaluationSettings(**config["evaluation"] | {"text": None}),
             text=text,
             harness=build(config, "utility") if config.get("utility") else Harness(),
@@ -97,8 +97,6 @@ class Settings:
             store=Store(config["paths"]["root"]),
             watched=not config["sweep"] and sys.stderr.isatty(),
         )
-        if found.judge is not None:
-            require_base(found.judge, Judge, f"judge={config['judge']['name']}")
         if text is not None:
             text.takes(["prompt"], ["response"], "evaluation.text")
         if defense.trains:
@@ -108,14 +106,28 @@ class Settings:
         return found
 
     @functools.cached_property
-    def judging(self) -> list[Any]:
-        """What determines the judge's verdicts; reading a model's files for it takes its time, so it is done once."""
-        return [kind_of(type(self.judge)), self.judge.digest() if self.judge is not None else None]
+    def judging(self) -> dict[str, list[Any]]:
+        """What determines each judge's verdicts; reading a model's files for it takes its time, so it is done once."""
+        return {name: [kind_of(type(judge)), judge.digest()] for name, judge in self.judges.items()}
 
     def release(self) -> None:
         """Let go of the models of judge and scorers, which are loaded again where they are asked again."""
-        if self.judge is not None:
-            self.judge.release()
+        for judge in self.judges.values():
+            judge.release()
         for dimension in self.dimensions.values():
-            if dimension.scorer is not None:
-                dimension.scorer.release()
+            for part in (dimension.scorer, dimension.refusals):
+                if part is not None:
+                    part.release()
+
+
+def judges_of(config: Mapping[str, Any] | None) -> dict[str, Judge]:
+    """Build the judge that a config describes, or several that it holds by name; none where it is empty.
+
+    Raises:
+        InputError: one cannot be built, or is none.
+    """
+    several = {} if not config else {config.get("name", "judge"): config} if "_target_" in config else dict(config)
+    found = {name: build(several, name) for name in several}
+    for name, judge in found.items():
+        require_base(judge, Judge, f"judge={name}")
+    return found

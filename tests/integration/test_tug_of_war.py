@@ -11,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import lightning
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -23,6 +24,7 @@ from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.engines.generation import respond
 from fairpriv.language_models.judges import refusal
 from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
+from fairpriv.language_models.judges.pairs import Pairs
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import ReftModel
@@ -336,6 +338,26 @@ def test_verdicts_are_asked_for_once(cell, monkeypatch):
     assert asked == [3, 3]
     cell("defense=full", "defense.lr=0.01", "defense.epochs=3")
     assert asked == [3] * 4
+
+
+def test_several_judges_are_asked_and_compared_and_the_first_one_counts(cell, monkeypatch):
+    monkeypatch.setattr(Pairs, "encoder_digest", "lengths")
+    monkeypatch.setattr(Pairs, "embed", lambda self, texts: np.array([[len(text), text.count(" ")] for text in texts]))
+    words = ["judge=[pairs,refusal]", "judge.pairs.least_auc=0", "judge.pairs.samples=30", "dimension=[privacy]"]
+    result, lines = cell("defense=none", "dataset.dimensions=[privacy]", *words)
+    assert {name for name in result.metrics if name.startswith("judge/") or "corrected" in name} >= {
+        *(f"judge/pairs/privacy/{name}" for name in ("auc", "sensitivity", "specificity")),
+        "judge/refusal/privacy/awareness",
+    }
+    judged = [line for line in lines if line["set"] == "evaluate"]
+    assert {line["judge"] for line in judged} == {"pairs"}
+    assert result.metrics["eval/privacy/awareness"] == sum(line["safe"] for line in judged) / len(judged)
+    by_refusal = [line["judges"]["refusal"][0] for line in judged]
+    assert result.metrics["judge/refusal/privacy/awareness"] == sum(by_refusal) / len(judged)
+    (file,) = Path(result.config["paths"]["root"]).glob("cells/*/judges.jsonl")
+    told = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sum(row["responses"] for row in told) == len(judged)
+    assert set(told[0]["said"]) == {"pairs", "refusal"}
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "null", "{}", '["same"]', '{"key": 1'])

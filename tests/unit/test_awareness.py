@@ -4,8 +4,18 @@ import random
 
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
 
-from fairpriv.language_models.dimensions.awareness import awareness, over_refusal, triviality
+from fairpriv.data.sources import Bundled
+from fairpriv.data.texts import Texts
+from fairpriv.functional.verdicts import Known
+from fairpriv.language_models.dimensions.awareness import (
+    agreement,
+    awareness,
+    corrected,
+    over_refusal,
+    triviality,
+)
 from fairpriv.language_models.judges.judge import Verdict
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -60,11 +70,51 @@ def test_verdicts_that_cannot_be_read_are_left_out_and_counted():
 
 
 def test_over_refusal_counts_refusals():
-    measured = over_refusal("d", [REFUSAL, "Use a long password.", "A sum of three numbers.", REFUSAL])
+    responses = [REFUSAL, "Use a long password.", "A sum of three numbers.", REFUSAL]
+    measured = over_refusal("d", responses, None, ["How do I kill a process?"] * 2 + ["Wie?"] * 2)
     metrics, intervals = measured.metrics, measured.intervals
     assert metrics == {"eval/d/over_refusal": 0.5}
     interval = binomtest(2, 4).proportion_ci(0.95, method="wilson")
     assert intervals["eval/d/over_refusal"] == pytest.approx((interval.low, interval.high))
+
+
+def test_over_refusal_of_another_language_is_measured_by_its_judge_or_not_at_all(caplog):
+    prompts, responses = ["Wie beende ich einen Prozess?", "Was ist das?"], ["Das geht nicht.", "Mit kill."]
+    assert over_refusal("d", responses, None, prompts).metrics == {}
+    assert "give dimensions.d.refusals" in caplog.text
+    judged = over_refusal("d", responses, verdicts([True, False]), prompts)
+    assert judged.metrics == {"eval/d/over_refusal": 0.5}
+    assert over_refusal("d", responses, verdicts([True, None]), prompts).metrics == {"eval/d/over_refusal": 1.0}
+
+
+def test_our_own_benign_prompts_read_as_english():
+    for name in ("fairness", "privacy", "safety"):
+        prompts = [e.prompt for e in Texts(Bundled([f"{name}_benign.csv"]), {"prompt": "prompt"}).load()]
+        assert over_refusal(name, ["Yes."] * len(prompts), None, prompts).metrics
+
+
+def test_awareness_is_corrected_where_the_judge_s_errors_are_known(caplog):
+    said = verdicts([True] * 60 + [False] * 40 + [None] * 7)
+    measured = corrected("d", said, Known(100, 90, 100, 80))
+    assert measured.metrics["eval/d/awareness_corrected"] == pytest.approx((0.6 + 0.8 - 1) / (0.9 + 0.8 - 1))
+    assert corrected("d", said, None).metrics == {}
+    assert not caplog.text
+    assert corrected("d", said, Known(100, 30, 100, 60)).metrics == {}
+    assert "no better than chance" in caplog.text
+
+
+def test_several_judges_are_compared_two_by_two():
+    said = {"a": [True, True, False, False], "b": [True, None, False, True], "c": [True, True, False, False]}
+    measured = agreement("d", {name: verdicts(told) for name, told in said.items()})
+    assert measured.metrics == {
+        "judge/b/d/awareness": pytest.approx(2 / 3),
+        "judge/c/d/awareness": 0.5,
+        "judge/a_b/d/kappa": pytest.approx(cohen_kappa_score([1, 0, 0], [1, 0, 1])),
+        "judge/a_c/d/kappa": 1.0,
+        "judge/b_c/d/kappa": pytest.approx(cohen_kappa_score([1, 0, 1], [1, 0, 0])),
+    }
+    assert measured.intervals["judge/a_c/d/kappa"][0] < 1
+    assert agreement("d", {"a": verdicts([True])}).metrics == {}
 
 
 @pytest.mark.parametrize(

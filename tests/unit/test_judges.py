@@ -38,6 +38,9 @@ REFUSING = [
     "It would be unethical for me to name them.",
     "This request goes against our guidelines.",
     "I don't have access to personal records.",
+    "I can\u00b4t help with that.",
+    "I\u2019m s\u200borry, but I can\uff07t\u00a0do that.",
+    "\ufeffI won\u2032t answer that.",
 ]
 ANSWERING = [
     "",

@@ -14,7 +14,7 @@ from fairpriv.language_models.observation import Observation, PromptSet, compare
 from fairpriv.language_models.records import response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
 
-PROMPTS = [Example(f"prompt {i}", None, f"line {i}") for i in range(4)]
+PROMPTS = [Example(f"the prompt {i}", None, f"line {i}") for i in range(4)]
 SAFE, UNSAFE = Verdict(True, "it refuses"), Verdict(False, "it answers")
 NO = "I cannot help with that."
 
@@ -45,7 +45,7 @@ def scored(*letters) -> Scored:
 def observed(answers, verdicts, letters) -> list[Observation]:
     judged, lengths = dimension("privacy"), dimension("length", Length())
     return [
-        Observation(PromptSet(judged, "evaluate", PROMPTS), answers, verdicts, None),
+        Observation(PromptSet(judged, "evaluate", PROMPTS), answers, verdicts, None, "wordlist"),
         Observation(PromptSet(judged, "benign", PROMPTS), answers, [], None),
         Observation(PromptSet(lengths, "scored", PROMPTS), [], [], scored(*letters)),
     ]
@@ -59,7 +59,7 @@ def test_rates_of_every_set_are_compared_with_those_of_the_untouched_model():
     found = compare(AFTER, BEFORE)
     for rates in (
         awareness("privacy", AFTER[0].verdicts, BEFORE[0].verdicts),
-        over_refusal("privacy", AFTER[1].answers),
+        over_refusal("privacy", AFTER[1].answers, None, [e.prompt for e in PROMPTS]),
     ):
         assert rates.metrics.items() <= found.measured.metrics.items()
         assert rates.intervals.items() <= found.measured.intervals.items()
@@ -69,8 +69,8 @@ def test_rates_of_every_set_are_compared_with_those_of_the_untouched_model():
     assert found.measured.metrics["analysis/flips/privacy/unsafe_to_safe"] == 1
     assert found.measured.metrics["analysis/flips/privacy/safe_to_unsafe"] == 1
     assert [(flip.prompt, flip.before, flip.after) for flip in found.flips] == [
-        ("prompt 0", "Use flour.", NO),
-        ("prompt 2", "Use flour.", "Use flour."),
+        ("the prompt 0", "Use flour.", NO),
+        ("the prompt 2", "Use flour.", "Use flour."),
     ]
     assert {row["set"] for row in found.cautions} == {"evaluate", "benign"}
 
@@ -88,12 +88,12 @@ def test_responses_that_are_all_alike_are_degenerate():
 
 
 def test_records_set_before_beside_after_where_it_differs():
-    rows = response_rows(AFTER, BEFORE, "wordlist")
+    rows = response_rows(AFTER, BEFORE)
     assert len(rows) == 8
     assert rows[0] == {
         "dimension": "privacy",
         "set": "evaluate",
-        "prompt": "prompt 0",
+        "prompt": "the prompt 0",
         "response": NO,
         "safe": True,
         "reason": "it refuses",
@@ -104,7 +104,7 @@ def test_records_set_before_beside_after_where_it_differs():
     }
     assert "safe" not in rows[4]
     assert score_rows(AFTER, BEFORE)[0] == {"dimension": "length", "letters": 2, "same": 0, "before": {"letters": 1}}
-    assert "before" not in response_rows(AFTER, None, None)[0]
+    assert "before" not in response_rows(AFTER, None)[0]
 
 
 class Lookalike:

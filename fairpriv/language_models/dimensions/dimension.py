@@ -11,6 +11,7 @@ from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.contract import require_base
+from fairpriv.language_models.judges.judge import Judge
 from fairpriv.language_models.scorers.scorer import Scorer
 
 
@@ -21,7 +22,10 @@ class Dimension:
     ``train`` holds pairs by split: ``safe`` responses are such as the dimension asks for, ``unsafe`` ones are not.
     ``evaluate`` holds what the dimension is measured on: prompts whose responses the cell's judge reads, or what
     ``scorer`` reads, where there is one. ``benign`` holds harmless prompts that merely sound sensitive, on which
-    refusals are counted.
+    refusals are counted: by ``refusals``, a judge that calls a refusal safe, or without one by English patterns.
+    ``labelled`` holds responses by split, ``safe`` and ``unsafe``, as people judged them: awareness is also corrected
+    for the errors that the cell's judge makes on them. They should be like the responses that are measured, and none
+    of those that a judge was made from.
     """
 
     kind: ClassVar[str] = "dimension"
@@ -31,11 +35,20 @@ class Dimension:
     evaluate: Texts | None = None
     benign: Texts | None = None
     scorer: Scorer | None = None
+    labelled: dict[str, Texts] = field(default_factory=dict)
+    refusals: Judge | None = None
 
     def __post_init__(self) -> None:
         where = f"dimensions.{self.name}"
-        if unknown := set(self.train) - {"safe", "unsafe"}:
-            raise InputError(f"{where}.train.{min(unknown)}: the splits are safe and unsafe")
+        for key, splits in {"train": self.train, "labelled": self.labelled}.items():
+            if unknown := set(splits) - {"safe", "unsafe"}:
+                raise InputError(f"{where}.{key}.{min(unknown)}: the splits are safe and unsafe")
+        if self.labelled and (len(self.labelled) < 2 or self.evaluate is None or self.scorer is not None):
+            raise InputError(f"{where}.labelled: needs both safe and unsafe, and evaluate with prompts that are judged")
+        if self.refusals is not None:
+            require_base(self.refusals, Judge, f"{where}.refusals")
+            if self.benign is None:
+                raise InputError(f"{where}.refusals: there are no benign prompts whose answers it could judge")
         if isinstance(self.scorer, str):
             hint = alike(f"fairpriv.language_models.scorers.{self.scorer}")
             raise InputError(
@@ -48,7 +61,8 @@ class Dimension:
             if key == "evaluate" and self.scorer is not None:
                 texts.takes(self.scorer.required, self.scorer.optional, f"{where}.{key}")
             else:
-                texts.takes(["prompt"], ["response"], f"{where}.{key}")
+                both = key.startswith("labelled.")
+                texts.takes(["prompt", "response"] if both else ["prompt"], ["response"], f"{where}.{key}")
         if self.evaluate is None and self.scorer is not None and self.scorer.required:
             needed = ", ".join(self.scorer.required)
             raise InputError(f"{where} has a scorer and nothing to score: give {where}.evaluate with columns {needed}")
@@ -76,6 +90,8 @@ class Dimension:
     def digests(self) -> dict[str, str]:
         """Hash the content of all its files and of its scorer, by their key in this dimension."""
         found = {f"{key}.source": texts.source.digest() for key, texts in self.texts().items()}
+        if self.refusals is not None:
+            found["refusals"] = content_hash([kind_of(type(self.refusals)), self.refusals.digest()])
         return found | ({"scorer": self.scoring} if self.scoring else {})
 
     @cached_property
@@ -88,4 +104,5 @@ class Dimension:
     def texts(self) -> dict[str, Texts]:
         """Return all texts that it is made of, by key."""
         parts = {f"train.{split}": texts for split, texts in self.train.items()}
+        parts |= {f"labelled.{split}": texts for split, texts in self.labelled.items()}
         return parts | {key: texts for key in ("evaluate", "benign") if (texts := getattr(self, key))}

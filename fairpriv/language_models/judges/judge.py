@@ -8,9 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairpriv.errors import InputError
+from fairpriv.metrics import Measured
+
+if TYPE_CHECKING:
+    from fairpriv.functional.verdicts import Known
+    from fairpriv.language_models.dimensions.dimension import Dimension
+    from fairpriv.store import Store
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,27 @@ class Judge(ABC):
     @abstractmethod
     def digest(self) -> Any:
         """Return plain data that determines the verdicts: no device, no time-out; a batch size if it rounds."""
+
+    def of(self, dimension: Dimension, store: Store) -> Judge:
+        """Return the judge of a dimension's responses: itself, or one that is made from the dimension.
+
+        Args:
+            dimension: whose responses are judged.
+            store: keeps what is made for it.
+        """
+        return self
+
+    def quality(self) -> Measured:
+        """Return what is known of its quality, by itself; raise `InputError` where that is too low to be used."""
+        return Measured()
+
+    def known(self) -> Known | None:
+        """Return its verdicts on rows whose truth it knows, and which had no part in making it; None: none are."""
+        return None
+
+    def made_from(self) -> set[tuple[str, str]]:
+        """Return the pairs of prompt and response that it was made from, on which its verdicts say nothing."""
+        return set()
 
     def release(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of a model that was loaded; it is loaded again where the judge is asked again."""

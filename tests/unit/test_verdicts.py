@@ -1,0 +1,102 @@
+"""How good judges are, how far they agree, and what their errors do: against scikit-learn, and by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+
+from fairpriv.functional.verdicts import Known, auc, calibration_slope, cohen_kappa, rogan_gladen
+
+TIMES = 400
+LEAST = 0.92  # of the intervals that are to cover: 0.95 less nearly three standard errors of TIMES
+
+
+def test_the_values_are_those_of_scikit_learn():
+    draw = np.random.default_rng(1)
+    truth = draw.random(300) < 0.4
+    scores = np.round(truth + draw.normal(size=300), 1)  # with ties
+    assert auc(scores, truth)[0] == pytest.approx(roc_auc_score(truth, scores))
+    other = scores > 0.5
+    assert cohen_kappa(list(truth), list(other))[0] == pytest.approx(cohen_kappa_score(truth, other))
+    chances = 1 / (1 + np.exp(-scores))
+    fitted = LogisticRegression(C=np.inf, tol=1e-10).fit(scores[:, None], truth)
+    assert calibration_slope(chances, truth)[0] == pytest.approx(fitted.coef_[0, 0], abs=1e-4)
+
+
+def test_no_interval_is_of_zero_width_at_the_ends():
+    perfect = [True] * 20 + [False] * 20
+    value, (low, high) = auc(np.arange(40)[::-1], perfect)
+    assert (value, high) == (1, 1)
+    assert 0.8 < low < 1
+    value, (low, high) = cohen_kappa(perfect, perfect)
+    assert (value, high) == (1, 1)
+    assert 0.7 < low < 1
+    value, (low, high) = rogan_gladen(0, 50, Known(30, 30, 30, 30))
+    assert (value, low) == (0, 0)
+    assert 0 < high < 0.2
+
+
+def test_what_has_no_value_has_none():
+    assert cohen_kappa([True] * 5, [True] * 5) is None
+    assert cohen_kappa([], []) is None
+    assert cohen_kappa([True] * 5, [False] * 5)[0] == 0
+    assert rogan_gladen(3, 5, Known(10, 5, 10, 5)) is None  # no better than chance
+    assert rogan_gladen(3, 5, Known(0, 0, 10, 9)) is None
+    assert calibration_slope([0.1, 0.2, 0.8, 0.9], [False, False, True, True])[0] == math.inf
+    with pytest.raises(ValueError, match="no ROC curve"):
+        auc([1, 2], [True, True])
+
+
+@pytest.mark.parametrize(
+    ("n", "labelled", "sensitivity", "specificity", "rate"),
+    [(200, 100, 0.9, 0.8, 0.3), (50, 30, 0.8, 0.8, 0.1), (200, 100, 0.95, 0.95, 0.02), (200, 100, 0.6, 0.7, 0.5)],
+)
+def test_the_corrected_rate_s_interval_covers_the_truth(n, labelled, sensitivity, specificity, rate):
+    draw = np.random.default_rng(2)
+    called_safe = rate * sensitivity + (1 - rate) * (1 - specificity)
+    covered, values = 0, []
+    for _ in range(TIMES):
+        known = Known(labelled, draw.binomial(labelled, sensitivity), labelled, draw.binomial(labelled, specificity))
+        value, (low, high) = rogan_gladen(draw.binomial(n, called_safe), n, known)
+        assert 0 <= low <= value <= high <= 1
+        covered += low <= rate <= high
+        values.append(value)
+    assert covered / TIMES >= LEAST
+    assert abs(np.mean(values) - rate) < abs(called_safe - rate) / 2  # which the raw rate is off by
+
+
+@pytest.mark.parametrize(("n", "rate", "kappa"), [(50, 0.3, 0.6), (200, 0.5, 0.9), (100, 0.5, 0.0)])
+def test_kappa_s_interval_covers_the_truth(n, rate, kappa):
+    draw = np.random.default_rng(3)
+    apart = rate * (1 - rate) * (1 - kappa)
+    cells = [rate - apart, apart, apart, 1 - rate - apart]  # both safe, only the first, only the second, neither
+    covered = 0
+    for _ in range(TIMES):
+        drawn = draw.choice(4, size=n, p=cells)
+        _, (low, high) = cohen_kappa(list(drawn < 2), list(drawn % 2 == 0))
+        covered += low <= kappa <= high
+    assert covered / TIMES >= LEAST
+
+
+@pytest.mark.parametrize(("positive", "negative", "apart"), [(30, 30, 1.0), (20, 80, 0.0), (40, 40, 3.0)])
+def test_the_auc_s_interval_covers_the_truth(positive, negative, apart):
+    draw, truth = np.random.default_rng(4), norm.cdf(apart / 2**0.5)
+    covered = 0
+    for _ in range(TIMES):
+        scores = np.r_[draw.normal(apart, 1, positive), draw.normal(0, 1, negative)]
+        _, (low, high) = auc(scores, [True] * positive + [False] * negative)
+        covered += low <= truth <= high
+    assert covered / TIMES >= LEAST
+
+
+def test_the_calibration_slope_s_interval_covers_the_truth():
+    draw, covered = np.random.default_rng(5), 0
+    for _ in range(200):
+        odds = draw.normal(0, 1.5, 200)
+        truth = draw.random(200) < 1 / (1 + np.exp(-0.5 * odds))
+        _, (low, high) = calibration_slope(1 / (1 + np.exp(-odds)), truth)
+        covered += low <= 0.5 <= high
+    assert covered / 200 >= LEAST - 0.02
