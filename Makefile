@@ -48,6 +48,7 @@ bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench_game.py
 	$(BIN)/python tests/bench_membership.py
 	$(BIN)/python tests/bench_spin.py
+	$(BIN)/python tests/bench_language_model.py
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_compare.py
 
