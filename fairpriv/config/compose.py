@@ -40,7 +40,7 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def describe(file: Path) -> str:
-    """Read what the option is from the first comment of its YAML file that is no directive, to the end of a sentence."""
+    """Read what the option is: the first sentence of its YAML file's first comment that is no directive."""
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# @")]
     comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
     text = ""
