@@ -17,6 +17,7 @@ from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.cli import CONF
 from fairpriv.config.compose import build, compose, plain
 from fairpriv.config.settings import GameSettings, TrainingSettings
+from fairpriv.metrics import Measured
 from fairpriv.undefended import Undefended
 
 
@@ -29,6 +30,7 @@ def seconds(data: GameDataModule, models: int, victims: int, *, vectorized: bool
         data,
         0,
         lambda deals: PoolOwner(deals, len(deals), 0, fit, TrainingSettings()),
+        lambda attacks: Measured(),
     )
     start = time.perf_counter()
     Membership("membership", models=models, victims=victims).measure(subject)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from fairpriv.classifiers.attacks.attack import Attack, refuse_few_shadows
 from fairpriv.classifiers.attacks.game import deal, playable
 from fairpriv.classifiers.attacks.play import Played, Split, play
 from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner
@@ -63,9 +64,11 @@ class DistributionInference:
             defense.refuse_inputs()
         if settings.attacks or any(dimension.trains for dimension in settings.dimensions):
             settings.architecture.pool_hidden()
-        if settings.attacks:
+        if settings.distribution_attacks:
             settings.game.refuse_unattackable()
-        self.attacks, self.omitted = playable(settings.attacks, defense)
+        self.attacks, self.omitted = playable(settings.distribution_attacks, defense)
+        for attack in self.attacks:
+            refuse_few_shadows(attack.name, settings.game.shadows, attack.needs)
 
     def digests(self) -> dict[str, str]:
         """Return the digest of every input, by the config key that locates it."""
@@ -94,14 +97,22 @@ class DistributionInference:
         result.overlap = data.overlap
         if self.defense.control:
             result.control = "its training rows do not depend on the training world"
-        if self.attacks:
-            with stage("attack"):  # whose pools several processes share
-                for name, why in self.omitted.items():
-                    log.warning("attack %s is left out: it %s", name, why)
-                splits = self.splits(data)
-                if rank() == 0:
-                    record(result, play(splits, self.attacks, pure=data.pure), self.omitted, folder)
 
+        def attack(attacks: Sequence[Attack]) -> Measured:
+            """Play the game of distributions; the processes share its pools, and the first one measures."""
+            played = [one for one in attacks if one.name not in self.omitted]
+            for name, why in self.omitted.items():
+                log.warning("attack %s is left out: it %s", name, why)
+            splits, game = self.splits(data), settings.game
+            if rank() > 0:
+                return Measured()
+            return record(
+                result, play(splits, played, pure=data.pure, shares=(game.alpha, 1 - game.alpha)), self.omitted, folder
+            )
+
+        if settings.attacks:
+            with stage("attack"):
+                result.add(attack(settings.attacks))
         if settings.dimensions:
             with stage("dimensions"):
                 fit_one = self._fit_pool(data)
@@ -111,6 +122,7 @@ class DistributionInference:
                     data,
                     settings.seed,
                     lambda deals: PoolOwner(deals, len(deals), settings.seed, fit_one, settings.training),
+                    attack,
                 )
                 for dimension in settings.dimensions:
                     found = dimension.measure(subject)
@@ -206,9 +218,9 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
     )
 
 
-def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> None:
-    """Add the attacks' measures to ``result``; write every victim's scores and the omitted attacks to a file."""
-    result.add(played.measured)
+def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> Measured:
+    """Write every victim's scores and the omitted attacks to a file, which ``result`` names; return the measures."""
     path = folder / "attacks.json"
     write_whole(path, json.dumps({"splits": played.victims, "omitted": dict(omitted)}).encode())
     result.artifacts["attacks"] = path.name
+    return played.measured

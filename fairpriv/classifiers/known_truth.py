@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,9 +23,11 @@ from lightning.pytorch.loggers import Logger
 from scipy import stats
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import AttackGame, Query
+from fairpriv.classifiers.attacks.attack import AttackGame, Query, refuse_few_shadows
 from fairpriv.classifiers.attacks.play import play_attacks
+from fairpriv.classifiers.attacks.proportion import ProportionGame
 from fairpriv.classifiers.contract import Defense
+from fairpriv.classifiers.dimensions.proportion import Proportion
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.classifiers.settings import Settings
 from fairpriv.errors import InputError
@@ -66,13 +68,16 @@ class KnownTruth:
 
     def __init__(self, config: Mapping[str, Any], dataset: World, defense: Defense) -> None:
         self.world, self.settings = dataset, Settings.read(config)
-        if not self.settings.attacks:
+        self.proportions = [each for each in self.settings.dimensions if isinstance(each, Proportion)]
+        if not self.settings.distribution_attacks + self.proportions:
             raise InputError(
                 f"dataset={dataset.name} is there to be attacked: choose attack=[...] (fairpriv ls attack)"
             )
         if defense.name != "none":
             raise InputError(f"dataset={dataset.name} draws its models as they are: choose defense=none")
         self.settings.game.refuse_unattackable()
+        for attack in self.settings.distribution_attacks:
+            refuse_few_shadows(attack.name, self.settings.game.shadows, attack.needs)
 
     def digests(self) -> dict[str, str]:
         """Return no digests, since everything is drawn."""
@@ -82,7 +87,7 @@ class KnownTruth:
         """Play the games and add their measures to ``result``; write the victims' scores to a file in ``folder``."""
         if rank() > 0:
             return
-        optimum, attacks, game = self.world.optimal_advantage, self.settings.attacks, self.settings.game
+        optimum, attacks, game = self.world.optimal_advantage, self.settings.distribution_attacks, self.settings.game
         with stage("attack"):
             seeds = [derived_seed(self.settings.seed, number) for number in range(game.repeats)]
             games = [self.world.game(seed, shadows=game.shadows, victims=game.victims) for seed in seeds]
@@ -98,6 +103,10 @@ class KnownTruth:
                     signed=[[2 * signed / optimum]],
                 )
             )
+        for proportion in self.proportions:
+            counts = {"shadows": proportion.shadows, "victims": proportion.victims}
+            dealt = self.world.proportion_game(self.settings.seed, proportion.grid, **counts)
+            result.add(proportion.played(*dealt, self.world.optimal_error(proportion.grid)))
         path = folder / "attacks.json"
         write_whole(path, json.dumps({"splits": played.victims, "omitted": {}}).encode())
         result.artifacts["attacks"] = path.name
@@ -116,7 +125,11 @@ class World(ABC):
 
     @abstractmethod
     def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
-        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        """Draw a model of each of these worlds, ``[M]`` in [0, 1]."""
+
+    @abstractmethod
+    def statistic(self, worlds: Tensor) -> Tensor:
+        """Return the chances ``[W, T]`` of the T values of a sufficient statistic of one model in worlds ``[W]``."""
 
     @abstractmethod
     def query(self, generator: torch.Generator) -> Query:
@@ -132,6 +145,25 @@ class World(ABC):
         zero, one = own if shadows else (None, None)
         return AttackGame(asked, (zero, one) if zero and one else None, query, seed, truth)
 
+    def proportion_game(
+        self, seed: int, grid: Sequence[float], *, shadows: int, victims: int
+    ) -> tuple[ProportionGame, Tensor]:
+        """Draw a game with worlds between 0 and 1, those of ``grid``; return it with the victims' worlds ``[V]``."""
+        generator = torch.Generator().manual_seed(seed)
+        query = self.query(generator)
+        known, truth = (torch.tensor(grid, dtype=torch.double).repeat_interleave(n) for n in (shadows, victims))
+        own, asked = (self.models(worlds, generator) for worlds in (known, truth))
+        return ProportionGame(asked, own, known, query, seed), truth
+
+    def optimal_error(self, grid: Sequence[float]) -> float:
+        """Return the least mean absolute error of an estimate of the world, if those of ``grid`` are equally likely.
+
+        It is reached by the median of the world given the sufficient statistic, which is a value of the grid.
+        """
+        worlds = torch.tensor(grid, dtype=torch.double)
+        cost = (worlds[:, None] - worlds).abs() @ self.statistic(worlds)
+        return float(cost.amin(0).sum()) / len(worlds)
+
 
 def _check(world: World, **counts: int) -> None:
     if not 0 <= world.strength < math.inf:
@@ -139,6 +171,12 @@ def _check(world: World, **counts: int) -> None:
     for key, value in counts.items():
         if value < 1:
             raise InputError(f"dataset.{key}={value}: it is 1 or more")
+
+
+def _normal_chances(distance: float, worlds: Tensor) -> Tensor:
+    """Return the chances ``[W, T]`` of a normal statistic in bins, with mean ``world * distance`` and spread 1."""
+    edges = torch.linspace(-8, 8 + distance, 4001, dtype=torch.double)
+    return torch.special.ndtr(edges - distance * worlds[:, None]).diff(dim=1)
 
 
 def _linear(w: Tensor, b: Tensor) -> Pool:
@@ -177,6 +215,10 @@ class KnownGaussian(World):
         """2 Phi(strength / 2) - 1."""
         return _between_normals(self.strength)
 
+    def statistic(self, worlds: Tensor) -> Tensor:
+        """Return the chances ``[W, T]`` of a normal statistic, ``strength`` times the world with spread 1, in bins."""
+        return _normal_chances(self.strength, worlds)
+
     def _rows(self, worlds: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw features ``[M, count, F]`` and labels ``[M, count]``."""
         y = torch.randint(0, 2, (len(worlds), count), generator=generator)
@@ -185,7 +227,7 @@ class KnownGaussian(World):
         return noise + (shift * (2 * y - 1) * (2 * worlds - 1)[:, None])[..., None], y
 
     def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
-        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        """Draw a model of each of these worlds, ``[M]`` in [0, 1]."""
         X, y = self._rows(worlds, self.rows, generator)
         return _linear(math.sqrt(self.rows) * (X * (2 * y - 1)[..., None]).mean(1), torch.zeros(len(worlds)))
 
@@ -240,7 +282,13 @@ class KnownBernoulli(World):
     def _lean(self) -> float:
         return self.strength / (2 * math.sqrt(4 * self._telling * self.rows + self.strength**2))
 
-    def chances(self, world: int) -> Tensor:
+    def statistic(self, worlds: Tensor) -> Tensor:
+        """Return the chances ``[W, T]`` of the number of labels that agree with world 1."""
+        n = self._telling * self.rows
+        chance = 0.5 + (2 * worlds[:, None].numpy() - 1) * self._lean
+        return torch.from_numpy(stats.binom.pmf(range(n + 1), n, chance))
+
+    def chances(self, world: float) -> Tensor:
         """Return the chance of label 1 in every cell, float64 ``[cells]``."""
         turn = 1 - 2 * (torch.arange(self._telling) % 2)
         alike = torch.linspace(0.1, 0.9, self._telling, dtype=torch.double)
@@ -248,12 +296,12 @@ class KnownBernoulli(World):
 
     def _labels(self, worlds: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Draw labels ``[M, count, cells]`` in {0, 1}."""
-        chances = torch.stack([self.chances(world) for world in (0, 1)])[worlds]
+        chances = torch.stack([self.chances(world) for world in worlds.tolist()])
         drawn = torch.rand(len(worlds), count, self.cells, dtype=torch.double, generator=generator)
         return (drawn < chances[:, None]).long()
 
     def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
-        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        """Draw a model of each of these worlds, ``[M]`` in [0, 1]."""
         ones = self._labels(worlds, self.rows, generator).sum(1)
         return _linear(((ones + 1.0) / (self.rows - ones + 1.0)).log(), torch.zeros(len(worlds)))
 
@@ -297,11 +345,15 @@ class KnownOffset(World):
         """2 Phi(strength / 2) - 1."""
         return _between_normals(self.strength)
 
+    def statistic(self, worlds: Tensor) -> Tensor:
+        """Return the chances ``[W, T]`` of a normal statistic, ``strength`` times the world with spread 1, in bins."""
+        return _normal_chances(self.strength, worlds)
+
     def _offset(self, worlds: Tensor) -> Tensor:
         return (worlds - 0.5) * self.strength * self.spread
 
     def models(self, worlds: Tensor, generator: torch.Generator) -> Pool:
-        """Draw a model of each of these worlds, ``[M]`` in {0, 1}."""
+        """Draw a model of each of these worlds, ``[M]`` in [0, 1]."""
         w = 2 / math.sqrt(self.features) * torch.randn(len(worlds), self.features, generator=generator)
         noise = self.spread * torch.randn(len(worlds), generator=generator)
         return _linear(w, self._offset(worlds) + noise)

@@ -11,10 +11,12 @@ import lightning
 import torch
 
 from fairpriv.classifiers.attacks.attack import Attack
+from fairpriv.classifiers.dimensions.game import Distribution
 from fairpriv.classifiers.dimensions.probe import Probe
 from fairpriv.classifiers.nets.architecture import Architecture, architecture_of
 from fairpriv.config.compose import build, require
 from fairpriv.config.settings import GameSettings, TrainingSettings
+from fairpriv.errors import InputError
 from fairpriv.store import Store
 from fairpriv.trainer import device_of, trainer_of
 
@@ -27,7 +29,7 @@ class Settings:
         seed: of the cell.
         game, training: as in the config.
         architecture: of the model.
-        attacks: in the order of the config.
+        attacks: on the training world, in the order of the config.
         dimensions: likewise.
         trainer: returns a function that makes a Trainer; raises InputError if Lightning refuses a setting.
         accelerator, device: what models are trained on.
@@ -47,6 +49,15 @@ class Settings:
     logged: bool
     store: Store
 
+    @property
+    def distribution_attacks(self) -> list[Attack]:
+        """All attacks on the training world, of ``attack=[...]`` or of the dimension that names them."""
+        named = [d for d in self.dimensions if isinstance(d, Distribution)]
+        players = [*(["attack=[...]"] if self.attacks else []), *(f"dimension={d.name}" for d in named)]
+        if len(players) > 1:
+            raise InputError(f"{' and '.join(players)} play the same game: name all attacks in one of them")
+        return [*self.attacks, *(attack for d in named for attack in d.attacks.values())]
+
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Settings:
         """Read a resolved, checked, plain config; raise InputError if parts exclude each other."""
@@ -55,7 +66,7 @@ class Settings:
             game=GameSettings(**config["game"]),
             training=TrainingSettings(**config["training"]),
             architecture=architecture_of(config),
-            attacks=[require(Attack, build(config["attack"], name), f"attack={name}") for name in config["attack"]],
+            attacks=[_attack(config, name) for name in config["attack"]],
             dimensions=[
                 require(Probe, build(config["dimensions"], name, name=name), f"dimension={name}")
                 for name in config["dimensions"]
@@ -66,3 +77,14 @@ class Settings:
             logged=bool(config["logger"]),
             store=Store(config["paths"]["root"]),
         )
+
+
+def _attack(config: Mapping[str, Any], name: str) -> Attack:
+    """Build one of ``attack=[...]``; refuse one of another game."""
+    attack = require(Attack, build(config["attack"], name), f"attack={name}")
+    if attack.game != Distribution.plays:
+        raise InputError(
+            f"attack={name} plays the game of {attack.game}, and attack=[...] that of {Distribution.plays}: name it "
+            f"under attacks of a dimension that plays {attack.game} (fairpriv ls dimension)"
+        )
+    return attack

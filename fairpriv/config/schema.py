@@ -298,7 +298,8 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}._target_={target}: {_unreadable(target)}")
     keys = where.split(".")
     # those of which there are several are kept by name
-    part = keys[0] if keys[0] == "attack" or (keys[0] == "judge" and len(keys) == 2) else keys[-1]
+    several = keys[0] == "attack" or (keys[0] == "judge" and len(keys) == 2)
+    part = "attack" if keys[-2:-1] == ["attacks"] else keys[0] if several else keys[-1]
     methods = PARTS.get(part) or [method for task in TASKS.values() for method in task.parts.get(part, ())]
     if methods and _can(target, methods) is False:
         raise InputError(f"{where}._target_={target}: is no {part}, which is a class with {' or '.join(methods)}")

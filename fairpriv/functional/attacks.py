@@ -65,6 +65,41 @@ def loss_test_scores(probs: Tensor, y: Tensor, world: Tensor) -> Tensor:
     return right[:, world == 1].double().mean(1) - right[:, world == 0].double().mean(1)
 
 
+def leaked_by_accuracy(accuracy: float, shares: tuple[float, float]) -> float:
+    """Return n_leaked of an attack that tells two shares of a group apart [SE22].
+
+    That is the least number of rows of the training distribution that allow this accuracy to whoever sees their groups
+    directly: log(4 a (1 - a)) / log max(p / q, (1 - q) / (1 - p)), for accuracy a and shares p < q. The bound behind it
+    is accuracy <= (1 + sqrt(1 - r^n)) / 2, where r is that maximum and n the number of rows.
+
+    Args:
+        accuracy: in [0, 1]; one below 1/2 counts as its opposite.
+        shares: of the group in the two worlds, different and inside (0, 1).
+
+    Returns:
+        0 or more; infinite if the accuracy is 0 or 1.
+    """
+    low, high = sorted(shares)
+    if not 0 < low < high < 1:
+        raise ValueError(f"shares {shares}: two different ones inside (0, 1) are needed")
+    if accuracy in (0, 1):
+        return math.inf
+    return math.log(4 * accuracy * (1 - accuracy)) / math.log(max(low / high, (1 - high) / (1 - low)))
+
+
+def leaked_by_estimates(shares: Tensor, squared_error: float) -> float:
+    """Return n_leaked of an attack that estimates shares of a group [SE22].
+
+    The frequency among n rows has the mean squared error a (1 - a) / n for the share a, so n is the mean of a (1 - a)
+    over the squared error; the mean over several shares is ours.
+
+    Args:
+        shares: the true ones, ``[V]`` in [0, 1].
+        squared_error: mean over the same models, above 0.
+    """
+    return float((shares * (1 - shares)).mean()) / squared_error
+
+
 def rank_points(values0: Tensor, values1: Tensor) -> Tensor:
     """Return the places ``[N]`` of the query points, in order of how differently the two worlds' shadows answer them.
 

@@ -13,15 +13,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "dimensions.md"
 
 @pytest.fixture
 def own(mine, tmp_path) -> list[str]:
-    """A folder of the user's with the page's two dimensions, a YAML and a small class, and words for small cells."""
+    """A folder of the user's with the page's dimensions (metric, class, game), and words for small cells."""
     text = PAGE.read_text(encoding="utf-8")
-    (skill,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    (sureness,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    skill, surprise = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    sureness, membership = re.findall(r"```python\n(.*?)```", text, re.S)
     folder = tmp_path / "own"
     (folder / "dimension").mkdir(parents=True)
     (folder / "dataset").symlink_to(mine / "dataset")
     (folder / "dimension" / "skill.yaml").write_text(skill)
     (folder / "sureness.py").write_text(sureness)
+    (folder / "my_membership.py").write_text(membership)
+    (folder / "dimension" / "surprise.yaml").write_text(surprise)
     (folder / "dimension" / "sure.yaml").write_text("# @package dimensions.sure\n_target_: sureness.Sureness\n")
     return ["--config-dir", str(folder), "dataset=people", "debug=fast", "paths.root=out"]
 
@@ -33,17 +35,21 @@ def results() -> list[Result]:
 
 
 def test_a_yaml_and_a_small_class_of_the_user_s_give_metrics_columns_axes_and_directions(fairpriv, own):
-    ended = fairpriv("-m", *own, "defense=none,rehearsal", "dimension=[skill,sure]", "game.rows=140")
+    few = ["dimensions.surprise.models=8", "dimensions.surprise.victims=2"]
+    ended = fairpriv("-m", *own, "defense=none,rehearsal", "dimension=[skill,sure,surprise]", "game.rows=140", *few)
     assert ended.status == 0, ended.err
     for result in results():
         assert -1 <= result.metrics["eval/skill/mcc"] <= 1
         assert 0 <= result.metrics["eval/sure/margin"] <= 0.5
         about = result.described["eval/skill/mcc"]
         assert (about.better, about.low, about.high, about.headline) == ("greater", -1, 1, True)
+        assert 0 <= result.metrics["eval/surprise/surprise_auc"] <= 1
+        assert result.described["eval/surprise/surprise_auc"].headline
     assert "mcc" in ended.out
     report = next(Path("out").rglob("report.html")).read_text(encoding="utf-8")
     assert "eval/skill/mcc" in report
     assert "eval/sure/margin" in report
+    assert "eval/surprise/surprise_auc" in report
     ended = fairpriv("compare", "out", "--pareto", "eval/skill/mcc,eval/sure/margin")
     assert ended.status == 0, ended.err
 
@@ -58,13 +64,24 @@ def test_a_search_takes_a_dimension_s_direction_from_it(fairpriv, own):
 
 
 def test_every_dimension_of_ours_is_measured_in_one_cell(fairpriv, own):
-    names = "utility,group_fairness,calibration,robustness,membership,attribute"
+    names = "utility,group_fairness,calibration,robustness,membership,attribute,distribution,proportion"
     small = ["dimensions.membership.models=8", "dimensions.membership.victims=2", "game.rows=140"]
+    small += ["game.shadows=4", "game.victims=2"]
+    small += [
+        "dimensions.proportion.shadows=3",
+        "dimensions.proportion.victims=2",
+        "dimensions.proportion.grid=[0.2,0.8]",
+    ]
     ended = fairpriv(*own, f"dimension=[{names}]", *small)
     assert ended.status == 0, ended.err
     (result,) = results()
     headlines = {name.split("/")[1] for name, about in result.described.items() if about.headline}
-    assert set(names.split(",")) <= headlines
+    assert {*names.split(","), "black_box_meta_classifier", "share_regression"} == headlines | {
+        "distribution",
+        "proportion",
+    }
+    assert {"attack/kl/accuracy", "pool/accuracy"} <= set(result.metrics)
+    assert "attacks" in result.artifacts
     assert result.metrics["eval/membership/lira_auc_floor"] == 0.5
     assert "dimensions" in result.seconds
 
@@ -75,6 +92,8 @@ def test_every_dimension_of_ours_is_measured_in_one_cell(fairpriv, own):
         ("dimension=[privacy]", "dimension=privacy is for task=language_model, and dataset=people of task=classifier"),
         ("dimension=[calibration] defense=threshold_optimizer", "dimension=calibration needs probabilities, which"),
         ("dimension=[membership] model.dropout=0.5", "attacks and dimension=membership train pools of model=mlp"),
+        ("dimension=[distribution] attack=[kl]", "attack=[...] and dimension=distribution play the same game"),
+        ("dimension=[distribution] game.shadows=1", "attack black_box_meta_classifier needs shadow models and has 1"),
         ("dimension=[membership] dimensions.membership.models=7", "must be even, and at least 8"),
         (
             "dimension=[robustness] dimensions.robustness.epsilon=-1",

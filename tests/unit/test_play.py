@@ -68,6 +68,17 @@ def test_one_split_of_pure_worlds_has_neither_and_says_what_to_set(caplog):
     assert played.measured.metrics["attack/given/leakage"] == 0.125
 
 
+def test_of_mixtures_the_rows_leaked_follow_from_the_accuracy():
+    found = play_attacks([game()], [Scores(RIGHT_5)], shares=(0.8, 0.2)).measured
+    assert found.metrics["attack/given/n_leaked"] == pytest.approx(math.log(1 - 0.25**2) / math.log(0.25))
+    assert found.metrics["attack/given/n_leaked_floor"] == pytest.approx(math.log(1 - 1 / 8) / math.log(0.25))
+    low, high = found.intervals["attack/given/n_leaked"]
+    assert low == 0
+    assert high == pytest.approx(math.log(1 - 4 * found.intervals["attack/given/leakage"][1] ** 2) / math.log(0.25))
+    for shares in ((1.0, 0.0), (0.5, 0.5), None):
+        assert "attack/given/n_leaked" not in play_attacks([game()], [Scores(RIGHT_5)], shares=shares).measured.metrics
+
+
 @pytest.mark.parametrize("pure", [False, True])
 def test_several_splits_have_intervals_over_splits_and_no_p_value_of_the_cell(pure, caplog):
     played = play_attacks([game()] * 3, [Scores(RIGHT_5, RIGHT_2, RIGHT_1)], pure=pure, ratio=0.5)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torchmetrics.classification import BinaryAccuracy, BinaryConfusionMatrix
 
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.membership import LabelProbability, LiRA, MembershipAttack
 from fairpriv.classifiers.contract import Defended, PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule
 from fairpriv.classifiers.data.tabular import TabularDataset
@@ -22,6 +24,7 @@ from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
 from fairpriv.functional import predictions
+from fairpriv.metrics import Measured
 from fairpriv.undefended import Undefended
 
 
@@ -71,6 +74,7 @@ def subject(data):
             data,
             0,
             owner=lambda deals: PoolOwner(deals, len(deals), 0, fit, training),
+            play=lambda attacks: Measured(),
         )
 
     return make
@@ -184,7 +188,7 @@ def test_models_that_memorise_leak_membership_and_those_that_hardly_learn_do_not
 
 
 def test_what_differential_privacy_allows_stands_beside_what_is_found(subject):
-    probe = Membership("membership", models=8, victims=2, rows=200, fpr=[0.05, 0.1], variance="row")
+    probe = Membership("membership", models=8, victims=2, rows=200, fpr=[0.05, 0.1])
     free = subject(epochs=1)
     private = replace(free, defended=replace(free.defended, budget=(1.0, 1e-5)))
     assert not any("bound" in name for name in probe.measure(free).metrics)
@@ -197,11 +201,12 @@ def test_what_differential_privacy_allows_stands_beside_what_is_found(subject):
 def test_the_deviations_of_lira_are_chosen_by_a_word(subject):
     given = {"models": 16, "victims": 4, "rows": 200, "fpr": [0.05]}
     one, own = subject(epochs=10), "eval/membership/lira_auc"
-    row, together = (Membership("membership", variance=v, **given).measure(one).metrics for v in ("row", "global"))
+    attacks = [{"lira": LiRA(variance=v), "loss": LabelProbability()} for v in ("row", "global")]
+    row, together = (Membership("membership", each, **given).measure(one).metrics for each in attacks)
     assert row[own] != together[own]
     assert row["eval/membership/loss_auc"] == together["eval/membership/loss_auc"]
     with pytest.raises(InputError, match="variance=points: must be row or global"):
-        Membership("membership", variance="points")
+        LiRA(variance="points")
 
 
 def test_labels_and_groups_are_told_apart_and_one_without_non_members_is_told(caplog):
@@ -212,6 +217,67 @@ def test_labels_and_groups_are_told_apart_and_one_without_non_members_is_told(ca
     assert found["eval/membership/lira_auc/label/a"] == found["eval/membership/lira_auc/label/b"] == 1
     assert "label a has no members or no non-members in 1 of 2 attacked models" in caplog.text
     assert "absent" not in caplog.text
+
+
+class Knows(MembershipAttack):
+    """An attack that scores the rows as a function says."""
+
+    needs = 10
+
+    def __init__(self, how):
+        self.how = how
+
+    def run(self, game):
+        return self.how(game)
+
+
+def test_an_attack_of_the_user_s_is_played_on_every_victim_and_measured_as_ours_are(subject):
+    seen = []
+
+    def how(game):
+        seen.append(game)
+        return game.own[0][0]
+
+    one = subject(epochs=1)
+    found = Membership("mine", {"sure": Knows(how), "loss": LabelProbability()}, models=12, victims=3, rows=60).measure(
+        one
+    )
+    assert found.metrics["eval/mine/sure_auc"] == found.metrics["eval/mine/loss_auc"]
+    assert [name for name, about in found.described.items() if about.headline] == ["eval/mine/sure_auc"]
+    assert {"eval/mine/sure_auc/a", "eval/mine/sure_auc/b"} <= set(found.metrics)
+    assert [tuple(game.references.shape) for game in seen] == [(11, 60)] * 3
+    assert not any(
+        (game.references == game.victim).all(1).any() for game in seen
+    )  # a victim is no reference of its own
+
+
+@pytest.mark.parametrize(
+    ("attacks", "options", "message"),
+    [
+        ({}, {}, r"dimensions\.mine\.attacks: name one at least"),
+        (
+            {"kl": KL()},
+            {},
+            r"dimensions\.mine\.attacks\.kl plays the game of distribution, and this one is the game of memb",
+        ),
+        ({"odd": object()}, {}, r"dimensions\.mine\.attacks\.odd: must be given by a _target_ that inherits from"),
+        (
+            {"sure": Knows(None)},
+            {"models": 8, "victims": 2},
+            r"dimensions\.mine\.models=8: attack sure needs 10 reference models and has 7: set models to 11 or more",
+        ),
+    ],
+)
+def test_a_game_without_what_its_attacks_need_is_refused_before_anything_is_trained(attacks, options, message):
+    with pytest.raises(InputError, match=message):
+        Membership("mine", attacks, **options)
+
+
+@pytest.mark.parametrize("wrong", [3.0, torch.zeros(2), torch.full((60,), math.nan)], ids=["number", "few", "NaN"])
+def test_what_is_no_score_of_every_row_is_refused_by_name(subject, wrong):
+    probe = Membership("mine", {"sure": Knows(lambda game: wrong)}, models=12, victims=1, rows=60)
+    with pytest.raises(InputError, match=r"dimensions\.mine\.attacks\.sure: run must return one score for each of 60"):
+        probe.measure(subject(epochs=1))
 
 
 def test_a_rate_that_so_few_rows_cannot_tell_is_refused(subject):

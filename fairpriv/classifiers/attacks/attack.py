@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from scipy import stats
@@ -123,7 +123,7 @@ class AttackGame:
     @cached_property
     def victim_probs(self) -> Tensor:
         """Outputs of the victims at the query's rows, ``[V, N]`` or ``[V, N, C]``; computed once for all attacks."""
-        return _outputs(self.victims, self.query, "victim")
+        return outputs(self.victims, self.query, "victim")
 
     def shadow_models(self, attack: str, *, least: int = 1) -> tuple[Models, Models]:
         """Return the shadows of world 0 and of world 1.
@@ -131,12 +131,8 @@ class AttackGame:
         Raises:
             InputError: there are none, or fewer than ``least`` in a world; it names the attack.
         """
-        fewest = min(map(len, self.shadows)) if self.shadows else 0
-        if self.shadows is None or fewest < least:
-            raise InputError(
-                f"attack {attack} needs shadow models and has {fewest} per world: set game.shadows to {least} or more, "
-                "or leave the attack out"
-            )
+        refuse_few_shadows(attack, min(map(len, self.shadows)) if self.shadows else 0, least)
+        assert self.shadows is not None
         return self.shadows
 
     def shadow_probs(self, attack: str, *, least: int = 1) -> tuple[Tensor, Tensor]:
@@ -147,7 +143,7 @@ class AttackGame:
     @cached_property
     def _shadow_probs(self) -> tuple[Tensor, Tensor]:
         assert self.shadows is not None
-        first, second = (_outputs(pool, self.query, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
+        first, second = (outputs(pool, self.query, f"world {b}'s shadow") for b, pool in enumerate(self.shadows))
         return first, second
 
     def holding_out(self, zero: Tensor, one: Tensor) -> AttackGame:
@@ -188,7 +184,8 @@ class _Joined(Models):
         return torch.cat([pool.ask(X, groups) for pool in self.pools])
 
 
-def _outputs(models: Models, query: Query, who: str) -> Tensor:
+def outputs(models: Models, query: Query, who: str) -> Tensor:
+    """Ask models about the query's rows, ``[M, N]`` or ``[M, N, C]``; ValueError if one gives no probabilities."""
     probs = models.ask(query.X, query.s)
     wrong = ~((probs >= 0) & (probs <= 1)).flatten(1).all(1)
     if wrong.any():
@@ -203,17 +200,35 @@ class Attack(ABC):
 
     Attributes:
         name: of the attack in metrics.
+        game: the game that it plays: ``distribution``, in which it guesses every victim's training world
+            (:class:`AttackGame`), or ``membership`` (:mod:`fairpriv.classifiers.attacks.membership`).
+        needs: how many models of its own it needs: shadows per world, or reference models.
         white_box: whether it reads ``weights``; if so, it is left out if a defence leaves no single network.
         calibrates: whether it sets border and direction of its scores on shadows itself; else :func:`guess` does.
     """
 
     name: str
+    game: ClassVar[str] = "distribution"
+    needs: ClassVar[int] = 0
     white_box: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
 
     @abstractmethod
-    def run(self, game: AttackGame) -> AttackResult:
-        """Score every victim; raise InputError if the game lacks what the attack needs."""
+    def run(self, game: Any) -> Any:
+        """Play the game: in that of distributions, score every victim and return an :class:`AttackResult`.
+
+        Raises:
+            InputError: the game lacks what the attack needs.
+        """
+
+
+def refuse_few_shadows(attack: str, shadows: int, least: int) -> None:
+    """Raise InputError, naming the attack, if it has fewer ``shadows`` per world than it needs."""
+    if shadows < least:
+        raise InputError(
+            f"attack {attack} needs shadow models and has {shadows} per world: set game.shadows to {least} or more, "
+            "or leave the attack out"
+        )
 
 
 def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
@@ -231,7 +246,7 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
         folds: number of parts of the shadows, each with about equally many of both worlds; at most as many as a world
             has shadows.
     """
-    result = attack.run(game)
+    result: AttackResult = attack.run(game)
     if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0

@@ -42,6 +42,7 @@ class BlackBoxMetaClassifier(Attack):
     """
 
     kind: ClassVar[str] = "black_box_meta_classifier"
+    needs: ClassVar[int] = 2
 
     name: str = "black_box_meta_classifier"
     penalties: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0])
@@ -65,7 +66,7 @@ class BlackBoxMetaClassifier(Attack):
 
     def run(self, game: AttackGame) -> AttackResult:
         """Score every victim by the distance of its linear score from the border, in the direction of world 1."""
-        pools = [logits(probs, self.clip) for probs in game.shadow_probs(self.name, least=2)]
+        pools = [logits(probs, self.clip) for probs in game.shadow_probs(self.name, least=self.needs)]
         shadows, victims = span(torch.cat(pools), logits(game.victim_probs, self.clip))
         if not shadows.shape[1]:  # all shadows give the same answers, which reveal nothing
             return game.result(self.name, torch.zeros(len(victims)))

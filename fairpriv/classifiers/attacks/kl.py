@@ -23,6 +23,7 @@ class KL(Attack):
     """
 
     kind: ClassVar[str] = "kl"
+    needs: ClassVar[int] = 1
 
     name: str = "kl"
     clip: float = 1e-4

@@ -23,6 +23,7 @@ class LabelOnlyKL(Attack):
     """
 
     kind: ClassVar[str] = "label_only_kl"
+    needs: ClassVar[int] = 1
 
     name: str = "label_only_kl"
     smoothing: float = 0.01

@@ -80,6 +80,7 @@ class MetaClassifier(Attack):
     """
 
     kind: ClassVar[str] = "meta_classifier"
+    needs: ClassVar[int] = 2
 
     name: str = "meta_classifier"
     width: int = 32
@@ -110,7 +111,7 @@ class MetaClassifier(Attack):
         Raises:
             InputError: no shadows, or weights that cannot be read as layers of one fully connected architecture.
         """
-        shadows = game.shadow_models(self.name, least=2)
+        shadows = game.shadow_models(self.name, least=self.needs)
         pools = [_layers(models, self.name) for models in (*shadows, game.victims)]
         shapes = [[tuple(layer.shape[1:]) for layer in pool] for pool in pools]
         if not shapes[0] == shapes[1] == shapes[2]:

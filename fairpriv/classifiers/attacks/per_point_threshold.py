@@ -25,6 +25,7 @@ class PerPointThreshold(Attack):
     """
 
     kind: ClassVar[str] = "per_point_threshold"
+    needs: ClassVar[int] = 2
 
     name: str = "per_point_threshold"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])

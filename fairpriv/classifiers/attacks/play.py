@@ -22,10 +22,20 @@ from fairpriv.classifiers.attacks.attack import (
     measures_of,
     spread,
 )
+from fairpriv.functional.attacks import leaked_by_accuracy
 from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
 
+N_LEAKED = Metric(
+    "attack/{attack}/n_leaked",
+    "{attack} rows leaked",
+    "How many rows of the training distribution, seen directly, would allow this accuracy (Suri and Evans 2022); "
+    "left out if the accuracy is 0 or 1. Its floor has the root mean square advantage of guesses by coin.",
+    "rows",
+    "less",
+    low=0.0,
+)
 ACCURACY_STD = Metric("attack/{attack}/accuracy_std", "{attack} accuracy, standard deviation over splits", low=0.0)
 AUC_STD = Metric("attack/{attack}/auc_std", "{attack} AUC, standard deviation over splits", low=0.0)
 VICTIM_ACCURACY_GAP = Metric(
@@ -84,7 +94,9 @@ class Split:
     told: dict[str, Any] = field(default_factory=dict)  # of victims and shadows: the epoch, the lambda that was chosen
 
 
-def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> Played:
+def play(
+    splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool, shares: tuple[float, float] | None = None
+) -> Played:
     """Run every attack on every split, and measure the victims.
 
     Metrics: those of :func:`play_attacks`; ``privacy/victim_accuracy_gap``, the absolute difference in mean accuracy on
@@ -98,10 +110,10 @@ def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> P
     Args:
         splits: one or more.
         attacks: any number.
-        pure: as for :func:`play_attacks`.
+        pure, shares: as for :func:`play_attacks`.
     """
     ratio = splits[0].ratio
-    played = play_attacks([split.game for split in splits], attacks, pure=pure, ratio=ratio)
+    played = play_attacks([split.game for split in splits], attacks, pure=pure, ratio=ratio, shares=shares)
     for record, split in zip(played.victims, splits, strict=True):
         record["training"] = split.told
     gaps = [_gap(split.accuracy.double(), split.game.truth) for split in splits]
@@ -125,7 +137,12 @@ def play(splits: Sequence[Split], attacks: Sequence[Attack], *, pure: bool) -> P
 
 
 def play_attacks(
-    games: Sequence[AttackGame], attacks: Sequence[Attack], *, pure: bool = False, ratio: float = 0.0
+    games: Sequence[AttackGame],
+    attacks: Sequence[Attack],
+    *,
+    pure: bool = False,
+    ratio: float = 0.0,
+    shares: tuple[float, float] | None = None,
 ) -> Played:
     """Run every attack on every game.
 
@@ -140,6 +157,7 @@ def play_attacks(
             independent draws from two distributions, and p values and intervals over them mean nothing: one game's
             numbers stand without them, with a warning.
         ratio: widens the intervals over games, see :func:`spread`.
+        shares: of the property group in the two worlds; if they differ and lie inside (0, 1), ``n_leaked`` is measured.
     """
     told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
     measured = Measured()
@@ -154,7 +172,10 @@ def play_attacks(
             record["scores"][attack.name] = result.scores.tolist()
             if not pure:
                 record.setdefault("p_values", {})[attack.name] = result.p_value
-        measured |= _outcome(results, pure=pure, ratio=ratio)
+        outcome = _outcome(results, pure=pure, ratio=ratio)
+        measured |= outcome
+        if shares is not None and shares[0] != shares[1] and min(shares) > 0 and max(shares) < 1:
+            measured |= _leaked(results, outcome, shares)
     if pure and len(games) == 1 and attacks:
         log.warning(
             "the worlds are pure groups, so attacks on one split have no interval: set game.repeats=5 or more for one"
@@ -175,6 +196,21 @@ def _outcome(results: Sequence[AttackResult], *, pure: bool, ratio: float) -> Me
     measured = measures_of(first.name, accuracy.mean, auc.mean, victims, (max(low, 0.0), min(high, 1.0)), auc.interval)
     measured |= ACCURACY_STD.named(attack=first.name).of(accuracy.std)
     return measured | AUC_STD.named(attack=first.name).of(auc.std)
+
+
+def _leaked(results: Sequence[AttackResult], outcome: Measured, shares: tuple[float, float]) -> Measured:
+    """Measure n_leaked from an attack's leakage; the interval follows from that of the leakage, if it is finite."""
+    leakage = f"attack/{results[0].name}/leakage"
+    value = leaked_by_accuracy(0.5 + outcome.metrics[leakage], shares)
+    if not math.isfinite(value):
+        return Measured()
+    ends = tuple(leaked_by_accuracy(min(0.5 + end, 1.0), shares) for end in outcome.intervals.get(leakage, ()))
+    victims = sum(len(result.truth) for result in results)
+    return N_LEAKED.named(attack=results[0].name).of(
+        value,
+        (ends[0], ends[1]) if ends and math.isfinite(ends[1]) else None,
+        floor=leaked_by_accuracy((1 + math.sqrt(1 / victims)) / 2, shares) if victims > 1 else None,
+    )
 
 
 def _mean_of(parts: Iterable[Tensor]) -> float:

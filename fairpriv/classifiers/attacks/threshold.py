@@ -30,6 +30,7 @@ class ThresholdTest(Attack):
     """
 
     kind: ClassVar[str] = "threshold_test"
+    needs: ClassVar[int] = 2
 
     name: str = "threshold_test"
     fractions: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0])

@@ -143,19 +143,20 @@ class GameDataModule(LightningDataModule):
             self._halves[side] = self._encode(self._drawn_from[side])
         return self._halves[side]
 
-    def deal(self, side: Side, seed: Sequence[int]) -> Deal:
+    def deal(self, side: Side, seed: Sequence[int], alpha: float | None = None) -> Deal:
         """Draw the worlds of one model of a pool from its side's half.
 
         Args:
             side: whose half.
             seed: of the draw; every model has another one.
+            alpha: the share of the property group in world 0; None: ``game.alpha``.
 
         Raises:
             InputError: the half holds too few rows; it says of which group, and how many are missing.
         """
         half, sizes = self.half(side), self.model_rows()
         # the draw gives row numbers of the table; a deal holds places in the half
-        drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side)
+        drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side, alpha=alpha)
         place = np.zeros(len(self.table.y), dtype=np.int64)
         place[self._drawn_from[side]] = np.arange(len(half.y))
         train, validation = ((torch.from_numpy(place[a]), torch.from_numpy(place[b])) for a, b in drawn)
@@ -322,7 +323,13 @@ class GameDataModule(LightningDataModule):
         return self._draw(self.parts[part], rng, [self._world_rows(part)], what=part)[0]
 
     def _draw(
-        self, rows: NDArray[np.int64], rng: np.random.Generator, sizes: Sequence[int], *, what: str
+        self,
+        rows: NDArray[np.int64],
+        rng: np.random.Generator,
+        sizes: Sequence[int],
+        *,
+        what: str,
+        alpha: float | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Draw row numbers of world 0 and world 1 once per size; twins never end up in draws of different sizes."""
         in_property = self.table.s[rows] == self.property_code
@@ -335,7 +342,7 @@ class GameDataModule(LightningDataModule):
         starts = [0, 0]
         draws = []
         for n in sizes:
-            cut = round(self.game.alpha * n)
+            cut = round((self.game.alpha if alpha is None else alpha) * n)
             stretches = []
             for i, side in enumerate((own, rest)):
                 stretches.append(side[starts[i] : starts[i] + n])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from fairpriv.classifiers.attacks.attack import Attack
+from fairpriv.classifiers.attacks.membership import RMIA, LabelProbability, LargestProbability, LiRA, MembershipGame
 from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.dimensions.probe import Probe, Subject
+from fairpriv.classifiers.dimensions.game import Game
+from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional import membership
@@ -24,38 +27,50 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Membership(Probe):
+class Membership(Game):
     """Membership inference on a pool of models like the subject, with the same defence.
 
     Every model is trained on half of the audited rows, drawn at random, and is defended. Each of ``victims`` of them is
     attacked in turn, with all others as references. The audited rows are training rows of the world that the subject
     was trained on first. A row is a member if it was trained on there, no matter which rows the defence used later.
 
-    Attacks: LiRA online and offline (Carlini et al., S&P 2022), RMIA offline (Zarifzadeh et al., ICML 2024), and as
-    baselines the loss (Yeom et al., CSF 2018) and the largest probability, with one threshold for all rows.
+    Attacks, unless others are named: LiRA online and offline (Carlini et al., S&P 2022), RMIA offline (Zarifzadeh et
+    al., ICML 2024), and as baselines the loss (Yeom et al., CSF 2018) and the largest probability, with one threshold
+    for all rows. The first is also measured in every sensitive group and label.
     """
 
     kind: ClassVar[str] = "membership"
-    trains: ClassVar[bool] = True
+    plays: ClassVar[str] = "membership"
 
-    name: str
+    attacks: dict[str, Any] = field(
+        default_factory=lambda: {
+            "lira": LiRA(),
+            "lira_offline": LiRA(online=False),
+            "rmia": RMIA(),
+            "loss": LabelProbability(),
+            "confidence": LargestProbability(),
+        }
+    )
     models: int = 64  # trained in one pool
     victims: int = 16  # of them, attacked in turn
     rows: int | None = 1000  # audited, half of them members of each model; null: all training rows of the world
-    # LiRA's deviation: of each row's own references, or one for all rows, the paper's advice below 64 models.
-    variance: Literal["row", "global"] = "global"
     # False-positive rates at which true-positive rates are reported; null: 1 % and 0.1 %, if there are enough rows.
     fpr: list[float] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.models < 8 or self.models % 2:
             raise InputError(f"dimensions.{self.name}.models={self.models}: must be even, and at least 8")
         if not 1 <= self.victims <= self.models:
             raise InputError(f"dimensions.{self.name}.victims={self.victims}: must be from 1 to models={self.models}")
-        if self.variance not in ("row", "global"):
-            raise InputError(f"dimensions.{self.name}.variance={self.variance}: must be row or global")
         if any(not 0 < rate < 1 for rate in self.fpr or []):
             raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
+        for key, attack in self.attacks.items():
+            if self.models - 1 < attack.needs:
+                raise InputError(
+                    f"dimensions.{self.name}.models={self.models}: attack {key} needs {attack.needs} reference models "
+                    f"and has {self.models - 1}: set models to {attack.needs + 1} or more"
+                )
 
     def measure(self, subject: Subject) -> Measured:
         rows, deals, inside = self._deals(subject)
@@ -65,15 +80,23 @@ class Membership(Probe):
         parts = [subject.data.part(part, subject.world) for part in ("rates", "gap")]
         population = parts[0] + parts[1]  # of the same world, and no model was trained on them
         audited, others = (_answers(models, part) for part in (rows, population))
-        scores = self._scores(audited, others, rows.y, population.y, inside)
+        games = []
+        for victim in range(self.victims):
+            refs = [m for m in range(self.models) if m != victim]
+            asked = audited[[victim]], others[[victim]], audited[refs], others[refs]
+            games.append(MembershipGame(rows, population, *asked, inside[refs], subject.seed))
+        scores = {
+            key: torch.stack([self._scores(key, attack, game) for game in games])
+            for key, attack in self.attacks.items()
+        }
         member = inside[: self.victims]
         least = 1 / int((~member).sum())
         rates = [rate for rate in _RATES if rate >= least] if self.fpr is None else self.fpr
         found = Measured()
         for name, of_victims in scores.items():
             found |= self._rates(name, of_victims, member, rates)
-        found |= self._by_group(scores["lira"], member, rows.s, subject.data.group_names)
-        found |= self._by_group(scores["lira"], member, rows.y, subject.data.label_names, "label/")
+        found |= self._by_group(scores[self._first], member, rows.s, subject.data.group_names)
+        found |= self._by_group(scores[self._first], member, rows.y, subject.data.label_names, "label/")
         return found | self._allowed(subject.defended.budget, rates) if subject.defended.budget else found
 
     def _deals(self, subject: Subject) -> tuple[Rows, list[Deal], Tensor]:
@@ -104,36 +127,30 @@ class Membership(Probe):
             deals.append(Deal(half, (own, tuned_on), (validation[world], validation[1 - world])))
         return audited, deals, inside
 
-    def _scores(
-        self, audited: Tensor, others: Tensor, y: Tensor, population_y: Tensor, inside: Tensor
-    ) -> dict[str, Tensor]:
-        """Return every attack's scores ``[victims, N]`` of the audited rows."""
-        own = membership.label_probabilities(audited, y)
-        beside = membership.label_probabilities(others, population_y)
-        confident = membership.confidences(own)
-        greatest = audited.amax(2) if audited.dim() == 3 else torch.maximum(audited, 1 - audited)
-        found: dict[str, list[Tensor]] = {name: [] for name in _ATTACKS}
-        for victim in range(self.victims):
-            refs = [m for m in range(self.models) if m != victim]
-            given = confident[[victim]], confident[refs], inside[refs]
-            found["lira"].append(membership.lira_scores(*given, variance=self.variance))
-            found["lira_offline"].append(membership.lira_scores(*given, online=False, variance=self.variance))
-            found["rmia"].append(
-                membership.rmia_scores(own[[victim]], own[refs], inside[refs], beside[[victim]], beside[refs])
+    @property
+    def _first(self) -> str:
+        return next(iter(self.attacks))
+
+    def _scores(self, key: str, attack: Attack, game: MembershipGame) -> Tensor:
+        """Return an attack's scores ``[N]`` of the audited rows; raise InputError if they are none."""
+        scores = attack.run(game)
+        if not isinstance(scores, Tensor) or scores.shape != game.rows.y.shape or scores.isnan().any():
+            what = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(
+                f"dimensions.{self.name}.attacks.{key}: run must return one score for each of {len(game.rows.y)} rows, "
+                f"none of them NaN, and returned {what}"
             )
-            found["loss"].append(own[[victim]])
-            found["confidence"].append(greatest[[victim]].double())
-        return {name: torch.cat(scores) for name, scores in found.items()}
+        return scores.double()
 
     def _rates(self, attack: str, scores: Tensor, member: Tensor, rates: Sequence[float]) -> Measured:
-        label = _ATTACKS[attack]
+        label = _label(attack)
         auc = [membership.membership_auc(one, truth) for one, truth in zip(scores, member, strict=True)]
         about = self._about(
             f"{attack}_auc",
             f"{label} AUC",
             f"Chance that {label} scores a member above a non-member; 0.5 is guessing. Mean over victims.",
-            headline=attack == "lira",
-            column=60 if attack in ("lira", "rmia") else None,
+            headline=attack == self._first,
+            column=60 if attack in (self._first, "rmia") else None,
         )
         found = about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
         scores, member = scores.flatten(), member.flatten()
@@ -159,7 +176,7 @@ class Membership(Probe):
         self, scores: Tensor, member: Tensor, codes: Tensor, names: Sequence[str], kind: str = ""
     ) -> Measured:
         """Measure the AUC of every group, or label, which shows whose membership leaks more."""
-        found = Measured()
+        found, attack = Measured(), _label(self._first)
         for code, name in enumerate(names):
             own = codes == code
             if not own.any():
@@ -176,7 +193,8 @@ class Membership(Probe):
                     *(self.name, kind.replace("/", " "), name, len(scores) - len(auc), len(scores), self.name),
                 )
             if auc:
-                about = self._about(f"lira_auc/{kind}{name}", f"LiRA AUC, {name}", f"LiRA's AUC among rows of {name}.")
+                key, meaning = f"{self._first}_auc/{kind}{name}", f"The AUC of {attack} among rows of {name}."
+                about = self._about(key, f"{attack} AUC, {name}", meaning)
                 found |= about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
         return found
 
@@ -197,13 +215,17 @@ class Membership(Probe):
 
 
 _RATES = (0.01, 0.001)  # false-positive rates that are common in the literature
-_ATTACKS = {
+_LABELS = {
     "lira": "LiRA",
     "lira_offline": "offline LiRA",
     "rmia": "RMIA",
     "loss": "loss",
     "confidence": "confidence",
 }
+
+
+def _label(attack: str) -> str:
+    return _LABELS.get(attack, attack.replace("_", " "))
 
 
 def _answers(models: Models, rows: Rows) -> Tensor:

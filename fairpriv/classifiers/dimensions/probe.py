@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from fairpriv.classifiers.attacks.attack import Attack
 from fairpriv.classifiers.contract import Defended, Defense, PoolOwner
 from fairpriv.classifiers.data.game import Deal, GameDataModule
 from fairpriv.classifiers.data.rows import Rows
@@ -30,6 +31,7 @@ class Subject:
         data: the game's rows, set up.
         seed: of the cell; a probe derives every random choice from it.
         owner: makes the owner of a pool of such models from their deals; only probes with ``trains`` call it.
+        play: plays the game of distributions with these attacks, and measures them; likewise.
     """
 
     defended: Defended
@@ -37,6 +39,7 @@ class Subject:
     data: GameDataModule
     seed: int
     owner: Callable[[Sequence[Deal]], PoolOwner]
+    play: Callable[[Sequence[Attack]], Measured]
 
     @property
     def world(self) -> int:

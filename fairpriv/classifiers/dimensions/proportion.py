@@ -1,0 +1,153 @@
+"""Proportion privacy: how exactly an adversary estimates the share of the property group in the training rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fairpriv.classifiers.attacks.attack import Query
+from fairpriv.classifiers.attacks.game import refuse_overlap
+from fairpriv.classifiers.attacks.proportion import ProportionGame, ShareRegression
+from fairpriv.classifiers.data.game import Side
+from fairpriv.classifiers.dimensions.game import Game
+from fairpriv.classifiers.dimensions.probe import Subject
+from fairpriv.classifiers.nets.models import Models
+from fairpriv.errors import InputError
+from fairpriv.functional.attacks import leaked_by_estimates
+from fairpriv.identity import derived_seed
+from fairpriv.metrics import SHARE, Measured, Metric
+
+
+@dataclass
+class Proportion(Game):
+    """Estimation of the share of the property group (``game.property``) that a model was trained with.
+
+    Victims and shadows are trained as in the game of distributions, with one of the shares in ``grid`` each, equally
+    many with each. An error counts beside that of guessing the mean of the grid, which needs no model.
+    """
+
+    kind: ClassVar[str] = "proportion"
+    plays: ClassVar[str] = "proportion"
+
+    attacks: dict[str, Any] = field(default_factory=lambda: {"share_regression": ShareRegression()})
+    grid: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
+    shadows: int = 32  # the adversary's own models with each share
+    victims: int = 16  # models with each share whose share is estimated
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"dimensions.{self.name}"
+        if len(set(self.grid)) < 2 or not all(0 <= share <= 1 for share in self.grid):
+            raise InputError(f"{where}.grid={self.grid}: two or more shares are needed, each from 0 to 1")
+        if self.victims < 1:
+            raise InputError(f"{where}.victims={self.victims}: must be at least 1")
+        for key, attack in self.attacks.items():
+            if self.shadows < attack.needs:
+                raise InputError(
+                    f"{where}.shadows={self.shadows}: attack {key} needs {attack.needs} shadow models with each share"
+                )
+
+    def measure(self, subject: Subject) -> Measured:
+        """Train and defend victims and shadows, and let every attack estimate the victims' shares."""
+        data = subject.data
+        refuse_overlap(data)
+        shares = {"victim": self._shares(self.victims), "adversary": self._shares(self.shadows)}
+
+        def pool(side: Side, *, defended: bool) -> tuple[Models, Tensor]:
+            seed = derived_seed(data.seed, f"proportion {side}")
+            deals = [data.deal(side, [seed, i], float(share)) for i, share in enumerate(shares[side])]
+            owner = replace(subject.owner(deals), seed=seed)
+            models = subject.defense.defend_pool(owner) if defended else owner.base()
+            sound = [i for i in range(len(models)) if i not in models.diverged]
+            return models[sound], shares[side][sound]
+
+        victims, truth = pool("victim", defended=True)
+        shadows, known = pool("adversary", defended=data.game.adaptive)
+        asked = data.part("query", 0), data.part("query", 1)
+        rows = asked[0] + asked[1]
+        query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
+        return self.played(ProportionGame(victims, shadows, known, query, subject.seed), truth)
+
+    def played(self, game: ProportionGame, truth: Tensor, optimum: float | None = None) -> Measured:
+        """Measure every attack on one game.
+
+        Args:
+            game: the game.
+            truth: the victims' shares, ``[V]``.
+            optimum: the least mean absolute error that any attack can have, if it is known.
+        """
+        found = Measured()
+        for key, attack in self.attacks.items():
+            estimates = attack.run(game)
+            if not isinstance(estimates, Tensor) or estimates.shape != truth.shape or not estimates.isfinite().all():
+                raise InputError(
+                    f"dimensions.{self.name}.attacks.{key}: run must return one finite estimate for each of "
+                    f"{len(truth)} victims"
+                )
+            found |= self._errors(key, (estimates.double() - truth).abs(), truth, optimum)
+        return found
+
+    def _shares(self, count: int) -> Tensor:
+        return torch.tensor(self.grid, dtype=torch.double).repeat_interleave(count)
+
+    def _errors(self, attack: str, errors: Tensor, truth: Tensor, optimum: float | None) -> Measured:
+        blind = (truth - torch.tensor(self.grid).double().mean()).abs()
+        error, prior, first = float(errors.mean()), float(blind.mean()), attack == next(iter(self.attacks))
+        half = math.inf
+        if len(errors) > 1:
+            half = float(stats.t.ppf(0.975, len(errors) - 1)) * float(errors.std()) / math.sqrt(len(errors))
+        ends = (max(error - half, 0.0), min(error + half, 1.0))
+        squared, blindly = float(errors.square().mean()), float(blind.square().mean())
+        found = ERROR.named(attack=attack).of(error, ends, floor=prior)
+        gain = replace(GAIN.named(attack=attack), headline=first)
+        found |= gain.of(1 - error / prior, (1 - ends[1] / prior, 1 - ends[0] / prior), floor=0.0)
+        if squared:
+            leaked = N_LEAKED.named(attack=attack)
+            found |= leaked.of(leaked_by_estimates(truth, squared), floor=leaked_by_estimates(truth, blindly))
+        if optimum is not None and prior - optimum > 1e-9:
+            found |= SHARE_OF_OPTIMUM.named(attack=attack).of((prior - error) / (prior - optimum))
+        return found
+
+
+ERROR = Metric(
+    "attack/{attack}/error",
+    "{attack} error",
+    "Mean over victims of the distance between the estimated and the true share of the property group. Its floor is "
+    "the error of who guesses the mean share and asks nothing.",
+    SHARE,
+    "greater",
+    low=0.0,
+    high=1.0,
+)
+GAIN = Metric(
+    "attack/{attack}/error_removed",
+    "{attack} error removed",
+    "By which part the victims' answers lessen the error of who guesses the mean share: 0 is nothing, 1 is all. The "
+    "interval is over victims, given these shadows.",
+    SHARE,
+    "less",
+    high=1.0,
+    column=61,
+)
+N_LEAKED = Metric(
+    "attack/{attack}/n_leaked",
+    "{attack} rows leaked",
+    "How many rows of the training distribution, seen directly, would give an estimate as exact (Suri and Evans 2022): "
+    "mean of share x (1 - share) over the mean squared error.",
+    "rows",
+    "less",
+    low=0.0,
+)
+SHARE_OF_OPTIMUM = Metric(
+    "attack/{attack}/share_of_optimum",
+    "{attack} share of optimum",
+    "How much of the error of who guesses the mean share the attack removes, over what the best estimator removes.",
+    SHARE,
+    "greater",
+    column=62,
+)
