@@ -66,7 +66,7 @@ class DistributionInference:
             settings.architecture.pool_hidden()
         if settings.distribution_attacks:
             settings.game.refuse_unattackable()
-        self.attacks, self.omitted = playable(settings.distribution_attacks, defense)
+        self.attacks, self.omitted = playable(settings.distribution_attacks, defense, adaptive=settings.game.adaptive)
         for attack in self.attacks:
             refuse_few_shadows(attack.name, settings.game.shadows, attack.needs)
 

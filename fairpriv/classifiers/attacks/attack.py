@@ -204,6 +204,7 @@ class Attack(ABC):
             (:class:`AttackGame`), or ``membership`` (:mod:`fairpriv.classifiers.attacks.membership`).
         needs: how many models of its own it needs: shadows per world, or reference models.
         white_box: whether it reads ``weights``; if so, it is left out if a defence leaves no single network.
+        reads_shadows: whether it reads the weights of its own shadows; likewise, if they pass through the defence, too.
         calibrates: whether it sets border and direction of its scores on shadows itself; else :func:`guess` does.
     """
 
@@ -211,6 +212,7 @@ class Attack(ABC):
     game: ClassVar[str] = "distribution"
     needs: ClassVar[int] = 0
     white_box: ClassVar[bool] = False
+    reads_shadows: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
 
     @abstractmethod

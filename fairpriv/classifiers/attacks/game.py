@@ -36,8 +36,10 @@ def own_pool(
     return PoolOwner(deals, count, seed, fit, training)
 
 
-def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack], dict[str, str]]:
-    """Choose the attacks that can be run on a defence's models.
+def playable(
+    attacks: Sequence[Attack], defense: Defense, *, adaptive: bool = False
+) -> tuple[list[Attack], dict[str, str]]:
+    """Choose the attacks that can be run on a defence's models, through which shadows pass too if ``adaptive``.
 
     Returns:
         These attacks, and for every other one, by name, the reason against it.
@@ -48,7 +50,7 @@ def playable(attacks: Sequence[Attack], defense: Defense) -> tuple[list[Attack],
     omitted = {
         attack.name: f"reads the weights of one network, which {defense.name} does not leave"
         for attack in attacks
-        if attack.white_box and not defense.one_network
+        if (attack.white_box or (attack.reads_shadows and adaptive)) and not defense.one_network
     }
     left = [attack for attack in attacks if attack.name not in omitted]
     if attacks and not left:

@@ -10,7 +10,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from scipy.linalg import LinAlgWarning
-from sklearn.linear_model import RidgeCV
+from scipy.special import softmax
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack, Query, outputs
@@ -60,11 +62,12 @@ class ProportionAttack(Attack):
 
 @dataclass
 class ShareRegression(ProportionAttack):
-    """Ridge regression of the share on the shadows' logits at the query rows.
+    """Ridge regression of the share on the shadows' logits at the query rows, with a calibrated estimate.
 
     Direct regression of the share is that of Suri and Evans (PETS 2022), who regress on weights; the details are ours.
-    The penalty has the smallest leave-one-out error on the shadows. Where logits tell nothing, a large penalty makes
-    the estimate the mean of the shares. Estimates are kept within the shadows' shares.
+    The penalty has the smallest leave-one-out error on the shadows. Predictions for shadows that were left out (five
+    folds) give one normal distribution for each share, with a common spread. The estimate is the median share given the
+    victim's prediction, if all shares are equally likely: the middle one where the predictions tell nothing.
 
     Attributes:
         penalties: candidates, each above 0. Logits are scaled to a mean squared length of 1 about their mean.
@@ -85,12 +88,18 @@ class ShareRegression(ProportionAttack):
             raise InputError(f"{self.name}.clip={self.clip}: must lie between 0 and 0.5")
 
     def run(self, game: ProportionGame) -> Tensor:
-        """Estimate every victim's share, ``[V]`` within the range of the shadows' shares."""
+        """Estimate every victim's share, ``[V]``, each one of the shadows' shares."""
         shadows, victims = span(logits(game.shadow_probs, self.clip), logits(game.victim_probs, self.clip))
         shares = game.shares.double().numpy()
+        grid = np.unique(shares)
         if not shadows.shape[1]:  # all shadows give the same answers
-            return torch.full((len(victims),), float(shares.mean()), dtype=torch.double)
+            return torch.full((len(victims),), float(grid[(len(grid) - 1) // 2]), dtype=torch.double)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LinAlgWarning)
             model = RidgeCV(alphas=self.penalties).fit(shadows, shares)
-        return torch.from_numpy(np.clip(model.predict(victims), shares.min(), shares.max()))
+            folds = KFold(min(5, len(shares)), shuffle=True, random_state=game.seed % 2**32)
+            left_out = cross_val_predict(Ridge(model.alpha_), shadows, shares, cv=folds)
+        means = np.array([left_out[shares == share].mean() for share in grid])
+        spread = np.sqrt(np.mean((left_out - means[np.searchsorted(grid, shares)]) ** 2)) + 1e-12
+        chances = softmax(-(((model.predict(victims)[:, None] - means) / spread) ** 2) / 2, axis=1)
+        return torch.from_numpy(grid[(chances.cumsum(1) < 0.5).sum(1).clip(max=len(grid) - 1)])

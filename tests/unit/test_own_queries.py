@@ -1,0 +1,83 @@
+"""The adversary of queries of its own making: what it makes, and how near it comes to the best there is."""
+
+import pytest
+import torch
+
+from fairpriv.classifiers.attacks.attack import AttackGame, Query, guess
+from fairpriv.classifiers.attacks.game import playable
+from fairpriv.classifiers.attacks.kl import KL
+from fairpriv.classifiers.attacks.own_queries import OwnQueries
+from fairpriv.classifiers.defenses.threshold_optimizer import ThresholdOptimizer
+from fairpriv.classifiers.known_truth import KnownGaussian, KnownOffset
+from fairpriv.classifiers.nets.models import Models
+from fairpriv.errors import InputError
+
+
+def test_rows_made_tell_what_no_row_of_the_data_does():
+    world = KnownOffset("x", strength=4.0)
+    game = world.game(0, shadows=128, victims=50)
+    assert guess(KL(), game).advantage < 0.3 * world.optimal_advantage
+    assert guess(OwnQueries(), game).advantage > 0.9 * world.optimal_advantage
+
+
+def test_rows_made_answer_further_apart_than_those_they_start_from_and_stay_in_range():
+    game = KnownGaussian("x", strength=2.0).game(0, shadows=64, victims=1)
+    X, chosen = game.query.X, torch.arange(8)
+    made = OwnQueries().made(X, chosen, [pool.weights for pool in game.shadows])
+
+    def apart(rows):
+        zero, one = (pool.predict_proba(rows).double().logit() for pool in game.shadows)
+        return (one.mean(0) - zero.mean(0)).square() / ((zero.var(0) + one.var(0)) / 2)
+
+    assert made.shape == (8, X.shape[1])
+    assert (made >= X.amin(0) - 1e-5).all()
+    assert (made <= X.amax(0) + 1e-5).all()
+    assert float(apart(made).min()) > float(apart(X[chosen]).median())
+
+
+def test_between_identical_worlds_rows_made_tell_nothing():
+    results = [
+        guess(OwnQueries(steps=10), KnownGaussian("x", strength=0.0).game(s, shadows=16, victims=60)) for s in (0, 1)
+    ]
+    assert sum(result.correct for result in results) / 240 == pytest.approx(0.5, abs=4 * 0.5 / 240**0.5)
+
+
+class Silent(Models):
+    """Members that are no networks."""
+
+    def __len__(self):
+        return 3
+
+    def predict_proba(self, X):
+        return torch.full((3, len(X)), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 0}, r"attack\.own_queries: rows=0 and steps=60 must be 1 or more"),
+        ({"lr": 0.0}, r"attack\.own_queries\.lr=0\.0: must be above 0"),
+        ({"shrinkage": 0.0}, r"attack\.own_queries\.shrinkage=0\.0"),
+        ({"clip": 0.5}, r"attack\.own_queries\.clip=0\.5"),
+    ],
+)
+def test_settings_without_rows_or_steps_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        OwnQueries(**options)
+
+
+def test_it_needs_shadows_that_are_networks_and_rows_of_features():
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    game = AttackGame(Silent(), (Silent(), Silent()), query, 0, torch.tensor([0, 0, 1]))
+    with pytest.raises(InputError, match="own_queries needs shadows that are networks"):
+        OwnQueries().run(game)
+    with pytest.raises(InputError, match="own_queries needs shadow models and has 0 per world"):
+        OwnQueries().run(KnownGaussian("x").game(0, shadows=0, victims=1))
+
+
+def test_it_is_left_out_only_where_shadows_pass_through_a_defence_that_leaves_no_network():
+    attacks = [KL(), OwnQueries()]
+    assert playable(attacks, ThresholdOptimizer()) == (attacks, {})
+    left, omitted = playable(attacks, ThresholdOptimizer(), adaptive=True)
+    assert [attack.name for attack in left] == ["kl"]
+    assert list(omitted) == ["own_queries"]
