@@ -38,7 +38,7 @@ from fairpriv.report.comparison import (
 )
 from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.report.flips import flips_html
-from fairpriv.report.reading import reading
+from fairpriv.report.reading import interval_text, number, reading
 from fairpriv.report.responses import write_responses
 from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
 from fairpriv.result import Result, write_whole
@@ -160,26 +160,6 @@ def _selected(
     if pareto is not None and len(set(metrics)) < 2:
         raise InputError(f"--pareto {pareto}: needs two metrics, as in --pareto eval/accuracy,privacy/accuracy_gap")
     return Comparison.of(kept, keys, references, list(dict.fromkeys(metrics)))
-
-
-def number(metric: Metric, value: float, sign: str = "") -> str:
-    """Write three decimals for a share, else four significant digits."""
-    return f"{value:{sign}.3f}" if metric.fraction else f"{value:{sign}.4g}"
-
-
-def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") -> str:
-    """Write the interval behind a mean, and its n where that is not ``n``.
-
-    It is ``±half-width`` or ``[lo, hi]``; of two seeds ``±?``, since they cannot tell.
-    """
-    text = ""
-    if estimate.n == 2 and estimate.lo is not None:
-        text = "±?"
-    elif estimate.half is not None:
-        text = f"±{number(metric, estimate.half)}"
-    elif estimate.lo is not None and estimate.hi is not None:
-        text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
-    return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
 
 
 def floor_text(metric: Metric, floors: Mapping[str, tuple[str, float]]) -> str:
@@ -421,18 +401,18 @@ def _laid_out(head: Sequence[str], rows: Sequence[Sequence[str] | None], right: 
     folded = [[cell.split("\n") for cell in row] if row else None for row in (head, *rows)]
     widths = [max(_width(line) for row in folded if row for line in row[i]) for i in range(len(head))]
     lines = []
-    for number, row in enumerate(folded):
+    for place, row in enumerate(folded):
         height = max(map(len, row)) if row else 0
         for at in range(height):
             cells = []
             for i, (cell, width) in enumerate(zip(row or [], widths, strict=True)):
-                text = (["", *cell] if number else [""] * (height - len(cell) + 1) + cell)[at + 1 :][:1]
+                text = (["", *cell] if place else [""] * (height - len(cell) + 1) + cell)[at + 1 :][:1]
                 space = " " * (width - _width(text[0] if text else ""))
                 cells.append(space + "".join(text) if i in right else "".join(text) + space)
             lines.append(gap.join(cells).rstrip())
         if not row:
             lines.append("")
-        if number == 0:
+        if place == 0:
             lines.append("─" * (sum(widths) + len(gap) * (len(widths) - 1)))
     return lines
 

@@ -20,6 +20,26 @@ class Difference(NamedTuple):
     estimate: Estimate
 
 
+def number(metric: Metric, value: float, sign: str = "") -> str:
+    """Write three decimals for a share, else four significant digits."""
+    return f"{value:{sign}.3f}" if metric.fraction else f"{value:{sign}.4g}"
+
+
+def interval_text(metric: Metric, estimate: Estimate, n: int, sign: str = "") -> str:
+    """Write the interval behind a mean, and its n where that is not ``n``.
+
+    It is ``±half-width`` or ``[lo, hi]``; of two seeds ``±?``, since they cannot tell.
+    """
+    text = ""
+    if estimate.n == 2 and estimate.lo is not None:
+        text = "±?"
+    elif estimate.half is not None:
+        text = f"±{number(metric, estimate.half)}"
+    elif estimate.lo is not None and estimate.hi is not None:
+        text = f"[{number(metric, estimate.lo, sign)}, {number(metric, estimate.hi, sign)}]"
+    return text if estimate.n == n else f"{text} (n={estimate.n})".strip()
+
+
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
     """Tell which of several hypotheses are rejected, so that the chance of one false rejection is at most ``level``.
 
@@ -92,8 +112,6 @@ def reading(table: Comparison) -> list[str]:
 
 
 def _told(table: Comparison, one: Difference) -> str:
-    from fairpriv.report.page import interval_text, number
-
     worth = "better" if one.estimate.mean * one.metric.sign > 0 else "worse"
     mean = number(one.metric, one.estimate.mean, "+")
     interval = interval_text(one.metric, one.estimate, one.estimate.n, "+")
