@@ -194,11 +194,10 @@ def dispatch(args: list[str]) -> int:
     if asked:
         return asked.run(words[1:], folders)
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if word == "=" or (word.startswith("=") and before and "=" not in before) or (word.endswith("=") and after):
-            left, right = (
-                (before, after) if word == "=" else (before, word[1:]) if word[0] == "=" else (word[:-1], after)
-            )
-            if left and right and "=" not in right and right[0] != "-":
+        left, _, right = word.partition("=")
+        if "=" in word and bool(left) + bool(right) < 2:  # dataset = german, dataset= german, dataset =german
+            left, right = left or before, right or after
+            if left and right and "=" not in left + right and right[0] != "-":
                 raise InputError(f"{left!r} and {right!r} stand apart: write {left}={right}, without spaces")
     if words and re.fullmatch(r"[a-z][a-z_-]*", words[0]):
         near = nearest(words[0], [*known, *(f"experiment={file.stem}" for file in CONF.glob("experiment/*.yaml"))])

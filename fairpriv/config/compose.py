@@ -44,7 +44,7 @@ def describe(file: Path) -> str:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# @")]
     comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
     text = ""
-    for line, after in zip(comment, [*comment[1:], ""], strict=True):
+    for line, after in zip(comment, [*comment[1:], ""], strict=False):
         end = re.search(r"(?<!et al)[.;:?!](?=\s|$)", line) if text else None
         text = f"{text} {line[: end.start()] if end else line}".strip()
         # A line that stops short of the margin, before a capital letter, has ended without a full stop.

@@ -88,7 +88,7 @@ def _scatter(
             )
     within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
     for group in drawn if within and len(drawn) <= _NAMED else []:
-        values = ", ".join(show(group.leaves.get(key)) for key in within)
+        values = ", ".join(show(group.leaves[key]) for key in within if key in group.leaves)
         at = (group.estimates[x].mean, group.estimates[y].mean)
         ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
     sound = [group for group in drawn if group.ranked]
