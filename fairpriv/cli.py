@@ -365,15 +365,17 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from fairpriv.config.compose import plain
 
     single = HydraConfig.get().mode is RunMode.RUN
     if single:
         cfg.sweep = None
-    for source in HydraConfig.get().runtime.config_sources:
-        if source.provider == "command-line":  # --config-dir, of which a launcher's process knows no more than this
-            put_on_path(Path(source.path))
+    sources: Any = OmegaConf.to_container(HydraConfig.get().runtime.config_sources)
+    for source in sources:
+        if source["provider"] == "command-line":  # --config-dir, of which a launcher's process knows no more than this
+            put_on_path(Path(source["path"]))
     log = logging.getLogger("fairpriv")
     if not HydraConfig.get().verbose:
         log.setLevel(logging.INFO if single else logging.WARNING)

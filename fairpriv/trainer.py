@@ -9,12 +9,12 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from fairpriv import processes
+from fairpriv.config.compose import instantiated
 from fairpriv.errors import InputError
 
 EXPECTED_WARNINGS = (
@@ -33,7 +33,7 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
     Raises:
         InputError: a setting that Lightning refuses.
     """
-    made: functools.partial[lightning.Trainer] = instantiate(config["trainer"], _partial_=True, _convert_="all")
+    made: functools.partial[lightning.Trainer] = instantiated(config["trainer"], _partial_=True)
 
     def make(**settings: Any) -> lightning.Trainer:
         strategy = strategy_of(settings.get("strategy", "auto"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import re
@@ -152,31 +153,60 @@ def readable(word: str) -> str:
     if value.startswith("~/"):  # no shell expands it behind a '='
         value = str(Path(value).expanduser())
         word = f"{key}={value}"
+    place = "/" in value or re.search(r"^paths\.|(path|folder|file|dir)$", key)
     try:
         read = OverridesParser.create().parse_override(word).value()
     except HydraException:
         read = None
-    place = "/" in value or re.search(r"(path|folder|file|dir)$", key)
+    if place and any(_literal(part) != part for part in value.strip("[]").split(",")):
+        read = None
     if key.startswith("paths.") or ((place or read is None) and os.path.exists(value)):  # noqa: PTH110  never raises
-        return word if read == value else f"{key}={_quoted(value)}"
+        return word if read == value else f"{key}={_quoted(_literal(value))}"
+    listed = re.fullmatch(r"\[(.*)\]", value, re.DOTALL)
+    inner = listed[1] if listed else value
+    if listed and place and read != [inner] and os.path.exists(inner):  # noqa: PTH110
+        read = None  # of one file with a comma in its name
     if read is not None or not (place or not value.isascii()):
         return word
-    listed = re.fullmatch(r"\[(.*)\]", value)
-    inner = listed[1] if listed else value
     if place and not listed and value[0] not in "[{":
-        return f"{key}={_quoted(value)}"
+        return f"{key}={_quoted(_literal(value))}"
     if os.path.exists(inner):  # noqa: PTH110
-        inner = _quoted(inner)
+        inner = _quoted(_literal(inner))
     elif re.search(r"['\"]" if place else r"[][{}()'\"=]", inner):
         return word
     else:
-        inner = ",".join(map(bare_or_quoted, inner.split(",")))
+        inner = ",".join(bare_or_quoted(_literal(part)) for part in inner.split(","))
     return f"{key}=[{inner}]" if listed else f"{key}={inner}"
 
 
 def bare_or_quoted(text: str) -> str:
     """Return a word of Hydra's grammar unchanged, and any other text in quotes."""
     return text if re.fullmatch(r"[\w./:+-]+", text, re.ASCII) else _quoted(text.strip())
+
+
+def _literal(text: str) -> str:
+    """Escape what looks like an interpolation and is a folder's name: one that exists, or of no key and resolver."""
+    from omegaconf import OmegaConf
+
+    known = {field.name for task in TASKS.values() for field in dataclasses.fields(task.config)} | {"", "hydra"}
+
+    def means_something(name: str, colon: str) -> bool:
+        hydras = ("hydra", "now", "python_version")  # which Hydra registers later
+        return OmegaConf.has_resolver(name) or name in hydras if colon else name.partition(".")[0] in known
+
+    meant = all(means_something(*found) for found in re.findall(r"(?<!\\)\$\{([^}:]*)(:?)", text))
+    folder = re.match(r".*\$\{[^/]*|", text, re.DOTALL)
+    there = folder is not None and os.path.exists(folder[0])  # noqa: PTH110
+    return text if meant and not there else escaped(text)
+
+
+def escaped(node: Any) -> Any:
+    """Escape the texts of a resolved config, so that what looks like an interpolation there is resolved to itself."""
+    if isinstance(node, Mapping):
+        return {key: escaped(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [escaped(value) for value in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def _quoted(text: str) -> str:
@@ -296,14 +326,20 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
     """Build the object that ``config[group]`` describes; raise `InputError` for what its constructor refuses."""
-    from hydra.utils import instantiate
-
     try:
-        return instantiate(config[group], *args, **kwargs, _convert_="all")
+        return instantiated(config[group], *args, **kwargs)
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise InputError(f"{group}: {error.__cause__ or error}") from error
+
+
+def instantiated(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Build the object that a resolved config describes; its texts are taken as they are."""
+    from hydra.utils import instantiate
+
+    # Hydra resolves the whole, and then each value that it reads.
+    return instantiate(escaped(escaped(node)), *args, **kwargs, _convert_="all")
 
 
 def require(kind: type[Part], part: Any, where: str) -> Part:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairpriv.config.compose import instantiated
 from fairpriv.secrets import masked
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
         yield None
         return
     import wandb
-    from hydra.utils import instantiate
 
     names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
     # Attacks or dimensions, by which a whole track is found, too; the user's own come first.
@@ -61,7 +61,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
     with _data_folder(folder):
         try:
             attempts = sum(1 for _ in folder.glob(f"offline-run-*-{cell}-*"))
-            logger = instantiate(dict(node), _partial_=True, _convert_="all")(
+            logger = instantiated(node, _partial_=True)(
                 id=f"{cell}-{attempts}" if offline else cell,
                 name=clipped(node.get("name") or described(config), LONGEST),
                 group=clipped(node.get("group") or config["sweep"] or "", LONGEST) or None,

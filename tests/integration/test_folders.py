@@ -6,7 +6,7 @@ import pytest
 
 from fairpriv.report.finding import find_results
 
-NAMES = ["größe (1)", "it's, [a]{b}=~c #&%20?* +x"]
+NAMES = ["größe (1)", "it's, [a]{b}=~c #&%20?* +x", "a${x}b"]
 
 
 @pytest.fixture(params=NAMES)
