@@ -180,6 +180,13 @@ class Measured:
     degenerate: list[str] = field(default_factory=list)
     described: Mapping[str, Metric] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Measured:
+        """Read what ``asdict`` gave, from JSON."""
+        intervals = {name: (low, high) for name, (low, high) in plain["intervals"].items()}
+        described = {name: Metric(**one) for name, one in plain["described"].items()}
+        return cls(**{**plain, "intervals": intervals, "described": described})
+
     def __or__(self, other: Measured) -> Measured:
         if doubles := sorted(self.metrics.keys() & other.metrics.keys()):
             raise ValueError(f"{', '.join(doubles)}: measured twice")

@@ -248,13 +248,21 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by temporary file, fsync and rename, so that a reader sees either the old file or the new one."""
+def write_whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write a file by temporary file, fsync and rename, so that a reader sees either the old file or the new one.
+
+    Args:
+        path: of the file.
+        content: of the file, or what writes it to the path that it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        if callable(content):
+            content(temporary)
+        with temporary.open("ab") as file:
+            if isinstance(content, bytes):
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -7,6 +7,7 @@ another's place, is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -92,8 +93,8 @@ class Store:
             key: plain data that determine it, beside the outcome version and the versions of torch and transformers.
             make: makes it.
             save, load: convert it to and from tensors and plain data; None: it is plain data, kept as JSON.
-            together: all processes of a group call this, and make it together: the first one reads, writes and tells
-                the others. Otherwise each process acts alone, and finds what the first has left.
+            together: all processes of a group call this, and make it together: the first one writes, and tells the
+                others whether there is something to read. Otherwise each acts alone, and finds what the first has left.
         """
         path = self._place(kind, key, ".json" if save is None else ".safetensors")
 
@@ -102,10 +103,17 @@ class Store:
                 return read_tensors(path)
             return None if (found := read_json(path)) is None else ({}, found)
 
-        tell = processes.told if together else _called
+        here: list[Saved | None] = []
+
+        def there() -> bool:
+            here.append(_found_or_claimed(path, read, held))
+            return here[0] is not None
+
         with contextlib.ExitStack() as held:
-            found = tell(lambda: _found_or_claimed(path, read, held))
-            if found is not None:
+            if processes.told(there) if together else there():
+                found = here[0] if here else read()
+                if found is None:
+                    raise OSError(f"cache: {path} is read by one process, and another finds none")
                 return load(*found) if load is not None else cast(T, found[1])
             made = make()
             if not (together and processes.rank()):
@@ -204,10 +212,6 @@ def _unkept(path: Path) -> Iterator[None]:
         log.warning("cache: %s cannot be written (%s): it is made again", path, error.strerror)
 
 
-def _called(call: Callable[[], T]) -> T:
-    return call()
-
-
 def _found_or_claimed(path: Path, read: Callable[[], T | None], held: contextlib.ExitStack) -> T | None:
     """Read an entry; where there is none, take its lock, waiting for the process that makes it, and look again."""
     before = _stamp(path)
@@ -249,9 +253,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Any = None) -
     """Write tensors and plain data, whole or not at all, with their place and a checksum."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"key": _key(path), "told": told, "checksum": checksum(kept, [_key(path), told])}
-    write_whole(
-        path, safetensors_torch.save(kept, metadata={"entry": json.dumps(header)})
-    )  # several keys would be written in any order
+
+    def write(part: Path) -> None:  # to the disk at once: a model's weights take much memory
+        try:
+            # one key: several would be written in any order
+            safetensors_torch.save_file(kept, part, metadata={"entry": json.dumps(header)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_whole(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any] | None:

@@ -43,6 +43,7 @@ class ModelOwner:
         store: keeps what several cells would make alike.
         origin: plain data that tells what ``model`` is before anything changed it.
         name: what people call it, as on the hub.
+        fitting: plain data that determine a fit beside the defence, its pairs and the seed.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class ModelOwner:
     store: Store
     origin: Any
     name: str
+    fitting: Any = None
 
     def untouched(self) -> Tuned:
         """Return the model as it is."""
@@ -65,10 +67,15 @@ class ModelOwner:
 
 @dataclass
 class Tuned:
-    """A language model after its defence, and what the defence has to report: see :class:`~fairpriv.metrics.Metric`."""
+    """A language model after its defence, and what the defence has to report: see :class:`~fairpriv.metrics.Metric`.
+
+    ``content`` is plain data that determine what became of the owner's model: under it, answers and scores are kept in
+    the cache. None: they are not kept.
+    """
 
     model: nn.Module
     measured: Measured = field(default_factory=Measured)
+    content: Any = None
     edit: SpinEdit | None = None  # of its weights, applied
     tops: dict[str, dict[str, TopWeights]] = field(default_factory=dict)  # of the sets that the edit was made of
 

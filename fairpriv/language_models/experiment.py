@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
 from fairpriv.result import Result, Stage
+from fairpriv.store import checksum
 
 
 class TugOfWar:
@@ -102,15 +103,16 @@ class TugOfWar:
             return
         subject = replace(subject, model=tuned.model)
         result.add(tuned.measured)
+        now = origin if not defense.changes else None if tuned.content is None else [origin, tuned.content]
         with stage("evaluate"):
-            after = observer.observe(subject) if defense.changes else before
+            after = observer.observe(subject, now) if defense.changes else before
             found = compare(after, before if defense.changes else None, observer.known)
             result.add(found.measured)
             if loaded.text is not None:
-                result.add(self.perplexity(subject, loaded.text))
+                result.add(self.perplexity(subject, loaded.text, now))
         if settings.harness.tasks:
             with stage("utility"):
-                result.add(self.utility(subject))
+                result.add(self.utility(subject, now))
         self.record(records, after, before if defense.changes else None, found)
         if tuned.edit is not None:
             measured, rows = coupling(tuned.tops, defense.coupled, tuned.edit)
@@ -150,34 +152,55 @@ class TugOfWar:
             store=settings.store,
             origin={"revision": settings.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")},
             name=path.resolve().name if path.is_dir() else settings.model.path,
+            fitting=[settings.model.origin(model, None), settings.fitting],
         )
 
-    def perplexity(self, subject: Subject, text: Tensor) -> Measured:
+    def kept(self, kind: str, origin: Any, key: Mapping[str, Any], make: Callable[[], Measured]) -> Measured:
+        """Return what ``make`` measures, from the store where the model has an ``origin``."""
+        if origin is None:
+            return make()
+        return Measured.of(self.settings.store.cached(kind, {"model": origin, **key}, lambda: asdict(make())))
+
+    def perplexity(self, subject: Subject, text: Tensor, origin: Any) -> Measured:
         """Measure perplexity on the tokens of the evaluation text."""
         evaluation = self.settings.evaluation
-        try:
-            value, scored = perplexity(
-                subject.model,
-                text,
-                window=evaluation.window,
-                stride=evaluation.stride,
-                batch_size=max(1, subject.batch_tokens // 4 // evaluation.window),  # the logits take much memory
-                progress="perplexity" if subject.progress else None,
-            )
-        except ValueError as error:
-            raise InputError(f"evaluation: {error}") from error
-        return PERPLEXITY.of(value) | SCORED_TOKENS.of(scored)
 
-    def utility(self, subject: Subject) -> Measured:
-        """Measure general capability."""
-        return self.settings.harness.measure(
-            subject.model,
-            subject.tokenizer,
-            batch_size=self.settings.harness.batch_size,
-            system=subject.form.system,
-            end=subject.end(),
-            progress=subject.progress,
-        )
+        def make() -> Measured:
+            try:
+                value, scored = perplexity(
+                    subject.model,
+                    text,
+                    window=evaluation.window,
+                    stride=evaluation.stride,
+                    batch_size=max(1, subject.batch_tokens // 4 // evaluation.window),  # the logits take much memory
+                    progress="perplexity" if subject.progress else None,
+                )
+            except ValueError as error:
+                raise InputError(f"evaluation: {error}") from error
+            return PERPLEXITY.of(value) | SCORED_TOKENS.of(scored)
+
+        key = {"text": checksum({"text": text.cpu()}), "window": evaluation.window, "stride": evaluation.stride}
+        return self.kept("perplexity", origin, key, make)
+
+    def utility(self, subject: Subject, origin: Any) -> Measured:
+        """Measure general capability, task by task, so that a cell that is killed goes on with the next one."""
+        measured = Measured()
+        for task in self.settings.harness.apart():
+            key = {
+                "task": task.digest(),
+                "settings": [task.limit, task.chat, asdict(subject.form), list(subject.end())],
+            }
+            make = functools.partial(
+                task.measure,
+                subject.model,
+                subject.tokenizer,
+                batch_size=task.batch_size,
+                system=subject.form.system,
+                end=subject.end(),
+                progress=subject.progress,
+            )
+            measured |= self.kept("utility", origin, key, make)
+        return measured
 
     def analyse(
         self, subject: Subject, tuned: Tuned, edit: SpinEdit, examples: Sequence[Example], records: Records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -35,6 +36,8 @@ from fairpriv.metrics import Measured
 log = logging.getLogger(__name__)
 
 Judging = tuple[Judge, list[Any]]  # a judge, and what determines its verdicts
+
+PART = 256  # prompts whose answers are kept together
 
 
 @dataclass(frozen=True)
@@ -225,23 +228,30 @@ class Observer:
         ids = subject.prompt_ids(asked)
         end = subject.end()
 
-        def make() -> list[str]:
+        def make(part: list[list[int]]) -> list[str]:
             return respond(
                 subject.model,
                 subject.tokenizer,
-                ids,
+                part,
                 max_new_tokens=self.settings.evaluation.max_new_tokens,
                 batch_tokens=subject.batch_tokens,
                 end=end,
                 progress="answers" if subject.progress else None,
             )
 
-        key = {
-            "prompts": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-            "end": list(end),
-            "max_new_tokens": self.settings.evaluation.max_new_tokens,
-        }
-        told = self._once("responses", origin, key, make)
+        # In parts, each kept as soon as it is answered, and sorted as they are answered, so that few batches are cut.
+        known: dict[tuple[int, ...], str] = {}
+        unique = sorted(dict.fromkeys(map(tuple, ids)), key=len, reverse=True)
+        for first in range(0, len(unique), PART):
+            part = [list(prompt) for prompt in unique[first : first + PART]]
+            key = {
+                "prompts": hashlib.sha256(json.dumps(part).encode()).hexdigest(),
+                "end": list(end),
+                "max_new_tokens": self.settings.evaluation.max_new_tokens,
+            }
+            told = self._once("responses", origin, key, functools.partial(make, part))
+            known |= dict(zip(map(tuple, part), told, strict=True))
+        told = [known[tuple(prompt)] for prompt in ids]
         if self.settings.model.strip_thinking:
             opened = opens_thinking(subject.tokenizer, subject.form)
             told = [without_thinking(answer, opened=opened) for answer in told]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fairpriv.config.compose import build
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Texts
-from fairpriv.identity import kind_of
+from fairpriv.identity import kind_of, outcome_config
 from fairpriv.language_models.analyses import Dependence
 from fairpriv.language_models.contract import Tuning, require_base
 from fairpriv.language_models.data.pairs import Pairs
@@ -44,6 +44,7 @@ class Settings:
         analysis: of an edit; None: none.
         device: makes the device that it is on.
         trainer: makes what makes a Trainer.
+        fitting: plain data of the trainer that change what is trained.
         sharded: whether training spreads the model over processes, layer by layer.
         store: keeps what several cells would make alike.
         watched: whether a person watches this one cell; a sweep has a bar of its own.
@@ -61,6 +62,7 @@ class Settings:
     analysis: Dependence | None
     device: Callable[[], torch.device]
     trainer: Callable[[], functools.partial[lightning.Trainer]]
+    fitting: Any
     sharded: bool
     store: Store
     watched: bool
@@ -93,6 +95,7 @@ class Settings:
             analysis=build(config, "analysis") if config.get("analysis") else None,
             device=functools.partial(device_of, config),
             trainer=functools.partial(trainer_of, config),
+            fitting=outcome_config(config)["trainer"],
             sharded=config["trainer"].get("strategy") == "fsdp",
             store=Store(config["paths"]["root"]),
             watched=not config["sweep"] and sys.stderr.isatty(),

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import tempfile
 
 import lightning
 import pytest
@@ -18,6 +19,7 @@ from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.sharding import require_shardable
+from fairpriv.store import Store
 
 TRAINER = functools.partial(lightning.Trainer, accelerator="cpu", devices=1, enable_progress_bar=False)
 ADAPTERS = ["lora", "dora", "reft"]
@@ -53,7 +55,7 @@ def defense(name, **options):
     return instantiate(node, **{"batch_size": 4, "epochs": 4, **options}, _convert_="all")
 
 
-def tuned(model, name, seen=lambda model: None, trainer=TRAINER, **options):
+def tuned(model, name, seen=lambda model: None, trainer=TRAINER, store=None, **options):
     owner = ModelOwner(
         model,
         tokenizer=None,
@@ -62,7 +64,8 @@ def tuned(model, name, seen=lambda model: None, trainer=TRAINER, **options):
         pairs=lambda: (rows(), 0),
         fit=functools.partial(fit_causal_lm, trainer=trainer),
         keep=seen,
-        **dict.fromkeys(("rows", "file", "store", "origin", "name")),  # SPIN's
+        store=store or Store(tempfile.mkdtemp(prefix="fairpriv-")),
+        **dict.fromkeys(("rows", "file", "origin", "name")),  # SPIN's
     )
     return defense(name, **options).tune(owner)
 
@@ -400,6 +403,19 @@ def test_gradient_checkpointing_changes_no_weight(tiny_lm, name):
     merging = 2 if name in ("lora", "dora") else 0  # the loss with and without the merge
     assert len(runs) == 2 * 8 + merging  # micro-batches, each of which runs a layer twice
     torch.testing.assert_close(logits(result.model), logits(expected.model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["full", *ADAPTERS])
+def test_what_is_trained_is_kept_and_read_again(tiny_lm, tmp_path, name):
+    def never(*args, **settings):
+        raise AssertionError("trained once more")
+
+    made = tuned(language_model(tiny_lm), name, store=Store(tmp_path))
+    read = tuned(language_model(tiny_lm), name, store=Store(tmp_path), trainer=never, micro_batch_size=1, save=True)
+    assert torch.equal(logits(read.model), logits(made.model))
+    assert (read.measured, read.content) == (made.measured, made.content)
+    with pytest.raises(AssertionError, match="trained once more"):
+        tuned(language_model(tiny_lm), name, store=Store(tmp_path), trainer=never, lr=0.5)
 
 
 def test_any_optimiser_of_torch_is_chosen_by_the_config(tiny_lm):

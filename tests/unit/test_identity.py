@@ -199,6 +199,7 @@ TUNED = CONFIG | {
         "after": {
             "_target_": "fairpriv.language_models.defenses.supervised_tuning.SupervisedTuning",
             "micro_batch_size": 4,
+            "save": False,
             "adapter": {"_target_": "peft.LoraConfig", "r": 8},
         },
     },
@@ -220,6 +221,7 @@ def test_nothing_that_is_hashed_names_a_module_of_ours():
     [
         ("defense.memory_budget", 10**9),
         ("defense.after.micro_batch_size", 1),
+        ("defense.after.save", True),
         ("evaluation.batch_size", 4),
         ("model.cache", "/there"),
         ("game.alpha", 0.5),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
@@ -151,6 +152,21 @@ def test_gradient_checkpointing_serves_scoring_as_well(model):
     handle.remove()
     model.activation_checkpointing_disable()
     assert len(runs) == 2 * 3 * 2  # two batches of each of three sets, once more in the backward pass
+
+
+def test_attention_of_a_mixture_of_experts_is_edited_and_its_experts_are_refused_by_name(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    mixture = MixtralForCausalLM(
+        MixtralConfig(**sizes, vocab_size=290, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2)
+    ).eval()
+    found = spin(target="self_attn").edit(mixture, ROWS, store=Store(tmp_path))[0].indices
+    assert found
+    assert all(".self_attn." in name for name in found)
+    one_by_one = spin(target="self_attn", batch_size=1).edit(mixture, ROWS)[0].indices
+    assert same(found, one_by_one)  # though experts see the rows of a batch together
+    with pytest.raises(InputError, match=r"^SPIN: model\.layers\.0\.mlp.* mixture of experts"):
+        spin(target="mlp").edit(mixture, ROWS)
 
 
 def test_a_sweep_scores_once(model, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import SHARE, Measured, Metric
-from fairpriv.store import Store
+from fairpriv.store import Store, checksum
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,13 @@ class Spin(Tuning):
         if processes.rank() == 0:
             edit.save(path)
         edit.apply(before.model)
-        return Tuned(before.model, before.measured | measured, edit, self._narrowed(tops))
+        content = None
+        if self.after is None or before.content is not None:
+            found = {f"{name}.indices": index for name, index in edit.indices.items()} | {
+                f"{name}.values": values for name, values in edit.originals.items()
+            }
+            content = [self.kind, before.content, self.strength, checksum(found)]
+        return Tuned(before.model, before.measured | measured, content, edit, self._narrowed(tops))
 
     def edit(
         self,
@@ -295,8 +301,9 @@ class Spin(Tuning):
     ) -> dict[str, TopWeights]:
         """Return the top weights of one set of pairs in all linear layers, from the store where they are known."""
         kind = self.score if self.score in ("wanda", "magnitude") else "importance"
+        scope = self._scope(model)
         if store is None:
-            return self._scored(which, kind, model, rows, pad_id)
+            return self._scored(which, kind, model, rows, pad_id, scope)
         key = {
             "origin": origin,
             "dtype": str(next(model.parameters()).dtype),
@@ -305,14 +312,24 @@ class Spin(Tuning):
             "data": None if kind == "magnitude" else _rows_hash(rows),
             "kept": KEPT,
         }
+        if scope != "all":
+            key["target"] = scope
 
         def make() -> dict[str, TopWeights]:
-            return self._scored(which, kind, model, rows, pad_id)
+            return self._scored(which, kind, model, rows, pad_id, scope)
 
         return store.cached("top_weights", key, make, save=_saved, load=_loaded, together=True)
 
+    def _scope(self, model: nn.Module) -> str:
+        """Choose the matrices that are scored: all, for every target to read; the target's, if others cannot be."""
+        try:
+            matrices_of(model, "all")
+        except ValueError:  # a mixture of experts, say, of which attention alone can be scored exactly
+            return self.target
+        return "all"
+
     def _scored(
-        self, which: str, kind: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int
+        self, which: str, kind: str, model: nn.Module, rows: Sequence[Encoded], pad_id: int, scope: str
     ) -> dict[str, TopWeights]:
         """Find the top weights of one set of pairs by one way to score, all processes together."""
         # Long rows together, so that little is padded; the mean over samples does not mind.
@@ -327,15 +344,15 @@ class Spin(Tuning):
             warnings.simplefilter("ignore", UserWarning)
             try:
                 if kind == "wanda":
-                    tops = top_weights(wanda_scores(model, batches, target="all"), max_ratio=KEPT)
+                    tops = top_weights(wanda_scores(model, batches, target=scope), max_ratio=KEPT)
                 elif kind == "magnitude":
-                    for name, layers in matrices_of(model, "all").items():
+                    for name, layers in matrices_of(model, scope).items():
                         tops |= top_weights({name: layers[0].weight.detach().float().abs()}, max_ratio=KEPT)
                 else:
                     for name, score in iter_importance_scores(
                         model,
                         batches,
-                        target="all",
+                        target=scope,
                         memory_budget=self.memory_budget,
                         gradient_checkpointing=_checkpointing(model),
                     ):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fairpriv.errors import InputError
+from fairpriv.identity import kind_of
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import Metric
+from fairpriv.store import checksum
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,8 @@ class SupervisedTuning(Tuning):
     weight_decay: float = 0.0
     warmup: float = 0.1  # share of the steps in which the learning rate rises; it falls linearly thereafter
     clip: float = 1.0  # largest norm of a step's gradient; 0: any
-    save: bool = False  # true: the adapter (all weights, where there is none) is kept in the cell's folder
+    # true: the adapter (all weights, where there is none) is kept in the cell's folder
+    save: bool = field(default=False, metadata={"outcome": False})
 
     def __post_init__(self) -> None:
         least = {
@@ -95,7 +100,19 @@ class SupervisedTuning(Tuning):
             )
 
     def tune(self, owner: ModelOwner) -> Tuned:
-        """Train, merge what can be merged, and report what was trained on."""
+        """Train, merge what can be merged, and report what was trained on.
+
+        What was trained is kept in the cache: another cell with the same fit, or this one if it is killed later, reads
+        it.
+        """
+        rows, dropped = owner.pairs()
+        key = {
+            "model": [owner.origin, owner.fitting],
+            "tuning": self.recipe(),
+            "rows": [[row.input_ids, row.labels] for row in rows],
+            "seed": owner.seed,
+            "pad_id": owner.pad_id,
+        }
         torch.manual_seed(owner.seed)
         model: Any = self._adapted(owner.model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -110,8 +127,21 @@ class SupervisedTuning(Tuning):
             optimizer=self.optimizer,
             stage=self.name,
         )
-        rows, dropped = owner.pairs()
-        owner.fit(module, rows, epochs=self.epochs, batch_size=self.batch_size, seed=owner.seed)
+
+        def made() -> CausalLM:
+            owner.fit(module, rows, epochs=self.epochs, batch_size=self.batch_size, seed=owner.seed)
+            return module
+
+        def kept(tensors: dict[str, Tensor], losses: list[float]) -> CausalLM:
+            module.load_state_dict(tensors, strict=False)
+            module.losses = losses
+            module.model.eval()  # as a fit leaves it; an adapter's layers are made in training mode
+            return module
+
+        owner.store.cached(
+            "tuned", key, made, save=lambda module: (module.state_dict(), module.losses), load=kept, together=True
+        )
+        content = [self.kind, checksum({name: tensor.cpu() for name, tensor in module.state_dict().items()})]
         measured = (
             _COUNT.named(what="pairs").of(len(rows))
             | _COUNT.named(what="dropped").of(dropped)
@@ -123,7 +153,26 @@ class SupervisedTuning(Tuning):
         )
         if self.save:
             owner.keep(model)
-        return Tuned(self._merged(module, rows).eval(), measured)
+        return Tuned(self._merged(module, rows).eval(), measured, content)
+
+    def recipe(self) -> Any:
+        """Return plain data that determine the fit of given pairs."""
+
+        def told(part: Any) -> Any:
+            if isinstance(part, functools.partial):
+                return [told(part.func), told(part.keywords)]
+            if is_dataclass(part) and not isinstance(part, type):
+                return [kind_of(type(part)), {one.name: told(getattr(part, one.name)) for one in fields(part)}]
+            if isinstance(part, Mapping):
+                return {str(key): told(value) for key, value in part.items()}
+            if isinstance(part, list | tuple | set | frozenset):
+                return sorted(map(told, part), key=str) if isinstance(part, set | frozenset) else [*map(told, part)]
+            if isinstance(part, type):
+                return f"{part.__module__}.{part.__qualname__}"
+            return part if part is None or isinstance(part, str | int | float) else repr(part)
+
+        counted = [one.name for one in fields(self) if one.metadata.get("outcome") is not False and one.name != "name"]
+        return [kind_of(type(self)), {name: told(getattr(self, name)) for name in counted}]
 
     def _merged(self, module: CausalLM, rows: list[Encoded]) -> nn.Module:
         """Return the trained model without its adapter where the merge is exact, else as it is."""

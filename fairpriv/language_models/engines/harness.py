@@ -90,6 +90,10 @@ class Harness:
             if not isinstance(task, str) and not (isinstance(task, Mapping) and {"task", "group"} & task.keys()):
                 raise InputError(f"lm-eval task {task!r}: it is a name, or a mapping with the key task")
 
+    def apart(self) -> list[Harness]:
+        """Return one for each of the tasks, groups and tags that are asked for."""
+        return [replace(self, tasks=[task]) for task in self.tasks]
+
     def metrics(self) -> dict[str, list[str]]:
         """Name the metrics of every reported task; loads the tasks, and their data.
 

@@ -148,11 +148,7 @@ class Scored:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Scored:
         """Read what ``asdict`` gave, from JSON."""
-        told = plain["measured"]
-        intervals = {name: (low, high) for name, (low, high) in told["intervals"].items()}
-        described = {name: Metric(**one) for name, one in told["described"].items()}
-        measured = Measured(**told | {"intervals": intervals, "described": described})
-        return cls(measured, plain["records"], plain["outcomes"])
+        return cls(Measured.of(plain["measured"]), plain["records"], plain["outcomes"])
 
 
 class Scorer(ABC):
