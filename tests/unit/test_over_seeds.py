@@ -328,7 +328,7 @@ def test_controls_are_named_and_never_the_best_nor_on_a_front(tmp_path, capsys):
     assert "adult    scratch (control)" in out
     assert "| scratch (control) |" in printed(tmp_path, capsys, *cells, form="markdown")
     report = (tmp_path / "report.html").read_text()
-    assert '<td class="place">scratch (control)</td>' in report
+    assert '<th scope="row" class="place">scratch (control)</th>' in report
     assert f'"control":"{why}"' in report
     assert {row["defense"]: row["control"] for row in rows(tmp_path)} == {"none": "0", "fair": "0", "scratch": "1"}
     figure = tradeoff.tradeoff_figure(table, table.settings)
