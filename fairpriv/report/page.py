@@ -177,7 +177,7 @@ def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
 
     texts = [str(escape(text)) for text in texts]
     names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
-    whole = ", ".join(map("".join, zip(names, texts, strict=True)))
+    whole = ", ".join(name + text for name, text in zip(names, texts, strict=True) if text != ABSENT)
     rest = "".join(f'<th scope="row" class="place">{text}</th>' for text in texts)
     return Markup(f'<th scope="row" class="whole">{whole}</th>{rest}')
 
