@@ -481,7 +481,9 @@ def test_pictures_hold_the_first_settings_and_say_so(tmp_path, capsys, pictures)
     assert "game.alpha=0.9" not in svg
     (tmp_path / "plots" / "attacks.png").write_text("of an earlier comparison")
     compare([tmp_path], where=["game.alpha>=0.9"])
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["tradeoff.png", "tradeoff.svg"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        f"tradeoff.{kind}" for kind in ("pdf", "png", "svg")
+    ]
     assert "tradeoff holds" not in capsys.readouterr().out
     assert "adult" in (tmp_path / "plots" / "tradeoff.svg").read_text()
 
