@@ -53,7 +53,7 @@ MISTAKES = {
     "sweep=a/b": ["sweep=a/b", "name of a folder"],
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
-    "game.rows=[1": ["cannot read 'game.rows=[1'", "key=value"],
+    "game.rows=[1": ["cannot read 'game.rows=[1'", "ends before its bracket"],
     "game.alpha=2": ["game.alpha=2", "from 0 to 1"],
     "seed=18446744073709551616": ["seed=18446744073709551616", "from 0 to 9223372036854775807"],
     "dataset=adult defense=lora": ["defense=lora is for task=language_model", "ls defense"],
