@@ -451,7 +451,7 @@ def test_a_shortage_of_memory_names_the_budget(fairpriv, words, monkeypatch, tmp
 
     monkeypatch.setattr(spin, "iter_importance_scores", scarce)
     line = refusal(fairpriv(*words, *SPIN), status=1)
-    assert "out of memory: set defense.memory_budget, in bytes, or lower defense.batch_size=4" in line
+    assert "out of memory: set defense.memory_budget, in bytes, lower defense.batch_size=4" in line
     (result,), _ = find_results([tmp_path / "out"])
     assert result.status == "failed"
 
