@@ -31,6 +31,7 @@ from fairpriv.language_models.models.reft import ReftModel
 from fairpriv.report.finding import find_results
 from fairpriv.report.flips import read_flips
 from fairpriv.result import Result
+from fairpriv.store import Store
 
 DEFENSES = ["none", "full", "lora", "dora", "reft"]
 TRAINED = [
@@ -131,8 +132,10 @@ def test_a_cell_measures_what_it_promises(cell, defense):
     ]
     for line in lines:
         fields = {"dimension", "set", "prompt", "response"}
-        fields |= {"safe", "reason", "judge"} if line["set"] == "evaluate" else set()
-        assert set(line) == fields | ({"before"} if defense != "none" else set())
+        told = {"safe", "reason"} if line["set"] == "evaluate" else set()
+        fields |= told | {"judge"} if told else set()
+        before = {"before", *(f"{name}_before" for name in told)} if defense != "none" else set()
+        assert set(line) == fields | before
         assert line.get("judge", "refusal") == "refusal"
     judged = [line["safe"] for line in lines if line["set"] == "evaluate" and line["dimension"] == "privacy"]
     assert result.metrics["eval/privacy/awareness"] == sum(judged) / 3
@@ -607,7 +610,7 @@ def smollm2(tmp_path_factory) -> PretrainedLM:
 
 
 @pytest.mark.slow
-def test_the_packaged_model_answers_and_learns(smollm2):
+def test_the_packaged_model_answers_and_learns(smollm2, tmp_path):
     model, tokenizer = smollm2.load()
     options = {"max_tokens": 64, "truncate": "response"}
     prompts = [
@@ -628,7 +631,8 @@ def test_the_packaged_model_answers_and_learns(smollm2):
         pairs=lambda: (rows, dropped),
         fit=functools.partial(fit_causal_lm, trainer=trainer),
         keep=lambda model: None,
-        **dict.fromkeys(("rows", "file", "store", "origin", "name")),  # SPIN's
+        store=Store(tmp_path),
+        **dict.fromkeys(("rows", "file", "origin", "name")),  # SPIN's
     )
     from peft import LoraConfig
 
