@@ -6,6 +6,7 @@ import argparse
 import errno
 import gc
 import hashlib
+import io
 import logging
 import os
 import re
@@ -60,7 +61,10 @@ Exit status: 0 done, 2 the input is wrong, 130 interrupted (Ctrl-C), 1 anything 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script or ``python -m fairpriv``; exit with the documented status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding lacks arrows, say
     try:
+        require_utf8(args)
         status = dispatch(args)
         sys.stdout.flush()  # while a full disk, or a reader that has gone, can still be answered
     except InputError as error:
@@ -77,6 +81,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = 1
         leave_output()
     sys.exit(status)
+
+
+def require_utf8(args: Sequence[str]) -> None:
+    """Raise `InputError` where a word, or the current folder, is no UTF-8: neither YAML nor JSON can hold it."""
+    try:
+        here = os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:  # removed meanwhile
+        here = ""
+    for text, remedy in (*((word, "rename the file or folder") for word in args), (here, "work in another folder")):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            name = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise InputError(f"{name}: is not UTF-8, and no config or result can hold such a name: {remedy}") from None
 
 
 def leave_output() -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fairpriv import validation
-from fairpriv.cli import CONF, sweep_override
+from fairpriv.cli import CONF, main, sweep_override
 
 RESULT = {
     "schema_version": 1,
@@ -326,6 +327,16 @@ def test_a_reader_that_goes_is_no_error(tmp_path, words, buffered):
     ended = subprocess.run(command, stdout=writing, stderr=-1, text=True, env=environment, cwd=tmp_path)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_terminal_of_another_encoding_gets_question_marks(tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "ascii"))
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", str(tmp_path)])
+        sys.stdout.flush()
+        assert (ended.value.code, b"?" in written.getvalue()) == (0, True)
 
 
 def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):

@@ -1,5 +1,6 @@
 """Folders may have any name that the file system allows: configs, data and results lie in them."""
 
+import os
 import shutil
 
 import pytest
@@ -50,3 +51,15 @@ def test_configs_are_checked_and_a_table_is_named_by_its_path(fairpriv, folder, 
     ended = fairpriv("--config-dir", "mine", *words)
     assert ended.status == 0, ended.err
     assert (folder / "outputs" / "cells").is_dir()
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_one_line(fairpriv, tmp_path, monkeypatch):
+    place = tmp_path / os.fsdecode(b"gr\xf6\xdfe")
+    place.mkdir()
+    said = r"/gr\xf6\xdfe: is not UTF-8, and no config or result can hold such a name: "
+    ended = fairpriv("dataset=german", "debug=fast", f"paths.root={place}")
+    assert (ended.status, ended.err.count("\n"), said in ended.err) == (2, 1, True)
+    monkeypatch.chdir(place)
+    ended = fairpriv("compare", "outputs")
+    assert (ended.status, ended.err.count("\n"), said in ended.err) == (2, 1, True)
+    assert not list(place.iterdir())
