@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from fairpriv.classifiers.attacks.attack import Attack, refuse_few_shadows
+from fairpriv.classifiers.attacks.attack import Attack, refuse_few_shadows, refuse_unpoisoned
 from fairpriv.classifiers.attacks.game import deal, playable
 from fairpriv.classifiers.attacks.play import Played, Split, play
 from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, PoolOwner
@@ -69,6 +69,8 @@ class DistributionInference:
         self.attacks, self.omitted = playable(settings.distribution_attacks, defense, adaptive=settings.game.adaptive)
         for attack in self.attacks:
             refuse_few_shadows(attack.name, settings.game.shadows, attack.needs)
+            if attack.poisons:
+                refuse_unpoisoned(attack.name, settings.game.poison)
 
     def digests(self) -> dict[str, str]:
         """Return the digest of every input, by the config key that locates it."""

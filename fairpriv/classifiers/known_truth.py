@@ -75,6 +75,8 @@ class KnownTruth:
             )
         if defense.name != "none":
             raise InputError(f"dataset={dataset.name} draws its models as they are: choose defense=none")
+        if self.settings.game.poison:
+            raise InputError(f"dataset={dataset.name} draws its models as they are: leave game.poison at 0")
         self.settings.game.refuse_unattackable()
         for attack in self.settings.distribution_attacks:
             refuse_few_shadows(attack.name, self.settings.game.shadows, attack.needs)

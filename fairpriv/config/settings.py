@@ -40,6 +40,7 @@ class GameSettings:
     model_validation_rows: int | None = None  # likewise, to stop training and to choose by; null: a fifth, at least 20
     query_share: float = 0.25  # of the adversary's half: the rows it asks about; its shadows train on the rest
     adaptive: bool = False  # the adversary knows the defence: shadows pass through it as victims do
+    poison: float = 0.0  # of each of these models' training rows: added by the adversary, with flipped labels
     repeats: int = 1  # repeated splits, each with pools of its own
 
     def __post_init__(self) -> None:
@@ -60,6 +61,10 @@ class GameSettings:
             raise InputError(
                 f"game.query_share={self.query_share}: it is a share of the adversary's half, above 0 below 1"
             )
+        if not 0 <= self.poison < 1:
+            raise InputError(f"game.poison={self.poison}: it is a share of training rows, from 0 to below 1")
+        if self.poison and not self.adversary_share:
+            raise InputError(f"game.poison={self.poison}: the adversary has no rows to add; raise game.adversary_share")
         for key in ("rows", "model_rows", "model_validation_rows"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise InputError(f"game.{key}={getattr(self, key)}: it is at least 1, or null for what the data allow")

@@ -108,6 +108,8 @@ class AttackGame:
         query: the rows it may ask about.
         seed: of all random draws of an attack.
         truth: ``[V]`` in {0, 1}, the worlds of the victims. Only :meth:`result` reads it.
+        poison: the group and the label of the rows that the adversary has added to all models' training rows; None:
+            it has added none.
     """
 
     victims: Models
@@ -115,6 +117,7 @@ class AttackGame:
     query: Query
     seed: int
     truth: Tensor
+    poison: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.victims) != len(self.truth):
@@ -154,7 +157,7 @@ class AttackGame:
             for masks in ((zero, one), (~zero, ~one))
         )
         truth = torch.arange(2).repeat_interleave(torch.tensor([len(pool) for pool in held]))
-        game = AttackGame(_Joined(held), (left[0], left[1]), self.query, self.seed, truth)
+        game = AttackGame(_Joined(held), (left[0], left[1]), self.query, self.seed, truth, self.poison)
         first, second = self._shadow_probs
         # known outputs are not computed again
         game.__dict__["victim_probs"] = torch.cat((first[zero], second[one]))
@@ -206,6 +209,7 @@ class Attack(ABC):
         white_box: whether it reads ``weights``; if so, it is left out if a defence leaves no single network.
         reads_shadows: whether it reads the weights of its own shadows; likewise, if they pass through the defence, too.
         calibrates: whether it sets border and direction of its scores on shadows itself; else :func:`guess` does.
+        poisons: whether it needs rows of its own among all models' training rows, ``game.poison``.
     """
 
     name: str
@@ -214,6 +218,7 @@ class Attack(ABC):
     white_box: ClassVar[bool] = False
     reads_shadows: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
+    poisons: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, game: Any) -> Any:
@@ -231,6 +236,12 @@ def refuse_few_shadows(attack: str, shadows: int, least: int) -> None:
             f"attack {attack} needs shadow models and has {shadows} per world: set game.shadows to {least} or more, "
             "or leave the attack out"
         )
+
+
+def refuse_unpoisoned(attack: str, poison: object) -> None:
+    """Raise InputError, naming the attack, if the adversary has added no rows to those that models are trained on."""
+    if not poison:
+        raise InputError(f"attack {attack} needs rows of its own in the training data: set game.poison, as to 0.05")
 
 
 def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:

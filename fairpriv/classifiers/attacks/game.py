@@ -122,7 +122,7 @@ def deal(
     classes = probs.shape[2] if probs.dim() == 3 else 2
     largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
     return Split(
-        game=AttackGame(victims, own, query, data.seed, truth),
+        game=AttackGame(victims, own, query, data.seed, truth, data.poison),
         accuracy=(preds == tested.y).double().mean(1),
         gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
         constant=1 - largest < 0.01,

@@ -15,13 +15,17 @@ The single model is trained on the worlds of the part ``train``. Every model of 
 side's half. So the pools of the two worlds differ in their distribution, and not in a fixed set of rows. Victims draw
 from train and validation together, shadows from the adversary's rows that it does not ask about. No model ever sees
 the rows that victims are measured on, rates and gap.
+
+With ``game.poison`` the adversary sets rows aside from those it would ask about, of the property group, and gives them
+the group's rarest label. Every model of a pool trains on them, too, in either world: they are the same for all, so they
+tell nothing of the world by themselves. Validation rows stay as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,8 +59,9 @@ class Deal:
     """The two worlds that one model of a pool draws for itself, to train on and to validate with.
 
     Attributes:
-        half: the rows that its side draws from.
-        train: places in ``half`` of the training rows of world 0 and of world 1; no row is in both.
+        half: the rows that its side draws from, and those that the adversary adds.
+        train: places in ``half`` of the training rows of world 0 and of world 1; no row is in both, but for those that
+            the adversary adds.
         validation: likewise of the validation rows, which have no row and no twin in common with ``train``.
     """
 
@@ -84,6 +89,7 @@ class GameDataModule(LightningDataModule):
         self.reader = reader
         self._rows: dict[tuple[Part, int], Rows] = {}
         self._halves: dict[Side, Rows] = {}
+        self._poisoned: dict[Side, Rows] = {}
 
     def prepare_data(self) -> None:
         """Fetch the files if necessary, in one process only."""
@@ -109,6 +115,7 @@ class GameDataModule(LightningDataModule):
             "victim": np.concatenate([self.parts["train"], self.parts["validation"]]),
             "adversary": shadow,
         }
+        self._set_poison_aside()
         worlds = {}
         for place, part in enumerate(_PARTS):
             # every part has its own random stream, so that its rows do not depend on the other parts
@@ -154,13 +161,16 @@ class GameDataModule(LightningDataModule):
         Raises:
             InputError: the half holds too few rows; it says of which group, and how many are missing.
         """
-        half, sizes = self.half(side), self.model_rows()
+        if side not in self._poisoned:
+            self._poisoned[side] = self._with_poison(self.half(side))
+        half, sizes = self._poisoned[side], self.model_rows()
         # the draw gives row numbers of the table; a deal holds places in the half
         drawn = self._draw(self._drawn_from[side], np.random.default_rng(seed), sizes, what=side, alpha=alpha)
         place = np.zeros(len(self.table.y), dtype=np.int64)
-        place[self._drawn_from[side]] = np.arange(len(half.y))
+        place[self._drawn_from[side]] = np.arange(len(self._drawn_from[side]))
         train, validation = ((torch.from_numpy(place[a]), torch.from_numpy(place[b])) for a, b in drawn)
-        return Deal(half, train, validation)
+        added = torch.arange(len(self._drawn_from[side]), len(half.y))
+        return Deal(half, (torch.cat((train[0], added)), torch.cat((train[1], added))), validation)
 
     def model_rows(self) -> tuple[int, int]:
         """Return how many training and validation rows per world every model of a pool has, victim or shadow.
@@ -245,6 +255,8 @@ class GameDataModule(LightningDataModule):
             counts |= {f"data/world_{world}/{group}": n for group, n in zip(table.group_names, held, strict=True)}
         own, rest = self._sides("train")
         counts[f"data/decided_by/{self._scarcer()}"] = min(own, rest)
+        if self.poison is not None:
+            counts["data/rows_poisoned"] = len(self._poison_rows)
         return {name: float(count) for name, count in counts.items()}
 
     @property
@@ -271,6 +283,37 @@ class GameDataModule(LightningDataModule):
         sizes = {part: self._world_rows(part) for part, rows in self.parts.items() if len(rows)}
         few = ", ".join(f"{part} {size}" for part, size in sizes.items() if size < _FEW)
         return f"parts with fewer than {_FEW} rows a world measure little: {few}" if few else None
+
+    def _set_poison_aside(self) -> None:
+        """Choose the adversary's poison among the rows it would ask about: of the property group, with other labels."""
+        self.poison: tuple[int, int] | None = None  # the group of the rows that the adversary adds, and their new label
+        self._poison_rows = np.empty(0, dtype=np.int64)
+        if not self.game.poison:
+            return
+        table, query, group = self.table, self.parts["query"], self.property_code
+        share, n = self.game.poison, self.model_rows()[0]
+        known = np.concatenate([self._drawn_from["adversary"], query])
+        counts = np.bincount(table.y[known[table.s[known] == group]], minlength=len(table.label_names))
+        self.poison = group, int(counts.argmin())
+        others = query[(table.s[query] == group) & (table.y[query] != self.poison[1])]
+        count = max(1, round(share / (1 - share) * n))
+        if 2 * count > len(others):
+            raise InputError(
+                f"game.poison={share}: {count} rows of {self._named_group(True)} with other labels than "
+                f"'{table.label_names[self.poison[1]]}' are needed, and {table.name} has {len(others)} among the "
+                "adversary's query rows, half of which are kept for its questions: lower game.poison or "
+                "game.model_rows, or raise game.query_share"
+            )
+        self._poison_rows = others[:count]  # in random order, as all parts are
+        # it asks about no row that is equal to one that models are trained on
+        self.parts["query"] = query[~np.isin(self.twins[query], self.twins[self._poison_rows])]
+
+    def _with_poison(self, half: Rows) -> Rows:
+        """Return a half's rows, followed by those that the adversary adds, with their new label."""
+        if self.poison is None:
+            return half
+        added = self._encode(self._poison_rows)
+        return half + replace(added, y=torch.full_like(added.y, self.poison[1]))
 
     def _sides(self, part: Part) -> tuple[int, int]:
         """Count a part's rows of the property group, and of all others."""
