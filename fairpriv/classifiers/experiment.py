@@ -62,6 +62,8 @@ class DistributionInference:
         settings.architecture.refuse_other_than(dataset.modality, dataset.name)
         if not settings.architecture.reads_features:
             defense.refuse_inputs()
+            for dimension in settings.dimensions:
+                dimension.refuse_inputs()
         if settings.attacks or any(dimension.trains for dimension in settings.dimensions):
             settings.architecture.pool_hidden()
         if settings.distribution_attacks:

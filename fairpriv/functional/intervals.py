@@ -7,11 +7,13 @@ form. Cells are resampled as binomial or multinomial counts of fixed size; compo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from fairpriv.functional.bounds import label_recall, require_distributions
@@ -144,6 +146,63 @@ def paired_rate_difference_interval(
 
     difference = rate1 - rate2
     return difference - half(rate1 - lo1, hi2 - rate2), difference + half(hi1 - rate1, rate2 - lo2)
+
+
+def crossed_rate_interval(right: Tensor, level: float = 0.95) -> tuple[float, float]:
+    """Compute an interval of the mean rate of M models on the same N rows, over draws of models and of rows.
+
+    Ours: the distances of the ends of Wilson's interval of the mean rate on N rows, and of the t interval of the
+    models' rates, are combined in squares. What is due to both a row and a model counts twice, so it is a little wide.
+
+    Args:
+        right: whether each model succeeds on each row, ``[M, N]``.
+        level: coverage.
+
+    Returns:
+        (lo, hi) within [0, 1].
+
+    Raises:
+        ValueError: fewer than two models, or no rows.
+    """
+    if len(right) < 2:
+        raise ValueError(f"{len(right)} models: two are needed, because their rates differ")
+    rates = right.double().mean(1)
+    rate, rows = float(rates.mean()), right.shape[1]
+    lo, hi = wilson_interval(rate * rows, rows, level)
+    half = float(stats.t.ppf((1 + level) / 2, len(rates) - 1) * rates.std()) / math.sqrt(len(rates))
+    return max(0.0, rate - math.hypot(rate - lo, half)), min(1.0, rate + math.hypot(hi - rate, half))
+
+
+def range_interval(
+    values: Sequence[float], intervals: Sequence[tuple[float, float]], level: float = 0.95
+) -> tuple[float, float]:
+    """Compute an interval of the range of independent estimates, such as groups' values, from intervals of each.
+
+    The signed differences of all pairs get intervals by the method of variance estimates recovery (Zou and Donner,
+    2008, Statistics in Medicine 27, 1693-1702). Ours: these are widened as normal ones would be to hold for all pairs
+    at once (Bonferroni), and bound the largest size; the lower end is 0 if every one of them covers 0.
+
+    Args:
+        values: the estimates, ``[K]``.
+        intervals: the ends of an interval of each, with coverage ``level``.
+        level: coverage.
+
+    Returns:
+        (lo, hi), which contains the range; at least 0.
+    """
+    pairs = list(itertools.combinations(range(len(values)), 2))
+    quantile = NormalDist().inv_cdf
+    wider = quantile(1 - (1 - level) / 2 / max(1, len(pairs))) / quantile((1 + level) / 2)
+    below, above = (
+        [max(0.0, sign * (value - ends[end])) for value, ends in zip(values, intervals, strict=True)]
+        for end, sign in ((0, 1), (1, -1))
+    )
+    least = most = 0.0
+    for i, j in pairs:
+        lo = values[j] - values[i] - wider * math.hypot(below[j], above[i])
+        hi = values[j] - values[i] + wider * math.hypot(above[j], below[i])
+        least, most = max(least, lo, -hi), max(most, hi, -lo)
+    return least, most
 
 
 def equalized_odds_interval(

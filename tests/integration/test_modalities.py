@@ -88,7 +88,7 @@ def test_all_of_a_text_encoder_is_trained(cell, tiny_encoder):
     ended, _ = cell("dataset=bias_in_bios", "model=text_encoder", f"model.path={tiny_encoder}", "model.tune=all",
                     "attack=[loss_test]")  # fmt: skip
     assert ended.status == 2
-    assert "attacks and dimension=membership train pools of model=mlp" in ended.err
+    assert "attacks and dimensions such as membership train pools of model=mlp" in ended.err
     assert "model.tune=head" in ended.err
 
 
@@ -98,9 +98,11 @@ def test_images_are_trained_and_fair_fine_tuned(cell):
         "game.validation_share=0.25", "model=resnet",
         "model.config.embedding_size=8", "model.config.hidden_sizes=[8,12]", "model.config.depths=[1,1]",
         "defense=fair_finetune", "defense.penalty=0.5", "defense.epochs=2", "defense.batch_size=60",
+        "dimension=[calibration,group_fairness]",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert metrics["eval/accuracy"] > 0.7
+    assert {"eval/calibration/ece/White", "eval/group_fairness/demographic_parity_gap"} <= set(metrics)
 
 
 def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
@@ -143,7 +145,7 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
                 "dimension=[membership]",
                 "model.tune=all",
             ],
-            "dimension=membership train pools of model=mlp",
+            "dimensions such as membership train pools of model=mlp",
         ),
         (
             ["dataset=bias_in_bios", "model=text_encoder", "model.path=TINY", "defense=threshold_optimizer"],

@@ -310,9 +310,9 @@ def test_dual_ascent_on_a_pool_changes_what_it_answers(data):
         (
             {"dropout": 0.1},
             {},
-            r"attacks and dimension=membership train pools of model=mlp with model\.dropout=0",
+            r"attacks and dimensions such as membership train pools of model=mlp with model\.dropout=0",
         ),
-        ({"_target_": "torch.nn.Identity"}, {}, "attacks and dimension=membership train pools of model=mlp"),
+        ({"_target_": "torch.nn.Identity"}, {}, "attacks and dimensions such as membership train pools of model=mlp"),
         ({}, {"victims": 0}, r"game\.victims=0, game\.repeats=1: an attack needs one of each"),
         ({}, {"repeats": 0}, r"game\.victims=64, game\.repeats=0: an attack needs one of each"),
     ],

@@ -19,6 +19,7 @@ from fairpriv.functional import (
     paired_rate_difference_interval,
     wilson_interval,
 )
+from fairpriv.functional.intervals import crossed_rate_interval, range_interval
 
 T = torch.float64
 
@@ -317,3 +318,41 @@ def test_bound_interval_refuses_a_cell_without_rows_that_has_weight():
             accuracy_gap_bound_interval(counts, *compositions, prior, prior)
         with pytest.raises(ValueError, match=r"\(label 0, group 1\)"):
             balanced_accuracy_gap_bound_interval(counts, *compositions)
+
+
+def test_range_interval_of_two_rates_is_newcombes():
+    ends = [wilson_interval(48, 80), wilson_interval(56, 70)]
+    assert range_interval([48 / 80, 56 / 70], ends) == pytest.approx(mean_rate_gap_interval([48], [80], [56], [70]))
+    assert range_interval([0.3], [(0.1, 0.5)]) == (0, 0)
+
+
+@pytest.mark.parametrize("rates", [[0.7] * 4, [0.5, 0.7, 0.8]])
+def test_range_intervals_cover_zero_and_more(rates):
+    generator = torch.Generator().manual_seed(0)
+    hits = torch.binomial(
+        torch.full((400, len(rates)), 150.0), torch.tensor(rates).expand(400, -1), generator=generator
+    )
+    ends = [
+        range_interval([hit / 150 for hit in one], [wilson_interval(hit, 150) for hit in one]) for one in hits.tolist()
+    ]
+    spread = max(rates) - min(rates)
+    assert sum(low <= spread <= high for low, high in ends) >= 372  # 95 % less two standard errors
+    if spread:
+        assert sum(low > 0 for low, _ in ends) > 390
+
+
+@pytest.mark.parametrize(("of_rows", "of_models"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.4), (1.0, 0.4)])
+def test_crossed_rate_intervals_cover_where_rows_or_models_differ(of_rows, of_models):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(models, rows):
+        effects = of_rows * torch.randn(rows, generator=generator)
+        effects = effects + of_models * torch.randn(models, 1, generator=generator)
+        return torch.rand(models, rows, generator=generator) < torch.sigmoid(1 + effects)
+
+    truth = float(draw(2000, 2000).double().mean()) if of_rows or of_models else float(torch.tensor(1.0).sigmoid())
+    ends = [crossed_rate_interval(draw(8, 200)) for _ in range(300)]
+    assert sum(low <= truth <= high for low, high in ends) >= 277  # 95 % less two standard errors
+    assert sum(high - low for low, high in ends) / 300 < 0.3
+    with pytest.raises(ValueError, match="1 models: two are needed"):
+        crossed_rate_interval(draw(1, 5))

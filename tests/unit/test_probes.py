@@ -126,6 +126,9 @@ def test_every_group_is_measured_and_the_gap_has_a_floor(subject):
     assert found.metrics["eval/mine/it_gap"] == pytest.approx(abs(of_groups[0] - of_groups[1]))
     assert 0 < found.metrics["eval/mine/it_gap_floor"] < 0.05
     assert found.described["eval/mine/it_gap"].better == "less"
+    low, high = found.intervals["eval/mine/it_gap"]
+    assert low == 0  # the groups are alike here
+    assert found.metrics["eval/mine/it_gap"] < high < 0.15
 
 
 def test_the_floor_of_a_calibration_error_is_that_of_a_calibrated_model(subject):
@@ -171,6 +174,46 @@ def test_a_linear_model_is_as_robust_as_its_margin(subject):
     still = Robustness("robustness", epsilon=0.0).measure(one).metrics
     clean = float((one.answers(one.rows) == one.rows.y).double().mean())
     assert still["eval/robustness/attack_accuracy"] == still["eval/robustness/noise_accuracy"] == pytest.approx(clean)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_accuracy_after_label_noise_is_that_of_models_trained_on_so_many_wrong_labels(subject, share):
+    """Labels follow one feature, so noise below a half hardly moves a model; where all are wrong, it learns them so."""
+    one, pools = subject(), []
+
+    class Watched(Undefended):
+        def defend_pool(self, owner):
+            pools.append(owner)
+            return super().defend_pool(owner)
+
+    owner = one.owner
+    one = replace(
+        one,
+        defense=Watched(),
+        owner=lambda deals: replace(owner(deals), training=replace(owner(deals).training, epochs=8)),
+    )
+    probe = Robustness("robustness", steps=1, restarts=1, draws=1, label_noise=share, label_noise_models=3)
+    assert probe.trains
+    found, name = probe.measure(one), "eval/robustness/label_noise_accuracy"
+    learnt = 1 - found.metrics[name] if share == 1 else found.metrics[name]
+    assert learnt > 0.88
+    low, high = found.intervals[name]
+    assert low < found.metrics[name] < high
+    (pool,) = pools
+    true = one.data.part("train", one.world)
+    wrong = torch.stack([rows.y != true.y for rows in pool.samples(own=True)])
+    assert all(torch.equal(rows.X, true.X) for rows in pool.samples(own=True))
+    assert float(wrong.double().mean()) == pytest.approx(share, abs=0.03)
+    held_out = torch.cat([one.data.part("validation", world).y for world in (one.world, 1 - one.world)])
+    assert float((pool.validation()[0].y != held_out).double().mean()) == pytest.approx(share, abs=0.08)
+    if share == 0.25:
+        assert not torch.equal(wrong[0], wrong[1])  # every model has a draw of its own
+
+
+def test_label_noise_is_left_out_where_no_share_is_given(subject):
+    probe = Robustness("robustness")
+    assert not probe.trains
+    assert "eval/robustness/label_noise_accuracy" not in probe.measure(subject()).metrics
 
 
 def test_models_that_memorise_leak_membership_and_those_that_hardly_learn_do_not(subject):

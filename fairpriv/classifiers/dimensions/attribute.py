@@ -28,6 +28,7 @@ class AttributeInference(Probe):
     """
 
     kind: ClassVar[str] = "attribute_inference"
+    features_only: ClassVar[bool] = True
     name: str
     iterations: int = 60  # of boosting
 
@@ -39,8 +40,6 @@ class AttributeInference(Probe):
         """Fit both adversaries and compare them on the same rows."""
         own = subject.data.part("query", 0) + subject.data.part("query", 1)
         rows = subject.rows
-        if rows.X.dim() != 2 or not rows.X.is_floating_point():
-            raise InputError(f"dimension={self.name} reads features: choose a table, or model.tune=head")
         labels = len(subject.data.label_names)
         known = [torch.cat([part.X, one_hot(part.y, labels).float()], 1) for part in (own, rows)]
         answered = [torch.cat([x, self._output(subject, part)], 1) for x, part in zip(known, (own, rows), strict=True)]

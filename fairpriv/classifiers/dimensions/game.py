@@ -22,11 +22,15 @@ class Game(Probe):
         plays: the game, as attacks name it.
     """
 
-    trains: ClassVar[bool] = True
     plays: ClassVar[str]
 
     name: str
     attacks: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        """Always: the pools that are attacked."""
+        return True
 
     def __post_init__(self) -> None:
         if not self.attacks:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
+from fairpriv.functional.intervals import range_interval
 from fairpriv.metrics import Better, Measured, Metric
 
 _DRAWS = 200  # of the bootstrap, and of the floor
@@ -106,7 +107,7 @@ class Predictions(Probe):
     """A dimension of one or several measures of predictions, on the test rows of both worlds together.
 
     Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws. They take the model
-    as given.
+    as given. The interval of a gap between groups is made of those of the groups.
     """
 
     kind: ClassVar[str] = "predictions"
@@ -148,11 +149,13 @@ class Predictions(Probe):
     def _by_group(
         self, key: str, metric: PredictionMetric, sample: Sample, names: Sequence[str], generator: torch.Generator
     ) -> Measured:
-        found, values = Measured(), []
+        found, values, ends = Measured(), [], []
         for code, name in enumerate(names):
             about, own = self._about(f"{key}/{name}", metric, f", {name}"), sample.take(sample.groups == code)
             values.append(_value(about, metric, own))
-            found |= about.of(values[-1], _interval(metric, own, generator))
+            interval = _interval(metric, own, generator)
+            ends += [] if interval is None else [interval]
+            found |= about.of(values[-1], interval)
         whole = self._about(key, metric)
         high = None if metric.low is None or metric.high is None else metric.high - metric.low
         gap = replace(
@@ -170,7 +173,11 @@ class Predictions(Probe):
             of_group = [metric.value(drawn.take(drawn.groups == code)) for code in range(len(names))]
             return max(of_group) - min(of_group)
 
-        return found | gap.of(max(values) - min(values), floor=_mean(dealt() for _ in range(_DRAWS)))
+        interval = None
+        if len(ends) == len(values):
+            low, largest = range_interval(values, ends)
+            interval = low, min(largest, gap.limits()[1])
+        return found | gap.of(max(values) - min(values), interval, floor=_mean(dealt() for _ in range(_DRAWS)))
 
     def _about(self, key: str, metric: PredictionMetric, more: str = "") -> Metric:
         label = f"{metric.label or key.replace('_', ' ')}{more}"

@@ -85,11 +85,24 @@ class Probe(ABC):
 
     Attributes:
         name: of the dimension; the YAML's ``@package dimensions.<name>`` gives it.
-        trains: whether it trains pools of models, which is most of its cost and needs a model that pools can hold.
+        features_only: whether it measures only on rows of features, and neither on tokens nor on pixels.
     """
 
     name: str
-    trains: ClassVar[bool] = False
+    features_only: ClassVar[bool] = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains pools of models, which is most of its cost and needs a model that pools can hold."""
+        return False
+
+    def refuse_inputs(self) -> None:
+        """Raise InputError if it cannot measure on tokens or pixels; called for models that read these."""
+        if self.features_only:
+            raise InputError(
+                f"dimension={self.name} takes rows of features: choose a table, or model.tune=head, which trains on "
+                "those of a frozen encoder"
+            )
 
     @abstractmethod
     def measure(self, subject: Subject) -> Measured:

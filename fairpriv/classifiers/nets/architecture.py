@@ -48,8 +48,8 @@ class Architecture(ABC):
             InputError: the networks are not perceptrons without dropout, which a pool needs.
         """
         raise InputError(
-            f"model={self.name}: attacks and dimension=membership train pools of model=mlp with model.dropout=0, or of "
-            "such networks on a frozen encoder's features (model.tune=head), and of no other"
+            f"model={self.name}: attacks and dimensions such as membership train pools of model=mlp with "
+            "model.dropout=0, or of such networks on a frozen encoder's features (model.tune=head), and of no other"
         )
 
     def refuse_other_than(self, modality: str, dataset: str) -> None:
