@@ -85,7 +85,16 @@ def test_every_dimension_of_ours_is_measured_in_one_cell(fairpriv, own):
     [
         ("dimension=[privacy]", "dimension=privacy is for task=language_model, and dataset=people of task=classifier"),
         ("dimension=[calibration] defense=threshold_optimizer", "dimension=calibration needs probabilities, which"),
+        ("dimension=[calibration] defense=label_only", "needs probabilities, which defense=label_only does not give"),
         ("dimension=[membership] model.dropout=0.5", "dimensions such as membership train pools of model=mlp"),
+        (
+            "dimension=[robustness] model.dropout=0.5 dimensions.robustness.label_noise=0.1",
+            "train pools of model=mlp with model.dropout=0",
+        ),
+        (
+            "dimension=[robustness] dimensions.robustness.label_noise=10",
+            "dimensions.robustness.label_noise=10: a share from 0 to 1",
+        ),
         ("dimension=[distribution] attack=[kl]", "attack=[...] and dimension=distribution play the same game"),
         ("dimension=[distribution] game.shadows=1", "attack black_box_meta_classifier needs shadow models and has 1"),
         ("dimension=[membership] dimensions.membership.models=7", "must be even, and at least 8"),

@@ -114,10 +114,13 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
         "dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]",
         "game.validation_share=0.25", "model=vit", "model.tune=head",
         f"model.path={tmp_path / 'vit'}", "defense=none", "attack=[loss_test,kl,meta_classifier]", "game.shadows=4",
-        "game.victims=2",
+        "game.victims=2", "dimension=[robustness]", "dimensions.robustness.label_noise=0.2",
+        "dimensions.robustness.label_noise_models=2",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert 0 <= metrics["attack/meta_classifier/accuracy"] <= 1
+    for name in ("attack_accuracy", "label_noise_accuracy"):
+        assert 0 <= metrics[f"eval/robustness/{name}"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,10 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
                 "defense=dp_sgd",
             ],
             "defense=dp_sgd takes rows of features",
+        ),
+        (
+            ["dataset=utkface", "model=resnet", "dimension=[calibration,robustness]"],
+            "dimension=robustness takes rows of features: choose a table, or model.tune=head",
         ),
         (
             [
