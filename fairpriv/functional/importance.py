@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from fairpriv.functional.arrays import Values, as_tensor
+from fairpriv.functional.decoder import text_decoder
 
 _TARGETS = {
     "mlp": re.compile(r"mlp|ffn|feed_?forward|moe|^ff$|^fc\d*$", re.IGNORECASE),
@@ -95,6 +96,8 @@ def iter_importance_scores(
 def matrices_of(model: nn.Module, target: str) -> Matrices:
     """Find the linear layers of the decoder blocks by the name of their weight: ``mlp``, ``self_attn`` or ``all``.
 
+    Of a multimodal model those of its text decoder are found.
+
     Raises:
         ValueError: the target is unknown, no layer fits, or one cannot be scored exactly (named by class).
     """
@@ -108,7 +111,7 @@ def matrices_of(model: nn.Module, target: str) -> Matrices:
         for parameter in module.parameters(recurse=False):
             users.setdefault(parameter, []).append(module)
     found: Matrices = {}
-    for path, module in model.named_modules():
+    for path, module in text_decoder(model).named_modules():
         block = _BLOCK.match(path)
         parts = path[block.end() + 1 :].split(".") if block else []
         if not any(part and _TARGETS[target].search(part) for part in parts) or isinstance(module, nn.Embedding):
@@ -327,8 +330,9 @@ def _prepared(model: nn.Module, checkpointing: bool) -> Iterator[None]:
     """Put the model in eval mode, with gradients of activations but not of parameters; restore it at the end."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    paths = {match.group() for path, _ in model.named_modules() if (match := _BLOCK.match(path))}
-    blocks = [model.get_submodule(path) for path in sorted(paths)] if checkpointing else []
+    decoder = text_decoder(model)
+    paths = {match.group() for path, _ in decoder.named_modules() if (match := _BLOCK.match(path))}
+    blocks = [decoder.get_submodule(path) for path in sorted(paths)] if checkpointing else []
     forwards = [(block, block.__dict__.get("forward")) for block in blocks]
     try:
         model.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from fairpriv.store import Store
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from fairpriv.language_models.data.tokens import PromptFormat
 
@@ -120,7 +120,7 @@ class PretrainedLM(Pretrained):
         Raises:
             InputError: as `digest`; or the files hold no causal language model that transformers can build.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as hf_logging
 
         if not sys.stderr.isatty():
@@ -136,6 +136,7 @@ class PretrainedLM(Pretrained):
         started = time.perf_counter()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", **common)
+            whole = AutoConfig.from_pretrained(where, **common)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=self.dtype,
@@ -143,12 +144,23 @@ class PretrainedLM(Pretrained):
                 attn_implementation=self.attn_implementation,
                 quantization_config=copy.deepcopy(self.quantization),
                 output_loading_info=True,
+                **_text_decoder(whole),
                 **common,
             )
         except Exception as error:  # damaged or hostile files raise many kinds, in transformers and below it
             raise InputError(f"model.path={self.path}: {unreadable(error)}") from error
         model, info = loaded
-        tell_unexpected(f"model.path={self.path}", info["unexpected_keys"])
+        if type(model.config) is not type(whole):
+            model._weight_conversions = None  # `save_pretrained` would undo the renaming, and fail at it
+            log.info(
+                "model %s: a multimodal checkpoint, of which the text decoder is used (%s); %d weights of other parts "
+                "are left out",
+                self.name,
+                type(model).__name__,
+                len(info["unexpected_keys"]),
+            )
+        else:
+            tell_unexpected(f"model.path={self.path}", info["unexpected_keys"])
         if missing := sorted(info["missing_keys"]):  # transformers would go on with random ones
             raise InputError(
                 f"model.path={self.path}: no weights for {missing[0]} ({len(missing)} missing): it is no causal "
@@ -231,6 +243,25 @@ class PretrainedLM(Pretrained):
             plain.save_pretrained(folder)
 
         return Store(self.cache).cached_folder("models", {"gguf": digest}, make)
+
+
+def _text_decoder(whole: PreTrainedConfig) -> dict[str, Any]:
+    """Return what makes transformers load the text decoder alone of a multimodal checkpoint; empty for any other.
+
+    Unasked it loads some whole, such as Gemma 3, some not at all, such as Llava, and of some the decoder.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+
+    text = whole.get_text_config()
+    if text is whole or type(text) not in CAUSAL or getattr(whole, "auto_map", None):
+        return {}
+    if type(whole) in CAUSAL and getattr(CAUSAL[type(whole)], "config_class", None) is type(text):
+        return {}
+    for key in ("tie_word_embeddings", "quantization_config"):
+        if getattr(whole, key, None) is not None:
+            setattr(text, key, getattr(whole, key))
+    prefix = r"^(model\.)?language_model\."
+    return {"config": text, "key_mapping": {f"{prefix}lm_head": "lm_head", rf"{prefix}(model\.)?": "model."}}
 
 
 def quantised(model: nn.Module) -> str | None:

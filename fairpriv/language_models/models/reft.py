@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal
 
 from fairpriv.errors import InputError
+from fairpriv.functional.decoder import text_config, text_decoder
 from fairpriv.result import write_whole
 
 WEIGHTS, SETTINGS = "reft_model.safetensors", "reft_config.json"
@@ -126,22 +127,19 @@ class LoReFT(nn.Module):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Find the decoder layers of a causal LM: its outermost ``nn.ModuleList`` of ``num_hidden_layers`` modules.
 
+    Of a multimodal model those of its text decoder are found.
+
     Raises:
         InputError: the model's config names no number of layers, or no list has that length.
     """
-    count = getattr(_text_config(model), "num_hidden_layers", None)
-    for module in model.modules():  # parents come before their children
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    for module in text_decoder(model).modules():  # parents come before their children
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise InputError(
         f"{type(model).__name__} has no nn.ModuleList of its {count} decoder layers (config.num_hidden_layers), "
         "as decoders have such as Llama, Qwen2, Mistral, Gemma, GPT-NeoX or GPT-2"
     )
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def prompt_positions(attended: Tensor, labels: Tensor | None, *, first: int, last: int) -> Tensor:
@@ -180,7 +178,7 @@ class ReftModel(nn.Module):
 
     def __init__(self, model: nn.Module, config: LoReFTConfig) -> None:
         super().__init__()
-        decoder, hidden_size = decoder_layers(model), int(_text_config(model).hidden_size)
+        decoder, hidden_size = decoder_layers(model), int(text_config(model).hidden_size)
         if config.rank > hidden_size:
             raise InputError(f"LoReFT: rank is {config.rank}, more than the model's hidden size {hidden_size}")
         self.model = model
@@ -344,7 +342,7 @@ class ReftModel(nn.Module):
 
 def _fits(model: nn.Module) -> dict[str, int]:
     """What an adapter demands of a model."""
-    return {"hidden_size": int(_text_config(model).hidden_size), "num_hidden_layers": len(decoder_layers(model))}
+    return {"hidden_size": int(text_config(model).hidden_size), "num_hidden_layers": len(decoder_layers(model))}
 
 
 def _layer_indices(layers: list[int] | str, count: int) -> list[int]:
