@@ -62,9 +62,11 @@ class Estimate:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of the mean being 0, below 0.05 where `ends` leave out 0; None without `ends`.
+        """Two-sided p of the mean being 0, below 0.05 where `ends` leave out 0; None without `ends`, or without spread.
 
         Over seeds it is that of the t test. Of one cell it is the normal one whose interval has the same end towards 0.
+        Seeds that all have one difference other than 0 have no spread to hold it against: metrics are multiples of one
+        over the number of test rows, so that three seeds agree by chance more often than once in a table.
         """
         if self.ends is None or (self.n > 1 and self.half is None):
             return None
@@ -74,8 +76,10 @@ class Estimate:
             half, scale = self.half or 0.0, _t_quantile(self.n - 1)
         else:
             half, scale = abs(self.mean - self.ends[self.mean < 0]), statistics.NormalDist().inv_cdf(0.975)
-        if abs(self.mean) < 1e-12 or not half:
-            return float(abs(self.mean) < 1e-12)
+        if abs(self.mean) < 1e-12:
+            return 1.0
+        if half < 1e-9 * abs(self.mean):  # nothing but rounding
+            return None
         below = -scale * abs(self.mean) / half
         return 2 * (float(stdtr(self.n - 1, below)) if self.n > 1 else statistics.NormalDist().cdf(below))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from fairpriv.report.comparison import UNDEFENDED, Comparison, Estimate, Group
 
 LEVEL = 0.05
 _TOLD = 4  # differences that the first sentence names
+_TWO, _ONE = "of two seeds, which cannot tell", "of one seed, which cannot tell"
+_ALIKE, _NONE = "of one and the same value at every seed, whose spread cannot tell", "without an interval"
 
 
 class Difference(NamedTuple):
@@ -127,17 +130,16 @@ def _open(found: Sequence[Difference], told: int, alone: int, clear: int) -> lis
         parts.append(f"{rest} whose interval holds 0")
     if alone:
         parts.append(f"{alone} whose interval leaves out 0 only without the correction")
-    seeds = {2: 0, 1: 0, 0: 0}
-    for one in found:
-        if one.estimate.p is None:
-            seeds[one.estimate.n if one.estimate.n < 3 else 0] += 1
-    if seeds[2]:
-        parts.append(f"{seeds[2]} of two seeds, which cannot tell")
-    if seeds[1]:
-        parts.append(f"{seeds[1]} of one seed, which cannot tell")
-    if seeds[0]:
-        parts.append(f"{seeds[0]} without an interval")
+    why = Counter(_untested(one.estimate) for one in found if one.estimate.p is None)
+    parts += [f"{why[text]} {text}" for text in (_TWO, _ONE, _ALIKE, _NONE) if why[text]]
     return [f"Not settled: {', '.join(parts)}."] if parts else []
+
+
+def _untested(estimate: Estimate) -> str:
+    """Say why a difference has no p value."""
+    if estimate.ends is not None:
+        return _ALIKE
+    return {2: _TWO, 1: _ONE}.get(estimate.n, _NONE)
 
 
 def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:

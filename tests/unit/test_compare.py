@@ -16,6 +16,7 @@ from fairpriv.cli import dispatch
 from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
+from fairpriv.metrics import Metric
 from fairpriv.report.comparison import Comparison, Estimate, pareto_front
 from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare
@@ -328,7 +329,9 @@ def test_p_agrees_with_scipys_t_test_and_with_the_interval_of_one_cell():
     assert Estimate.of([0.1, 0.2], (-1, 1)).p is None
     assert Estimate.of([0.0] * 3, (-1, 1)).p == 1
     assert Estimate.of([1e-17] * 3, (-1, 1)).p == 1  # what rounding leaves of equal numbers
-    assert Estimate.of([0.25] * 3, (-1, 1)).p == 0
+    assert Estimate.of([0.25] * 3, (-1, 1)).p is None
+    assert Estimate.of([0.7 - 0.6, 0.4 - 0.3, 0.9 - 0.8], (-1, 1)).p is None  # the same but for rounding
+    assert Estimate.of([0.25, 0.25, 0.2501], (-1, 1)).p < 1e-6
 
 
 def test_holm_agrees_with_adjusted_p_values_and_holds_its_level():
@@ -344,11 +347,25 @@ def test_holm_agrees_with_adjusted_p_values_and_holds_its_level():
     assert false <= stats.binom.ppf(0.999, 400, 0.05)
 
 
+def test_without_any_effect_hardly_a_comparison_settles_anything_on_few_test_rows():
+    rng = np.random.default_rng(2)
+    metrics = {f"group{g}/recall": Metric(f"group{g}/recall", better="greater", column=g) for g in range(4)}
+    false = 0
+    for _ in range(150):
+        cells = [
+            cell(defence=d, seed=s, metrics={m: rng.binomial(8, 0.5) / 8 for m in metrics}, described=metrics)
+            for d in ("none", "a", "b", "c")
+            for s in range(3)
+        ]
+        false += reading(Comparison.of(cells))[0].startswith("Settled")
+    assert false <= stats.binom.ppf(0.999, 150, 0.05)
+
+
 def test_output_opens_with_what_is_settled_what_is_not_and_why(tmp_path, capsys):
     noise = (0.0, 0.01, -0.01, 0.005)
     cells = [
-        cell(defence=d, seed=s, metrics={"eval/accuracy": a + n / 2 + (n if d == "near" else 0) * (-1) ** s})
-        for d, a in (("none", 0.8), ("far", 0.6), ("near", 0.801))
+        cell(defence=d, seed=s, metrics={"eval/accuracy": a + n / 2 + spread * n * (-1) ** s})
+        for d, a, spread in (("none", 0.8, 0), ("far", 0.6, 0.1), ("near", 0.801, 1), ("equal", 0.7, 0))
         for s, n in enumerate(noise)
     ]
     cells += [cell(defence="constant", seed=s, metrics={"eval/accuracy": 0.5}, degenerate=["no"]) for s in range(3)]
@@ -356,11 +373,11 @@ def test_output_opens_with_what_is_settled_what_is_not_and_why(tmp_path, capsys)
     compare([written(tmp_path, *cells)])
     out = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
     assert out.startswith(
-        "Settled: 1 of 3 differences to defense=none, whose 95 % intervals leave out 0 after correction"
+        "Settled: 1 of 4 differences to defense=none, whose 95 % intervals leave out 0 after correction"
     )
-    assert "for 2 comparisons (Holm): adult, far: accuracy -0.200 ±0.000 (worse). Not settled: 1 whose" in out
-    assert "interval holds 0, 1 of two seeds, which cannot tell." in out
-    assert out.endswith("Caution: 1 of 5 rows have a degenerate cell and settle nothing.")
+    assert "for 2 comparisons (Holm): adult, far: accuracy -0.201 ±0.001 (worse). Not settled: 1 whose" in out
+    assert "interval holds 0, 1 of two seeds, which cannot tell, 1 of one and the same value at every seed," in out
+    assert out.endswith("Caution: 1 of 6 rows have a degenerate cell and settle nothing.")
 
 
 def test_a_change_on_the_same_prompts_is_the_difference_of_one_seed():
