@@ -368,7 +368,10 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     options = groups([conf, *plugin_folders(), *folders])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.search(r"In '([^']+)': ", text)
-    where = f"{file[1]}: " if file and file[1] not in ("config", "hydra/config") else ""
+    inside = file is not None and file[1] not in ("config", "hydra/config") and not file[1].startswith("task/")
+    where = (
+        f"{file[1]}: " if file and inside else ""
+    )  # a file of the user's; what ours name comes from the command line
     if option := re.search(r"Could not (?:find|load) '([\w/.-]+)/([^/']+)'", text):
         group, name = option.groups()
         if group == "hydra/launcher" and name in ENGINES:

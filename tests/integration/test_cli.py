@@ -55,6 +55,7 @@ MISTAKES = {
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
     "game.rows=[1": ["cannot read 'game.rows=[1'", "ends before its bracket"],
+    "dataset=adult attack=[kl,nope]": ["attack=nope: there is no such attack", "snap"],
     "game.alpha=2": ["game.alpha=2", "from 0 to 1"],
     "seed=18446744073709551616": ["seed=18446744073709551616", "from 0 to 9223372036854775807"],
     "dataset=adult defense=lora": ["defense=lora is for task=language_model", "ls defense"],
@@ -70,6 +71,7 @@ MISTAKES = {
 def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, word):
     text = refusal(fairpriv("debug=fast", "paths.root=out", *word.split()))
     assert [part for part in MISTAKES[word] if part not in text] == [], text
+    assert "task/" not in text  # a file of ours, where users find nothing to mend
     assert written(tmp_path) == []  # and nothing is left behind
 
 
