@@ -248,6 +248,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def cell_name(config: Mapping[str, Any]) -> str:
+    """Describe a cell in a few words for people."""
+    names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
+    world = f" world {config['game']['world']}" if "game" in config else ""
+    return f"{' '.join(names)}{world} seed {config['seed']}"
+
+
 def write_whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
     """Write a file by temporary file, fsync and rename, so that a reader sees either the old file or the new one.
 

@@ -27,7 +27,7 @@ from fairpriv.identity import content_hash, outcome
 from fairpriv.processes import rank
 from fairpriv.report.comparison import code_version
 from fairpriv.report.loggers import cell_loggers, summarise
-from fairpriv.result import Cell, Result, environment, git_state
+from fairpriv.result import Cell, Result, cell_name, environment, git_state
 from fairpriv.secrets import masked, without_secrets
 from fairpriv.store import Store
 from fairpriv.sweep import ddp
@@ -83,7 +83,7 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
         done = store.finished(result.id, retry)
         store.enlist(sweep, result.id, finished=done is not None)
         if done is None:
-            alone.enter_context(lock(folder / "lock", described(config)))
+            alone.enter_context(lock(folder / "lock", cell_name(config)))
             done = store.finished(result.id, retry)  # by the process that held the lock till now
         if done is not None:
             tell_of_other_code(code_version(done), code_version(result))
@@ -182,13 +182,6 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
     finally:  # the last stage that has a time is the one that failed
         seconds[name] = round(time.perf_counter() - start, 3)
     log.info("%-8s %6.1f s", name, seconds[name])
-
-
-def described(config: Mapping[str, Any]) -> str:
-    """Describe the cell in a few words for people."""
-    names = [config[group]["name"] for group in ("dataset", "model", "defense")]
-    world = f" world {config['game']['world']}" if "game" in config else ""
-    return f"{' '.join(names)}{world} seed {config['seed']}"
 
 
 def device_name() -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fairpriv.config.compose import build, compose, plain
 from fairpriv.errors import InputError
 from fairpriv.report.finding import find_results
-from fairpriv.report.weights_and_biases import described, harmless, wandb_run
+from fairpriv.report.weights_and_biases import harmless, wandb_run
 from fairpriv.report.weights_and_biases import summarise as summarise_wandb
-from fairpriv.result import Result
+from fairpriv.result import Result, cell_name
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -96,7 +96,7 @@ def _names(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> dic
     from fairpriv.config.schema import parameters
 
     asked = (parameters(str(node["_target_"])) or ({},))[0]
-    ours = {"run_name": described(config)}  # of MLflow
+    ours = {"run_name": cell_name(config)}  # of MLflow
     if "version" in asked:  # of files in a folder: a cell that is run again gets one of its own
         ours |= {"name": config["sweep"] or "cells"}
         folder = Path(node.get("save_dir") or ".", node.get("name") or ours["name"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.config.compose import instantiated
+from fairpriv.result import cell_name
 from fairpriv.secrets import masked
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
             attempts = sum(1 for _ in folder.glob(f"offline-run-*-{cell}-*"))
             logger = instantiated(node, _partial_=True)(
                 id=f"{cell}-{attempts}" if offline else cell,
-                name=clipped(node.get("name") or described(config), LONGEST),
+                name=clipped(node.get("name") or cell_name(config), LONGEST),
                 group=clipped(node.get("group") or config["sweep"] or "", LONGEST) or None,
                 job_type=clipped(node.get("job_type") or names[2], LONGEST_TAG),
                 tags=list(dict.fromkeys(str(tag)[:LONGEST_TAG] for tag in tags if str(tag))),
@@ -101,12 +102,6 @@ def wandb_run(node: Mapping[str, Any] | None, cell: str, config: Mapping[str, An
             raise
         finally:
             harmless(wandb.finish)(exit_code=int(failed))
-
-
-def described(config: Mapping[str, Any]) -> str:
-    """Name the cell for a logger."""
-    names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
-    return f"{' '.join(names)} world {config['game']['world']} seed {config['seed']}"
 
 
 def clipped(text: str, longest: int) -> str:

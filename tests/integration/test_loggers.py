@@ -39,6 +39,15 @@ def test_a_cell_is_logged_as_csv_with_curves_config_and_metrics(fairpriv, small,
     assert sorted(path.name for path in folder.parent.iterdir()) == [result.id, f"{result.id}-1"]
 
 
+@pytest.mark.parametrize("logger", ["csv", "offline"])
+def test_a_language_model_s_cell_is_logged_too(fairpriv, words, tmp_path, logger):
+    words = [word for word in words if word != "logger=none"]
+    ended = fairpriv(*words, "hydra.mode=RUN", "defense=none", f"logger={logger}")
+    assert ended.status == 0
+    assert "left out" not in ended.err
+    assert list(tmp_path.rglob("metrics.csv" if logger == "csv" else "offline-run-*"))
+
+
 def test_several_loggers_at_once_keep_the_names_that_the_user_gives(fairpriv, small, mine, tmp_path):
     own = tmp_path / "own"
     (own / "logger").mkdir(parents=True)
