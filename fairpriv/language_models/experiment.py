@@ -186,10 +186,7 @@ class TugOfWar:
         """Measure general capability, task by task, so that a cell that is killed goes on with the next one."""
         measured = Measured()
         for task in self.settings.harness.apart():
-            key = {
-                "task": task.digest(),
-                "settings": [task.limit, task.chat, asdict(subject.form), list(subject.end())],
-            }
+            key = {"task": task.digest(), "settings": [task.limit, task.chat, *subject.asked]}
             make = functools.partial(
                 task.measure,
                 subject.model,

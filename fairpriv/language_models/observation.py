@@ -292,7 +292,7 @@ class Observer:
         texts = [[example.prompt, example.fields] for example in prompts.examples]
         key = {
             "scorer": prompts.dimension.scoring,
-            "asked": [asdict(subject.form), str(subject.tokenizer.chat_template), subject.max_prompt_tokens],
+            "asked": subject.asked,
             "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
         }
         told = self._once("scored", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])

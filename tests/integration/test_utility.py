@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.report.finding import find_results
 from fairpriv.result import Result
@@ -92,3 +93,18 @@ def test_a_task_that_cannot_be_had_stops_the_cell_before_the_model_is_loaded(
     assert line.startswith("fairpriv: lm-eval task remote: its data is on the Hugging Face hub")
     (result,), _ = find_results([tmp_path / "out"])
     assert (result.status, "lm-eval task remote" in result.error) == ("failed", True)
+
+
+def test_a_task_that_is_asked_by_another_chat_template_is_measured_again(fairpriv, words, mine, monkeypatch):
+    asked, measure = [], Harness.measure
+
+    def spy(self, model, tokenizer, **more):
+        asked.append(tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False))
+        return measure(self, model, tokenizer, **more)
+
+    monkeypatch.setattr(Harness, "measure", spy)
+    for template in ("{{ messages[0].content }}", "Say: {{ messages[0].content }}"):
+        told = ["utility.tasks=[choices]", "utility.chat=true", f"model.chat_template='{template}'"]
+        ended = fairpriv(*words, *mine, "defense=none", "utility.limit=2", "evaluation.prompts=2", *told)
+        assert ended.status == 0, ended.err
+    assert asked == ["Why?", "Say: Why?"]

@@ -141,7 +141,8 @@ class SupervisedTuning(Tuning):
         owner.store.cached(
             "tuned", key, made, save=lambda module: (module.state_dict(), module.losses), load=kept, together=True
         )
-        content = [self.kind, checksum({name: tensor.cpu() for name, tensor in module.state_dict().items()})]
+        # The recipe too: what an adapter scales its weights by, say, is no weight.
+        content = [self.recipe(), checksum({name: tensor.cpu() for name, tensor in module.state_dict().items()})]
         measured = (
             _COUNT.named(what="pairs").of(len(rows))
             | _COUNT.named(what="dropped").of(dropped)

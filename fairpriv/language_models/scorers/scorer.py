@@ -8,7 +8,7 @@ import random
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fairpriv.data.texts import Example
@@ -75,6 +75,11 @@ class Subject:
     def batch_tokens(self) -> int:
         """Tokens worked on at a time."""
         return 128 * self.batch_size
+
+    @property
+    def asked(self) -> list[Any]:
+        """Plain data that determine how a text is put to the model: under it, what is found is kept in the cache."""
+        return [asdict(self.form), str(self.tokenizer.chat_template), self.max_prompt_tokens]
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Encode prompts, each as the tokens from which its response is generated."""
