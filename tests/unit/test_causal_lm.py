@@ -119,6 +119,28 @@ def test_padding_changes_no_loss(tiny_lm):
     assert [len(losses) for losses in alone] == [1, 12, 23, 34]
 
 
+class Signs(torch.optim.SGD):
+    """Steps by the gradient's sign, as Lion's first step does: how large the loss is makes no difference."""
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.sign_()
+        super().step(closure)
+
+
+def test_adapters_that_scale_equal_weights_otherwise_are_kept_apart(tiny_lm):
+    def one(alpha):
+        signs = {"_target_": f"{__name__}.Signs", "_partial_": True}
+        options = {"optimizer": signs, "epochs": 1, "batch_size": 8, "lr": 0.1}
+        return tuned(language_model(tiny_lm), "lora", adapter={"lora_alpha": alpha}, **options)
+
+    weak, strong, again = one(2), one(32), one(2)
+    assert not torch.allclose(logits(weak.model), logits(strong.model))
+    assert weak.content[1] == strong.content[1]  # what was trained
+    assert weak.content != strong.content
+    assert weak.content == again.content
+
+
 @pytest.mark.parametrize("name", ["full", *ADAPTERS])
 def test_the_backbone_is_in_train_mode_while_it_trains_and_in_eval_mode_after(tiny_lm, name):
     model = language_model(tiny_lm)
