@@ -27,6 +27,7 @@ from fairpriv.classifiers.attacks.attack import AttackGame, Query, refuse_few_sh
 from fairpriv.classifiers.attacks.play import play_attacks
 from fairpriv.classifiers.attacks.proportion import ProportionGame
 from fairpriv.classifiers.contract import Defense
+from fairpriv.classifiers.dimensions.game import Distribution
 from fairpriv.classifiers.dimensions.proportion import Proportion
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.classifiers.settings import Settings
@@ -73,6 +74,12 @@ class KnownTruth:
             raise InputError(
                 f"dataset={dataset.name} is there to be attacked: choose attack=[...] (fairpriv ls attack)"
             )
+        for dimension in self.settings.dimensions:
+            if not isinstance(dimension, Distribution | Proportion):
+                raise InputError(
+                    f"dataset={dataset.name} is there to be attacked, and dimension={dimension.name} does not play on "
+                    "it: leave it out, or choose distribution or proportion"
+                )
         if defense.name != "none":
             raise InputError(f"dataset={dataset.name} draws its models as they are: choose defense=none")
         if self.settings.game.poison:

@@ -84,7 +84,8 @@ def leaked_by_accuracy(accuracy: float, shares: tuple[float, float]) -> float:
         raise ValueError(f"shares {shares}: two different ones inside (0, 1) are needed")
     if accuracy in (0, 1):
         return math.inf
-    return math.log(4 * accuracy * (1 - accuracy)) / math.log(max(low / high, (1 - high) / (1 - low)))
+    # the size, for a quotient of 0 by a negative number would be -0
+    return abs(math.log(4 * accuracy * (1 - accuracy)) / math.log(max(low / high, (1 - high) / (1 - low))))
 
 
 def leaked_by_estimates(shares: Tensor, squared_error: float) -> float:

@@ -28,6 +28,8 @@ from fairpriv.undefended import Undefended
 WORLDS = [KnownGaussian, KnownBernoulli, KnownOffset]
 OLD = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL()]
 
+ROBUSTNESS = {"_target_": "fairpriv.classifiers.dimensions.robustness.Robustness"}
+
 each_world = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.__name__)
 
 
@@ -183,6 +185,10 @@ def test_without_a_difference_there_is_no_share(tmp_path):
         (lambda: cell_of(config() | {"attack": {}}, KnownOffset("x"), Undefended()), r"choose attack=\[\.\.\.\]"),
         (lambda: cell_of(config(), KnownOffset("x"), FairFineTuning(penalty=0.0)), r"choose defense=none"),
         (lambda: cell_of(config(victims=0), KnownOffset("x"), Undefended()), r"game\.victims=0"),
+        (
+            lambda: cell_of(config() | {"dimensions": {"robustness": ROBUSTNESS}}, KnownOffset("x"), Undefended()),
+            r"dimension=robustness does not play on it: leave it out",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_or_played_is_refused(build, message):

@@ -60,6 +60,16 @@ def test_regression_guesses_the_mean_where_shadows_tell_nothing():
     assert float(errors.mean()) == pytest.approx(0.8 / 3, abs=0.03)
 
 
+@pytest.mark.parametrize("grid", [[0.1, 0.5, 0.9], [0.1, 0.9, 0.2], [0.2, 0.8]])
+def test_nothing_is_removed_of_the_error_where_nothing_is_told(grid):
+    least = KnownGaussian("x", strength=0.0).optimal_error(grid)
+    middle = Says(*[sorted(grid)[(len(grid) - 1) // 2]] * len(grid))
+    truth = torch.tensor(grid, dtype=torch.double)
+    found = Proportion("p", {"it": middle}, grid=grid).played(game(), truth, least).metrics
+    assert found["attack/it/error_removed"] == pytest.approx(0, abs=1e-6)
+    assert "attack/it/share_of_optimum" not in found  # there is nothing to have a share of
+
+
 class Says(ProportionAttack):
     """An attack with given estimates."""
 
@@ -67,7 +77,7 @@ class Says(ProportionAttack):
         self.estimates = estimates
 
     def run(self, game):
-        return torch.tensor(self.estimates)
+        return torch.tensor(self.estimates, dtype=torch.double)
 
 
 def game() -> ProportionGame:
@@ -76,7 +86,7 @@ def game() -> ProportionGame:
     return ProportionGame(pool, pool, torch.tensor(GRID), query, 0)
 
 
-def test_an_error_stands_beside_that_of_the_mean_share():
+def test_an_error_stands_beside_that_of_the_middle_share():
     found = Proportion("p", {"it": Says(0.1, 0.5, 0.7)}, grid=GRID).played(game(), torch.tensor(GRID).double())
     assert found.metrics["attack/it/error"] == pytest.approx(0.2 / 3)
     assert found.metrics["attack/it/error_floor"] == pytest.approx(0.8 / 3)
@@ -90,6 +100,7 @@ def test_an_error_stands_beside_that_of_the_mean_share():
     ("options", "message"),
     [
         ({"grid": [0.5, 0.5]}, r"dimensions\.p\.grid=\[0\.5, 0\.5\]: two or more shares are needed"),
+        ({"grid": [0.1, 0.9, 0.9]}, r"dimensions\.p\.grid=.*: two or more shares are needed, all different"),
         ({"grid": [0.5, 1.5]}, r"dimensions\.p\.grid"),
         ({"victims": 0}, r"dimensions\.p\.victims=0: must be at least 1"),
         ({"shadows": 1}, r"dimensions\.p\.shadows=1: attack share_regression needs 2 shadow models with each share"),
@@ -117,7 +128,7 @@ def test_rows_leaked_invert_the_bound_and_never_exceed_the_rows_that_were_seen(l
         seen = range(n + 1)  # the best test on how many of n rows are of the group
         best = 0.5 + abs(stats.binom.pmf(seen, n, p) - stats.binom.pmf(seen, n, q)).sum() / 4
         assert leaked_by_accuracy(best, (low, high)) <= n + 1e-9
-    assert leaked_by_accuracy(0.5, (low, high)) == 0
+    assert str(leaked_by_accuracy(0.5, (low, high))) == "0.0"  # and not -0.0
     assert leaked_by_accuracy(1.0, (low, high)) == math.inf
     with pytest.raises(ValueError, match="two different ones inside"):
         leaked_by_accuracy(0.7, (0.0, 1.0))

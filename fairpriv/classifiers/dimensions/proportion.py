@@ -28,7 +28,8 @@ class Proportion(Game):
     """Estimation of the share of the property group (``game.property``) that a model was trained with.
 
     Victims and shadows are trained as in the game of distributions, with one of the shares in ``grid`` each, equally
-    many with each. An error counts beside that of guessing the mean of the grid, which needs no model.
+    many with each. An error counts beside that of guessing the middle of the grid (its median, which has the least mean
+    absolute error), which needs no model.
     """
 
     kind: ClassVar[str] = "proportion"
@@ -42,8 +43,8 @@ class Proportion(Game):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = f"dimensions.{self.name}"
-        if len(set(self.grid)) < 2 or not all(0 <= share <= 1 for share in self.grid):
-            raise InputError(f"{where}.grid={self.grid}: two or more shares are needed, each from 0 to 1")
+        if not 2 <= len(set(self.grid)) == len(self.grid) or not all(0 <= share <= 1 for share in self.grid):
+            raise InputError(f"{where}.grid={self.grid}: two or more shares are needed, all different and from 0 to 1")
         if self.victims < 1:
             raise InputError(f"{where}.victims={self.victims}: must be at least 1")
         for key, attack in self.attacks.items():
@@ -96,13 +97,14 @@ class Proportion(Game):
         return torch.tensor(self.grid, dtype=torch.double).repeat_interleave(count)
 
     def _errors(self, attack: str, errors: Tensor, truth: Tensor, optimum: float | None) -> Measured:
-        blind = (truth - torch.tensor(self.grid).double().mean()).abs()
+        grid = torch.tensor(self.grid, dtype=torch.double)
+        blind = (truth - grid.median()).abs()
         error, prior, first = float(errors.mean()), float(blind.mean()), attack == next(iter(self.attacks))
         half = math.inf
         if len(errors) > 1:
             half = float(stats.t.ppf(0.975, len(errors) - 1)) * float(errors.std()) / math.sqrt(len(errors))
         ends = (max(error - half, 0.0), min(error + half, 1.0))
-        squared, blindly = float(errors.square().mean()), float(blind.square().mean())
+        squared, blindly = float(errors.square().mean()), float((truth - grid.mean()).square().mean())
         found = ERROR.named(attack=attack).of(error, ends, floor=prior)
         gain = replace(GAIN.named(attack=attack), headline=first)
         found |= gain.of(1 - error / prior, (1 - ends[1] / prior, 1 - ends[0] / prior), floor=0.0)
@@ -118,7 +120,7 @@ ERROR = Metric(
     "attack/{attack}/error",
     "{attack} error",
     "Mean over victims of the distance between the estimated and the true share of the property group. Its floor is "
-    "the error of who guesses the mean share and asks nothing.",
+    "the error of who guesses the middle share and asks nothing.",
     SHARE,
     "greater",
     low=0.0,
@@ -127,7 +129,7 @@ ERROR = Metric(
 GAIN = Metric(
     "attack/{attack}/error_removed",
     "{attack} error removed",
-    "By which part the victims' answers lessen the error of who guesses the mean share: 0 is nothing, 1 is all. The "
+    "By which part the victims' answers lessen the error of who guesses the middle share: 0 is nothing, 1 is all. The "
     "interval is over victims, given these shadows.",
     SHARE,
     "less",
@@ -146,7 +148,7 @@ N_LEAKED = Metric(
 SHARE_OF_OPTIMUM = Metric(
     "attack/{attack}/share_of_optimum",
     "{attack} share of optimum",
-    "How much of the error of who guesses the mean share the attack removes, over what the best estimator removes.",
+    "How much of the error of who guesses the middle share the attack removes, over what the best estimator removes.",
     SHARE,
     "greater",
     column=62,
