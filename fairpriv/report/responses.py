@@ -27,7 +27,7 @@ def turn(row: dict[str, Any]) -> str:
 
 
 def write_responses(cells: Iterable[tuple[str, Result]], out: Path) -> tuple[list[tuple[str, str, int]], int]:
-    """Write ``responses/<id>.html`` for each cell that has kept its responses, and remove those of other cells.
+    """Write ``responses/<id>.html`` for each cell that has kept its responses, and remove ours of other cells.
 
     Everything that comes from a file is escaped.
 
@@ -52,7 +52,7 @@ def write_responses(cells: Iterable[tuple[str, Result]], out: Path) -> tuple[lis
             pages.append((name, address, len(rows)))
     kept = {address for _, address, _ in pages}
     for old in (out / FOLDER).glob("*.html"):
-        if f"{FOLDER}/{old.name}" not in kept:
+        if f"{FOLDER}/{old.name}" not in kept and re.fullmatch(r"[0-9a-f]{16}", old.stem):
             old.unlink()
     return pages, left
 

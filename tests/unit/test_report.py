@@ -216,12 +216,13 @@ def test_responses_have_a_page_a_cell_with_verdicts_before_and_after(tmp_path):
     verdicts = {"safe": True, "reason": HOSTILE, "safe_before": False, "reason_before": "no caution"}
     benign = {"dimension": "privacy", "set": "benign", "prompt": "Hello?", "response": "Hello."}
     answered(tmp_path, "a" * 16, [row | verdicts, row | verdicts | {"safe_before": True}, benign, {"odd": 1}])
-    stale = tmp_path / "out" / "responses" / "old.html"
+    stale, foreign = (tmp_path / "out" / "responses" / f"{name}.html" for name in ("c" * 16, "mine"))
     stale.parent.mkdir(parents=True)
     stale.touch()
+    foreign.touch()
     page = report(tmp_path)
     assert [address for address in page.addresses if address[0] != "#"] == [f"responses/{'a' * 16}.html"]
-    assert not stale.exists()
+    assert (stale.exists(), foreign.exists()) == (False, True)
     shown = Page((tmp_path / "out" / "responses" / f"{'a' * 16}.html").read_text(encoding="utf-8"))
     text = " ".join(" ".join(shown.words).split())
     assert "3 responses: 1 became safe, 1 stayed safe, 1 not judged" in text
