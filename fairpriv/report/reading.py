@@ -58,10 +58,10 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
 
 
 def differences(table: Comparison) -> list[Difference]:
-    """List the differences that the table shows, of every row that may be ranked, to a baseline that may be.
+    """List the differences that the table shows, of every row without degenerate cells that is no control.
 
-    They are of the metrics that have a direction. Where a cell has measured its change against the untouched model on
-    the same prompts, this is the difference to ``defense=none``.
+    Its baseline has no degenerate cell either. They are of the metrics that have a direction. Where a cell has measured
+    its change against the untouched model on the same prompts, this is the difference to ``defense=none``.
     """
     metrics = [metric for metric in table.columns.values() if metric.sign]
     found = []
