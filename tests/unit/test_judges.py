@@ -268,6 +268,27 @@ def test_a_template_with_a_bos_token_gets_no_second_one_and_messages_go_through_
     assert shown(messages=messages) == [1, WORDS.index("why"), WORDS.index("good"), WORDS.index("]")]
 
 
+def test_what_a_judge_thinks_is_no_verdict_be_it_cut_or_without_its_first_mark(chatter, monkeypatch):
+    judge = guard(chatter, safe="harmless", unsafe="harmful", category=None)
+    told = ["<think>harmful?", "<think>harmful?</think> Harmless.", "harmful?</think>\nHarmless.", "Harmless."]
+    assert [judge.read(text).safe for text in told] == [None, True, True, True]
+    monkeypatch.setattr("fairpriv.language_models.engines.generation.respond", lambda *_, **__: ["harmful?"])
+    for template, safe in (("{response} <think>\n", None), ("{response}", False)):
+        opened = guard(chatter, safe="harmless", unsafe="harmful", template=template)
+        tokenizer = tokenizer_of([*WORDS, "<think>"], additional_special_tokens=["<think>"])
+        opened._loaded = guard(chatter)._loaded[0], tokenizer
+        assert opened.judge(["why"], ["good"])[0].safe is safe
+
+
+def test_a_judge_s_template_that_writes_today_s_date_asks_the_same_every_day(chatter, tmp_path):
+    shutil.copytree(chatter, tmp_path / "dated")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(chatter)
+    tokenizer.chat_template = "{{ 'good' if strftime_now('%d %b %Y') == '26 Jul 2024' else 'bad' }} ]"
+    tokenizer.save_pretrained(tmp_path / "dated")
+    judge = guard(tmp_path / "dated", template=None, messages=[{"role": "user", "content": "{response}"}])
+    assert [verdict.safe for verdict in judge.judge(["why"], ["good"])] == [True]
+
+
 # the ends of what a guard's authors show it, and what is in between
 SHOWN = {
     "md_judge": (

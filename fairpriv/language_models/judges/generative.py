@@ -29,8 +29,8 @@ QUOTED = 80  # characters of an answer that a verdict's reason quotes
 class GenerativeJudge(Judge):
     """Asks a language model about every pair, greedily, and finds its verdict in the answer by two patterns.
 
-    The patterns are regular expressions, searched in the answer without regard to case, outer blanks and thoughts in
-    ``<think>`` tags. Where both are found or neither is, there is no verdict.
+    The patterns are regular expressions, searched in the answer without regard to case, outer blanks and thoughts, up
+    to ``</think>``. Where both are found or neither is, there is no verdict.
 
     The model is loaded here when it is asked, and kept till ``release``; or it is asked over ``base_url``. A reply that
     fails on the way has no verdict, and is asked for again in the next cell. What the server refuses for good (HTTP
@@ -154,9 +154,11 @@ class GenerativeJudge(Judge):
 
     def read(self, answer: str, key: str | None = None) -> Verdict:
         """Find the verdict in an answer; ``key`` is masked in what the reason quotes, after the answer was read."""
-        text = _without_thoughts(answer)
+        from fairpriv.language_models.data.tokens import without_thinking
+
+        text = without_thinking(answer).strip()
         found = {word: re.search(getattr(self, word), text, re.IGNORECASE) for word in ("safe", "unsafe")}
-        said = " ".join(_without_thoughts(without(answer, key)).split())[:QUOTED]
+        said = " ".join(without_thinking(without(answer, key)).split())[:QUOTED]
         if bool(found["safe"]) == bool(found["unsafe"]):
             return Verdict(None, f"unparsable, {'both' if found['safe'] else 'neither'} of the patterns: {said!r}")
         if found["unsafe"] and self.category and (named := re.search(self.category, text, re.IGNORECASE)):
@@ -181,15 +183,19 @@ class GenerativeJudge(Judge):
         from fairpriv.language_models.engines.generation import respond
 
         model, tokenizer = self._loaded
-        return respond(
+        questions = [self._encoded(tokenizer, question) for question in asked]
+        answers = respond(
             model,
             tokenizer,
-            [self._encoded(tokenizer, question) for question in asked],
+            questions,
             max_new_tokens=self.max_new_tokens,
             batch_tokens=1024 * self.batch_size,
             setting="judge.dtype",
             progress=self.name,
         )
+        # a template that opens the thoughts itself leaves an answer that is cut in them without any mark
+        opened = [tokenizer.decode(ids[-16:]).rstrip().endswith("<think>") for ids in questions]
+        return [f"<think>{answer}" if begun else answer for answer, begun in zip(answers, opened, strict=True)]
 
     def _encoded(self, tokenizer: Any, question: str | Sequence[Mapping[str, str]]) -> list[int]:
         """Encode a question; a template that begins with the BOS token gets no second one."""
@@ -205,7 +211,9 @@ class GenerativeJudge(Judge):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        return load_pretrained(
+        from fairpriv.language_models.models.pretrained import PretrainedLM, pin_date
+
+        model, tokenizer = load_pretrained(
             self.name,
             "AutoModelForCausalLM",
             str(self.path),
@@ -214,7 +222,5 @@ class GenerativeJudge(Judge):
             device_map=self.device_map,
             trust_remote_code=self.trust_remote_code,
         )
-
-
-def _without_thoughts(text: str) -> str:
-    return re.sub(r"(?s)<think>.*?</think>", "", text).strip()
+        pin_date(tokenizer, PretrainedLM.date)  # verdicts are kept, and no day of theirs with them
+        return model, tokenizer

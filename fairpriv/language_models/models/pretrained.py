@@ -214,10 +214,8 @@ class PretrainedLM(Pretrained):
             # Jinja writes texts, numbers, lists and None as Python does
             read = "".join(f"{{%- set {name} = {value!r} -%}}" for name, value in self.chat_template_kwargs.items())
             tokenizer.chat_template = f"{read}{template}"
-        if isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template:
-            tokenizer.chat_template = pinned(tokenizer.chat_template, datetime.date.fromisoformat(self.date))
-            if self.chat_template != "none":
-                log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
+        if pin_date(tokenizer, self.date) and self.chat_template != "none":
+            log.info("model %s: its chat template writes a date, which is %s (model.date)", self.name, self.date)
 
     def _dequantised(self, file: Path, digest: str) -> Path:
         """Return the folder with the GGUF's weights as ordinary float32 ones, made at the first call."""
@@ -270,14 +268,23 @@ def quantised(model: nn.Module) -> str | None:
     return None if method is None else str(getattr(method, "value", method))
 
 
-def pinned(template: str, day: datetime.date) -> str:
-    """Make a chat template take ``day`` for today, wherever it asks ``strftime_now``."""
+def pin_date(tokenizer: PreTrainedTokenizerBase, date: str) -> bool:
+    """Make a tokenizer's chat template take ``date`` for today, where it asks ``strftime_now``; tell whether it does.
+
+    Args:
+        tokenizer: whose template is changed.
+        date: as YEAR-MONTH-DAY.
+    """
+    template, day = tokenizer.chat_template, datetime.date.fromisoformat(date)
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return False
     # A macro: transformers lets templates see neither functions nor dates.
     written = "format"
     for directive in "aAbBcdDeFhHIjklmMnpPrRsStTuUVwWxXyYzZ":
         for code in (f"%-{directive}", f"%{directive}"):
             written += f".replace({code!r}, {day.strftime(code)!r})"
-    return f"{{%- macro strftime_now(format) -%}}{{{{ {written} }}}}{{%- endmacro %}}\n{template}"
+    tokenizer.chat_template = f"{{%- macro strftime_now(format) -%}}{{{{ {written} }}}}{{%- endmacro %}}\n{template}"
+    return True
 
 
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
