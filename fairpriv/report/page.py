@@ -150,7 +150,7 @@ def _selected(
             options = choices(condition.key, [r.config for r in kept])
             raise InputError(f"--baseline {condition}: no cell is left to compare with; {options}")
     metrics = [word.strip() for word in pareto.split(",")] if pareto is not None else []
-    measured = described(kept)
+    measured = described(kept) if metrics else {}
     for metric in metrics:
         if metric not in measured:
             raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, [*measured])}")
