@@ -11,6 +11,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -37,6 +39,9 @@ SIZES = {
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "lfm2": lambda: Lfm2ForCausalLM(  # convolutions, whose state cannot lose rows
+        Lfm2Config(**SIZES, block_ff_dim=32, layer_types=["conv", "full_attention"])
+    ),
     "gpt2": lambda: GPT2LMHeadModel(  # absolute positions, which left padding must not shift
         GPT2Config(
             vocab_size=VOCAB,

@@ -9,6 +9,8 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -34,6 +36,17 @@ def models(tiny_lms):
         torch.manual_seed(0)
         if kind == "gpt2":
             return GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+        if kind == "lfm2":  # whose convolutions keep a state beside the cache
+            config = Lfm2Config(
+                vocab_size=90,
+                hidden_size=16,
+                block_ff_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                layer_types=["conv", "full_attention"],
+            )
+            return Lfm2ForCausalLM(config).eval()
         if kind == "mistral":  # each position sees eight
             config = MistralConfig(
                 vocab_size=90,
@@ -89,7 +102,7 @@ def choices(count):
     return rows
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2", "reft"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2", "lfm2", "reft"])
 @pytest.mark.parametrize("batch_tokens", [1, 150, 9999])
 def test_batches_give_what_each_row_alone_gives(models, kind, batch_tokens, monkeypatch):
     monkeypatch.setattr(log_likelihood, "_CHUNK", 7)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -188,6 +189,16 @@ def not_finite(what: str, setting: str = "model.dtype") -> InputError:
     )
 
 
+def selects_rows(hf: Any) -> bool:
+    """Tell whether rows of what a model of transformers has read can be taken out of it, and gone on from.
+
+    They cannot where that is a state, or some layer keeps one, as a convolution does.
+    """
+    if getattr(hf, "_is_stateful", False) or not hf._supports_default_dynamic_cache():
+        return False
+    return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=hf.config).layers)
+
+
 class _Finite(LogitsProcessor):
     """Stops at logits that are not finite; of rows that have ended nothing is asked."""
 
@@ -234,8 +245,7 @@ def _generate(
     ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
     ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(config.eos_token_id or [])
-    # a state that is no cache of keys and values cannot lose rows
-    leaves = not getattr(hf, "_is_stateful", False)
+    leaves = selects_rows(hf)
     rows: list[list[int]] = [[] for _ in batch]
     alive, left = list(range(len(batch))), int(config.max_new_tokens or 0)
     past: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from fairpriv.language_models.engines.generation import (
     in_halves,
     not_finite,
     require_room,
+    selects_rows,
     token_bar,
     token_batches,
 )
@@ -102,8 +103,7 @@ def likelihoods(
 def _by_context(rows: Sequence[Row], hf: Any) -> tuple[list[list[Row]], list[Row]]:
     """Divide rows into groups of several with the same tokens before their first targets, and the others."""
     groups: dict[tuple[int, ...], list[Row]] = {}
-    # a state that is no cache of keys and values cannot be gone on from several times
-    able = "position_ids" in inspect.signature(hf.forward).parameters and not getattr(hf, "_is_stateful", False)
+    able = "position_ids" in inspect.signature(hf.forward).parameters and selects_rows(hf)
     for ids, labels in rows:
         groups.setdefault(ids[: _start(labels)], []).append((ids, labels))
     shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= _SHARED and able]
