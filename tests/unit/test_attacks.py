@@ -235,6 +235,18 @@ def test_a_wrong_border_and_direction_are_mended_on_shadows():
     assert (bare.calibrated, mended.calibrated) == (False, True)
 
 
+@pytest.mark.parametrize("wrong", [torch.full((4,), math.nan), torch.zeros(3)], ids=["NaN", "few"])
+def test_what_is_no_score_of_every_victim_is_refused_and_not_taken_for_guesses_of_world_0(wrong):
+    class Odd(Attack):
+        name = "odd"
+
+        def run(self, game):
+            return game.result("odd", wrong)
+
+    with pytest.raises(InputError, match="attack odd: run must return one score for each of 4 victims, none of them"):
+        guess(Odd(), make_game(property_=1, victims=4))
+
+
 def test_kl_s_border_is_mended_where_one_world_s_shadows_differ_more_among_themselves():
     """Their mean KL to any model is then larger, so that KL by itself says the other world of all."""
     generator = torch.Generator().manual_seed(0)

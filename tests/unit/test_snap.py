@@ -1,6 +1,7 @@
 """The poisoning adversary: which rows it adds, what they tell, and how near it comes to the best there is."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,6 +68,13 @@ def test_on_tables_of_one_cell_it_is_as_good_as_the_best_adversary_and_finds_not
     optimum = abs(stats.binom.pmf(k, rows, shares[0]) - stats.binom.pmf(k, rows, shares[1])).sum() / 2
     best = (1 + optimum) / 2 if added else 0.5
     assert found.accuracy == pytest.approx(best, abs=4 * (best * (1 - best) / 1000) ** 0.5)
+
+
+def test_without_rows_to_ask_about_it_is_refused_rather_than_found_to_leak_nothing():
+    game = KnownGaussian("x").game(0, shadows=3, victims=2)
+    query = replace(game.query, y=torch.ones(len(game.query.X)), s=torch.zeros(len(game.query.X)))
+    with pytest.raises(InputError, match="attack snap has no rows of the property group to ask about"):
+        guess(SNAP(), replace(game, query=query, poison=(0, 1)))
 
 
 def test_leakage_rises_with_the_share_of_rows_added_and_is_none_between_equal_worlds(people):

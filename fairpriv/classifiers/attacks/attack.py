@@ -258,8 +258,15 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
             own border stays, and the result is not ``calibrated``.
         folds: number of parts of the shadows, each with about equally many of both worlds; at most as many as a world
             has shadows.
+
+    Raises:
+        InputError: the attack lacks what it needs, or does not score every victim by a number.
     """
     result: AttackResult = attack.run(game)
+    if result.scores.shape != game.truth.shape or result.scores.isnan().any():
+        raise InputError(
+            f"attack {attack.name}: run must return one score for each of {len(game.truth)} victims, none of them NaN"
+        )
     if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0

@@ -36,11 +36,20 @@ class SNAP(Attack):
             raise InputError(f"attack.{self.name}.clip={self.clip}: must lie between 0 and 0.5")
 
     def run(self, game: AttackGame) -> AttackResult:
-        """Score every victim by the share of its answers that vote for world 1, minus one half."""
+        """Score every victim by the share of its answers that vote for world 1, minus one half.
+
+        Raises:
+            InputError: no rows were added, or none is left to ask about.
+        """
         refuse_unpoisoned(self.name, game.poison)
         assert game.poison is not None
         group, label = game.poison
         asked = (game.query.s == group) & (game.query.y != label)
+        if not asked.any():
+            raise InputError(
+                f"attack {self.name} has no rows of the property group to ask about but such with the label that it "
+                "adds: raise game.query_share, or lower game.poison"
+            )
 
         def logits(probs: Tensor) -> Tensor:
             of_label = probs[..., label] if probs.dim() == 3 else probs if label == 1 else 1 - probs
