@@ -6,6 +6,7 @@ function returns one number. The predicted class is the most probable one; of tw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -154,10 +155,11 @@ def demographic_parity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tup
 def equal_opportunity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     """Return the range over groups of the rate at which rows of label 1 are predicted 1 (Hardt et al., 2016).
 
-    With more than two classes it is the largest over labels of the range of recall.
+    With more than two classes it is the largest over labels of the range of recall. Labels of one group only are left
+    out; NaN where all are.
     """
     preds = predicted(probs)
-    return max(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs))
+    return _largest(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs))
 
 
 def equal_opportunity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
@@ -174,17 +176,22 @@ def equalized_odds(probs: Tensor, y: Tensor, groups: Tensor) -> float:
 def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     """Return the range over groups of the share of rows predicted 1 whose label is 1 (Chouldechova, 2017).
 
-    With more than two classes it is the largest over classes. 0 where nobody is predicted 1; NaN where only one group
-    has rows of a prediction.
+    With more than two classes it is the largest over classes. 0 where nobody is predicted 1. Predictions that only one
+    group has are left out; NaN where all are.
     """
     preds = predicted(probs)
     found = [_range((y == c).double()[preds == c], groups[preds == c]) for c in _classes(probs) if (preds == c).any()]
-    return max(found, default=0.0)
+    return _largest(found) if found else 0.0
 
 
 def predictive_parity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
-    """Return a 95 % interval of :func:`predictive_parity_gap`, which can cover 0 (:func:`_range_interval`)."""
+    """Return a 95 % interval of :func:`predictive_parity_gap`, which can cover 0 (:func:`_range_interval`).
+
+    It is [0, 1] where nobody is predicted 1, since nothing is known of the gap then.
+    """
     preds = predicted(probs)
+    if not any((preds == c).any() for c in _classes(probs)):
+        return 0.0, 1.0
     return _range_interval(((preds == c, y == c) for c in _classes(probs)), groups)
 
 
@@ -207,6 +214,11 @@ def _classes(probs: Tensor) -> range:
 def _range(values: Tensor, groups: Tensor) -> float:
     means = [float(values[groups == group].mean()) for group in groups.unique()]
     return max(means) - min(means) if len(means) > 1 else float("nan")
+
+
+def _largest(ranges: Iterable[float]) -> float:
+    """Return the largest range of those that are defined; NaN if none is."""
+    return max((found for found in ranges if not math.isnan(found)), default=math.nan)
 
 
 def _range_interval(parts: Iterable[tuple[Tensor, Tensor]], groups: Tensor) -> tuple[float, float]:

@@ -174,6 +174,24 @@ def test_the_interval_of_the_worst_group_covers_groups_that_are_alike():
     assert covered >= 183
 
 
+def test_nothing_is_known_of_predictive_parity_where_nobody_is_predicted_1():
+    y, groups = torch.arange(40) % 3 % 2, torch.arange(40) % 2
+    assert predictions.predictive_parity_interval(torch.full((40,), 0.2), y, groups) == (0, 1)
+    assert predictions.predictive_parity_interval(torch.full((40,), 0.8), y, groups)[1] < 1
+
+
+@pytest.mark.parametrize("name", ["equal_opportunity", "predictive_parity"])
+def test_a_class_of_one_group_is_left_out_of_a_gap_whichever_class_it_is(name):
+    g = torch.Generator().manual_seed(3)
+    y, groups, preds = (torch.randint(0, 3, (300,), generator=g) for _ in range(3))
+    only = (y == 0) | (preds == 0)
+    groups[only] = 0  # so class 0 has one group only
+    gap = getattr(predictions, f"{name}_gap")
+    turned = [gap(torch.eye(3)[(preds + k) % 3], (y + k) % 3, groups) for k in range(3)]
+    assert turned[0] > 0
+    assert turned == [turned[0]] * 3
+
+
 def test_gaps_of_several_classes_have_intervals_that_hold_them(sample):
     for name in ("demographic_parity", "equal_opportunity", "predictive_parity"):
         low, high = getattr(predictions, f"{name}_interval")(*sample)
