@@ -98,6 +98,7 @@ def test_awareness_is_corrected_where_the_judge_s_errors_are_known(caplog):
     measured = corrected("d", said, Known(100, 90, 100, 80))
     assert measured.metrics["eval/d/awareness_corrected"] == pytest.approx((0.6 + 0.8 - 1) / (0.9 + 0.8 - 1))
     assert corrected("d", said, None).metrics == {}
+    assert corrected("d", said[-7:], Known(100, 90, 100, 80)).metrics == {}  # none can be read
     assert not caplog.text
     assert corrected("d", said, Known(100, 30, 100, 60)).metrics == {}
     assert "no better than chance" in caplog.text

@@ -100,6 +100,9 @@ def test_answers_to_one_prompt_that_are_alike_do_not_help_the_judge_where_it_is_
 def test_too_few_pairs_and_pairs_of_one_kind_are_refused(embedded, dimension, tmp_path):
     with pytest.raises(InputError, match=r"dimensions\.green\.train\.unsafe has 29 pairs, and judge\.least_pairs=30"):
         Pairs("any").of(dimension(pairs_of("a"), pairs_of("b", 29)), Store(tmp_path))
+    few = [(f"prompt {i % 9}", f"b {i}") for i in range(30)]
+    with pytest.raises(InputError, match=r"train\.unsafe have 9 prompts, .* and judge\.folds=5 need 10: "):
+        Pairs("any").of(dimension(pairs_of("a"), few), Store(tmp_path))
     one = dimension(pairs_of("a"), pairs_of("b"))
     del one.train["unsafe"]
     with pytest.raises(InputError, match="has no split 'unsafe'"):

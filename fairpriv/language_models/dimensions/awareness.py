@@ -211,11 +211,12 @@ def corrected(dimension: str, verdicts: Sequence[Verdict], known: Known | None) 
         known: the same judge's verdicts on responses whose truth is known; None: there are none.
 
     Returns:
-        Nothing where the judge does no better than chance on what is known, so that nothing can be corrected.
+        Nothing where no verdict can be read, or where the judge does no better than chance on what is known, so that
+        nothing can be corrected.
     """
     read = [verdict.safe for verdict in verdicts if verdict.safe is not None]
     found = rogan_gladen(sum(read), len(read), known) if known is not None else None
-    if known is not None and found is None:
+    if known is not None and read and found is None:
         log.warning(
             "awareness of %s is not corrected: its judge does no better than chance on what is known", dimension
         )

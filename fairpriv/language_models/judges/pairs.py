@@ -113,7 +113,8 @@ class Pairs(Judge):
         """Return the judge that is fitted on a dimension's pairs when it is asked.
 
         Raises:
-            InputError: the dimension lacks safe or unsafe pairs, or has fewer of them than ``least_pairs``.
+            InputError: the dimension lacks safe or unsafe pairs, has fewer of them than ``least_pairs``, or too few
+                prompts among them for ``folds``.
         """
         pairs = {split: dimension.pairs(split) for split in ("safe", "unsafe")}
         for split, found in pairs.items():
@@ -124,6 +125,12 @@ class Pairs(Judge):
                 )
             wanted = None if self.samples is None else min(self.samples, len(found))
             pairs[split] = choose(found, wanted, self.seed, key="judge.samples")
+            if (prompts := len({pair.prompt for pair in pairs[split]})) < 2 * self.folds:
+                raise InputError(
+                    f"judge={self.name}: the pairs of dimensions.{dimension.name}.train.{split} have {prompts} prompts, "
+                    f"which folds keep together, and judge.folds={self.folds} need {2 * self.folds}: give it more, or "
+                    "take another judge"
+                )
         return FittedPairs(self, dimension.name, pairs["safe"], pairs["unsafe"], store)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
