@@ -397,3 +397,9 @@ def test_a_damaged_or_hostile_pickle_is_one_line_and_is_not_run(tiny_lm, tmp_pat
         PretrainedLM("tiny", str(folder)).load()
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_by_code_of_the_model_s_own_are_kept_apart(tiny_lm):
+    model = PretrainedLM("tiny", str(tiny_lm)).load()[0]
+    kept = [PretrainedLM("tiny", str(tiny_lm), trust_remote_code=own).origin(model, 64) for own in (False, True)]
+    assert kept[0] != kept[1]

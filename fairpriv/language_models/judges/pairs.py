@@ -127,9 +127,9 @@ class Pairs(Judge):
             pairs[split] = choose(found, wanted, self.seed, key="judge.samples")
             if (prompts := len({pair.prompt for pair in pairs[split]})) < 2 * self.folds:
                 raise InputError(
-                    f"judge={self.name}: the pairs of dimensions.{dimension.name}.train.{split} have {prompts} prompts, "
-                    f"which folds keep together, and judge.folds={self.folds} need {2 * self.folds}: give it more, or "
-                    "take another judge"
+                    f"judge={self.name}: the pairs of dimensions.{dimension.name}.train.{split} have {prompts} "
+                    f"prompts, of which each stays in one fold, and judge.folds={self.folds} need {2 * self.folds}: "
+                    "give it more, or take another judge"
                 )
         return FittedPairs(self, dimension.name, pairs["safe"], pairs["unsafe"], store)
 

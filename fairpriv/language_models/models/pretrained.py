@@ -191,6 +191,7 @@ class PretrainedLM(Pretrained):
         # In half precision padding does, which turns near ties; in float32 it has never been seen to.
         batch_size = batch_size if self.half else None
         found = [self.digest(), str(model.dtype), self.attn_implementation, batch_size]
+        found += ["code of its own"] if self.trust_remote_code else []
         return found if self.quantization is None else [*found, self.quantization.to_dict()]
 
     def pin(self, tokenizer: PreTrainedTokenizerBase) -> None:
