@@ -554,6 +554,7 @@ def test_noise_is_a_function_of_row_and_key_and_otherwise_normal_and_independent
     X = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
     noise = keyed_noise(X, 1, 2)
     assert torch.equal(noise[:10].flip(0), keyed_noise(X[:10].flip(0), 1, 2))
+    assert torch.equal(keyed_noise(torch.zeros(2, 3), 1, 2), keyed_noise(-torch.zeros(2, 3), 1, 2))  # equal rows, too
     assert stats.kstest(noise.flatten(), "norm").pvalue > 0.001
     near = X + torch.tensor([2**-20, 0.0, 0.0])
     for other in (keyed_noise(X, 2, 2), keyed_noise(near, 1, 2), noise.flip(1)):

@@ -116,7 +116,8 @@ def keyed_noise(X: Tensor, key: int, columns: int) -> Tensor:
     Rows are hashed by their bits, with random multipliers from the key and the last steps of MurmurHash3, so equal rows
     have equal noise and rows that differ a little have noise that looks independent. It is no cryptographic hash.
     """
-    bits = X.flatten(1).float().contiguous().view(torch.int32).long()
+    whole = X.flatten(1).float() + 0.0  # -0.0 becomes 0.0: the same row must not get another draw by its sign
+    bits = whole.contiguous().view(torch.int32).long()
     generator = torch.Generator().manual_seed(key)
     factors = torch.randint(-(2**62), 2**62, (bits.shape[1] + 1, columns), generator=generator)
     hashed = bits @ factors[:-1] + factors[-1]  # modulo 2^64
