@@ -74,8 +74,15 @@ def classifier(defense, dataset, seed, auroc, leak):
 
 def test_what_each_defence_of_a_classifier_does_to_each_dimension_against_none():
     shifts = {"a": 0.1, "b": 0.0}  # what the defence costs in AUROC on each dataset
+    apart = [-0.001, 0.0, 0.001]  # seeds whose differences are all the same settle nothing
     results = [
-        classifier(name, data, seed, 0.8 + 0.01 * seed - cost * (name != "none"), 0.7 - 0.2 * (name != "none"))
+        classifier(
+            name,
+            data,
+            seed,
+            0.8 - (cost + apart[seed]) * (name != "none"),
+            0.7 - (0.2 + apart[seed]) * (name != "none"),
+        )
         for data, cost in shifts.items()
         for name in ("none", "dp_sgd")
         for seed in range(3)
