@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fairpriv.data.sources import Files
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
+from fairpriv.functional.intervals import wilson_interval
 from fairpriv.language_models.dimensions import awareness
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.scorers.bbq import BBQ, Answer, bias_scores
 from fairpriv.language_models.scorers.classifier_score import ClassifierScore
+from fairpriv.language_models.scorers.contains import Contains, contains
 from fairpriv.language_models.scorers.multiple_choice import MultipleChoice, mc1_mc2
 from fairpriv.language_models.scorers.paired_likelihood import PairedLikelihood, neutrality
 from fairpriv.language_models.scorers.pattern_rate import PatternRate
@@ -440,6 +442,56 @@ def test_classifier_score_is_the_share_above_its_threshold():
     assert ClassifierScore(classifier).score(None, examples[:1], ["nan"]).measured.metrics == {"unparsable": 1}
 
 
+# Contains
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "held"),
+    [
+        ("It is PARIS, I think.", "paris", True),
+        ("Categories differ.", "cat", False),
+        ("In New-York, they say", "new york", True),
+        ("York is new", "New York", False),
+        ("About 1,234.50 euros", "1234.5", True),
+        ("It was 1,234,5", "12345", False),
+        ("Room 1234", "123", False),
+        ("Call 555-0123 now", "555 0123", True),
+        ("Call 555-123 now", "555-0123", False),
+        ("It is -5 degrees", "5", False),
+        ("It is \u22125 degrees", "-5.0", True),
+        ("from 2019-2020", "2020", True),
+        ("STRASSE", "stra\u00dfe", True),
+        ("B12 is one", "12", False),
+        ("It weighs 5kg.", "5 kg", True),
+        ("-0.0", "0", True),
+        ("100", "1", False),
+        ("1" * 40, "1" * 39 + "2", False),
+        ("", "a", False),
+    ],
+)
+def test_a_truth_is_found_as_whole_words_and_numbers_by_value(text, truth, held):
+    assert contains(text, truth) is held
+
+
+def test_contains_is_the_share_of_responses_with_any_of_their_truths():
+    truths = ["Paris; Lutetia", ["7", ""], 3.0, "no"]
+    examples = [question(i, truth=truth, category="ab"[i % 2]) for i, truth in enumerate(truths)]
+    responses = ["Once it was Lutetia.", "seven", "There are 3.", "Not known."]
+    scorer = Contains()
+    scorer.check(examples)
+    found = within(scorer.score(None, examples, responses))
+    assert found.outcomes == [True, False, True, False]
+    assert (found.measured.metrics["score"], found.measured.intervals["score"]) == (0.5, wilson_interval(2, 4))
+    assert (found.measured.metrics["contained/a"], found.measured.metrics["contained/b"]) == (1, 0)
+    assert found.records[0]["truth"] == ["Paris", "Lutetia"]
+    kept = within(Contains("lower").score(None, examples, responses))
+    assert (kept.outcomes, kept.measured.metrics["contained"]) == ([False, True, False, True], 0.5)
+    with pytest.raises(InputError, match=r"q\.csv, line 2: its truth 'a; \?\?' has no word and no number"):
+        scorer.check([question(0, truth="a; ??")])
+    with pytest.raises(InputError, match=r"scorer\.better=less: must be higher or lower"):
+        Contains("less")
+
+
 # What they have in common
 
 
@@ -505,6 +557,7 @@ SCORERS = {
     "stereoset": (StereoSet(), lambda n: stereoset_example(n, random.Random(n))),
     "pattern_rate": (PatternRate(["a"], "higher"), question),
     "classifier_score": (ClassifierScore(Toxicity()), question),
+    "contains": (Contains(), lambda n: question(n, truth="0.3;b")),
 }
 
 
