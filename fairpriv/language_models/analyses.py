@@ -268,7 +268,7 @@ class Dependence:
         """
         found: list[Example] = []
         for name in defense.coupled:
-            split, _ = defense.sets[name]
+            split = next(split for dimension, split, _ in defense.sets if dimension == name)
             examples = [example for example in dimensions[name].measured_on() or [] if example.prompt]
             found += choose(examples or dimensions[name].pairs(split), self.prompts, seed, key="analysis.prompts")
         require_least(len({example.prompt for example in found}))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fairpriv.store import Store
 
 
+Draw = tuple[str, str, int | None]  # a dimension, a split of its pairs, and how many of them; None: all
+
+
 @dataclass(frozen=True)
 class ModelOwner:
     """The side that owns a language model in one cell: the model, what it may be tuned on, and the means to train.
@@ -101,9 +104,9 @@ class Tuning(ABC):
         return True
 
     @property
-    def sets(self) -> dict[str, tuple[str, int | None]]:
-        """The split, and how many pairs of it (None: all), of every dimension whose ``rows`` it asks its owner for."""
-        return {}
+    def sets(self) -> list[Draw]:
+        """The pairs whose ``rows`` it asks its owner for."""
+        return []
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:  # noqa: B027  most tune any model
         """Raise `InputError` for a model that it cannot tune as is needed, before anything is measured.

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fairpriv.data.texts import Example
+from fairpriv.language_models.contract import Draw
 from fairpriv.language_models.data.pairs import drawn
 from fairpriv.language_models.data.tokens import Encoded, encode_all
 from fairpriv.language_models.engines.generation import require_room
@@ -18,8 +19,6 @@ from fairpriv.language_models.models.sharding import require_shardable
 from fairpriv.language_models.observation import PromptSet, prompt_sets
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
-
-Draw = tuple[str, str, int | None]  # a dimension, a split of its pairs, and how many of them; None: all
 
 
 @dataclass
@@ -51,7 +50,7 @@ def read(settings: Settings) -> Data:
     """
     dimensions, defense, evaluation = settings.dimensions, settings.defense, settings.evaluation
     pairs = settings.pairs.draw(dimensions, settings.seed) if defense.trains else []
-    asked = {(name, *which): drawn(dimensions, name, *which, settings.seed) for name, which in defense.sets.items()}
+    asked = {which: drawn(dimensions, *which, settings.seed) for which in defense.sets}
     return Data(
         prompt_sets(dimensions.values(), evaluation),
         pairs,

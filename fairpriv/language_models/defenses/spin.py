@@ -20,7 +20,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
-from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
+from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import SHARE, Measured, Metric
@@ -104,10 +104,10 @@ class Spin(Tuning):
         return self.dimensions
 
     @property
-    def sets(self) -> dict[str, tuple[str, int | None]]:
-        """The split, and how many pairs of it, of every dimension and excluded set."""
-        splits: dict[str, str] = dict.fromkeys(self.dimensions, self.split)
-        return {name: (split, self.samples) for name, split in (splits | dict.fromkeys(self.exclude, "safe")).items()}
+    def sets(self) -> list[Draw]:
+        """The pairs of every dimension and excluded set."""
+        coupled: list[Draw] = [(name, self.split, self.samples) for name in self.dimensions]
+        return coupled + [(name, "safe", self.samples) for name in self.exclude]
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
         """Raise `InputError` for quantised weights, or those that the defence before it cannot leave plain."""
@@ -122,7 +122,7 @@ class Spin(Tuning):
     def tune(self, owner: ModelOwner) -> Tuned:
         """Apply the defence before this one, then edit; the edit is kept in the cell's folder."""
         before = self.after.tune(owner) if self.after is not None else Tuned(owner.model)
-        rows = {name: owner.rows(name, *drawn) for name, drawn in self.sets.items()}
+        rows = {name: owner.rows(name, split, samples) for name, split, samples in self.sets}
         origin = owner.origin if self.after is None else _weights_hash(before.model)
         tops = self.tops(before.model, rows, pad_id=owner.pad_id, store=owner.store, origin=origin)
         edit, measured = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)

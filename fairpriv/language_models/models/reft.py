@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -183,7 +183,7 @@ class ReftModel(nn.Module):
             raise InputError(f"LoReFT: rank is {config.rank}, more than the model's hidden size {hidden_size}")
         self.model = model
         self.reft_config = config
-        self.layers = _layer_indices(config.layers, len(decoder))
+        self.layers = layer_indices(config.layers, len(decoder), "LoReFT: layers")
         self.interventions = nn.ModuleDict(
             {
                 str(index): LoReFT(
@@ -345,13 +345,23 @@ def _fits(model: nn.Module) -> dict[str, int]:
     return {"hidden_size": int(text_config(model).hidden_size), "num_hidden_layers": len(decoder_layers(model))}
 
 
-def _layer_indices(layers: list[int] | str, count: int) -> list[int]:
+def layer_indices(layers: Sequence[int] | str, count: int, what: str) -> list[int]:
+    """Return the indices of layers, ascending and none of them negative; a text names all.
+
+    Args:
+        layers: negative ones count from the end.
+        count: how many the model has.
+        what: what messages call them.
+
+    Raises:
+        InputError: a layer that the model does not have, or that is named twice.
+    """
     if isinstance(layers, str):
         return list(range(count))
     for index in layers:
         if not -count <= index < count:
-            raise InputError(f"LoReFT: layers has {index}; the model's {count} layers are {-count} to {count - 1}")
+            raise InputError(f"{what} has {index}; the model's {count} layers are {-count} to {count - 1}")
     chosen = sorted({index % count for index in layers})
     if len(chosen) < len(layers):
-        raise InputError(f"LoReFT: layers {layers} name a layer of the model's {count} twice")
+        raise InputError(f"{what} {layers} name a layer of the model's {count} twice")
     return chosen
