@@ -1,17 +1,12 @@
 """Rivals of SPIN from the command line, on a random language model with two layers."""
 
-import pytest
-
 from fairpriv.language_models import observation
 from fairpriv.report.finding import find_results
 
-STRONG = {"steering": ["defense.coefficient=20"]}  # enough to turn answers of a random model
+RIVALS = ["steering", "task_arithmetic"]
 
 
-@pytest.mark.parametrize("rival", STRONG)
-def test_a_rival_stands_beside_the_untouched_model_and_its_answers_are_kept_apart(
-    fairpriv, words, tmp_path, monkeypatch, rival
-):
+def test_rivals_stand_beside_the_untouched_model_and_their_answers_are_kept(fairpriv, words, tmp_path, monkeypatch):
     asked = []
     answer = observation.respond
 
@@ -20,17 +15,17 @@ def test_a_rival_stands_beside_the_untouched_model_and_its_answers_are_kept_apar
         return answer(model, tokenizer, prompts, **options)
 
     monkeypatch.setattr(observation, "respond", spy)
-    for more in ([f"defense=none,{rival}"], [f"defense={rival}", *STRONG[rival], "retry=all"]):
-        ended = fairpriv(*words, *more)
-        assert ended.status == 0, ended.err
+    grid = [f"defense=none,{','.join(RIVALS)}", "retry=all"]
+    ended = fairpriv(*words, *grid)
+    assert ended.status == 0, ended.err
     results, left_out = find_results([tmp_path / "out"])
     assert left_out == []
-    assert [result.config["defense"]["name"] for result in results] == ["none", rival, rival]
-    assert all(result.status == "completed" for result in results)
-    assert len(asked) == 3  # of the untouched model once, and of each rival
-    said = [(path.parent / "responses.jsonl").read_text() for path in tmp_path.glob("out/cells/*/result.json")]
-    assert len(set(said)) == 3
+    assert [result.config["defense"]["name"] for result in results] == ["none", *RIVALS]
     for result in results[1:]:
+        assert result.status == "completed"
         assert {"eval/fairness/awareness_change", "eval/utility/perplexity"} <= set(result.metrics)
-    fairpriv(*words, f"defense={rival}", *STRONG[rival], "retry=all")
-    assert len(asked) == 3  # a cell that is run again reads its answers
+    assert len(asked) == len(results)
+    ended = fairpriv(*words, *grid)
+    assert ended.status == 0, ended.err
+    assert len(asked) == len(results)  # the same models are asked nothing again
+    assert [result.metrics for result in find_results([tmp_path / "out"])[0]] == [result.metrics for result in results]
