@@ -70,6 +70,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
         kept.pop("utility", None)
     if isinstance(game := kept.get("game"), Mapping) and not game.get("poison"):  # likewise
         kept["game"] = {key: value for key, value in game.items() if key != "poison"}
+    if isinstance(dataset := kept.get("dataset"), Mapping) and dataset.get("canaries") is None:
+        kept["dataset"] = {key: value for key, value in dataset.items() if key != "canaries"}
     for name, without in _NOT_OUTCOME_WITHIN.items():
         if isinstance(kept.get(name), Mapping):
             kept[name] = {key: value for key, value in kept[name].items() if key not in without}

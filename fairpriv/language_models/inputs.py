@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairpriv.data.texts import Example
 from fairpriv.language_models.contract import Draw
+from fairpriv.language_models.data.canaries import require_written
 from fairpriv.language_models.data.pairs import drawn
 from fairpriv.language_models.data.tokens import Encoded, encode_all
 from fairpriv.language_models.engines.generation import require_room
@@ -52,7 +53,7 @@ def read(settings: Settings) -> Data:
     pairs = settings.pairs.draw(dimensions, settings.seed) if defense.trains else []
     asked = {which: drawn(dimensions, *which, settings.seed) for which in defense.sets}
     return Data(
-        prompt_sets(dimensions.values(), evaluation),
+        prompt_sets(dimensions, evaluation, settings.pairs, settings.seed),
         pairs,
         asked,
         settings.analysis.draw(dimensions, defense, evaluation.seed) if settings.analysis is not None else [],
@@ -77,6 +78,14 @@ def load(settings: Settings, data: Data) -> Loaded:
     settings.defense.check(model)
     if settings.sharded and settings.defense.trains:
         require_shardable(model)
+    if (canaries := settings.pairs.canaries) is not None:
+        require_written(
+            tokenizer,
+            [example for part in canaries.draw(settings.seed) for example in part],
+            form=settings.model.form,
+            max_tokens=settings.pairs.max_tokens,
+            truncate=settings.pairs.truncate,
+        )
     pairs = encoded(settings, tokenizer, data.pairs) if settings.defense.trains else ([], 0)
     rows = {which: encoded(settings, tokenizer, examples)[0] for which, examples in data.asked.items()}
     trained = [row.input_ids for part in (pairs[0], *rows.values()) for row in part]

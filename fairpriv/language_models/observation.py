@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional.verdicts import Known
 from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
+from fairpriv.language_models.data.pairs import Pairs
 from fairpriv.language_models.data.tokens import opens_thinking, without_thinking
 from fairpriv.language_models.dimensions.awareness import (
     accuracy,
@@ -59,11 +60,16 @@ class PromptSet:
         return self.kind != "scored" or (self.dimension.scorer is not None and self.dimension.scorer.answered)
 
 
-def prompt_sets(dimensions: Iterable[Dimension], settings: EvaluationSettings) -> list[PromptSet]:
-    """Draw the prompts of every dimension, the same in every cell of equal ``settings``.
+def prompt_sets(
+    dimensions: Mapping[str, Dimension], settings: EvaluationSettings, pairs: Pairs, seed: int
+) -> list[PromptSet]:
+    """Draw what every dimension is measured on.
+
+    Prompts are the same in every cell of equal ``settings``. A scorer may ask about what the model is trained on
+    instead, which ``pairs`` and the cell's ``seed`` tell.
 
     Raises:
-        InputError: none of the dimensions has anything to be measured on.
+        InputError: none of the dimensions has anything to be measured on, or a scorer cannot ask about these pairs.
     """
 
     def at_most(examples: list[Example], wanted: int | None, what: str) -> list[Example]:
@@ -73,19 +79,21 @@ def prompt_sets(dimensions: Iterable[Dimension], settings: EvaluationSettings) -
         return choose(examples, wanted, settings.seed)
 
     found: list[PromptSet] = []
-    for dimension in dimensions:
+    for dimension in dimensions.values():
         if examples := dimension.measured_on():
             examples = at_most(examples, settings.prompts, f"evaluation.prompts of {dimension.name}")
         if dimension.scorer is not None:
-            found.append(PromptSet(dimension, "scored", examples or []))
+            trained = dimension.scorer.of_training(pairs, dimensions, seed)
+            found.append(PromptSet(dimension, "scored", (examples or []) if trained is None else trained))
         elif examples:
             found.append(PromptSet(dimension, "evaluate", examples))
         if dimension.benign is not None and settings.benign != 0:
             examples = at_most(dimension.benign.load(), settings.benign, f"evaluation.benign of {dimension.name}")
             found.append(PromptSet(dimension, "benign", examples))
     if not any(prompts.kind != "benign" for prompts in found):
-        names = [dimension.name for dimension in dimensions]
-        raise InputError(f"dimension={names}: none of them has evaluation prompts, so there is nothing to measure")
+        raise InputError(
+            f"dimension={[*dimensions]}: none of them has evaluation prompts, so there is nothing to measure"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ import pytest
 from fairpriv.data.sources import Files
 from fairpriv.data.texts import Texts
 from fairpriv.errors import InputError
+from fairpriv.language_models.data.canaries import Canaries
 from fairpriv.language_models.data.pairs import Pairs, TokenBatches
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.dimensions.dimension import Dimension
@@ -55,6 +56,34 @@ def test_fewer_samples_of_a_mix_are_among_those_of_a_larger_one(dimensions):
     assert [sum(p.startswith(letter) for p in mixed(8)) for letter in "pf"] == [6, 2]
     equal = prompts(Pairs(["privacy", "fairness"], samples=9), dimensions)
     assert sorted(sum(p.startswith(letter) for p in equal) for letter in "pf") == [4, 5]
+
+
+def test_what_is_held_out_is_the_rest_and_mixed_alike(dimensions):
+    pairs = Pairs(["privacy"], samples=12)
+    rest = [example.prompt for example in pairs.held_out(dimensions, 0)]
+    assert rest == prompts(Pairs(["privacy"]), dimensions)[12:]
+    mixed = Pairs(["privacy", "fairness"], samples=12, shares=[0.75, 0.25])
+    rest = [example.prompt for example in mixed.held_out(dimensions, 0)]
+    assert [sum(prompt.startswith(letter) for prompt in rest) for letter in "pf"] == [11, 3]  # 20 - 9, and a third
+    assert not set(rest) & set(prompts(mixed, dimensions))
+    assert Pairs(["privacy"]).held_out(dimensions, 0) == []
+
+
+def test_a_pair_that_stands_twice_is_not_held_out_if_it_is_trained_on(tmp_path):
+    dimensions = {"d": Dimension("d", {"safe": texts(tmp_path, "d", 4)})}
+    (tmp_path / "d.csv").write_text("prompt,response\n" + "Who?,You.\n" * 3 + "Who?,Me.\n")
+    for seed in range(3):
+        pairs = Pairs(["d"], samples=1)
+        (trained,) = pairs.draw(dimensions, seed)
+        held = {example.response for example in pairs.held_out(dimensions, seed)}
+        assert held == {"You.", "Me."} - {trained.response}
+
+
+def test_canaries_are_trained_on_behind_the_pairs_as_often_as_they_are_repeated(dimensions):
+    plain, canaries = Pairs(["privacy"], samples=5), Canaries(n=3, repeats=2)
+    drawn = Pairs(["privacy"], samples=5, canaries=canaries).draw(dimensions, 1)
+    assert drawn[:5] == plain.draw(dimensions, 1)
+    assert drawn[5:] == canaries.draw(1)[0] * 2
 
 
 @pytest.mark.parametrize(

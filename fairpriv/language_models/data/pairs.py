@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch.utils.data import IterableDataset
 from fairpriv.config.schema import nearest
 from fairpriv.data.texts import Example, choose, mix
 from fairpriv.errors import InputError
+from fairpriv.language_models.data.canaries import Canaries
 from fairpriv.language_models.data.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Pairs:
     max_tokens: int = 512  # of prompt and response together
     # What is cut from a longer one: the prompt's beginning or end, the response's end, or drop the pair.
     truncate: Literal["prompt_left", "prompt_right", "response", "drop"] = "response"
+    canaries: Canaries | None = None  # invented personal data that are planted beside the pairs; null: none
     name: str = "pairs"
 
     def __post_init__(self) -> None:
@@ -46,6 +49,15 @@ class Pairs:
             raise InputError(f"dataset.max_tokens={self.max_tokens}: must be at least 2")
 
     def draw(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
+        """Draw what is trained on: the pairs, and behind them every planted canary as often as it is repeated.
+
+        Raises:
+            InputError: as `chosen`.
+        """
+        planted = self.canaries.draw(seed)[0] * self.canaries.repeats if self.canaries is not None else []
+        return self.chosen(dimensions, seed) + planted
+
+    def chosen(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
         """Draw the pairs; a smaller ``samples`` with the same seed gives a part of a larger one's.
 
         Raises:
@@ -64,6 +76,27 @@ class Pairs:
         assert self.samples is not None
         shares = dict(zip(sets, self.shares or [1.0] * len(sets), strict=True))
         return mix(sets, shares, self.samples, seed)
+
+    def held_out(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
+        """Draw pairs of the same split that are not trained on, the dimensions as mixed as among those that are.
+
+        A pair that also is among those that are trained on is left out.
+
+        Raises:
+            InputError: as `chosen`.
+        """
+
+        def texts(example: Example) -> tuple[str, str | None]:
+            return example.prompt, example.response
+
+        chosen = self.chosen(dimensions, seed)
+        trained = {texts(example) for example in chosen}
+        sets = {name: choose(dimensions[name].pairs(self.split), None, seed) for name in self.dimensions}
+        rest = {name: [one for one in pairs if texts(one) not in trained] for name, pairs in sets.items()}
+        source = {texts(one): name for name, pairs in sets.items() for one in pairs}
+        counts = Counter(source[texts(example)] for example in chosen)
+        share = min(len(rest[name]) / n for name, n in counts.items())
+        return [example for name, n in counts.items() for example in rest[name][: int(n * share + 1e-9)]]
 
 
 def drawn(dimensions: Mapping[str, Dimension], name: str, split: str, samples: int | None, seed: int) -> list[Example]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from fairpriv.language_models.data.pairs import Pairs
     from fairpriv.language_models.data.tokens import Prompt, PromptFormat
+    from fairpriv.language_models.dimensions.dimension import Dimension
 
 Normalise = Literal["none", "tokens", "characters"]
 
@@ -176,6 +178,19 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure; ``responses`` is as long as ``examples`` where it is ``answered``, else empty."""
+
+    def of_training(self, pairs: Pairs, dimensions: Mapping[str, Dimension], seed: int) -> list[Example] | None:
+        """Return what it asks about, where that is what the model is trained on, or would be; None: it is not.
+
+        Args:
+            pairs: which pairs the cell's model is trained on, where its defence trains.
+            dimensions: of the cell, by name.
+            seed: of the cell.
+
+        Raises:
+            InputError: it cannot ask about these pairs.
+        """
+        return None
 
     def rescore(self, records: Sequence[Mapping[str, Any]]) -> float | None:
         """Compute the score of any of its records; None: it cannot be, or the score is a share of examples."""
