@@ -156,6 +156,25 @@ def commands() -> dict[str, Command]:
     compare.option("--format", metavar="FORMAT", help="what is printed: table (the default), csv, markdown or html")
     compare.option("--out", type=Path, metavar="DIR", help="where the files go (the first DIR)")
 
+    responses = Command(
+        "responses DIR... [options]",
+        "what language models answered, with verdicts; where judges differ first",
+        read_responses,
+    )
+    responses.add_argument("places", nargs="+", type=Path, metavar="DIR", help="a folder of results, or one cell's")
+    responses.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE[,VALUE]",
+        help="only cells that fulfil this, as for compare",
+    )
+    responses.option("--dimension", metavar="NAME[,NAME]", help="only prompts of these dimensions")
+    responses.option("--verdict", metavar="safe|unsafe|none", help="only responses with this verdict")
+    responses.option("--flip", metavar="safe|unsafe|any", help="only where the verdict became so, against no defence")
+    responses.option("--judge", metavar="NAME", help="whose verdict that is (the one that counts as awareness)")
+    responses.option("--limit", type=int, metavar="N", help="how many are printed (20); 0: all")
+
     status = Command("status DIR...", "what is done, running, failed and left of the sweeps in DIR", status_of_sweeps)
     status.add_argument("places", nargs="+", type=Path, metavar="DIR", help="paths.root (outputs, say), or a sweep's")
 
@@ -193,7 +212,9 @@ def commands() -> dict[str, Command]:
     validate.add_argument("--deep", action="store_true", help="try what your own configs (without: all) name")
     for one in (ls, show, validate, log, edit):
         one.add_argument("--config-dir", metavar="DIR", help="your own configs, beside those of fairpriv")
-    return {one.prog.partition(" ")[2]: one for one in (compare, status, log, view, edit, ls, show, validate)}
+    return {
+        one.prog.partition(" ")[2]: one for one in (compare, responses, status, log, view, edit, ls, show, validate)
+    }
 
 
 def dispatch(args: list[str]) -> int:
@@ -269,6 +290,21 @@ def compare_results(given: argparse.Namespace) -> int:
         )
     finally:
         gc.enable()
+
+
+def read_responses(given: argparse.Namespace) -> int:
+    """Carry out ``responses``."""
+    from fairpriv.report.responses import print_responses
+
+    return print_responses(
+        given.places,
+        where=given.where,
+        dimension=given.dimension,
+        judge=given.judge,
+        verdict=given.verdict,
+        flip=given.flip,
+        limit=20 if given.limit is None else given.limit,
+    )
 
 
 def edit_model(given: argparse.Namespace) -> int:

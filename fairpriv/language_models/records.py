@@ -58,6 +58,8 @@ def response_rows(after: Sequence[Observation], before: Sequence[Observation] | 
                 row["before"] = before[i].answers[k]
                 if then := before[i].verdicts:
                     row |= {"safe_before": then[k].safe, "reason_before": then[k].reason}
+                if others := before[i].others:
+                    row["judges_before"] = {name: [said[k].safe, said[k].reason] for name, said in others.items()}
             rows.append(row)
     return rows
 

@@ -38,9 +38,21 @@ from fairpriv.report.comparison import (
 )
 from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.report.flips import flips_html
+from fairpriv.report.judges import judges_html
 from fairpriv.report.reading import interval_text, number, reading
 from fairpriv.report.responses import write_responses
-from fairpriv.report.selection import ABSENT, choices, find_key, flat, printable, read_conditions, short, show, split
+from fairpriv.report.selection import (
+    ABSENT,
+    choices,
+    find_key,
+    flat,
+    fulfilling,
+    printable,
+    read_conditions,
+    short,
+    show,
+    split,
+)
 from fairpriv.result import Result, write_whole
 
 if TYPE_CHECKING:
@@ -107,8 +119,8 @@ def compare(
         responses, left = write_responses(named_cells, out)
         if left:
             undrawn.append(f"no page of the responses of {left} more cells: choose with --where")
-        flips = flips_html(named_cells)
-        page = _html(table, cells, figures, said, about, skipped, unfinished, command, responses, flips)
+        read = judges_html(table) + flips_html(named_cells)
+        page = _html(table, cells, figures, said, about, skipped, unfinished, command, responses, read)
         write_whole(out / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
@@ -131,18 +143,9 @@ def _selected(
     """Make the comparison that the options ask for."""
     from fairpriv.config.schema import nearest
 
-    asked = [*where, *(option for option in (by, baseline) if option is not None)]
-    known = list(dict.fromkeys(key for r in results for key, _ in flat(r.config))) if asked else []
-    conditions = [condition for text in where for condition in read_conditions(text, known, "--where")]
-    kept = [r for r in results if all(condition.met(r.config) for condition in conditions)]
-    if not kept:
-        for condition in conditions:
-            if not any(condition.met(r.config) for r in results):
-                raise InputError(
-                    f"--where {condition}: no cell is left; {choices(condition.key, [r.config for r in results])}"
-                )
-        given = " ".join(f"--where {text}" for text in where)
-        raise InputError(f"{given}: no cell is left; each is true of some cells, but of none are all")
+    kept = fulfilling(results, where)
+    named = by is not None or baseline is not None
+    known = list(dict.fromkeys(key for r in results for key, _ in flat(r.config))) if named else []
     keys = list(dict.fromkeys(find_key(word.strip(), known, "--by") for word in split(by))) if by is not None else []
     references = UNDEFENDED if baseline is None else tuple(read_conditions(baseline, known, "--baseline"))
     for condition in references if baseline is not None else ():
@@ -514,7 +517,7 @@ def _html(
     unfinished: int,
     command: str,
     responses: Sequence[tuple[str, str, int]],
-    flips: str,
+    read: str,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -547,7 +550,7 @@ def _html(
         about=about,
         cells=cells,
         responses=responses,
-        flips=Markup(flips),
+        read=Markup(read),
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
         pooled=any(group.seeds != len(group.completed) for group in table.groups),
         mixed=[group for group in table.groups if len(group.codes) > 1],

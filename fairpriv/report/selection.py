@@ -7,9 +7,12 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairpriv.errors import InputError
+
+if TYPE_CHECKING:
+    from fairpriv.result import Result
 
 ABSENT = "\N{EN DASH}"
 _ORDERED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -116,6 +119,22 @@ def read_conditions(text: str, known: Sequence[str], option: str) -> list[Condit
         if last.relation in _ORDERED and _number(last.values[-1]) is None:
             raise InputError(f"{option} {text!r}: {last.relation} goes with a number, not {last.values[-1]!r}")
     return found
+
+
+def fulfilling(results: Sequence[Result], where: Sequence[str]) -> list[Result]:
+    """Return the results of the cells that fulfil all conditions; `InputError` where none does, or as above."""
+    known = list(dict.fromkeys(key for r in results for key, _ in flat(r.config))) if where else []
+    conditions = [condition for text in where for condition in read_conditions(text, known, "--where")]
+    kept = [r for r in results if all(condition.met(r.config) for condition in conditions)]
+    if not kept:
+        for condition in conditions:
+            if not any(condition.met(r.config) for r in results):
+                raise InputError(
+                    f"--where {condition}: no cell is left; {choices(condition.key, [r.config for r in results])}"
+                )
+        given = " ".join(f"--where {text}" for text in where)
+        raise InputError(f"{given}: no cell is left; each is true of some cells, but of none are all")
+    return kept
 
 
 def split(text: str) -> list[str]:

@@ -201,8 +201,8 @@ def test_help_and_version(fairpriv):
 
 def test_every_command_of_the_help_has_help_of_its_own(fairpriv):
     verbs = re.findall(r"^  fairpriv ([a-z]+(?:-[a-z]+)?) .*  ", fairpriv("--help").out, re.MULTILINE)
-    assert {"compare", "edit", "log", "ls", "show", "status", "validate", "wandb-view"} <= set(verbs)
-    for verb in ("compare", "edit", "log", "ls", "show", "status", "validate", "wandb-view"):
+    assert {"compare", "edit", "log", "ls", "responses", "show", "status", "validate", "wandb-view"} <= set(verbs)
+    for verb in verbs:
         ended = fairpriv(verb, "--help")
         assert (ended.status, ended.err) == (0, "")
         assert ended.out.startswith(f"usage: fairpriv {verb}")
@@ -362,6 +362,7 @@ def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):
         ["validate"],
         ["compare", "."],
         ["status", "."],
+        ["responses", "."],
         ["dataset=adlut"],
         ["game.alpha=2"],
         ["defense=lora"],
@@ -369,7 +370,10 @@ def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):
 )
 def test_nothing_heavy_is_imported_for_a_quick_answer(tmp_path, words):
     (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "result.json").write_text(json.dumps(RESULT))
+    config = RESULT["config"] | {"model": {"name": "m"}}
+    told = RESULT | {"config": config, "artifacts": {"responses": "responses.jsonl"}}
+    (tmp_path / "cells" / "result.json").write_text(json.dumps(told))
+    (tmp_path / "cells" / "responses.jsonl").write_text('{"dimension": "d", "prompt": "p", "response": "r"}\n')
     program = f"""
 import sys
 from fairpriv.cli import main

@@ -1,5 +1,7 @@
 """What two models say on the same prompts, compared; and parts that do not inherit from the base of their kind."""
 
+from dataclasses import replace
+
 import pytest
 
 from fairpriv.data.sources import Bundled
@@ -105,6 +107,13 @@ def test_records_set_before_beside_after_where_it_differs():
     assert "safe" not in rows[4]
     assert score_rows(AFTER, BEFORE)[0] == {"dimension": "length", "letters": 2, "same": 0, "before": {"letters": 1}}
     assert "before" not in response_rows(AFTER, None)[0]
+
+
+def test_records_hold_what_every_judge_said_of_both_models():
+    others = {"pairs": [SAFE, UNSAFE, SAFE, SAFE]}
+    before, after = (replace(seen[0], others=others) for seen in (BEFORE, AFTER))
+    row = response_rows([after], [before])[1]
+    assert row["judges"] == row["judges_before"] == {"pairs": [False, UNSAFE.reason]}
 
 
 class Lookalike:

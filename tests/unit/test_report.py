@@ -227,7 +227,7 @@ def test_responses_have_a_page_a_cell_with_verdicts_before_and_after(tmp_path):
     text = " ".join(" ".join(shown.words).split())
     assert "3 responses: 1 became safe, 1 stayed safe, 1 not judged" in text
     assert "unsafe: no caution" in text
-    assert [row.get("data-turn") for row in shown.rows[1:]] == ["became safe", "stayed safe", "not judged"]
+    assert re.findall('data-turn="([^"]*)"', shown.text) == ["became safe", "stayed safe", "not judged"]
     assert shown.tags.count("script") == 1
     assert "".join(shown.words).count(HOSTILE) == 6
 
