@@ -146,7 +146,7 @@ def test_a_part_declares_only_what_differs_from_its_base():
 
     made = Nothing()
     made.check(None)
-    assert (made.trains, made.changes, made.coupled, made.sets) == (False, True, [], {})
+    assert (made.trains, made.changes, made.coupled, made.sets) == (False, True, [], [])
     Length().release()
     assert (Length.optional, Length.answered) == ((), False)
 
