@@ -210,11 +210,15 @@ def commands() -> dict[str, Command]:
         "validate [--deep]", "compose and check every config; --deep also opens data, tries five samples", validate_all
     )
     validate.add_argument("--deep", action="store_true", help="try what your own configs (without: all) name")
-    for one in (ls, show, validate, log, edit):
+    planned = Command("plan KEY=VALUE... [options]", "what a grid's cells need in memory and time", plan_cells)
+    planned.add_argument("words", nargs="+", metavar="KEY=VALUE", help="as for a run: experiment=NAME, model=NAME ...")
+    planned.option("--memory", type=float, metavar="GB", help="of each GPU (the device at hand); exit 1 if too little")
+    planned.option("--devices", type=int, metavar="N", help="GPUs (those at hand)")
+    planned.option("--tflops", type=float, metavar="N", help="10^12 operations a second of each GPU (100)")
+    for one in (ls, show, validate, log, edit, planned):
         one.add_argument("--config-dir", metavar="DIR", help="your own configs, beside those of fairpriv")
-    return {
-        one.prog.partition(" ")[2]: one for one in (compare, responses, status, log, view, edit, ls, show, validate)
-    }
+    listed = (compare, responses, status, planned, log, view, edit, ls, show, validate)
+    return {one.prog.partition(" ")[2]: one for one in listed}
 
 
 def dispatch(args: list[str]) -> int:
@@ -363,6 +367,27 @@ def wandb_workspace(given: argparse.Namespace) -> int:
     from fairpriv.report.wandb_view import wandb_view
 
     return wandb_view(given.group, given.project or "fairpriv", given.entity)
+
+
+def plan_cells(given: argparse.Namespace) -> int:
+    """Carry out ``plan``."""
+    for name in ("memory", "devices", "tflops"):
+        if getattr(given, name) is not None and not getattr(given, name) > 0:
+            raise InputError(f"plan: --{name} {getattr(given, name)}: must be above 0")
+    from fairpriv.config.compose import CONFIG_ERRORS, explain
+    from fairpriv.sweep.progress import cell_configs
+
+    folders = [*plugin_folders(), *given.folders]
+    try:
+        configs = cell_configs(CONF, folders, given.words)
+    except CONFIG_ERRORS as error:
+        raise InputError(explain(error, CONF, folders, given.words)) from None
+    if configs[0]["task"] != "language_model":
+        print(f"{len(configs)} cells of classifiers, which are small: each fits into 1 GB or so, and takes minutes")
+        return 0
+    from fairpriv.language_models.plan import plan
+
+    return plan(configs, given.memory, given.devices, given.tflops)
 
 
 def log_cells(given: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -73,8 +74,7 @@ def load(settings: Settings, data: Data) -> Loaded:
     if settings.model.device_map is None and not quantised(model):  # which transformers has put in its place
         model.to(settings.device())  # type: ignore[arg-type]
     if settings.model.gradient_checkpointing:
-        # transformers 5.23 deplores the old name, earlier ones know no other
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        checkpoint_activations(model)
     settings.defense.check(model)
     if settings.sharded and settings.defense.trains:
         require_shardable(model)
@@ -102,6 +102,12 @@ def load(settings: Settings, data: Data) -> Loaded:
         settings.watched,
     )
     return Loaded(subject, pairs, rows, text)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let training compute activations again in the backward pass, instead of keeping them."""
+    # transformers 5.23 deplores the old name, earlier ones know no other
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def encoded(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fairpriv.errors import InputError
 from fairpriv.secrets import masked
 from fairpriv.sweep.listing import Listing
 
@@ -68,7 +69,7 @@ class SweepProgress(Callback):
         self.folder = Path(config.hydra.sweep.dir)
         if cells := cells_of(config):
             self.total = len(cells)
-            self.common = frozenset.intersection(*cells) if len(cells) > 1 else frozenset()
+            self.common = frozenset.intersection(*map(frozenset, cells)) if len(cells) > 1 else frozenset()
         else:
             self.common = frozenset(config.hydra.overrides.task)
         with contextlib.suppress(OSError):  # Hydra meets the same error next, and raises it
@@ -198,7 +199,7 @@ def end() -> SweepProgress | None:
     return current if current.finished else None
 
 
-def cells_of(config: DictConfig) -> list[frozenset[str]]:
+def cells_of(config: DictConfig) -> list[list[str]]:
     """List the overrides of each cell that the sweeper will make; none for one that chooses as it goes."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -210,4 +211,46 @@ def cells_of(config: DictConfig) -> list[frozenset[str]]:
         return []
     loader = GlobalHydra.instance().config_loader()
     given = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
-    return [frozenset(cell) for cell in cells(sweeper.params or {}, sweeper.get("grids") or [], given, loader)]
+    return cells(sweeper.params or {}, sweeper.get("grids") or [], given, loader)
+
+
+def cell_configs(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Compose every cell that a command line asks for, without running any.
+
+    Args:
+        conf: the configs that are shipped.
+        folders: those of the user.
+        overrides: of the command line.
+
+    Raises:
+        InputError: a cell's config is wrong; or a search chooses its cells as it goes.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from fairpriv.config.compose import (
+        compose,
+        emptied,
+        left_to_cells,
+        plain,
+        readable,
+        register_schema,
+        several_judges,
+    )
+    from fairpriv.config.schema import check
+
+    register_schema()
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
+    words = left_to_cells(emptied(several_judges(map(readable, overrides))))
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        hydra: Any = GlobalHydra.instance().hydra
+        found = cells_of(
+            hydra.compose_config("config", [*search, *words], RunMode.MULTIRUN, with_log_configuration=False)
+        )
+    if not found:
+        raise InputError("plan: a search chooses its cells as it goes; name one of them")
+    cells = [plain(compose(conf, folders, [w for w in cell if not w.startswith("hydra.")])) for cell in found]
+    for cell in cells:
+        check(cell)
+    return cells

@@ -201,7 +201,9 @@ def test_help_and_version(fairpriv):
 
 def test_every_command_of_the_help_has_help_of_its_own(fairpriv):
     verbs = re.findall(r"^  fairpriv ([a-z]+(?:-[a-z]+)?) .*  ", fairpriv("--help").out, re.MULTILINE)
-    assert {"compare", "edit", "log", "ls", "responses", "show", "status", "validate", "wandb-view"} <= set(verbs)
+    assert {"compare", "edit", "log", "ls", "plan", "responses", "show", "status", "validate", "wandb-view"} <= set(
+        verbs
+    )
     for verb in verbs:
         ended = fairpriv(verb, "--help")
         assert (ended.status, ended.err) == (0, "")
