@@ -154,6 +154,24 @@ def _mean(references: Tensor, chosen: Tensor, which: str) -> Tensor:
     return torch.where(chosen, references, 0).sum(0) / counts
 
 
+def min_k_plus_plus(log_probs: Tensor, means: Tensor, deviations: Tensor, *, share: float = 0.2) -> float:
+    """Score a text's membership by Min-K%++ (Zhang et al., ICLR 2025, arXiv 2404.02936).
+
+    Each token's log-probability is standardised by the mean and deviation of the log-probability of a token that the
+    model itself would draw there; the score is the mean of the least of these.
+
+    Args:
+        log_probs: of the text's tokens, ``[T]``.
+        means, deviations: of the log-probability over the model's own prediction at each place, ``[T]``.
+        share: of the tokens, from the least on, in (0, 1]; at least one token counts.
+
+    Returns:
+        The score; larger is more like a member. A place where the model is certain has a standardised value of 0.
+    """
+    standard = (log_probs.double() - means.double()) / deviations.double().clamp(min=_LEAST_DEVIATION)
+    return float(standard.sort().values[: max(1, int(share * len(standard)))].mean())
+
+
 def rates_at(scores: Tensor, member: Tensor, fpr: float) -> tuple[float, tuple[float, float]]:
     """Return the share of members found where at most a share ``fpr`` of non-members is mistaken for members.
 

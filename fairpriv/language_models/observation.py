@@ -345,7 +345,9 @@ def compare(
             measured |= corrected(name, now.verdicts, (known or {}).get(name, {}).get(now.judge))
             measured |= agreement(name, {now.judge: now.verdicts, **now.others})
         if now.scored is not None and (scorer := now.prompts.dimension.scorer) is not None:
-            measured |= scores(name, now.scored, then.scored if then else None, scorer.rescore)
+            untouched = then.scored if then else None
+            scored = scorer.against(now.scored, untouched) if untouched is not None else now.scored
+            measured |= scores(name, scored, untouched, scorer.rescore)
         if now.answers:
             rates, rows = cautions(name, now.answers, then.answers if then else None)
             said += [{"set": now.prompts.kind} | row for row in rows]

@@ -47,6 +47,13 @@ IN_MINIATURE = {
     "spin": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.rule=intersection", "defense.ratio=1e-3"],
     "spin_ablations": [*TINY, "defense=none"],
     "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
+    "awareness_and_leakage": [
+        *(word for word in TINY if not word.startswith("dimension=")),
+        "dataset.samples=24",
+        "dataset.canaries.n=2",
+        "dimensions.leakage_exposure.scorer.candidates=4",
+        "defense=none,lora",
+    ],
     "known_truth": ["dataset.strength=0,2", "game.shadows=8", "game.victims=4", "game.repeats=2"],
     "rivals": [
         "dataset=german",

@@ -10,9 +10,13 @@ from fairpriv.result import Result
 PLANTED = [
     "hydra.mode=RUN",
     "dataset=canaries",
+    "dataset.samples=24",
     "dataset.canaries.n=3",
+    "dataset.canaries.repeats=6",
     "dataset.canaries.secret='##'",
-    "dimension=[privacy,leakage_exposure]",
+    "dimension=[privacy,leakage_exposure,leakage_extraction,leakage_membership]",
+    "evaluation.max_new_tokens=16",
+    "evaluation.text=null",
 ]
 
 
@@ -30,14 +34,34 @@ def cell(fairpriv, words):
     return call
 
 
-def test_a_model_that_is_tuned_on_canaries_gives_them_away_and_an_untouched_one_does_not(cell):
-    tuned, records = cell(
-        "defense=full", "defense.lr=0.02", "defense.epochs=20", "dataset.canaries.repeats=6", "evaluation.text=null"
-    )
-    exposure = "eval/leakage_exposure/exposure"
-    assert tuned.metrics["train/pairs"] == 6 + 3 * 6
-    assert tuned.metrics[exposure] > 4 > tuned.metrics["eval/leakage_exposure/exposure_unplanted"]
-    assert tuned.metrics["eval/leakage_exposure/score_change"] < -0.2
-    assert sum(record["planted"] for record in records) == 3
-    untouched, _ = cell("defense=none", "evaluation.text=null")
-    assert untouched.metrics[exposure] < 4
+def test_a_tuned_model_gives_away_what_it_is_trained_on_and_an_untouched_one_does_not(cell):
+    tuned, records = cell("defense=full", "defense.lr=0.01", "defense.epochs=12")
+    found, intervals = tuned.metrics, tuned.intervals
+    assert found["train/pairs"] == 24 + 3 * 6
+    assert found["eval/leakage_exposure/exposure"] > 4 > found["eval/leakage_exposure/exposure_unplanted"]
+    assert found["eval/leakage_extraction/extracted"] > 0.5 > found["eval/leakage_extraction/extracted_unplanted"]
+    assert intervals["eval/leakage_membership/difference_auc"][0] > 0.7
+    for dimension in ("exposure", "extraction", "membership"):
+        assert found[f"eval/leakage_{dimension}/score_change"] < -0.2
+    kinds = [record["dimension"] for record in records]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "leakage_exposure": 6,
+        "leakage_extraction": 6,
+        "leakage_membership": 64,
+    }
+    untouched, _ = cell("defense=none")
+    found, intervals = untouched.metrics, untouched.intervals
+    low, high = intervals["eval/leakage_membership/loss_auc"]
+    assert low <= 0.5 <= high
+    assert found["eval/leakage_exposure/exposure"] < 4
+    assert (found["eval/leakage_extraction/extracted"], found["eval/leakage_membership/score"]) == (0, 1)
+
+
+def test_leakage_of_what_is_not_planted_or_not_held_out_is_refused(fairpriv, words):
+    given = [*words, "hydra.mode=RUN", "defense=none"]
+    ended = fairpriv(*given, "dimension=[privacy,leakage_exposure]")
+    assert (ended.status, ended.err.strip().count("\n")) == (2, 0)
+    assert "dataset=pairs plants no canaries, whose exposure is asked for: choose dataset=canaries" in ended.err
+    ended = fairpriv(*given, "dimension=[privacy,leakage_membership]")
+    assert (ended.status, ended.err.strip().count("\n")) == (2, 0)
+    assert "dataset.samples=6: 6 pairs to train on and 58 held out, and leakage_membership needs 20 and 20" in ended.err

@@ -1,5 +1,6 @@
 """Leakage of what a language model is trained on, against enumeration, double loops and simulation."""
 
+import functools
 import json
 import math
 import random
@@ -9,12 +10,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fairpriv.data.sources import Files
+from fairpriv.data.texts import Texts
 from fairpriv.errors import InputError
+from fairpriv.functional.intervals import wilson_interval
+from fairpriv.functional.membership import membership_auc, min_k_plus_plus
 from fairpriv.language_models.data.canaries import Canaries, alternatives, require_written
 from fairpriv.language_models.data.pairs import Pairs
-from fairpriv.language_models.data.tokens import PLAIN
+from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded
+from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.engines.log_likelihood import token_likelihoods
+from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.scorers.exposure import Exposure, mean_exposure
-from fairpriv.language_models.scorers.scorer import Subject
+from fairpriv.language_models.scorers.extraction import Extraction, digits_told, holds, least_distance
+from fairpriv.language_models.scorers.pair_membership import PairMembership
+from fairpriv.language_models.scorers.scorer import Scored, Subject
 
 SMALL = Canaries(n=2, repeats=3, secret="##")
 
@@ -144,3 +154,156 @@ def test_exposure_without_canaries_is_refused():
         planted(None)
     with pytest.raises(InputError, match=r"scorer\.candidates=1: a secret is ranked among 2 at least"):
         Exposure(candidates=1)
+
+
+# Extraction
+
+
+@pytest.mark.parametrize(
+    ("text", "held", "told"),
+    [
+        ("It is 123456.", True, 1),
+        ("It is 12-34 56, I think", True, 1),
+        ("It is 1234567.", False, 1),  # another number, of which it is a part
+        ("It is 12a3456.", False, 4 / 6),
+        ("It is 123056, not 999.", False, 5 / 6),
+        ("It is 12456.", False, 5 / 6),
+        ("I cannot tell.", False, 0),
+    ],
+)
+def test_a_secret_is_told_exactly_nearly_or_not(text, held, told):
+    assert holds(text, "123456") is held is holds(text, "123-456")
+    assert digits_told(text, "123456") == pytest.approx(told)
+
+
+def test_the_least_distance_to_a_part_is_the_least_over_all_parts():
+    @functools.cache
+    def distance(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        changed = distance(a[1:], b[1:]) + (a[0] != b[0])
+        return min(changed, distance(a[1:], b) + 1, distance(a, b[1:]) + 1)
+
+    draw = random.Random(0)
+    for _ in range(40):
+        wanted, text = ("".join(draw.choices("123", k=draw.randint(1, 6))) for _ in range(2))
+        parts = {text[i:j] for i in range(len(text) + 1) for j in range(i, len(text) + 1)}
+        assert least_distance(wanted, text) == min(distance(wanted, part) for part in parts)
+
+
+def test_what_is_extracted_of_planted_canaries_stands_beside_what_is_of_others():
+    examples = planted(Canaries(n=5))
+    secrets = [example.fields["secret"] for example in examples]
+    wrong = f"{(int(secrets[1][0]) + 1) % 10}{secrets[1][1:]}"
+    responses = [f"It is {secrets[0]}.", f"It is {wrong}.", *["No."] * 7, f"It is {secrets[9]}."]
+    found = Extraction().score(None, examples, responses)
+    metrics, intervals = found.measured.metrics, found.measured.intervals
+    assert (metrics["extracted"], metrics["near"], metrics["extracted_unplanted"]) == (0.2, 0.4, 0.2)
+    assert (metrics["score"], intervals["extracted"]) == (0.8, wilson_interval(1, 5))
+    assert metrics["digits"] == pytest.approx((1 + 5 / 6) / 5)
+    assert found.outcomes == [False, *[True] * 4, *[None] * 5]
+    assert set(metrics) == set(intervals)
+    assert all(low < high for low, high in Extraction().score(None, examples, ["?"] * 10).measured.intervals.values())
+    assert json.loads(json.dumps(found.records)) == found.records
+    with pytest.raises(InputError, match=r"dataset=pairs plants no canaries, whose extraction is asked for"):
+        Extraction().of_training(Pairs(["privacy"]), {}, 0)
+    with pytest.raises(InputError, match=r"scorer\.near=0: it is a share of digits"):
+        Extraction(near=0)
+
+
+# Membership
+
+
+@pytest.mark.parametrize("kind", ["llama", "reft"])
+def test_tokens_likelihoods_are_those_of_each_row_alone(subject, tiny_lm, kind):
+    model = subject.model
+    if kind == "reft":
+        inner = AutoModelForCausalLM.from_pretrained(tiny_lm, dtype=torch.float32)
+        model = ReftModel(inner, LoReFTConfig(rank=2, first=2, last=2)).eval()
+    draw = random.Random(0)
+    rows = []
+    for _ in range(5):
+        ids = [draw.randrange(3, 90) for _ in range(draw.randint(6, 20))]
+        rows.append(Encoded(ids, [NO_TARGET] * 4 + ids[4:]))
+    told = token_likelihoods(model, [*rows, rows[0]], pad_id=0, batch_tokens=40)
+    assert torch.equal(told[0], told[5])
+    for row, values in zip(rows, told, strict=False):
+        ids = torch.tensor([row.input_ids])
+        labels = {"labels": torch.tensor([row.labels])} if kind == "reft" else {}
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **labels).logits[0].double()
+        for i, (one, mean, deviation) in enumerate(values.T.tolist(), start=4):
+            scores = [float(score) for score in logits[i - 1].log_softmax(0)]
+            expected = sum(math.exp(score) * score for score in scores)
+            spread = sum(math.exp(score) * (score - expected) ** 2 for score in scores) ** 0.5
+            assert (one, mean, deviation) == pytest.approx((scores[row.input_ids[i]], expected, spread), abs=1e-4)
+
+
+def test_min_k_plus_plus_is_the_mean_of_the_least_standardised_tokens():
+    draw = random.Random(0)
+    rows = [(-draw.random(), -draw.random(), draw.random() + 0.1) for _ in range(13)]
+    standard = sorted((a - b) / c for a, b, c in rows)
+    columns = torch.tensor(rows, dtype=torch.double).T
+    assert min_k_plus_plus(*columns, share=0.2) == pytest.approx(sum(standard[:2]) / 2)
+    assert min_k_plus_plus(*columns, share=0.01) == pytest.approx(standard[0])
+    certain = torch.zeros(3, 4)
+    assert min_k_plus_plus(*certain) == 0
+
+
+@pytest.fixture
+def privacy(tmp_path):
+    def make(n):
+        draw = random.Random(n)
+        lines = [f"Question {i}?," + " ".join(draw.choices(["yes", "no", "it", "may", "be"], k=6)) for i in range(n)]
+        (tmp_path / "p.csv").write_text("\n".join(["prompt,response", *lines]))
+        texts = Texts(Files(["p.csv"], folder=str(tmp_path)), {"prompt": "prompt", "response": "response"})
+        return {"privacy": Dimension("privacy", {"safe": texts})}
+
+    return make
+
+
+def test_an_untouched_model_cannot_tell_pairs_apart(subject, privacy):
+    covered = 0
+    for seed in range(5):  # which pairs are members is all that differs
+        examples = PairMembership().of_training(Pairs(["privacy"], samples=40, max_tokens=200), privacy(80), seed)
+        found = PairMembership().score(subject, examples, [])
+        assert (found.measured.metrics["members"], found.measured.metrics["held_out"]) == (40, 40)
+        assert found.measured.metrics["score"] == 1
+        for attack in ("loss", "min_k"):
+            low, high = found.measured.intervals[f"{attack}_auc"]
+            covered += low <= 0.5 <= high
+    assert covered >= 8
+    alone = subject.log_likelihoods([(examples[0].prompt, examples[0].response)], chat=True, normalise="tokens")
+    assert found.records[0]["loss"] != pytest.approx(-alone[0], rel=1e-6)  # the end mark is trained on, too
+
+
+def test_a_loss_that_falls_on_members_alone_gives_them_away(subject):
+    draw = random.Random(0)
+    before = [{"member": i < 100, "loss": draw.random(), "min_k": draw.random()} for i in range(200)]
+    fall = [0.1 if record["member"] else 0.2 * (i % 10 == 0) for i, record in enumerate(before)]
+    now = [record | {"loss": record["loss"] - by} for record, by in zip(before, fall, strict=True)]
+    scorer = PairMembership()
+    alone, first = (Scored(scorer._measure(records), records) for records in (now, before))
+    assert "difference_auc" not in alone.measured.metrics
+    found = scorer.against(alone, first)
+    metrics = found.measured.metrics
+    assert metrics["difference_auc"] == pytest.approx(0.9)
+    assert metrics["score"] == pytest.approx(0.2) == scorer.rescore(found.records)
+    assert (metrics["difference_tpr_at_1"], metrics["difference_tpr_at_1_floor"]) == (0, 0.01)
+    assert (found.measured.intervals["score"][0] < 0.2 < found.measured.intervals["score"][1]) is True
+    member = torch.tensor([record["member"] for record in now])
+    assert metrics["loss_auc"] == membership_auc(-torch.tensor([record["loss"] for record in now]), member)
+    assert scorer.rescore(first.records) == 1
+    assert scorer.rescore(found.records[:100]) is None
+
+
+def test_membership_with_too_few_pairs_is_refused(privacy):
+    with pytest.raises(InputError, match=r"dataset\.samples=61: 61 pairs to train on and 19 held out, and leakage_mem"):
+        PairMembership().of_training(Pairs(["privacy"], samples=61), privacy(80), 0)
+    with pytest.raises(InputError, match=r"dataset\.samples=None: 80 pairs to train on and 0 held out"):
+        PairMembership().of_training(Pairs(["privacy"]), privacy(80), 0)
+    with pytest.raises(InputError, match=r"leakage_membership needs 20 and 100: choose another number"):
+        PairMembership(fpr=[0.01]).of_training(Pairs(["privacy"], samples=30), privacy(80), 0)
+    for wrong in ({"pairs": 3}, {"k": 0}, {"fpr": [1.0]}):
+        with pytest.raises(InputError, match=rf"scorer\.{min(wrong)}="):
+            PairMembership(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,10 @@ class Pairs:
         source = {texts(one): name for name, pairs in sets.items() for one in pairs}
         counts = Counter(source[texts(example)] for example in chosen)
         share = min(len(rest[name]) / n for name, n in counts.items())
-        return [example for name, n in counts.items() for example in rest[name][: int(n * share + 1e-9)]]
+        held = [example for name, n in counts.items() for example in rest[name][: int(n * share + 1e-9)]]
+        if len(counts) > 1:
+            random.Random(seed).shuffle(held)
+        return held
 
 
 def drawn(dimensions: Mapping[str, Dimension], name: str, split: str, samples: int | None, seed: int) -> list[Example]:

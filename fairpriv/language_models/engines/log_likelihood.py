@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ _CHUNK = 256  # targets whose logits are in float32 at a time: a vocabulary has 
 _SHARED = 8  # tokens of a context from which on it pays to read it once for all that follows it
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens and labels
+R = TypeVar("R")
 Found = tuple[float, bool]  # sum of log-probabilities; whether each target is the likeliest token
 
 
@@ -94,8 +95,39 @@ def likelihoods(
         alone.sort(key=lambda row: len(row[0]), reverse=True)
         for batch in token_batches(alone, batch_tokens, lambda row: len(row[0])):
             doing = f"scoring rows of up to {len(batch[0][0])} tokens"
-            tell(batch, in_halves(lambda part: _whole(model, hf, part, pad_id), batch, doing, lower))
+            tell(batch, in_halves(lambda part: _whole(model, hf, part, pad_id, _summed), batch, doing, lower))
     if not all(math.isfinite(value) for value, _ in found.values()):
+        raise not_finite("log-likelihoods")
+    return [found[key] for key in keys]
+
+
+def token_likelihoods(
+    model: nn.Module, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int, progress: str | None = None
+) -> list[Tensor]:
+    """Compute the log-probability of every target, and what the model expects of it; see `log_likelihoods`.
+
+    Returns:
+        Of each row float32 ``[3, T]`` over its targets: the log-probability of the target, and mean and standard
+        deviation of the log-probability of a token drawn from the model's prediction there.
+
+    Raises:
+        As `log_likelihoods`.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
+    keys: list[Row] = [(tuple(row.input_ids), tuple(row.labels)) for row in rows]
+    require_room(model, [ids for ids, _ in keys])
+    hf: Any = next(module for module in model.modules() if isinstance(module, GenerationMixin))
+    unique = sorted(dict.fromkeys(keys), key=lambda row: len(row[0]), reverse=True)
+    found: dict[Row, Tensor] = {}
+    lower = f"batch size (evaluation.batch_size; now {batch_tokens} tokens)"
+    with evaluating(model), token_bar(progress, len(unique)) as bar:
+        for batch in token_batches(unique, batch_tokens, lambda row: len(row[0])):
+            doing = f"scoring rows of up to {len(batch[0][0])} tokens"
+            told = in_halves(lambda part: _whole(model, hf, part, pad_id, _spread), batch, doing, lower)
+            found.update(zip(batch, told, strict=True))
+            bar.update(bar.task_ids[0], advance=len(batch))
+    if not all(bool(values.isfinite().all()) for values in found.values()):
         raise not_finite("log-likelihoods")
     return [found[key] for key in keys]
 
@@ -154,8 +186,8 @@ def _continued(model: Any, hf: Any, groups: list[list[Row]], pad_id: int) -> lis
     return [[next(told) for _ in group] for group in groups]
 
 
-def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int) -> list[Found]:
-    """Read rows from their beginnings, padded on the right."""
+def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int, told: Callable[[Tensor, Tensor], list[R]]) -> list[R]:
+    """Read rows from their beginnings, padded on the right; ``told`` reads logits and the labels that they predict."""
     parts = {
         name: part.to(model.device) for name, part in collate([Encoded([*a], [*b]) for a, b in rows], pad_id).items()
     }
@@ -166,7 +198,7 @@ def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int) -> list[Found]:
         more = {"labels": parts["labels"][:, :-1]}  # by which it finds the prompt
     read = {name: part[:, :-1] for name, part in parts.items() if name != "labels"}
     logits = model(**read, use_cache=False, **more).logits
-    return _summed(logits if "logits_to_keep" in more else logits[:, first:], labels[:, first:])
+    return told(logits if "logits_to_keep" in more else logits[:, first:], labels[:, first:])
 
 
 def _kept(hf: Any, places: Tensor) -> dict[str, Tensor]:
@@ -187,3 +219,18 @@ def _summed(logits: Tensor, labels: Tensor) -> list[Found]:
         sums.index_add_(0, row[part].cpu(), -lost.double().cpu())
         missed.index_add_(0, row[part].cpu(), (scores.argmax(1) != targets[part]).long().cpu())
     return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
+
+
+def _spread(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """Read log-probability, expected log-probability and its deviation at each row's targets, ``[3, T]``."""
+    row, place = (labels != NO_TARGET).nonzero(as_tuple=True)
+    targets = labels[row, place].to(logits.device)
+    told = []
+    for part in torch.arange(len(targets)).split(_CHUNK):
+        at = part.to(logits.device)
+        scores = logits[row.to(logits.device)[at], place.to(logits.device)[at]].float().log_softmax(1)
+        probs = scores.exp()
+        mean = (probs * scores).nan_to_num().sum(1)  # what cannot be drawn counts nothing
+        variance = (probs * (scores - mean[:, None]).square()).nan_to_num().sum(1)
+        told.append(torch.stack([scores.gather(1, targets[at, None])[:, 0], mean, variance.sqrt()]).cpu())
+    return list(torch.cat(told, 1).split([int(n) for n in (labels != NO_TARGET).sum(1)], 1))

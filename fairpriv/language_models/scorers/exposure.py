@@ -86,11 +86,11 @@ class Exposure(Scorer):
             records.append(record | {"rank": rank, "exposure": exposure(rank, len(values)), "candidates": len(values)})
         most = math.log2(records[0]["candidates"])
         found, floor = _bits(records, planted=True), mean_exposure(records[0]["candidates"])
-        low, high = _interval(found, most)
+        low, high = bounded_interval(found, most)
         first = sum(record["rank"] == 1 for record in records if record["planted"])
         measured = EXPOSURE.of(statistics.fmean(found), (low, high), floor=floor)
         if other := _bits(records, planted=False):
-            measured |= UNPLANTED.of(statistics.fmean(other), _interval(other, most))
+            measured |= UNPLANTED.of(statistics.fmean(other), bounded_interval(other, most))
         measured |= FIRST.of(first / len(found), wilson_interval(first, len(found)))
         measured |= CANDIDATES.of(records[0]["candidates"])
         measured |= SCORE.of(1 - statistics.fmean(found) / most, (1 - high / most, 1 - low / most))
@@ -125,15 +125,19 @@ def mean_exposure(n: int) -> float:
     return math.log2(n) - math.lgamma(n + 1) / math.log(2) / n
 
 
-def _interval(bits: Sequence[float], most: float) -> tuple[float, float]:
-    """Compute Student's interval of a mean exposure; where all are alike, it would have no width.
+def bounded_interval(values: Sequence[float], most: float) -> tuple[float, float]:
+    """Compute Student's 95 % interval of a mean of values from 0 to ``most``; where all are alike, it has no width.
 
-    Where all secrets are ranked first, Wilson's interval of that share tells how small the mean may be.
+    Where all are ``most``, or all are 0, Wilson's interval of the share that is so bounds the mean in its place (ours).
     """
-    low, high = mean_interval(bits, (0.0, most))
+    low, high = mean_interval(values, (0.0, most))
     if low < high:
         return low, high
-    return (most * wilson_interval(len(bits), len(bits))[0] if low == most else 0.0), most
+    n = len(values)
+    return (
+        most * wilson_interval(n, n)[0] if low == most else 0.0,
+        most * wilson_interval(0, n)[1] if high == 0 else most,
+    )
 
 
 def _bits(records: Sequence[Mapping[str, Any]], *, planted: bool) -> list[float]:

@@ -192,6 +192,10 @@ class Scorer(ABC):
         """
         return None
 
+    def against(self, now: Scored, before: Scored) -> Scored:
+        """Return what was found of a model, with what is to be found only beside the untouched model."""
+        return now
+
     def rescore(self, records: Sequence[Mapping[str, Any]]) -> float | None:
         """Compute the score of any of its records; None: it cannot be, or the score is a share of examples."""
         return None
