@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import math
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from typing import Any, ClassVar
 from fairpriv.config.schema import nearest
 from fairpriv.data.sources import Source
 from fairpriv.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
     "in": lambda value, listed: value in listed,
@@ -55,11 +59,14 @@ class Texts:
     The ending of a file tells its format: .csv, .tsv, .jsonl or .ndjson (one object a line), .json (a list of objects),
     .txt (one prompt a line, in a column ``prompt``), each also packed as .gz, and .parquet. All are UTF-8. Dots name a
     column inside another: ``category.privacy_violation``. Where a .json file is not a list, ``under`` names the lists
-    inside it in the same way; they are read one after another.
+    inside it in the same way; they are read one after another. A .txt file that is no prompt a line is read by
+    ``pattern``, a regular expression whose matches are the rows and whose named groups their columns.
 
     ``columns`` names a column for ``prompt``, for pairs one for ``response``, and one for anything else a scorer reads.
     Several columns together give the list of their values, up to the last that is not empty. A prompt is a text, or a
     conversation: a list of ``{role: system | user | assistant, content: text}`` whose last message is the user's.
+    ``template`` is what a model is asked, with ``{prompt}`` in it, such as a jailbreak; of a conversation it is about
+    the last message. Judges and records keep to the prompt alone.
 
     ``where`` keeps the rows that fulfil every condition: a value, a list of values, or some of
     ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared as text
@@ -73,11 +80,22 @@ class Texts:
     columns: dict[str, str | list[str]]  # name: the column of the files that holds it
     where: dict[str, Any] = field(default_factory=dict)  # column: condition
     under: list[str] = field(default_factory=list)  # where the rows lie in a .json file that is no list
+    pattern: str | None = None  # of a row of a .txt file; None: a line each
+    template: str | None = None  # what is asked, with {prompt} in it; None: the prompt
 
     def __post_init__(self) -> None:
         for name in ("prompt", "response"):
             if isinstance(self.columns.get(name), list):
                 raise InputError(f"columns.{name}={self.columns[name]}: must be one column")
+        if self.template is not None and ("{prompt}" not in self.template or "prompt" not in self.columns):
+            raise InputError(f"template={self.template!r}: must hold {{prompt}}, and columns must name a prompt")
+        if self.pattern is not None:
+            try:
+                groups = re.compile(self.pattern).groupindex
+            except re.error as error:
+                raise InputError(f"pattern={self.pattern!r}: is no regular expression: {error}") from None
+            if not groups:
+                raise InputError(f"pattern={self.pattern!r}: names no column: write one as (?P<prompt>...)")
         for column, condition in self.where.items():
             if condition is None:
                 raise InputError(f"where.{column} has no value: give the value wanted, or conditions")
@@ -120,7 +138,9 @@ class Texts:
 
     def digest(self) -> str:
         """Hash the content of the files, the column map and the filter."""
-        described = json.dumps([self.source.digest(), self.columns, self.where, self.under], sort_keys=True)
+        more = {name: value for name in ("pattern", "template") if (value := getattr(self, name)) is not None}
+        told = [self.source.digest(), self.columns, self.where, self.under, *([more] if more else [])]
+        described = json.dumps(told, sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
     def table(self) -> dict[str, list[Any]]:
@@ -139,6 +159,9 @@ class Texts:
             told = {name: _held(row, column, where) for name, column in self.columns.items()}
             messages = _messages(told, where)
             prompt, response = (_text(told, name, self.columns, where) for name in ("prompt", "response"))
+            if self.template is not None and prompt is not None:
+                last = messages[-1]["content"] if messages else prompt
+                messages = [*messages[:-1], {"role": "user", "content": self.template.replace("{prompt}", last)}]
             examples.append(Example(prompt or "", response, where, told, messages))
         return examples
 
@@ -146,7 +169,7 @@ class Texts:
         """Yield the rows that ``where`` keeps, at least one, and where each was read."""
         kept = total = 0
         for path in paths:
-            rows = _read(path, self.under)
+            rows = _read(path, self.under, self.pattern)
             total += len(rows)
             self._require(path, [row for _, row in rows])
             for place, row in rows:
@@ -175,7 +198,7 @@ class Texts:
         """Name the first file's columns for a message, where it can be read."""
         with contextlib.suppress(InputError, OSError):
             path = self.source.locate()[0]
-            return f"; {path.name} has {_shown(_names([row for _, row in _read(path, self.under)]))}"
+            return f"; {path.name} has {_shown(_names([row for _, row in _read(path, self.under, self.pattern)]))}"
         return ""
 
     def _keeps(self, row: Mapping[str, Any]) -> bool:
@@ -312,13 +335,15 @@ def _spelling(value: Any) -> str:
 _Rows = list[tuple[str, dict[str, Any]]]  # place in the file, as 'line 12', and the row's columns
 
 
-def _read(path: Path, under: Sequence[str]) -> _Rows:
+def _read(path: Path, under: Sequence[str], pattern: str | None) -> _Rows:
     packed = path.suffix.lower() == ".gz"
     ending = Path(path.stem if packed else path.name).suffix.lower()
     if ending == ".parquet" and not packed:
         rows = _parquet(path)
     elif ending == ".json":
         rows = _json(_decoded(path, packed), path, under)
+    elif ending == ".txt" and pattern is not None:
+        rows = _matches(_decoded(path, packed), path, pattern)
     elif ending in _READERS:
         rows = _READERS[ending](_decoded(path, packed), path)
     else:
@@ -405,6 +430,15 @@ def _json(text: str, path: Path, under: Sequence[str]) -> _Rows:
 def _lines(text: str, path: Path) -> _Rows:
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [(f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _matches(text: str, path: Path, pattern: str) -> _Rows:
+    found = [*re.finditer(pattern, text)]
+    if not found:
+        raise InputError(f"{path}: nothing in it matches the pattern {pattern!r}")
+    if rest := sum(bool(line.strip()) for line in re.sub(pattern, "", text).splitlines()):
+        log.warning("%s: %d lines belong to no row: the pattern passes over them", path, rest)
+    return [(f"line {text.count(chr(10), 0, one.start()) + 1}", one.groupdict()) for one in found]
 
 
 def _parquet(path: Path) -> _Rows:

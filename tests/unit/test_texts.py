@@ -73,6 +73,44 @@ def test_text_file_is_a_prompt_a_line(tmp_path):
     assert found == [Example("One?", None, "a.txt, line 1"), Example(" Two? ", None, "a.txt, line 3")]
 
 
+BLOCKS = "# head\n<1>\nOne?\nTwo?\n</1>\n\n<2>\nThree?\n</2>\n"
+
+
+def test_text_file_of_blocks_is_read_by_a_pattern_that_says_what_it_passes_over(tmp_path, caplog):
+    blocks = texts(tmp_path, "a.txt", BLOCKS, {"prompt": "prompt", "number": "n"})
+    blocks.pattern = r"(?s)<(?P<n>\d)>\n(?P<prompt>.*?)\n</\d>"
+    found = blocks.load()
+    assert [(e.prompt, e.fields["number"], e.row) for e in found] == [
+        ("One?\nTwo?", "1", "a.txt, line 2"),
+        ("Three?", "2", "a.txt, line 7"),
+    ]
+    assert "1 lines belong to no row" in caplog.text
+    blocks.pattern = "(?P<prompt>x+)"
+    with pytest.raises(InputError, match="nothing in it matches the pattern"):
+        blocks.load()
+
+
+def test_a_template_is_asked_and_is_part_of_the_content(tmp_path):
+    plain = texts(tmp_path, "a.csv", "q\nOne {prompt}?\n", {"prompt": "q"})
+    wrapped = Texts(plain.source, plain.columns, template="Say: {prompt} {other}")
+    (one,) = wrapped.load()
+    assert (one.prompt, one.asked) == ("One {prompt}?", [{"role": "user", "content": "Say: One {prompt}? {other}"}])
+    assert wrapped.digest() != plain.digest()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"template": "no place"}, "must hold {prompt}"),
+        ({"pattern": "(?P<a>"}, "is no regular expression"),
+        ({"pattern": "(a)"}, "names no column"),
+    ],
+)
+def test_a_pattern_or_template_that_cannot_work_is_refused(tmp_path, more, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        Texts(Files(["a.txt"]), {"prompt": "prompt"}, **more)
+
+
 def test_several_files_follow_one_another_and_rows_say_where_they_stand(tmp_path):
     (tmp_path / "b.jsonl").write_text('\n{"q": "three"}\n')
     (tmp_path / "a.csv").write_text('q\n"one\nand more"\n\ntwo\n')
