@@ -42,6 +42,7 @@ class Example:
     row: str  # where it was read, as 'pairs.csv, line 12'
     fields: dict[str, Any] = field(default_factory=dict, hash=False)  # by name, what further columns hold
     messages: list[dict[str, str]] = field(default_factory=list, hash=False)  # of a conversation, the user's last
+    rejected: Example | None = field(default=None, hash=False)  # whose response is to be less likely than this one
 
     @property
     def asked(self) -> str | list[dict[str, str]]:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
@@ -92,6 +92,11 @@ class Tuning(ABC):
     def trains(self) -> bool:
         """Whether it trains on the owner's pairs."""
         return False
+
+    @property
+    def contrast(self) -> Literal["prompt", "any"] | None:
+        """Whether each pair that it trains on stands against a response of the other split, and to which prompt."""
+        return None
 
     @property
     def coupled(self) -> list[str]:

@@ -88,7 +88,7 @@ def load(settings: Settings, data: Data) -> Loaded:
         )
     pairs = encoded(settings, tokenizer, data.pairs) if settings.defense.trains else ([], 0)
     rows = {which: encoded(settings, tokenizer, examples)[0] for which, examples in data.asked.items()}
-    trained = [row.input_ids for part in (pairs[0], *rows.values()) for row in part]
+    trained = [part.input_ids for encoded in (pairs[0], *rows.values()) for row in encoded for part in row.parts]
     require_room(model, trained, lower="dataset.max_tokens")
     text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]
     if text is not None and len(text):

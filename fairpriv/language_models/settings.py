@@ -81,6 +81,7 @@ class Settings:
                 not go with another.
         """
         require_base(defense, Tuning, f"defense={config['defense']['name']}")
+        pairs.contrast = defense.contrast
         text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
         found = cls(
             seed=config["seed"],

@@ -1,12 +1,11 @@
 """Rivals of SPIN from the command line, on a random language model with two layers."""
 
 from fairpriv.language_models import observation
+from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.report.finding import find_results
 
-RIVALS = ["steering", "task_arithmetic"]
 
-
-def test_rivals_stand_beside_the_untouched_model_and_their_answers_are_kept(fairpriv, words, tmp_path, monkeypatch):
+def test_another_coefficient_is_another_model_with_answers_of_its_own(fairpriv, words, tmp_path, monkeypatch):
     asked = []
     answer = observation.respond
 
@@ -15,17 +14,26 @@ def test_rivals_stand_beside_the_untouched_model_and_their_answers_are_kept(fair
         return answer(model, tokenizer, prompts, **options)
 
     monkeypatch.setattr(observation, "respond", spy)
-    grid = [f"defense=none,{','.join(RIVALS)}", "retry=all"]
-    ended = fairpriv(*words, *grid)
+    ended = fairpriv(*words, "defense=steering", "defense.coefficient=1,20")
     assert ended.status == 0, ended.err
     results, left_out = find_results([tmp_path / "out"])
     assert left_out == []
-    assert [result.config["defense"]["name"] for result in results] == ["none", *RIVALS]
-    for result in results[1:]:
-        assert result.status == "completed"
-        assert {"eval/fairness/awareness_change", "eval/utility/perplexity"} <= set(result.metrics)
-    assert len(asked) == len(results)
-    ended = fairpriv(*words, *grid)
-    assert ended.status == 0, ended.err
-    assert len(asked) == len(results)  # the same models are asked nothing again
-    assert [result.metrics for result in find_results([tmp_path / "out"])[0]] == [result.metrics for result in results]
+    assert [result.status for result in results] == ["completed"] * 2
+    assert len(asked) == 3  # the untouched model, and either steered one
+    said = {(path.parent / "responses.jsonl").read_text() for path in tmp_path.glob("out/cells/*/result.json")}
+    assert len(said) == 2
+    for result in results:
+        assert {"eval/fairness/awareness_change", "eval/utility/perplexity", "edit/steering/1"} <= set(result.metrics)
+
+
+def test_what_dpo_cannot_compare_is_refused_before_a_model_is_loaded(fairpriv, words, monkeypatch):
+    monkeypatch.setattr(PretrainedLM, "load", None)
+    alone = "~dimensions.privacy.train.unsafe"
+    for more, message in (
+        ([], "dimensions.privacy.train: no prompt has both a safe and an unsafe response"),
+        ([alone], "dimensions.privacy.train has no split 'unsafe'; it has safe"),
+        ([alone, "defense.pairing=any"], "dimensions.privacy.train has no split 'unsafe'; it has safe"),
+    ):
+        ended = fairpriv(*words, "hydra.mode=RUN", "defense=dpo", *more)
+        assert ended.status == 2
+        assert f"fairpriv: {message}" in ended.err

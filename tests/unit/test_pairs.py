@@ -101,6 +101,41 @@ def test_what_cannot_be_drawn_is_said(dimensions, pairs, message):
         pairs.draw(dimensions, 0)
 
 
+def against(contrast, pairs):
+    pairs.contrast = contrast
+    return pairs
+
+
+def test_each_pair_stands_against_a_response_of_the_other_split(dimensions, tmp_path):
+    (tmp_path / "both.csv").write_text("prompt,good,bad\nA,a1,A1\nB,b1,\nA,a2,A2\nA,a3,A3\nC,,C1\n")
+
+    def column(name, **where):
+        return Texts(Files(["both.csv"], folder=str(tmp_path)), {"prompt": "prompt", "response": name}, where)
+
+    both = Dimension("both", {"safe": column("good", prompt=["A", "B"]), "unsafe": column("bad", good=["a1", "a2"])})
+    drawn = against("prompt", Pairs(["both"])).draw({"both": both}, 0)
+    assert {(e.prompt, e.response, e.rejected.prompt, e.rejected.response) for e in drawn} == {
+        ("A", "a1", "A", "A1"),
+        ("A", "a2", "A", "A2"),
+    }
+    turned = against("prompt", Pairs(["both"], "unsafe")).draw({"both": both}, 0)
+    assert {(e.response, e.rejected.response) for e in turned} == {("A1", "a1"), ("A2", "a2")}
+    with pytest.raises(InputError, match=r"defense\.pairing=prompt, dataset\.samples=3: there are 2 in both\.csv"):
+        against("prompt", Pairs(["both"], samples=3)).draw({"both": both}, 0)
+    message = r"dimensions\.privacy\.train: no prompt has both a safe and an unsafe response.*defense\.pairing=any"
+    with pytest.raises(InputError, match=message):
+        against("prompt", Pairs(["privacy"])).draw(dimensions, 0)
+    others = {e.response: e.rejected.response for e in against("any", Pairs(["privacy"])).draw(dimensions, 0)}
+    assert others == {f"p answer {i}": f"u answer {i % 8}" for i in range(20)}
+    with pytest.raises(InputError, match=r"dataset=pairs plants canaries.*takes dataset=pairs"):
+        against("any", Pairs(["privacy"], canaries=Canaries())).draw(dimensions, 0)
+    held_out = against("prompt", Pairs(["both"])).held_out({"both": both}, 0)
+    assert {example.response for example in held_out} == {"a3", "b1"}
+    for contrast in ("prompt", "any"):
+        with pytest.raises(InputError, match=r"dimensions\.fairness\.train has no split 'unsafe'; it has safe"):
+            against(contrast, Pairs(["fairness"])).draw(dimensions, 0)
+
+
 def test_pairs_without_responses_are_no_pairs(tmp_path):
     prompts_only = Texts(texts(tmp_path, "p", 3).source, {"prompt": "prompt"})
     with pytest.raises(InputError, match=r"dimensions\.d\.train\.safe\.columns names no response"):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -8,6 +10,7 @@ from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import (
     PLAIN,
     Encoded,
+    Preference,
     PromptFormat,
     collate,
     encode,
@@ -278,6 +281,16 @@ def test_dropped_rows_are_counted_and_the_others_stay_in_order():
     rows, dropped = encode_all(tokenizer, pairs, **OPTIONS | {"max_tokens": 20})
     assert dropped == 1
     assert rows == [encode(tokenizer, e.prompt, e.response, **OPTIONS) for e in (pairs[0], pairs[2])]
+
+
+def test_a_pair_that_stands_against_another_is_dropped_with_either():
+    tokenizer, good, long = bpe(eos_token="</s>"), Example("may", "yes", "a, 2"), Example("may", "no " * 90, "a, 3")
+    other = Example("who", "it", "a, line 4")
+    pairs = [replace(good, rejected=other), replace(good, rejected=long), replace(long, rejected=other)]
+    rows, dropped = encode_all(tokenizer, pairs, **OPTIONS | {"max_tokens": 20})
+    assert dropped == 2
+    chosen, rejected = (encode(tokenizer, e.prompt, e.response, **OPTIONS) for e in (good, other))
+    assert rows == [Preference(chosen.input_ids, chosen.labels, rejected)]
 
 
 def test_all_rows_dropped_names_max_tokens():

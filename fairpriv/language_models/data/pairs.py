@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -19,6 +21,8 @@ from fairpriv.language_models.data.tokens import Encoded
 
 if TYPE_CHECKING:
     from fairpriv.language_models.dimensions.dimension import Dimension
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Pairs:
     truncate: Literal["prompt_left", "prompt_right", "response", "drop"] = "response"
     canaries: Canaries | None = None  # invented personal data that are planted beside the pairs; null: none
     name: str = "pairs"
+    # Whether each pair stands against a response of the other split, as the defence asks: see `contrasted`.
+    contrast: Literal["prompt", "any"] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
@@ -53,8 +59,13 @@ class Pairs:
         """Draw what is trained on: the pairs, and behind them every planted canary as often as it is repeated.
 
         Raises:
-            InputError: as `chosen`.
+            InputError: as `chosen`; or canaries, which stand against nothing, are planted among pairs that do.
         """
+        if self.canaries is not None and self.contrast is not None:
+            raise InputError(
+                f"dataset={self.name} plants canaries, which no response is rejected for: a defence that trains on "
+                "preferences, such as dpo, takes dataset=pairs"
+            )
         planted = self.canaries.draw(seed)[0] * self.canaries.repeats if self.canaries is not None else []
         return self.chosen(dimensions, seed) + planted
 
@@ -72,8 +83,11 @@ class Pairs:
                     f"{nearest(name, dimensions)}: add it to dimension=[...]"
                 )
             sets[name] = dimensions[name].pairs(self.split)
+            if self.contrast is not None:
+                sets[name] = contrasted(sets[name], dimensions[name], self.split, self.contrast)
         if len(sets) == 1:
-            return choose(next(iter(sets.values())), self.samples, seed)
+            key = "defense.pairing=prompt, dataset.samples" if self.contrast == "prompt" else "dataset.samples"
+            return choose(next(iter(sets.values())), self.samples, seed, key=key)
         assert self.samples is not None
         shares = dict(zip(sets, self.shares or [1.0] * len(sets), strict=True))
         return mix(sets, shares, self.samples, seed)
@@ -101,6 +115,37 @@ class Pairs:
         if len(counts) > 1:
             random.Random(seed).shuffle(held)
         return held
+
+
+def contrasted(
+    pairs: Sequence[Example], dimension: Dimension, split: str, contrast: Literal["prompt", "any"]
+) -> list[Example]:
+    """Set a response of the dimension's other split against each pair.
+
+    Args:
+        pairs: of ``split``.
+        dimension: that they are of.
+        split: ``safe`` or ``unsafe``.
+        contrast: ``prompt``: a response to the same prompt, each once; pairs without one are left out. ``any``: the
+            responses in their order, to whatever prompt, from the first again where they are fewer.
+
+    Raises:
+        InputError: the dimension has no other split, or no prompt has responses of both.
+    """
+    others = dimension.pairs("unsafe" if split == "safe" else "safe")
+    if contrast == "any":
+        return [replace(pair, rejected=other) for pair, other in zip(pairs, itertools.cycle(others), strict=False)]
+    waiting: dict[str, list[Example]] = {}
+    for other in others:
+        waiting.setdefault(other.prompt, []).append(other)
+    found = [replace(pair, rejected=waiting[pair.prompt].pop(0)) for pair in pairs if waiting.get(pair.prompt)]
+    if not found:
+        raise InputError(
+            f"dimensions.{dimension.name}.train: no prompt has both a safe and an unsafe response, which "
+            "defense.pairing=prompt asks for: name such a file for both splits, or set defense.pairing=any"
+        )
+    log.info("dimension %s: %d of %d pairs have a response of each split", dimension.name, len(found), len(pairs))
+    return found
 
 
 def drawn(dimensions: Mapping[str, Dimension], name: str, split: str, samples: int | None, seed: int) -> list[Example]:

@@ -54,6 +54,24 @@ class Encoded:
     input_ids: list[int]  # [T]
     labels: list[int]  # [T]: the token itself where it is of the response or ends it, else -100
 
+    @property
+    def parts(self) -> list[Encoded]:
+        """Everything that a model reads of this row."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Preference(Encoded):
+    """Tokens of one prompt and its response, which is to be preferred to another one."""
+
+    rejected: Encoded
+    reference: float = 0.0  # by how much the untouched model's log-likelihood of this response is the larger one
+
+    @property
+    def parts(self) -> list[Encoded]:
+        """Both of them."""
+        return [self, self.rejected]
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
@@ -223,12 +241,15 @@ def encode_all(
     max_tokens: int,
     truncate: Truncate,
 ) -> tuple[list[Encoded], int]:
-    """Encode every pair, in order, and count those that were dropped; none left is an `InputError`."""
-    rows = []
-    for example in examples:
+    """Encode every pair, in order, and count those that were dropped; none left is an `InputError`.
+
+    A pair that stands against another becomes a `Preference`; it is dropped if one of the two is.
+    """
+
+    def one(example: Example) -> Encoded | None:
         if example.response is None:
             raise InputError(f"{example.row}: a prompt without a response; name its column in columns.response")
-        row = encode(
+        return encode(
             tokenizer,
             example.asked,
             example.response,
@@ -236,8 +257,15 @@ def encode_all(
             max_tokens=max_tokens,
             truncate=truncate,
         )
-        if row is not None:
+
+    rows: list[Encoded] = []
+    for example in examples:
+        if (row := one(example)) is None:
+            continue
+        if example.rejected is None:
             rows.append(row)
+        elif (rejected := one(example.rejected)) is not None:
+            rows.append(Preference(row.input_ids, row.labels, rejected))
     if not rows:
         raise InputError(
             f"max_tokens={max_tokens} with truncate={truncate} leaves none of the {len(examples)} pairs a response: "

@@ -99,6 +99,11 @@ class Spin(Tuning):
         return self.after is not None and self.after.trains
 
     @property
+    def contrast(self) -> Literal["prompt", "any"] | None:
+        """What the defence before it asks for."""
+        return self.after.contrast if self.after is not None else None
+
+    @property
     def coupled(self) -> list[str]:
         """The dimensions whose common weights it edits."""
         return self.dimensions

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fairpriv.errors import InputError
 from fairpriv.identity import kind_of
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
-from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import Metric
@@ -109,24 +109,15 @@ class SupervisedTuning(Tuning):
         key = {
             "model": [owner.origin, owner.fitting],
             "tuning": self.recipe(),
-            "rows": [[row.input_ids, row.labels] for row in rows],
+            "rows": [[ids for part in row.parts for ids in (part.input_ids, part.labels)] for row in rows],
             "seed": owner.seed,
             "pad_id": owner.pad_id,
         }
+        rows = self._prepared(owner, rows)
         torch.manual_seed(owner.seed)
         model: Any = self._adapted(owner.model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        module = CausalLM(
-            model,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            warmup=self.warmup,
-            clip=self.clip,
-            micro_batch_size=self.micro_batch_size,
-            pad_id=owner.pad_id,
-            optimizer=self.optimizer,
-            stage=self.name,
-        )
+        module = self._module(model, owner.pad_id)
 
         def made() -> CausalLM:
             owner.fit(module, rows, epochs=self.epochs, batch_size=self.batch_size, seed=owner.seed)
@@ -143,10 +134,11 @@ class SupervisedTuning(Tuning):
         )
         # The recipe too: what an adapter scales its weights by, say, is no weight.
         content = [self.recipe(), checksum({name: tensor.cpu() for name, tensor in module.state_dict().items()})]
+        targets = sum(label != NO_TARGET for row in rows for part in row.parts for label in part.labels)
         measured = (
             _COUNT.named(what="pairs").of(len(rows))
             | _COUNT.named(what="dropped").of(dropped)
-            | _COUNT.named(what="target_tokens").of(sum(label != -100 for row in rows for label in row.labels))
+            | _COUNT.named(what="target_tokens").of(targets)
             | _COUNT.named(what="steps").of(len(module.losses))
             | _LOSS.named(which="first").of(module.losses[0])
             | _LOSS.named(which="last").of(module.losses[-1])
@@ -155,6 +147,24 @@ class SupervisedTuning(Tuning):
         if self.save:
             owner.keep(model)
         return Tuned(self._merged(module, rows).eval(), measured, content)
+
+    def _prepared(self, owner: ModelOwner, rows: list[Encoded]) -> list[Encoded]:
+        """Add to the rows what training needs to know of the untouched model."""
+        return rows
+
+    def _module(self, model: nn.Module, pad_id: int, make: Callable[..., CausalLM] = CausalLM) -> CausalLM:
+        """Make what trains ``model``."""
+        return make(
+            model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            clip=self.clip,
+            micro_batch_size=self.micro_batch_size,
+            pad_id=pad_id,
+            optimizer=self.optimizer,
+            stage=self.name,
+        )
 
     def recipe(self) -> Any:
         """Return plain data that determine the fit of given pairs."""

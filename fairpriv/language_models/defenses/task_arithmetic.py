@@ -55,6 +55,11 @@ class TaskArithmetic(Tuning):
         """Whether it trains on the owner's pairs."""
         return True
 
+    @property
+    def contrast(self) -> Literal["prompt", "any"] | None:
+        """What the tuning asks for."""
+        return self.tuning.contrast
+
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
         """Refuse what the tuning cannot leave as plain float32 weights."""
         self.tuning.check(model, merged=True)

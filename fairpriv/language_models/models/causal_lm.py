@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import lightning
@@ -34,8 +34,9 @@ class Step:
 class CausalLM(lightning.LightningModule):
     """Trains what of ``model`` requires a gradient.
 
-    A batch is a `Step`, worked off in parts of ``micro_batch_size`` rows. The loss is the mean over all target tokens
-    of the step, whatever the parts and the number of processes: gradient accumulation and DDP change no gradient.
+    A batch is a `Step`, worked off in parts of ``micro_batch_size`` rows. The loss is the mean over all terms of the
+    step, which are its target tokens, whatever the parts and the number of processes: gradient accumulation and DDP
+    change no gradient.
     Checkpoints hold the trained parameters only.
 
     Args:
@@ -70,7 +71,7 @@ class CausalLM(lightning.LightningModule):
         self.optimizer = optimizer or torch.optim.AdamW
         self.automatic_optimization = False
         self.strict_loading = False
-        self.losses: list[float] = []  # mean loss of every step, over its target tokens
+        self.losses: list[float] = []  # mean loss of every step, over its terms
 
     def to(self, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Self:
         """Move; ``dtype`` is for frozen weights: in half precision most steps of a trained one would be rounded away.
@@ -103,19 +104,16 @@ class CausalLM(lightning.LightningModule):
         schedule: Any = self.lr_schedulers()
         # Sorted by length, so that little is padded; the sum over rows does not mind.
         rows = sorted(step.rows, key=lambda row: len(row.input_ids))
-        targets = sum(label != NO_TARGET for row in rows for label in row.labels[1:])
-        total = self._over_processes(torch.tensor(targets, device=self.device), "sum")
+        total = self._over_processes(torch.tensor(self.terms(rows), device=self.device), "sum")
         shares = self.trainer.world_size
         summed = torch.zeros((), device=self.device)
         # DDP waits for every process in every part, so all take as many as the one with most rows.
         parts = self._over_processes(torch.tensor(-(-len(rows) // self.micro_batch_size), device=self.device), "max")
-        filler = Encoded([self.pad_id] * 2, [NO_TARGET] * 2)
         for part in range(int(parts)):
             start = part * self.micro_batch_size
-            batch = collate(rows[start : start + self.micro_batch_size] or [filler], self.pad_id)
             with self._exchanging(last=part + 1 == parts):
                 # The mean over processes is taken where the loss needs the sum.
-                loss = self.token_losses(batch).sum() / total
+                loss = self.summed_loss(rows[start : start + self.micro_batch_size]) / total
                 self.manual_backward(loss * shares)
             summed += loss.detach()
         mean = float(self._over_processes(summed, "sum"))
@@ -145,6 +143,15 @@ class CausalLM(lightning.LightningModule):
             if not last and isinstance(self.trainer.strategy, DDPStrategy):
                 waiting.enter_context(self.trainer.strategy.block_backward_sync())
             yield
+
+    def terms(self, rows: Sequence[Encoded]) -> int:
+        """Count what the loss is a mean over."""
+        return sum(label != NO_TARGET for row in rows for label in row.labels[1:])
+
+    def summed_loss(self, rows: Sequence[Encoded]) -> Tensor:
+        """Sum the loss over the terms of some rows of a step; 0 without rows, after a pass as every process makes."""
+        filler = Encoded([self.pad_id] * 2, [NO_TARGET] * 2)
+        return self.token_losses(collate(rows or [filler], self.pad_id)).sum()
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the cross-entropy [K] of the batch's target tokens, in float32."""
