@@ -52,7 +52,9 @@ IN_MINIATURE = {
         "dataset.samples=24",
         "dataset.canaries.n=2",
         "dimensions.leakage_exposure.scorer.candidates=4",
-        "defense=none,lora",
+        "defense=lora",
+        "defense.epochs=1",
+        "dataset.canaries.repeats=1,2",
     ],
     "known_truth": ["dataset.strength=0,2", "game.shadows=8", "game.victims=4", "game.repeats=2"],
     "rivals": [
