@@ -7,7 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -40,10 +40,10 @@ class Pairs:
     truncate: Literal["prompt_left", "prompt_right", "response", "drop"] = "response"
     canaries: Canaries | None = None  # invented personal data that are planted beside the pairs; null: none
     name: str = "pairs"
-    # Whether each pair stands against a response of the other split, as the defence asks: see `contrasted`.
-    contrast: Literal["prompt", "any"] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        # Whether each pair stands against a response of the other split, as the cell's defence asks: see `contrasted`.
+        self.contrast: Literal["prompt", "any"] | None = None
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
             raise InputError(f"dataset.dimensions={self.dimensions}: name one dimension or several different ones")
         if self.shares is not None and len(self.shares) != len(self.dimensions):
