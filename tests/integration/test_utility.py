@@ -56,6 +56,23 @@ def mine(tmp_path, monkeypatch) -> list[str]:
     return ["--config-dir", str(tmp_path / "mine"), "hydra.mode=RUN", f"utility.include={tasks}"]
 
 
+def test_a_cell_killed_between_two_tasks_goes_on_with_the_second(fairpriv, words, mine, monkeypatch):
+    asked = [*words, *mine, "utility.tasks=[choices,words]", "utility.limit=2", "evaluation.prompts=1"]
+    measure, begun, killed = Harness.measure, [], ["words"]
+
+    def call(self, *args, **more):
+        begun.append(self.tasks[0])
+        if self.tasks == killed:
+            raise KeyboardInterrupt
+        return measure(self, *args, **more)
+
+    monkeypatch.setattr(Harness, "measure", call)
+    assert fairpriv(*asked).status == 130
+    killed.clear()
+    assert fairpriv(*asked).status == 0
+    assert begun == ["choices", "words", "words"]
+
+
 def test_tasks_are_measured_beside_perplexity_and_as_a_dimension(fairpriv, words, mine):
     asked = [
         *words,
