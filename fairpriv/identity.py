@@ -68,6 +68,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
         kept.pop("analysis", None)
     if not (kept.get("utility") or {}).get("tasks"):
         kept.pop("utility", None)
+    if isinstance(evaluation := kept.get("evaluation"), Mapping) and evaluation.get("engine") is None:  # likewise
+        kept["evaluation"] = {key: value for key, value in evaluation.items() if key != "engine"}
     if isinstance(game := kept.get("game"), Mapping) and not game.get("poison"):  # likewise
         kept["game"] = {key: value for key, value in game.items() if key != "poison"}
     if isinstance(dataset := kept.get("dataset"), Mapping) and dataset.get("canaries") is None:

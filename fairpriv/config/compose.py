@@ -22,7 +22,10 @@ from fairpriv.errors import InputError
 Part = TypeVar("Part")
 
 HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
-SECTIONS = {"dimension": "dimensions"}  # where a group's choice stands, if not under its own name
+SECTIONS = {
+    "dimension": "dimensions",
+    "engine": "evaluation",
+}  # where a group's choice stands, if not under its own name
 ENGINES = {  # launchers of other packages, by the extra that installs them
     "submitit_local": ("slurm", "hydra-submitit-launcher"),
     "submitit_slurm": ("slurm", "hydra-submitit-launcher"),

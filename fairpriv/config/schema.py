@@ -133,6 +133,7 @@ TASKS = {
 PARTS = {  # the same for parts that no task shares with another, by group or key
     "attack": ("run",),
     "judge": ("judge",),
+    "engine": ("serving",),
     "scorer": ("score",),
     "source": ("locate",),
 }

@@ -106,6 +106,7 @@ class EvaluationSettings:
     benign: int | None = None  # of each dimension, at most, to count refusals; null: all
     seed: int = 0  # which of them: the same in every cell, whatever its own seed
     max_new_tokens: int = 64  # of a response, which is greedy
+    engine: Any = None  # what answers; null: this process, by transformers
     max_prompt_tokens: int = 1024  # longer prompts lose their beginning
     # texts of 128 tokens worked on at a time, which changes rounding only
     batch_size: int = field(default=64, metadata={"outcome": False})

@@ -108,6 +108,7 @@ class TugOfWar:
             after = observer.observe(subject, now) if defense.changes else before
             found = compare(after, before if defense.changes else None, observer.known)
             result.add(found.measured)
+            result.add(observer.ties)
             if loaded.text is not None:
                 result.add(self.perplexity(subject, loaded.text, now))
         if settings.harness.tasks:

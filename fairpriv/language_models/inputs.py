@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fairpriv.data.texts import Example
+from fairpriv.errors import InputError
 from fairpriv.language_models.contract import Draw
 from fairpriv.language_models.data.canaries import require_written
 from fairpriv.language_models.data.pairs import drawn
@@ -76,6 +77,11 @@ def load(settings: Settings, data: Data) -> Loaded:
     if settings.model.gradient_checkpointing:
         checkpoint_activations(model)
     settings.defense.check(model)
+    if settings.engine is not None:
+        try:
+            settings.defense.check(model, merged=True)
+        except InputError as error:
+            raise InputError(f"{error}; or have answers from this process, by engine=transformers") from None
     if settings.sharded and settings.defense.trains:
         require_shardable(model)
     if (canaries := settings.pairs.canaries) is not None:
@@ -101,6 +107,8 @@ def load(settings: Settings, data: Data) -> Loaded:
         evaluation.batch_size,
         settings.watched,
     )
+    if settings.engine is not None:
+        settings.engine.require(subject)
     return Loaded(subject, pairs, rows, text)
 
 

@@ -18,7 +18,7 @@ from fairpriv.functional.verdicts import Known
 from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
 from fairpriv.language_models.data.pairs import Pairs
-from fairpriv.language_models.data.tokens import opens_thinking, without_thinking
+from fairpriv.language_models.data.tokens import Prompt, opens_thinking, without_thinking
 from fairpriv.language_models.dimensions.awareness import (
     accuracy,
     agreement,
@@ -28,7 +28,8 @@ from fairpriv.language_models.dimensions.awareness import (
     triviality,
 )
 from fairpriv.language_models.dimensions.dimension import Dimension
-from fairpriv.language_models.engines.generation import respond
+from fairpriv.language_models.engines.generation import require_room, respond
+from fairpriv.language_models.engines.server import COMPARED, TIES, Question
 from fairpriv.language_models.judges.judge import Judge, NoVerdictsError, Verdict
 from fairpriv.language_models.scorers.scorer import Scored, Subject, scores
 from fairpriv.language_models.settings import Settings
@@ -137,6 +138,7 @@ class Observer:
 
     sets: Sequence[PromptSet]
     settings: Settings
+    compared: list[bool] = field(default_factory=list)  # of answers by a server, whether this process's are the same
 
     def __post_init__(self) -> None:
         judged = [prompts.name for prompts in self.sets if prompts.kind == "evaluate"]
@@ -161,6 +163,13 @@ class Observer:
             verdicts = said.pop(first, [])
             seen.append(Observation(prompts, told, verdicts, self._scored(subject, prompts, told, origin), first, said))
         return seen
+
+    @property
+    def ties(self) -> Measured:
+        """How a server's answers compare with this process's; nothing where there is no server."""
+        if self.settings.engine is None:
+            return Measured()
+        return COMPARED.of(len(self.compared)) | TIES.of(self.compared.count(False))
 
     @cached_property
     def quality(self) -> Measured:
@@ -234,6 +243,19 @@ class Observer:
         """Have every set answered greedily; no answers to sets that are not answered."""
         asked = [example.asked for prompts in self.sets if prompts.answered for example in prompts.examples]
         ids = subject.prompt_ids(asked)
+        told = (
+            self._told(subject, ids, origin)
+            if self.settings.engine is None
+            else self._served(subject, asked, ids, origin)
+        )
+        if self.settings.model.strip_thinking:
+            opened = opens_thinking(subject.tokenizer, subject.form)
+            told = [without_thinking(answer, opened=opened) for answer in told]
+        rest = iter(told)
+        return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
+
+    def _told(self, subject: Subject, ids: list[list[int]], origin: Any) -> list[str]:
+        """Answer prompts in this process."""
         end = subject.end()
 
         def make(part: list[list[int]]) -> list[str]:
@@ -259,12 +281,34 @@ class Observer:
             }
             told = self._once("responses", origin, key, functools.partial(make, part))
             known |= dict(zip(map(tuple, part), told, strict=True))
-        told = [known[tuple(prompt)] for prompt in ids]
-        if self.settings.model.strip_thinking:
-            opened = opens_thinking(subject.tokenizer, subject.form)
-            told = [without_thinking(answer, opened=opened) for answer in told]
-        rest = iter(told)
-        return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
+        return [known[tuple(prompt)] for prompt in ids]
+
+    def _served(self, subject: Subject, asked: Sequence[Prompt], ids: list[list[int]], origin: Any) -> list[str]:
+        """Have prompts answered by a server; each answer is kept, whatever becomes of the others."""
+        engine, store, limit = self.settings.engine, self.settings.store, self.settings.evaluation.max_new_tokens
+        assert engine is not None
+        end = subject.end()
+        require_room(subject.model, ids, limit)
+        key = {"model": origin, "engine": engine.digest(), "end": list(end), "max_new_tokens": limit}
+        named = {content_hash(tokens): Question(tuple(tokens), one) for tokens, one in zip(ids, asked, strict=True)}
+        names = [*named]
+        known: dict[str, Any] = {}
+        with engine.serving(subject, max_new_tokens=limit, end=end, root=store.root / "cache") as served:
+
+            def make(part: list[str]) -> dict[str, Any]:
+                return {name: list(told) for name, told in served.ask({name: named[name] for name in part}).items()}
+
+            for first in range(0, len(names), PART):
+                part = names[first : first + PART]
+                known |= make(part) if origin is None else store.cached_each("responses", key, part, make)
+                if served.problem:
+                    raise InputError(served.problem)
+        same = [told[1] for told in known.values() if told[1] is not None]
+        self.compared.extend(same)
+        log.info(
+            "engine: %d answers are compared with this process's, %d differ at a tie", len(same), same.count(False)
+        )
+        return [known[content_hash(tokens)][0] for tokens in ids]
 
     def _verdicts(self, judging: Judging, texts: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Have a judge read responses, given with their prompts.

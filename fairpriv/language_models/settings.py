@@ -17,6 +17,7 @@ from fairpriv.language_models.contract import Tuning, require_base
 from fairpriv.language_models.data.pairs import Pairs
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.harness import Harness
+from fairpriv.language_models.engines.server import ServerEngine
 from fairpriv.language_models.judges.judge import Judge
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.store import Store
@@ -39,6 +40,7 @@ class Settings:
         dimensions: by name.
         judges: of responses, by name; the first one's verdicts count as awareness. None: nothing is judged.
         evaluation: what it is asked, and how it answers.
+        engine: answers in place of this process; None: it answers itself.
         text: what perplexity is measured on; None: nothing.
         harness: tasks of general capability.
         analysis: of an edit; None: none.
@@ -57,6 +59,7 @@ class Settings:
     dimensions: dict[str, Dimension]
     judges: dict[str, Judge]
     evaluation: EvaluationSettings
+    engine: ServerEngine | None
     text: Texts | None
     harness: Harness
     analysis: Dependence | None
@@ -82,6 +85,7 @@ class Settings:
         """
         require_base(defense, Tuning, f"defense={config['defense']['name']}")
         pairs.contrast = defense.contrast
+        engine: ServerEngine | None = build(config["evaluation"], "engine") if config["evaluation"]["engine"] else None
         text: Texts | None = build(config["evaluation"], "text") if config["evaluation"]["text"] else None
         found = cls(
             seed=config["seed"],
@@ -90,7 +94,8 @@ class Settings:
             defense=defense,
             dimensions={name: build(config["dimensions"], name, name=name) for name in config["dimensions"]},
             judges=judges_of(config["judge"]),
-            evaluation=EvaluationSettings(**config["evaluation"] | {"text": None}),
+            evaluation=EvaluationSettings(**config["evaluation"] | {"text": None, "engine": None}),
+            engine=engine,
             text=text,
             harness=build(config, "utility") if config.get("utility") else Harness(),
             analysis=build(config, "analysis") if config.get("analysis") else None,
@@ -101,6 +106,8 @@ class Settings:
             store=Store(config["paths"]["root"]),
             watched=not config["sweep"] and sys.stderr.isatty(),
         )
+        if engine is not None:
+            require_base(engine, ServerEngine, "evaluation.engine")
         if text is not None:
             text.takes(["prompt"], ["response"], "evaluation.text")
         if defense.trains:

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from fairpriv.cli import CONF
 from fairpriv.errors import InputError
-from fairpriv.language_models.judges import server as server_module
+from fairpriv.language_models import endpoint
 from fairpriv.language_models.judges.generative import GenerativeJudge
 from fairpriv.language_models.judges.judge import Verdict
 
@@ -85,7 +85,7 @@ def serve():
 def waits(monkeypatch):
     """Seconds that the judge wanted to wait, instead of waiting."""
     seconds: list[float] = []
-    monkeypatch.setattr(server_module, "sleep", seconds.append)
+    monkeypatch.setattr(endpoint, "sleep", seconds.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return seconds
 
@@ -151,7 +151,7 @@ def test_a_server_error_is_tried_again_after_doubling_waits(serve, waits):
 
 
 def test_retry_after_is_honoured_as_seconds_and_as_a_date(serve, waits, monkeypatch):
-    monkeypatch.setattr(server_module, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(endpoint, "time", lambda: 1_800_000_000.0)
     asked = ["7", "Fri, 15 Jan 2027 08:00:30 GMT"]
     server = serve(lambda _, before: "safe" if before == 2 else (429, {"Retry-After": asked[before]}, ""))
     assert judge(server).judge(["p"], ["r"])[0].safe is True
@@ -263,7 +263,7 @@ def test_a_key_that_is_a_word_of_verdicts_changes_none(serve, monkeypatch):
     assert verdicts == [Verdict(False, "un***")]
 
 
-@pytest.mark.parametrize("before", [0, 150, 189, 195, 1990, server_module.READ - 5])
+@pytest.mark.parametrize("before", [0, 150, 189, 195, 1990, endpoint.READ - 5])
 @pytest.mark.parametrize("status", [400, 401, 503])
 def test_no_part_of_a_key_is_left_where_an_error_s_page_is_cut(serve, monkeypatch, before, status):
     monkeypatch.setenv("JUDGE_KEY", KEY)

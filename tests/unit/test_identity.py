@@ -97,6 +97,22 @@ def test_any_other_change_changes_the_id(key, value):
     assert cell_id(changed(key, value), DIGESTS) != cell_id(CONFIG, DIGESTS)
 
 
+def test_an_engine_tells_cells_apart_by_what_can_change_an_answer_and_its_absence_does_not():
+    language = {
+        "task": "language_model",
+        "model": {"name": "lm"},
+        "dimensions": {"privacy": {}},
+        "evaluation": {"seed": 0},
+    }
+    server = {"_target_": "fairpriv.language_models.engines.server.ServerEngine", "command": ["a"], "concurrency": 4}
+
+    def asked(**engine):
+        return cell_id(language | {"evaluation": {"seed": 0, "engine": server | engine}}, {})
+
+    assert cell_id(language | {"evaluation": {"seed": 0, "engine": None}}, {}) == cell_id(language, {})
+    assert cell_id(language, {}) != asked() == asked(concurrency=8) != asked(command=["b"])
+
+
 def test_an_analysis_tells_cells_of_language_models_apart_and_its_absence_does_not():
     language = CONFIG | {"dimensions": {"privacy": {}}}
     some = {"analysis": {"prompts": 64}}

@@ -188,6 +188,13 @@ def without_thinking(answer: str, *, opened: bool = False) -> str:
     return re.sub(r"<think>.*?(</think>\s*|\Z)", "", answer, flags=re.DOTALL)
 
 
+def as_messages(prompt: Prompt, system: str | None) -> list[dict[str, str]]:
+    """Write a prompt as messages; a system message of its own takes the place of ours."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    own = messages[0]["role"] == "system"
+    return messages if system is None or own else [{"role": "system", "content": system}, *messages]
+
+
 def encode_continuation(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
@@ -307,7 +314,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) ->
 
 def _before(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: PromptFormat) -> str:
     """Write the text from which a response is generated."""
-    messages = _messages(prompt, form.system)
+    messages = as_messages(prompt, form.system)
     if _templated(tokenizer, form):
         return _conversation(tokenizer, messages, asking=True)
     return "\n".join(message["content"] for message in messages) + form.separator
@@ -325,7 +332,7 @@ def _after(
         return "", response, ""
 
     def written(text: str) -> str:
-        messages = [*_messages(prompt, form.system), {"role": "assistant", "content": text}]
+        messages = [*as_messages(prompt, form.system), {"role": "assistant", "content": text}]
         return _conversation(tokenizer, messages, asking=False)
 
     # Not searched for by its own text, which the template may write as well.
@@ -344,19 +351,12 @@ def _place(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, before: str, form: PromptFormat
 ) -> tuple[int, int] | None:
     """Find where the user's last text begins and ends in ``before``; None where the template writes it otherwise."""
-    turns = _messages(prompt, None)
+    turns = as_messages(prompt, None)
     text = turns[-1]["content"]
     marked = _before(tokenizer, [*turns[:-1], turns[-1] | {"content": _SENTINEL}], form)
     head, found, _ = marked.partition(_SENTINEL)
     said = text if before.startswith(head + text) else text.strip()
     return (len(head), len(head) + len(said)) if found and before.startswith(head + said) else None
-
-
-def _messages(prompt: Prompt, system: str | None) -> list[dict[str, str]]:
-    """Write a prompt as messages; a system message of its own takes the place of ours."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-    own = messages[0]["role"] == "system"
-    return messages if system is None or own else [{"role": "system", "content": system}, *messages]
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> bool:

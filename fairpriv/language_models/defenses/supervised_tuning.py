@@ -93,6 +93,8 @@ class SupervisedTuning(Tuning):
             )
         if self.adapter is None:
             require_masters(model, f"defense={self.name}")
+        elif merged and not hasattr(self.adapter, "peft_type"):
+            raise InputError(f"defense={self.name}: the adapter is to be merged, and it changes no weights")
         elif merged and _half(model):
             raise InputError(
                 f"defense={self.name}: the adapter is to be merged, and in half precision much of it would be rounded "

@@ -99,6 +99,46 @@ def respond(
     return [answers[key] for key in keys]
 
 
+def answer_with_leads(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    end: tuple[int | None, str] = (None, ""),
+) -> tuple[list[int], list[float]]:
+    """Answer one prompt as `respond` does, and tell how sure each token was.
+
+    Returns:
+        The answer's tokens without an end token; and by how much the logit of each was above the next best, that of
+        the end token included.
+    """
+    hf = next(module for module in model.modules() if isinstance(module, GenerationMixin))
+    config = _greedy(hf, tokenizer, max_new_tokens, end[0])
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with evaluating(model), _generation_config(hf, config):
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    row = out.sequences[0, len(prompt) :].tolist()
+    best = [logits[0].float().topk(2).values for logits in out.logits]
+    length = next((i for i, token in enumerate(row) if token in (config.eos_token_id or ())), len(row))
+    return row[:length], [float(first - second) for first, second in best]
+
+
+@contextlib.contextmanager
+def greedy_defaults(
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, end: int | None
+) -> Iterator[None]:
+    """Make greedy answers, with our end tokens, the model's own generation config for a while."""
+    with _generation_config(model, _greedy(model, tokenizer, max_new_tokens, end)):
+        yield
+
+
 def token_batches(keys: Sequence[K], tokens: int, length: Callable[[K], int]) -> Iterator[list[K]]:
     """Divide ``keys``, longest first, into runs of at most ``tokens`` with their padding; at least one key each."""
     first = 0

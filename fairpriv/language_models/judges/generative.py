@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
+from fairpriv.language_models.endpoint import Endpoint
 from fairpriv.language_models.judges.judge import (
     Judge,
     NoVerdictsError,
@@ -19,7 +20,6 @@ from fairpriv.language_models.judges.judge import (
     precision,
     require_response,
 )
-from fairpriv.language_models.judges.server import Server
 from fairpriv.secrets import without
 
 QUOTED = 80  # characters of an answer that a verdict's reason quotes
@@ -110,11 +110,18 @@ class GenerativeJudge(Judge):
             raise InputError("judge.path has no value: give a local folder or a name on the hub, or judge.base_url")
 
     @property
-    def server(self) -> Server:
+    def server(self) -> Endpoint:
         """The server that is asked; only where there is a ``base_url``."""
         assert self.base_url is not None
-        return Server(
-            self.name, self.base_url, self.api_key_env, self.timeout, self.retries, self.backoff, self.concurrency
+        return Endpoint(
+            f"judge {self.name}",
+            "judge",
+            self.base_url,
+            self.api_key_env,
+            self.timeout,
+            self.retries,
+            self.backoff,
+            self.concurrency,
         )
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
