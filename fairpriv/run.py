@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from fairpriv import signs
 from fairpriv.api import Place, compose
 from fairpriv.config.compose import build, plain
 from fairpriv.config.schema import TASKS, check
@@ -105,7 +106,8 @@ def _identify(result: Result, config: Mapping[str, Any], digests: Mapping[str, s
 def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
     """Measure the cell in this process, alone or as one of several; the first of them writes ``result.json``."""
     path, timed = Store(config["paths"]["root"]).path(result.id), functools.partial(stage, seconds=result.seconds)
-    with cell_loggers(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
+    living = signs.alive(cell_name(config)) if rank() == 0 else contextlib.nullcontext()
+    with living, cell_loggers(config["logger"] if rank() == 0 else None, result.id, result.config) as logger:
         cell.measure(result, path.parent, logger, timed)
         result.status = "completed"
         if rank() == 0:
@@ -177,6 +179,7 @@ def recorded(config: Mapping[str, Any], result: Result) -> Iterator[None]:
 def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
     """Time a stage and log its end."""
     start = time.perf_counter()
+    signs.doing(name)
     try:
         yield
     finally:  # the last stage that has a time is the one that failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,10 @@ import lightning
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from fairpriv import processes
+from fairpriv import processes, signs
 from fairpriv.config.compose import instantiated
 from fairpriv.errors import InputError
 
@@ -41,7 +43,9 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if isinstance(strategy, str) and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             plugins = [*plugins, LightningEnvironment()]  # as below; by default Lightning looks for Slurm
-        return made.func(**settings | {"strategy": strategy, "plugins": plugins})
+        callbacks = settings.get("callbacks") or []
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), TellLoss()]
+        return made.func(**settings | {"strategy": strategy, "plugins": plugins, "callbacks": callbacks})
 
     # A refusal shows here, and not only at the first fit that is not read from the cache.
     try:
@@ -53,6 +57,25 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
     if trainer.keywords.get("enable_progress_bar") is None:
         trainer.keywords["enable_progress_bar"] = not config["sweep"] and sys.stderr.isatty()
     return trainer
+
+
+class TellLoss(Callback):
+    """Tell the signs of life which fit runs, how far it is, and its loss."""
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss every few seconds."""
+        if not signs.due():
+            return
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        told = f", loss {loss.detach().float().mean():.4g}" if isinstance(loss, torch.Tensor) else ""
+        each = trainer.num_training_batches
+        steps = f"step {batch_idx + 1}"  # of a loader that does not know its end
+        if math.isfinite(each):
+            done, total = trainer.current_epoch * int(each) + batch_idx + 1, int(each) * (trainer.max_epochs or 1)
+            steps = f"step {done} of {total}"
+        signs.step(f"fit of {module.stage}, {steps}{told}")
 
 
 def strategy_of(wanted: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from fairpriv import signs
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
@@ -158,6 +159,7 @@ class Observer:
         for prompts, told in zip(self.sets, answers, strict=True):
             pairs = [(example.prompt, answer) for example, answer in zip(prompts.examples, told, strict=False)]
             asked = self._judges[prompts.name] if prompts.kind == "evaluate" else self._of_refusals(prompts)
+            signs.step(f"{len(pairs)} responses on {prompts.name}, by {', '.join(asked)}" if asked else prompts.name)
             said = {name: self._verdicts(judging, pairs) for name, judging in asked.items()}
             first = next(iter(said), "")
             verdicts = said.pop(first, [])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fairpriv import signs
 from fairpriv.errors import InputError
 from fairpriv.secrets import masked
 from fairpriv.sweep.listing import Listing
@@ -88,10 +89,18 @@ class SweepProgress(Callback):
                 BarColumn,
                 MofNCompleteColumn,
                 Progress,
+                Task,
                 TextColumn,
                 TimeElapsedColumn,
                 TimeRemainingColumn,
             )
+            from rich.text import Text
+
+            class _Doing(TextColumn):
+                """Which cells run, and what the one in this process is doing; read anew at every refresh."""
+
+                def render(self, task: Task) -> Text:
+                    return Text(": ".join(filter(None, [task.description, signs.now()])))
 
             self.bar = Progress(
                 BarColumn(20),
@@ -99,7 +108,7 @@ class SweepProgress(Callback):
                 TimeElapsedColumn(),
                 "left",
                 TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.description}", markup=False),
+                _Doing("{task.description}", markup=False),
                 console=Console(stderr=True),
             )
             self.bar.start()

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fairpriv import signs
 from fairpriv.classifiers.attacks.attack import (
     Attack,
     AttackGame,
@@ -162,7 +163,10 @@ def play_attacks(
     told: list[dict[str, Any]] = [{"truth": game.truth.tolist(), "scores": {}} for game in games]
     measured = Measured()
     for attack in attacks:
-        results = [guess(attack, game) for game in games]
+        results = []
+        for number, game in enumerate(games, start=1):
+            signs.step(f"attack {attack.name}, split {number} of {len(games)}")
+            results.append(guess(attack, game))
         if not all(result.calibrated for result in results):
             log.warning(
                 "attack %s is not calibrated: it keeps the border of its source; set game.shadows to 3 or more",

@@ -331,6 +331,11 @@ class PoolClassifier(lightning.LightningModule):
         self.optimizer.frozen[self.diverged.to(self.optimizer.frozen.device)] = True
         return self.optimizer
 
+    @property
+    def stage(self) -> str:
+        """Name of this fit for the signs of life."""
+        return f"a pool of {len(self.names)} models"
+
     def on_train_start(self) -> None:
         """Allocate the memory that every step writes to."""
         budget = BLOCK.get(self.device.type, BLOCK["cpu"])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fairpriv import signs
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -179,9 +180,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Told(Progress):
+    """A progress bar that tells the signs of life how far it is, whether it is shown or not."""
+
+    def update(self, task_id: TaskID, **more: Any) -> None:
+        super().update(task_id, **more)
+        task = self.tasks[0]
+        signs.step(f"{task.completed:.0f} of {task.total:.0f} {task.description or 'texts'}, {task.fields['rate']}")
+
+
 def token_bar(description: str | None, total: int) -> Progress:
     """Make a progress bar on stderr with one task, whose field ``rate`` is shown; None: one that shows nothing."""
-    bar = Progress(
+    bar = _Told(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
         MofNCompleteColumn(),
