@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairpriv.classifiers.data.columns import MISSING, Notation, alike, notation, oddities, text
+from fairpriv.classifiers.data.columns import MISSING, Notation, alike, missing_code, notation, oddities, text
 from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
@@ -316,6 +316,34 @@ def test_row_numbers_ids_dates_and_copies_are_named(tmp_path, said):
         "a copy of sex: woman",
         "a copy of hired: outcome",
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "cells", "told"),
+    [
+        (-999, range(0, 200, 20), True),
+        (-1, range(0, 200, 20), True),
+        (-9.0, range(0, 200, 20), True),
+        (-12, range(0, 200, 20), False),  # a number like others
+        (-999, [7], False),  # of one row nothing can be said
+    ],
+)
+def test_a_number_that_stands_for_missing_values_is_named(tmp_path, said, code, cells, told):
+    ages = [18 + i % 40 for i in range(200)]
+    for i in cells:
+        ages[i] = code
+    data = dataset(tmp_path, people().assign(age=ages))
+    data.load()
+    lines = [line for line in said() if "code for missing values" in line]
+    assert len(lines) == told
+    assert all(f"people: 'age' has 10 rows of {code:g}, which looks like a code" in line for line in lines)
+    assert any(f"{code:g} looks like a code for missing values" in line for line in data.profile()) is told
+
+
+def test_few_numbers_may_be_categories_and_many_negative_ones_are_numbers():
+    assert missing_code(pd.Series([-1, 0, 1] * 40)) is None
+    assert missing_code(pd.Series([*range(-9, 40)] * 4)) is None
+    assert missing_code(pd.Series([*range(40)] * 4)) is None
 
 
 def test_ordinary_columns_are_not_odd():

@@ -25,6 +25,8 @@ MISSING = ("", "null", "none", "na", "n/a", "#n/a", "nan", "<na>", "?", "empty")
 
 _MOSTLY = 0.8  # share of cells that are numbers, above which the others are taken for mistakes
 _FEW = 50  # rows; in fewer rows all values of a column may differ by chance
+_REPEATED = 3  # cells; so many of one code for missing values are no chance
+_CATEGORIES = 5  # distinct numbers; up to so many may be categories, as -1, 0 and 1
 _SEVERAL = 20  # distinct cells; fewer, as 1st to 9th, may be categories that begin with a number
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATE = re.compile(
@@ -316,6 +318,21 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
     return None
 
 
+def missing_code(column: pd.Series) -> float | None:
+    """Return the negative number, such as -1 or -999, that seems to stand for missing values of a numeric column.
+
+    It is -1, or all its digits are 9. It is the only negative one, occurs several times, and stands beside numbers of
+    which there are too many for categories.
+    """
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return None
+    negative = column[column < 0]
+    if len(negative) < _REPEATED or negative.nunique() > 1 or column.nunique() <= _CATEGORIES:
+        return None
+    code = float(negative.iloc[0])
+    return code if re.fullmatch(r"-(1|9+)\.0", str(code)) else None
+
+
 def _is_day(number: float) -> bool:
     month, day = int(number) // 100 % 100, int(number) % 100
     return 1 <= month <= 12 and 1 <= day <= 31
@@ -331,6 +348,8 @@ def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Colle
         told = f"{name}: {kind}{role}, {int(column.isna().sum())} missing, {column.nunique()} distinct values"
         if name in odd:
             told += f"; looks like {odd[name]}"
+        if kind == "numeric" and (code := missing_code(column)) is not None:
+            told += f"; {code:g} looks like a code for missing values"
         yield told
 
 

@@ -25,6 +25,7 @@ from fairpriv.classifiers.data.columns import (
     check_quotes,
     content_of,
     is_rectangular,
+    missing_code,
     notation,
     oddities,
     profile,
@@ -504,6 +505,15 @@ class TabularDataset(Dataset):
                 "%s: features that look like %s: %s; dataset.drop leaves them out", self.name, kind, ", ".join(names)
             )
         for name in features:
+            if name not in (self.categorical or ()) and (code := missing_code(frame[name])) is not None:
+                log.warning(
+                    "%s: '%s' has %d rows of %g, which looks like a code for missing values, and counts as a number: "
+                    "list it in dataset.missing_values if it is one",
+                    self.name,
+                    name,
+                    (frame[name] == code).sum(),
+                    code,
+                )
             if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
                 shown = "; ".join(" and ".join(f"'{value}'" for value in values) for values in same[:3])
                 log.warning(
