@@ -210,8 +210,8 @@ def commands() -> dict[str, Command]:
         "validate [--deep]", "compose and check every config; --deep also opens data, tries five samples", validate_all
     )
     validate.add_argument("--deep", action="store_true", help="try what your own configs (without: all) name")
-    planned = Command("plan KEY=VALUE... [options]", "what a grid's cells need in memory and time", plan_cells)
-    planned.add_argument("words", nargs="+", metavar="KEY=VALUE", help="as for a run: experiment=NAME, model=NAME ...")
+    planned = Command("plan GROUP=NAME... [options]", "what a grid's cells need in memory and time", plan_cells)
+    planned.add_argument("words", nargs="+", metavar="GROUP=NAME", help="as for a run: experiment=NAME, model=NAME ...")
     planned.option("--memory", type=float, metavar="GB", help="of each GPU (the device at hand); exit 1 if too little")
     planned.option("--devices", type=int, metavar="N", help="GPUs (those at hand)")
     planned.option("--tflops", type=float, metavar="N", help="10^12 operations a second of each GPU (100)")

@@ -192,6 +192,9 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         raise InputError(
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
+    devices = config["trainer"].get("devices")
+    if devices in (0, []) or (isinstance(devices, int) and devices < -1):
+        raise InputError(f"trainer.devices={devices}: a number from 1, a list of devices, -1 for all, or auto")
     if not missing_allowed:  # otherwise options are checked one by one, and need not fit together
         check_task(config)
         _check_property(config)

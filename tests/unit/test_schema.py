@@ -114,6 +114,9 @@ def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
         ("game.rows", 0),
         ("game.min_cell", -1),
         ("trainer.max_epochs", 3),
+        ("trainer.devices", 0),
+        ("trainer.devices", -2),
+        ("trainer.devices", []),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value):
