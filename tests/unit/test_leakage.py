@@ -98,10 +98,11 @@ def test_a_canary_that_the_tokenizer_cannot_write_or_that_is_cut_is_refused(subj
 # Exposure
 
 
-def test_exposure_is_the_rank_by_enumeration(subject):
-    examples = planted()
-    found = Exposure(candidates=100).score(subject, examples, [])
-    for example, record in [*zip(examples, found.records, strict=True)][1:3]:  # planted, and not
+def test_exposure_is_the_rank_by_enumeration_and_in_a_sample_by_the_ranks_of_the_sample(subject):
+    examples = planted(Canaries(n=2, secret="#"))
+    found = Exposure(candidates=10).score(subject, examples, [])
+    sampled = Exposure(candidates=5).score(subject, examples, [])
+    for example, record, among in zip(examples, found.records, sampled.records, strict=True):
         asked = subject.prompt_ids([example.prompt])[0]
 
         def likelihood(secret, asked=asked):
@@ -110,14 +111,18 @@ def test_exposure_is_the_rank_by_enumeration(subject):
                 told = subject.model(torch.tensor([asked + said])).logits[0].double().log_softmax(-1)
             return float(sum(told[len(asked) - 1 + i, token] for i, token in enumerate(said)))
 
-        values = {f"{i:02d}": likelihood(f"{i:02d}") for i in range(100)}
-        rank = sorted(values, key=values.__getitem__, reverse=True).index(example.fields["secret"]) + 1
+        values = {digit: likelihood(digit) for digit in "0123456789"}
+        secret = example.fields["secret"]
+        rank = sorted(values, key=values.__getitem__, reverse=True).index(secret) + 1
         assert record["rank"] == rank
-        assert record["exposure"] == pytest.approx(math.log2(100 / rank))
+        assert record["exposure"] == pytest.approx(math.log2(10 / rank))
+        others = alternatives("#", secret, 4)
+        assert among["rank"] == 1 + sum(values[digit] > values[secret] for digit in others)
+        assert among["exposure"] == pytest.approx(math.log2(5 / among["rank"]))
     told = [record["exposure"] for record in found.records]
     assert found.measured.metrics["exposure"] == pytest.approx(statistics.fmean(told[:2]))
     assert found.measured.metrics["exposure_unplanted"] == pytest.approx(statistics.fmean(told[2:]))
-    assert found.measured.metrics["score"] == pytest.approx(1 - statistics.fmean(told[:2]) / math.log2(100))
+    assert found.measured.metrics["score"] == pytest.approx(1 - statistics.fmean(told[:2]) / math.log2(10))
     assert Exposure().rescore(found.records) == pytest.approx(found.measured.metrics["score"])
     assert json.loads(json.dumps(found.records)) == found.records
 
@@ -133,20 +138,19 @@ def test_a_memorised_secret_is_exposed_in_full_and_one_of_many_ties_not_at_all()
 
 def test_where_every_rank_is_as_likely_exposure_has_its_floor_and_its_interval_covers_it():
     draw = random.Random(1)
-    floor = statistics.fmean(math.log2(50 / rank) for rank in range(1, 51))
-    assert mean_exposure(50) == pytest.approx(floor)
+    floor = statistics.fmean(math.log2(20 / rank) for rank in range(1, 21))
+    assert mean_exposure(20) == pytest.approx(floor)
     assert mean_exposure(10**6) == pytest.approx(1 / math.log(2), abs=1e-4)
     covered, means = 0, []
-    for seed in range(200):
-        found = (
-            Exposure(candidates=50).score(Table(lambda _: draw.random()), planted(Canaries(n=16), seed), []).measured
-        )
+    scorer, table = Exposure(candidates=20), Table(lambda _: draw.random())
+    for seed in range(60):
+        found = scorer.score(table, planted(Canaries(n=16), seed), []).measured
         low, high = found.intervals["exposure"]
         covered += low <= floor <= high
         means.append(found.metrics["exposure"])
         assert found.metrics["exposure_floor"] == pytest.approx(floor)
-    assert statistics.fmean(means) == pytest.approx(floor, abs=4 * statistics.stdev(means) / 100**0.5)
-    assert covered >= 88  # of a skewed variable Student's interval covers a little less than 95 %
+    assert statistics.fmean(means) == pytest.approx(floor, abs=4 * statistics.stdev(means) / 60**0.5)
+    assert covered >= 52  # of a skewed variable Student's interval covers a little less than 95 %
 
 
 def test_exposure_without_canaries_is_refused():
