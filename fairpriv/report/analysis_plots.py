@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.report.comparison import BASELINE, Comparison, Estimate, Group
 from fairpriv.report.game_plots import varying
 from fairpriv.report.selection import show
-from fairpriv.report.tradeoff import COLOURS
+from fairpriv.report.style import COLOURS, new_figure, plain
 from fairpriv.result import read_rows
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def coupling_figure(table: Comparison) -> Figure | None:
                 _draw(right, _by_layer(rows, "by_chance"), "0.45", "by chance, with its 95 %", "--")
         right.set_ylim(bottom=-0.03 * right.get_ylim()[1])  # chance lies close to zero
         right.set_title("Jaccard of the top weights", loc="left", fontsize=8.5, fontweight="bold")
-        _plain(right)
+        plain(right)
     _finish(figure, axes)
     return figure
 
@@ -78,7 +79,7 @@ def dependence_figure(table: Comparison) -> Figure | None:
             title = f"{_name(table, group)}: {what}\nchange over all layers {'; '.join(told) or 'none'}"
             ax.set_title(title, loc="left", fontsize=8)
             ax.axhline(0, color="0.6", linewidth=0.8)
-            _plain(ax)
+            plain(ax)
         row[0].set_ylabel("HSIC")
     _finish(figure, axes)
     return figure
@@ -90,7 +91,6 @@ def caution_figure(table: Comparison) -> Figure | None:
     Each panel is a dimension, with the prompts that it is measured on; bars are 95 % intervals. Families that occur in
     no response are left out. None where no cell has kept its details.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     found = _kept(table, "cautions", "cautions.jsonl")
@@ -111,9 +111,7 @@ def caution_figure(table: Comparison) -> Figure | None:
         return None
     most = max(map(len, rates.values()))
     below = 0.28 * -(-(len(found) + 1) // 3) + 0.55
-    width, height = 0.9 + 4.6 * len(rates), (0.16 * len(found) + 0.14) * most + below + 0.45
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(1.15 / width, below / height, 1 - 0.1 / width, 1 - 0.35 / height, 0.35)
+    figure = new_figure(0.9 + 4.6 * len(rates), (0.16 * len(found) + 0.14) * most + below + 0.45)
     for ax, (dimension, families) in zip(figure.subplots(1, len(rates), squeeze=False)[0], rates.items(), strict=True):
         for place, entries in enumerate(families.values()):
             for number, after, before in entries:
@@ -129,7 +127,7 @@ def caution_figure(table: Comparison) -> Figure | None:
         ax.set_ylim(len(families) - 0.4, -0.6)
         ax.set_xlabel("share of responses")
         ax.set_title(f"{dimension}: cautionary phrases", loc="left", fontweight="bold")
-        _plain(ax)
+        plain(ax)
     handles = [
         Line2D([], [], color=_colour(group, i), marker="o", markersize=4, label=_name(table, group))
         for i, (group, _) in enumerate(found)
@@ -138,7 +136,7 @@ def caution_figure(table: Comparison) -> Figure | None:
         hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle="")
         hollow.set_label("hollow: before")
         handles.append(hollow)
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     _tell_of_more(figure, table, "cautions")
     return figure
 
@@ -148,16 +146,15 @@ def flip_figure(table: Comparison) -> Figure | None:
 
     Each panel is a dimension, with means over seeds. None without a cell that has flips.
     """
-    from matplotlib.figure import Figure
-
     prefix = "analysis/flips/"
     found = [group for group in table.groups if any(metric.startswith(prefix) for metric in group.estimates)]
     dimensions = dict.fromkeys(m.split("/")[2] for group in found for m in group.estimates if m.startswith(prefix))
     if not dimensions:
         return None
-    width, height = 3.0 + 3.4 * len(dimensions), 0.28 * len(found) + 1.1
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(2.8 / width, 0.55 / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.12)
+    names = [textwrap.fill(_name(table, group), 44) for group in found]
+    lines = sum(name.count("\n") + 1 for name in names)
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    figure = new_figure(0.3 + 0.06 * longest + 3.4 * len(dimensions), 0.14 * lines + 0.16 * len(found) + 1.1)
     axes = figure.subplots(1, len(dimensions), squeeze=False, sharey=True)[0]
     most = 1.0
     for ax, dimension in zip(axes, dimensions, strict=True):
@@ -180,11 +177,11 @@ def flip_figure(table: Comparison) -> Figure | None:
         ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set_title(f"{dimension}: verdicts that turned", loc="left", fontweight="bold")
         ax.set_xlabel("← became unsafe     prompts     became safe →", fontsize=8)
-        _plain(ax)
+        plain(ax)
     for ax in axes:
         ax.set_xlim(-1.2 * most, 1.2 * most)
         ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
-    axes[0].set_yticks(range(len(found)), [_name(table, group) for group in found], fontsize=7.5)
+    axes[0].set_yticks(range(len(found)), names, fontsize=7.5)
     axes[0].set_ylim(len(found) - 0.4, -0.6)
     return figure
 
@@ -283,13 +280,8 @@ def _draw(ax: Axes, points: Sequence[tuple[int, Estimate]], colour: str, name: s
 
 def _panels(found: Sequence[Any], width: float, each: float) -> tuple[Figure, list[list[Axes]]]:
     """Make a figure with a row of two panels for each of ``found``."""
-    from matplotlib.figure import Figure
-
-    height = each * len(found) + 0.9
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots(len(found), 2, squeeze=False)
-    figure.subplots_adjust(1.15 / width, 0.85 / height, 1 - 0.15 / width, 1 - 0.45 / height, 0.22, 0.62)
-    return figure, axes.tolist()
+    figure = new_figure(width, each * len(found) + 0.9)
+    return figure, figure.subplots(len(found), 2, squeeze=False).tolist()
 
 
 def _finish(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
@@ -299,10 +291,4 @@ def _finish(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
         handles |= {text: line for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in axes[-1]:
         ax.set_xlabel("layer")
-    figure.legend([*handles.values()], [*handles], loc="lower center", ncols=4, frameon=False, fontsize=8)
-
-
-def _plain(ax: Axes) -> None:
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=4)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fairpriv.report.comparison import Comparison, Group, comparable
 from fairpriv.report.selection import show
-from fairpriv.report.tradeoff import COLOURS, MARKERS
+from fairpriv.report.style import COLOURS, MARKERS, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,6 @@ def curve_figure(table: Comparison) -> Figure | None:
     Each row is a key and each column a metric, with one line for each combination of the other keys. Bars are 95 %
     intervals, over seeds where there are several.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
     metrics = [*table.headlines, *(metric for metric in table.metrics if metric == "eval/utility/perplexity")]
@@ -59,10 +58,7 @@ def curve_figure(table: Comparison) -> Figure | None:
     if not rows or not metrics:
         return None
     names = list(dict.fromkeys(name for _, lines in rows for name in lines))
-    width, height = 3.6 * len(metrics), 2.9 * len(rows) + 0.35 * -(-len(names) // 2) + 0.3
-    figure = Figure(figsize=(width, height))
-    below = 0.35 * -(-len(names) // 2) + 0.65
-    figure.subplots_adjust(0.65 / width, below / height, 1 - 0.1 / width, 1 - 0.15 / height, 0.3, 0.4)
+    figure = new_figure(3.6 * len(metrics), 2.9 * len(rows) + 0.2 * -(-len(names) // 2) + 0.3)
     axes = figure.subplots(len(rows), len(metrics), squeeze=False)
     for row, (key, lines) in zip(axes, rows, strict=True):
         for ax, metric in zip(row, metrics, strict=True):
@@ -75,15 +71,13 @@ def curve_figure(table: Comparison) -> Figure | None:
                 ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(label(key, [group for points in lines.values() for _, group in points]))
             ax.set_ylabel(table.described[metric].title)
-            ax.grid(color="0.92", linewidth=0.8)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
+            plain(ax)
     handles = {
         text: handle
         for ax in figure.axes
         for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)  # the same line in every panel
     }
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fairpriv.report.comparison import ALPHA, Comparison, Group, comparable
 from fairpriv.report.selection import show
-from fairpriv.report.tradeoff import COLOURS, MARKERS, draw_bars, series_styles
+from fairpriv.report.style import COLOURS, MARKERS, new_figure, plain
+from fairpriv.report.tradeoff import draw_bars, series_styles
 from fairpriv.result import Result
 
 if TYPE_CHECKING:
@@ -105,9 +106,7 @@ def _bound_panel(ax: Axes, cells: Sequence[Result], gap: str, label: str) -> Non
     ax.set_title(label, loc="left", fontweight="bold")
     told = f"{len(against)} of {len(cells)} cells contradict the diagonal by their intervals"
     ax.text(0.02, 0.97, f"{told}, {degenerate} degenerate", transform=ax.transAxes, fontsize=7.5, color="0.3", va="top")
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
 
 
 def advantage_figure(table: Comparison) -> Figure | None:
@@ -116,7 +115,6 @@ def advantage_figure(table: Comparison) -> Figure | None:
     Dotted lines show the attack at alpha 0.5, where both worlds are one distribution. Results of the earlier design
     have no leakage, so the advantage is drawn.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     attacks, folded = _attacks(table, "advantage")
@@ -132,9 +130,7 @@ def advantage_figure(table: Comparison) -> Figure | None:
     settings = list(dict.fromkeys(name for row in panels.values() for name in row))
     if not attacks or ALPHA not in table.keys:
         return None
-    width, height = 3.3 * len(settings), 2.7 * len(panels) + 0.8
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(0.7 / width, 1.0 / height, 1 - 0.1 / width, 1 - 0.35 / height, 0.25, 0.4)
+    figure = new_figure(3.3 * len(settings), 2.7 * len(panels) + 0.8)
     axes = figure.subplots(len(panels), len(settings), squeeze=False, sharey=True)
     for row, (dataset, columns) in zip(axes, panels.items(), strict=True):
         for ax, setting in zip(row, settings, strict=True):
@@ -145,16 +141,14 @@ def advantage_figure(table: Comparison) -> Figure | None:
                 ax.axhline(0, color="0.55", linewidth=1, linestyle="--")
             ax.set_title(f"{dataset}, {setting}", loc="left", fontsize=8, fontweight="bold")
             ax.set_ylim(*((0, 0.52) if folded else (-1.05, 1.05)))
-            ax.grid(color="0.92", linewidth=0.8)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
+            plain(ax)
         row[0].set_ylabel("leakage (0: guessing)" if folded else "advantage (0: guessing)")
     for ax in axes[-1]:
         ax.set_xlabel("alpha")
     handles = axes[0][0].get_legend_handles_labels()[0]
     if any(group.leaves.get(ALPHA) == NULL for group in table.groups):
         handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=":", label="at alpha 0.5: nothing"))
-    figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * len(settings), len(handles)))
     return figure
 
 
@@ -232,7 +226,6 @@ def attack_figure(table: Comparison) -> Figure | None:
     have no leakage, so the accuracy is drawn, with one half in the middle of the colours. None with fewer than two
     attacks, or with several alphas beside 0.5, which `advantage_figure` draws.
     """
-    from matplotlib.figure import Figure
 
     attacks, folded = _attacks(table, "accuracy")
     alphas = {group.leaves.get(ALPHA) for group in table.groups} - {NULL}
@@ -243,12 +236,8 @@ def attack_figure(table: Comparison) -> Figure | None:
     if len(attacks) < 2 or len(alphas) > 1:
         return None
     rows = [len(groups) for groups in panels.values()]
-    height, width = 0.27 * sum(rows) + 0.75 * len(panels) + 0.3, 3.0 + 1.25 * len(attacks)
-    figure = Figure(figsize=(width, height))
+    figure = new_figure(max(3.0 + 1.25 * len(attacks), 6.5), 0.27 * sum(rows) + 0.75 * len(panels) + 0.3)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=rows)[:, 0]
-    figure.subplots_adjust(
-        2.6 / width, 0.1 / height, 1 - 0.1 / width, 1 - 0.65 / height, 0, 0.75 / (height / len(panels))
-    )
     for ax, (dataset, groups) in zip(axes, panels.items(), strict=True):
         found = [[group.estimates.get(attack) for attack in attacks] for group in groups]
         means = [[estimate.mean if estimate else math.nan for estimate in row] for row in found]

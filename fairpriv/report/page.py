@@ -686,11 +686,10 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
     """Write the pictures; return their SVG by title (the trade-off's is empty), and what was too much to draw."""
     if not table.metrics:
         return {}, []
-    import matplotlib
-
     from fairpriv.report.analysis_plots import caution_figure, coupling_figure, dependence_figure, flip_figure
     from fairpriv.report.awareness_plots import curve_figure
     from fairpriv.report.game_plots import advantage_figure, attack_figure, bound_figure, membership_figure
+    from fairpriv.report.style import laid_out, styled
     from fairpriv.report.tradeoff import tradeoff_figure
     from fairpriv.report.tradeoff_matrix import classifier_matrix_figure, matrix_figure
 
@@ -718,16 +717,11 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
     settings = dict([*table.settings.items()][:most])
     if table.panels and len(settings) < len(table.settings):
         undrawn.append(f"plots/tradeoff holds {len(settings)} of {len(table.settings)} settings: choose with --where")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the plots are the same under any matplotlibrc
-        matplotlib.rcParams["font.size"] = 9
-        matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no mathematics
-        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-        matplotlib.rcParams["pdf.fonttype"] = 42
-        matplotlib.rcParams["svg.hashsalt"] = "fairpriv"  # the same numbers give the same file
+    with styled():
         drawn = {"": ("tradeoff", tradeoff_figure(table, settings))} if table.panels else {}
         drawn |= {title: (name, figure) for title, (name, draw) in more.items() if (figure := draw(table)) is not None}
         for title, (name, figure) in drawn.items():
+            laid_out(figure)
             svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
             whole: Any = {"bbox_inches": "tight", "pad_inches": 0.08}  # no label is cut, however long it is
             figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)

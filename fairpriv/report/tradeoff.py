@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.metrics import Metric
 from fairpriv.report.comparison import BASELINE, Comparison, Group, comparable, pareto_front
 from fairpriv.report.selection import show
+from fairpriv.report.style import COLOURS, MARKERS, new_figure, place_labels, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the baseline, pale yellow left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 _CROWD = 150  # more points than this are drawn small, and without their intervals
 _NAMED = 24  # more points, or series, than this are not told apart by name
 
 
 def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> Figure:
     """Draw one row of panels per dataset and game, with one legend below them all."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     panels = table.panels
@@ -35,20 +33,19 @@ def tradeoff_figure(table: Comparison, settings: Mapping[str, list[Group]]) -> F
     if any(group.degenerate for group in drawn):
         label = "hollow: degenerate"
         handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=label))
-    # Margins in inches, set by hand: a layout engine would draw everything several times over.
     width = 4.9 * len(panels)
     widest = 0.5 + 0.07 * max(len(str(handle.get_label())) for handle in handles)  # of the legend's columns
     columns = max(1, min(len(handles), int(width / widest)))
-    below = 0.6 + 0.2 * math.ceil(len(handles) / columns)
-    height = 3.6 * len(settings) - 0.3 + below
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(0.6 / width, below / height, 1 - 0.15 / width, 1 - 0.35 / height, 0.2, 0.3)
+    figure = new_figure(width, 3.6 * len(settings) + 0.3 + 0.2 * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     axes = figure.subplots(len(settings), len(panels), squeeze=False)
     for row, (title, groups) in zip(axes, settings.items(), strict=True):
         for ax, (x, y) in zip(row, panels, strict=True):
             _scatter(ax, table, groups, x, y, styles)
-            ax.set_title(title, loc="left", fontweight="bold", y=1.02)
-    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+            ax.set_title(textwrap.fill(title, 60), loc="left", fontweight="bold")
+    for row, groups in zip(axes, settings.values(), strict=True):  # at last, since labels keep to a finished layout
+        for ax, (x, y) in zip(row, panels, strict=True):
+            _name_points(ax, table, groups, x, y)
     return figure
 
 
@@ -86,11 +83,6 @@ def _scatter(
                 markeredgewidth=1.4,
                 zorder=3,
             )
-    within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
-    for group in drawn if within and len(drawn) <= _NAMED else []:
-        values = ", ".join(show(group.leaves[key]) for key in within if key in group.leaves)
-        at = (group.estimates[x].mean, group.estimates[y].mean)
-        ax.annotate(values, at, xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.25")
     sound = [group for group in drawn if group.ranked]
     points = [(group.estimates[x].mean, group.estimates[y].mean) for group in sound]
     across, up = table.described[x], table.described[y]
@@ -108,9 +100,18 @@ def _scatter(
     ax.set_xlabel(f"{across.title} ({_better(across, '→', '←')})")
     ax.set_ylabel(f"{up.title} ({_better(up, '↑', '↓')})")
     ax.locator_params(nbins=6)
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
+
+
+def _name_points(ax: Axes, table: Comparison, groups: Sequence[Group], x: str, y: str) -> None:
+    """Write beside each point what tells it from the others, where there are few."""
+    drawn = [group for group in groups if x in group.estimates and y in group.estimates]
+    within = [key for key in table.keys if len({comparable(group, key) for group in drawn}) > 1]
+    if not within or len(drawn) > _NAMED:
+        return
+    told = [", ".join(show(group.leaves[key]) for key in within if key in group.leaves) for group in drawn]
+    places = [(group.estimates[x].mean, group.estimates[y].mean) for group in drawn]
+    place_labels(ax, [(at, text) for at, text in zip(places, told, strict=True) if text])
 
 
 def draw_bars(lines: Callable[..., Any], rows: Sequence[tuple[float, float, float]], **style: Any) -> None:
