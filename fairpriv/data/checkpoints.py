@@ -85,9 +85,10 @@ class Pretrained:
         return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
     def _on_hub(self) -> str:
-        """Ask the hub for the commit that ``revision`` names."""
-        from huggingface_hub import HfApi
+        """Ask the hub for the commit that ``revision`` names, which its cache then knows without a network, too."""
+        from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.errors import (
+            EntryNotFoundError,
             GatedRepoError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
@@ -98,6 +99,9 @@ class Pretrained:
             raise InputError("not in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it")
         try:
             commit = HfApi().model_info(self.path, revision=self.revision, timeout=10).sha
+            hf_hub_download(self.path, "config.json", revision=self.revision)  # refused, too, where terms are to accept
+        except EntryNotFoundError:
+            raise InputError("the hub's files hold no config.json of a model") from None
         except GatedRepoError:
             raise InputError(gated(self.path)) from None
         except RevisionNotFoundError:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from fairpriv.data.checkpoints import gated
 from fairpriv.errors import InputError
 
 # Postal code and FIPS code of each state, as the census names its files by one or the other.
@@ -265,6 +266,8 @@ class Hub:
         try:
             return [_from_hub(self.repo, name, self.revision) for name in self.files]
         except Exception as error:  # the errors of the hub's client differ between its HTTP libraries
+            if type(error).__name__ == "GatedRepoError":
+                raise InputError(f"source.repo: {gated(f'datasets/{self.repo}')}") from None
             looked = f"not in {folder.absolute()}" if folder is not None else "no local folder is given"
             where = folder.absolute() if folder is not None else "a folder and name that in source.folder"
             raise InputError(

@@ -41,6 +41,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     monkeypatch.setattr(HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, revision: None)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return answers
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.config.schema import nearest
+from fairpriv.data.checkpoints import gated
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.metrics import SHARE, Better, Measured, Metric
@@ -282,6 +283,8 @@ def _with_data(index: Any, task: Any, name: str) -> dict[str, Any]:
         found: dict[str, Any] = index.load([task])
     except Exception as error:  # whatever a task's own functions raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if of := re.search(r"Dataset '([^']+)' is a gated", reason):
+            raise InputError(f"lm-eval task {name}: {gated(f'datasets/{of[1]}')}") from None
         if isinstance(error, ConnectionError | DatasetNotFoundError | HfHubHTTPError):
             raise InputError(
                 f"lm-eval task {name}: its data is on the Hugging Face hub, and neither there to be had nor in the "
