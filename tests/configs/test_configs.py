@@ -45,6 +45,14 @@ IN_MINIATURE = {
     "training_samples": [*TINY, "defense=lora", "dataset.samples=2,4"],
     "data_mix": [*TINY, "defense=lora", "dataset.shares=[1,0],[0.5,0.5]"],
     "spin": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.rule=intersection", "defense.ratio=1e-3"],
+    "spin_rivals": [
+        *TINY,
+        "defense=none,dpo,task_arithmetic,steering",
+        "defense.beta=0.1",
+        "defense.samples=4",
+        "defense.coefficient=-1",
+        "defense.direction=random",
+    ],
     "spin_ablations": [*TINY, "defense=none"],
     "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
     "awareness_and_leakage": [

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import tempfile
 
 import lightning
 import pytest
@@ -97,7 +96,7 @@ def test_a_part_without_rows_adds_nothing_and_reaches_every_weight(model):
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
-def tuned(model, *words: str, store=None, trainer=TRAINER):
+def tuned(model, folder, *words: str, trainer=TRAINER):
     node = compose(CONF, [], ["defense=dpo", *words]).defense
     owner = ModelOwner(
         model,
@@ -105,16 +104,16 @@ def tuned(model, *words: str, store=None, trainer=TRAINER):
         seed=5,
         pairs=lambda: (preferences(), 0),
         fit=functools.partial(fit_causal_lm, trainer=trainer),
-        store=store or Store(tempfile.mkdtemp(prefix="fairpriv-")),
+        store=Store(folder),
         **dict.fromkeys(("tokenizer", "keep", "rows", "file", "origin", "name")),
     )
     return instantiate(node, _convert_="all").tune(owner)
 
 
 @pytest.mark.parametrize("words", [["defense.lr=0.01"], ["defense.adapter=null", "defense.lr=0.001"]])
-def test_a_tuned_model_prefers_what_it_is_trained_to(model, tiny_lm, words):
+def test_a_tuned_model_prefers_what_it_is_trained_to(model, tiny_lm, tmp_path, words):
     untouched = PretrainedLM("tiny", str(tiny_lm), dtype="float32").load()[0]
-    found = tuned(model, "defense.epochs=4", *words)
+    found = tuned(model, tmp_path, "defense.epochs=4", *words)
     with torch.no_grad():
         before, after = (PreferenceLM(m, beta=BETA, lr=1).margins(preferences()) for m in (untouched, found.model))
     assert (after > before).all()
@@ -131,15 +130,15 @@ def test_what_is_trained_is_kept_by_beta_and_by_what_is_rejected(model, tiny_lm,
     def fresh():
         return PretrainedLM("tiny", str(tiny_lm), dtype="float32").load()[0]
 
-    made = tuned(model, store=Store(tmp_path))
-    read = tuned(fresh(), store=Store(tmp_path), trainer=never)
+    made = tuned(model, tmp_path)
+    read = tuned(fresh(), tmp_path, trainer=never)
     assert (read.content, read.measured) == (made.content, made.measured)
     with pytest.raises(AssertionError, match="trained once more"):
-        tuned(fresh(), "defense.beta=0.5", store=Store(tmp_path), trainer=never)
+        tuned(fresh(), tmp_path, "defense.beta=0.5", trainer=never)
     others = [Preference(p.input_ids, p.labels, row(30, 200, 4)) for p in preferences()]
     monkeypatch.setitem(globals(), "preferences", lambda: others)
     with pytest.raises(AssertionError, match="trained once more"):
-        tuned(fresh(), store=Store(tmp_path), trainer=never)
+        tuned(fresh(), tmp_path, trainer=never)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import tempfile
 
 import lightning
 import pytest
@@ -24,9 +23,9 @@ ROWS = [Encoded(list(range(3 + i, 12 + 2 * i)), [-100] * 4 + list(range(7 + i, 1
 
 
 @pytest.fixture(scope="module")
-def store() -> Store:
+def store(tmp_path_factory) -> Store:
     """Fits are made once for all tests of this file."""
-    return Store(tempfile.mkdtemp(prefix="fairpriv-"))
+    return Store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
