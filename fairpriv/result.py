@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
+from fairpriv.identity import is_language_model
 from fairpriv.metrics import Measured, Metric, read_metric
 from fairpriv.secrets import masked, without_secrets
 
@@ -251,7 +252,8 @@ def _finite(value: Any) -> Any:
 def cell_name(config: Mapping[str, Any]) -> str:
     """Describe a cell in a few words for people."""
     names = [str(config[group]["name"]) for group in ("dataset", "model", "defense")]
-    world = f" world {config['game']['world']}" if "game" in config else ""
+    game = {} if is_language_model(config) else config.get("game", {})  # of before tasks, both had one
+    world = f" world {game['world']}" if "world" in game else ""
     return f"{' '.join(names)}{world} seed {config['seed']}"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.config.compose import instantiated
+from fairpriv.identity import is_language_model
 from fairpriv.result import cell_name
 from fairpriv.secrets import masked
 
@@ -150,6 +151,10 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
     floors = {floor: result.metric(floor) for name in shown if (floor := f"{name}_floor") in values}
     summary["described"] = json.dumps({name: metric.plain() for name, metric in (shown | floors).items()})
     summary |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
+    for name, ends in result.intervals.items():  # beside the floor, which is a metric of its own
+        summary |= {f"{name}/{end}": value for end, value in zip(("lo", "hi"), ends, strict=True) if value is not None}
+    summary |= {f"git/{key}": value for key, value in (result.git or {}).items()}
+    summary["task"] = "language_model" if is_language_model(result.config) else "classifier"
     run.summary.update(values | summary)  # after the history, or the summary would hold {"max": value}
     if result.degenerate:
         run.tags = (*(run.tags or ()), "degenerate")

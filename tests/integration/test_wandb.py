@@ -164,6 +164,8 @@ def test_generations_decisions_edits_and_adapters_are_logged_and_whole_models_ar
     result = Result("abc", "completed", config, {"eval/privacy/awareness": 0.5, "train/steps": None})
     result.artifacts = artifacts | {"model": "model", "whole": "whole"}
     result.degenerate = ["it refuses everything"]
+    result.intervals = {"eval/privacy/awareness": [0.4, 0.6], "train/steps": [None, None]}
+    result.git = {"commit": "c" * 40, "dirty": False}
     result.write(cell / "result.json")
     node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": True, "save_dir": str(tmp_path)}
     with weights_and_biases.wandb_run(node, "abc", config) as logger:
@@ -172,6 +174,10 @@ def test_generations_decisions_edits_and_adapters_are_logged_and_whole_models_ar
     assert list(one.run.tags) == ["x" * 64, "privacy", "degenerate"]
     assert one.summary["eval/privacy/awareness"] == 0.5
     assert one.summary["degenerate"] == ["it refuses everything"]
+    assert (one.summary["eval/privacy/awareness/lo"], one.summary["eval/privacy/awareness/hi"]) == (0.4, 0.6)
+    assert (one.summary["git/commit"], one.summary["task"]) == ("c" * 40, "language_model")
+    assert "train/steps/lo" not in one.summary
+    assert "world" not in one.run.display_name
     tables = {}
     for path in (one.folder / "files" / "media" / "table").iterdir():
         table = json.loads(path.read_text())
