@@ -74,6 +74,8 @@ def outcome_config(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["game"] = {key: value for key, value in game.items() if key != "poison"}
     if isinstance(dataset := kept.get("dataset"), Mapping) and dataset.get("canaries") is None:
         kept["dataset"] = {key: value for key, value in dataset.items() if key != "canaries"}
+    if isinstance(utility := kept.get("utility"), Mapping) and not utility.get("first"):
+        kept["utility"] = {key: value for key, value in utility.items() if key != "first"}
     for name, without in _NOT_OUTCOME_WITHIN.items():
         if isinstance(kept.get(name), Mapping):
             kept[name] = {key: value for key, value in kept[name].items() if key not in without}

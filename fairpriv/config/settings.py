@@ -112,8 +112,8 @@ class EvaluationSettings:
     batch_size: int = field(default=64, metadata={"outcome": False})
     text: Any = None  # what perplexity is measured on; null: nothing
     text_tokens: int | None = 4096  # of the text, from its beginning; null: all
-    window: int = 512  # tokens that the model sees at a time
-    stride: int = 256  # by which the window moves
+    window: int | None = 512  # tokens that the model sees at a time; null: as many as it has positions
+    stride: int | None = 256  # by which the window moves; null: by itself, without overlap
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "benign": 0, "max_new_tokens": 1, "max_prompt_tokens": 2, "batch_size": 1, "stride": 1}
@@ -121,5 +121,5 @@ class EvaluationSettings:
             value = getattr(self, key)
             if value is not None and value < bound:
                 raise InputError(f"evaluation.{key}={value}: must be at least {bound}")
-        if self.stride > self.window:
+        if self.stride and self.window and self.stride > self.window:
             raise InputError(f"evaluation.stride={self.stride}: must be at most evaluation.window={self.window}")

@@ -23,7 +23,7 @@ from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
 from fairpriv.language_models.data.tokens import Encoded, pad_token_id
-from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity
+from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity, windows
 from fairpriv.language_models.inputs import Loaded, encoded, load, read
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.observation import Comparison, Observation, Observer, compare
@@ -164,30 +164,32 @@ class TugOfWar:
 
     def perplexity(self, subject: Subject, text: Tensor, origin: Any) -> Measured:
         """Measure perplexity on the tokens of the evaluation text."""
-        evaluation = self.settings.evaluation
+        evaluation, config = self.settings.evaluation, subject.model.config
+        window, stride = windows(config, evaluation.window, evaluation.stride)
 
         def make() -> Measured:
             try:
                 value, scored = perplexity(
                     subject.model,
                     text,
-                    window=evaluation.window,
-                    stride=evaluation.stride,
-                    batch_size=max(1, subject.batch_tokens // 4 // evaluation.window),  # the logits take much memory
+                    window=window,
+                    stride=stride,
+                    batch_size=max(1, subject.batch_tokens // 4 // window),  # the logits take much memory
                     progress="perplexity" if subject.progress else None,
                 )
             except ValueError as error:
                 raise InputError(f"evaluation: {error}") from error
             return PERPLEXITY.of(value) | SCORED_TOKENS.of(scored)
 
-        key = {"text": checksum({"text": text.cpu()}), "window": evaluation.window, "stride": evaluation.stride}
+        key = {"text": checksum({"text": text.cpu()}), "window": window, "stride": stride}
         return self.kept("perplexity", origin, key, make)
 
     def utility(self, subject: Subject, origin: Any) -> Measured:
         """Measure general capability, task by task, so that a cell that is killed goes on with the next one."""
         measured = Measured()
         for task in self.settings.harness.apart():
-            key = {"task": task.digest(), "settings": [task.limit, task.chat, *subject.asked]}
+            which = [task.limit, *(["first"] if task.first else [])]
+            key = {"task": task.digest(), "settings": [*which, task.chat, *subject.asked]}
             make = functools.partial(
                 task.measure,
                 subject.model,

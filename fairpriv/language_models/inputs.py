@@ -16,7 +16,7 @@ from fairpriv.language_models.data.canaries import require_written
 from fairpriv.language_models.data.pairs import drawn
 from fairpriv.language_models.data.tokens import Encoded, encode_all
 from fairpriv.language_models.engines.generation import require_room
-from fairpriv.language_models.engines.perplexity import encode_text, require_window
+from fairpriv.language_models.engines.perplexity import encode_text, require_window, windows
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.language_models.models.sharding import require_shardable
 from fairpriv.language_models.observation import PromptSet, prompt_sets
@@ -98,7 +98,7 @@ def load(settings: Settings, data: Data) -> Loaded:
     require_room(model, trained, lower="dataset.max_tokens")
     text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]
     if text is not None and len(text):
-        require_window(model, text, evaluation.window)
+        require_window(model, text, windows(model.config, evaluation.window, evaluation.stride)[0])
     subject = Subject(
         model,
         tokenizer,

@@ -30,6 +30,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional.importance import matrices_of
 from fairpriv.language_models.defenses.spin import Spin
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
+from fairpriv.language_models.engines.perplexity import windows
 from fairpriv.language_models.inputs import checkpoint_activations
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import LoReFTConfig, decoder_layers
@@ -117,6 +118,7 @@ class Planner:
         if self.model.quantization is not None:
             raise NotImplementedError("what quantised weights need is not known")
         self.architecture = architecture_of(self.model)
+        self.windows = windows(self.architecture, self.evaluation.window, self.evaluation.stride)
         self.whole = self.built()
         self.defense.check(self.whole)
         self.weights = size([*self.whole.parameters(), *self.whole.buffers()])
@@ -153,18 +155,19 @@ class Planner:
                 train_on(lm, defense.micro_batch_size, self.tokens)
             return live.peak
 
-        between = max(self.over_layers(passes, lambda lm: self.adapted(lm, defense)), update)
+        between = self.over_layers(passes, lambda lm: self.adapted(lm, defense))
         if self.sharded:
             layers = list(decoder_layers(self.whole))
             layer = max(size(one.parameters()) for one in layers)
             ends = self.weights - sum(size(one.parameters()) for one in layers)
-            weights, gradients, state = (-(-part // self.processes) for part in (weights, gradients, state))
+            shared = (weights, gradients, state, update)
+            weights, gradients, state, update = (-(-part // self.processes) for part in shared)
             between += 2 * layer + ends  # a layer is computed while the next one is gathered
         elif self.processes > 1:
             between += gradients  # what DDP sends
         if precision in ("bf16-true", "16-true"):  # the weights in half precision, beside those that come back
             between += sum(2 * p.numel() for p in model.parameters() if not p.requires_grad and p.itemsize > 2)
-        parts = {"weights": weights, "gradients": gradients, "optimiser": state, "passes": between}
+        parts = {"weights": weights, "gradients": gradients, "optimiser": state, "passes": max(between, update)}
         return Stage(f"train {defense.name}", parts)
 
     def scoring(self, defense: Spin, judge: int) -> Stage:
@@ -194,7 +197,7 @@ class Planner:
 
     def evaluating(self) -> int:
         """Find the bytes of the answers' cache and pass, and of perplexity's, whichever are more."""
-        rows, window = self.evaluation.batch_size, self.evaluation.window
+        rows, (window, _) = self.evaluation.batch_size, self.windows
         shapes = {(rows, ANSWER): {"use_cache": True, "logits_to_keep": 1}}
         if self.config["evaluation"]["text"]:
             shapes[max(1, rows * 32 // window), window] = {"use_cache": False}
@@ -217,8 +220,10 @@ class Planner:
         prompts = len(measured) * (evaluation.prompts or ROWS)
         read = prompts * ANSWER
         if self.config["evaluation"]["text"]:
-            read += (evaluation.text_tokens or TEXT) * evaluation.window // evaluation.stride
-        read += len(utility.get("tasks") or []) * (utility.get("limit") or ROWS) * DOCUMENT
+            read += (evaluation.text_tokens or TEXT) * self.windows[0] // self.windows[1]
+        limit = utility.get("limit")
+        for task in utility.get("tasks") or []:
+            read += ((limit.get(str(task)) if isinstance(limit, Mapping) else limit) or ROWS) * DOCUMENT
         work = 2.0 * weights * read
         work += 2 * sum(self.judge_weights) / 2 * prompts * VERDICT  # of bfloat16
         for defense in self.defenses:

@@ -53,6 +53,18 @@ IN_MINIATURE = {
         "defense.coefficient=-1",
         "defense.direction=random",
     ],
+    "spin_paper": [
+        *(word.replace("dataset.samples=4", "dataset.samples=8") for word in TINY),
+        "defense=none,spin",
+        "judge=refusal",
+        "evaluation=default",
+        "evaluation.window=null",
+        "evaluation.stride=null",
+        "utility.tasks=[]",
+        "utility.limit=null",
+        "defense.rule=intersection",
+        "defense.ratio=1e-3",
+    ],
     "spin_ablations": [*TINY, "defense=none"],
     "trade_off_matrix": [*TINY, "dataset.samples=8", "defense=none,spin", "defense.dimensions=[fairness,privacy]"],
     "awareness_and_leakage": [

@@ -181,6 +181,14 @@ def test_a_limit_draws_documents_the_same_in_every_cell(model, folder):
     assert len(Harness(["plain"], limit=99, include=folder).scores(*model, batch_size=8)["plain"].documents) == 24
 
 
+def test_limits_by_task_leave_the_others_whole_and_may_take_the_first_documents(model, folder):
+    limited = Harness(["plain", "bare"], limit={"plain": 3}, first=True, include=folder)
+    told = limited.scores(*model, batch_size=8)
+    assert [document["doc_id"] for document in told["plain"].documents] == [0, 1, 2]
+    assert len(told["bare"].documents) == 24
+    assert [one.limit for one in limited.apart()] == [3, None]
+
+
 def test_examples_stand_before_a_document_unless_its_task_has_none(model, folder):
     told = [
         Harness(["plain", "bare"], fewshot=2, limit=2, include=folder).scores(*model, batch_size=8) for _ in range(2)
@@ -375,6 +383,8 @@ def test_a_task_asked_for_twice_is_refused(folder):
     ("options", "expected"),
     [
         ({"limit": 0}, "lm-eval: limit=0: must be at least 1, or null"),
+        ({"limit": {"a": 0}, "tasks": ["a"]}, "lm-eval: limit.a=0: must be at least 1, or null"),
+        ({"limit": {"aa": 1}, "tasks": ["ab"]}, "lm-eval: limit.aa: there is no such task"),
         ({"fewshot": -1}, "lm-eval: fewshot=-1: must be at least 0, or null"),
         ({"tasks": [3]}, "lm-eval task 3: it is a name, or a mapping with the key task"),
     ],

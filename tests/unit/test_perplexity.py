@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.engines.perplexity import encode_text, perplexity
+from fairpriv.language_models.engines.perplexity import encode_text, perplexity, windows
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 
 VOCAB = 80
@@ -160,6 +161,17 @@ def test_model_is_measured_in_eval_mode_and_left_in_the_mode_it_was_in():
     assert model.training
     assert not model.transformer.h[0].mlp.training
     assert model.transformer.h[1].mlp.training
+
+
+def test_without_a_window_it_is_the_model_s_length_without_overlap():
+    config = make().config
+    longest = config.max_position_embeddings
+    assert windows(config, None, None) == (longest, longest)
+    assert windows(config, None, 5) == (longest, 5)
+    assert windows(config, 8, None) == (8, 8)
+    without = SimpleNamespace(get_text_config=lambda: None)
+    with pytest.raises(InputError, match="names no max_position_embeddings: give a number"):
+        windows(without, None, None)
 
 
 def test_windows_are_counted_in_the_bar(capsys):

@@ -66,34 +66,44 @@ class Harness:
 
     Attributes:
         tasks: names of lm-eval's tasks, groups and tags, or tasks written out as lm-eval's task files are.
-        limit: documents of each task, at most, drawn at random and the same in every cell; None: all.
+        limit: documents of each task, at most, drawn at random and the same in every cell; None: all. Or a mapping
+            from what is asked for to such limits; those of a group hold for each task in it.
         fewshot: examples before each document; None: as many as a task says, else none. A task that insists on none
             has none.
         batch_size: texts of 128 tokens worked on at a time; of tasks that write answers, requests.
         chat: ask by the tokenizer's chat template.
         include: folder of the user's own task files.
+        first: whether ``limit`` takes the first documents, and no random ones.
     """
 
     kind: ClassVar[str] = "harness"
 
     tasks: list[Any] = field(default_factory=list)
-    limit: int | None = None
+    limit: Any = None
     fewshot: int | None = None
     batch_size: int = field(default=64, metadata={"outcome": False})
     chat: bool = False
     include: str | None = field(default=None, metadata={"outcome": False})  # tasks count by what they ask
+    first: bool = False
 
     def __post_init__(self) -> None:
-        for key, least in {"limit": 1, "fewshot": 0, "batch_size": 1}.items():
-            if (value := getattr(self, key)) is not None and value < least:
-                raise InputError(f"lm-eval: {key}={value}: must be at least {least}, or null")
         for task in self.tasks:
             if not isinstance(task, str) and not (isinstance(task, Mapping) and {"task", "group"} & task.keys()):
                 raise InputError(f"lm-eval task {task!r}: it is a name, or a mapping with the key task")
+        limits = self.limit if isinstance(self.limit, Mapping) else {"": self.limit}
+        named = [_name(task) for task in self.tasks]
+        if unknown := [name for name in limits if name and name not in named]:
+            raise InputError(f"lm-eval: limit.{unknown[0]}: there is no such task{nearest(unknown[0], named)}")
+        values = {f"limit.{name}".rstrip("."): value for name, value in limits.items()}
+        for key, value in (values | {"fewshot": self.fewshot, "batch_size": self.batch_size}).items():
+            least = 0 if key == "fewshot" else 1
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise InputError(f"lm-eval: {key}={value}: must be at least {least}, or null")
 
     def apart(self) -> list[Harness]:
         """Return one for each of the tasks, groups and tags that are asked for."""
-        return [replace(self, tasks=[task]) for task in self.tasks]
+        limits = self.limit if isinstance(self.limit, Mapping) else {_name(task): self.limit for task in self.tasks}
+        return [replace(self, tasks=[task], limit=limits.get(_name(task))) for task in self.tasks]
 
     def metrics(self) -> dict[str, list[str]]:
         """Name the metrics of every reported task; loads the tasks, and their data.
@@ -161,6 +171,10 @@ class Harness:
         """
         if self.chat and not tokenizer.chat_template:
             raise InputError("lm-eval: chat=true, and the tokenizer has no chat template")
+        if isinstance(self.limit, Mapping):
+            asked: dict[str, Any] = {"batch_size": batch_size, "system": system, "end": end, "progress": progress}
+            each = [one.scores(model, tokenizer, **asked) for one in self.apart()]
+            return {name: score for scores in each for name, score in scores.items()}
         loaded = self._loaded()
         import torch
         from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
@@ -172,7 +186,8 @@ class Harness:
             task.set_fewshot_seed(seed=_SEED)
             there = len(task.eval_docs)
             if self.limit is not None and self.limit < there:  # the first ones may all be of one kind
-                drawn[name] = sorted(random.Random(0).sample(range(there), self.limit))
+                chosen = range(self.limit) if self.first else random.Random(0).sample(range(there), self.limit)
+                drawn[name] = sorted(chosen)
         try:
             with evaluating(model), _finite(model), _quiet(progress):
                 told = evaluate(
@@ -203,6 +218,11 @@ class Harness:
         return _load(json.dumps(self.tasks), self.include, self.fewshot)
 
 
+def _name(task: Any) -> str:
+    """Name what is asked for: a task, group or tag, or one that is written out."""
+    return task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+
+
 @functools.cache
 def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
     """Load tasks with their data, once a process: a sweep asks in every cell."""
@@ -224,7 +244,7 @@ def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
     with _quiet():
         index = _index(asked, include)
         for task in asked:
-            name = task if isinstance(task, str) else str(task.get("task") or task.get("group"))
+            name = _name(task)
             if isinstance(task, str) and task not in index.task_index:
                 where = f" and none of {include}'s" if include else ""
                 raise InputError(f"lm-eval task {task}: none of lm-eval's{where}{nearest(task, index.all_tasks)}")

@@ -31,6 +31,18 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.tensor(bos + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 
+def windows(config: Any, window: int | None, stride: int | None) -> tuple[int, int]:
+    """Return window and stride in tokens for a model of transformers' ``config``; None: the model's length, no overlap.
+
+    Raises:
+        InputError: there is no window, and the config names no length.
+    """
+    window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
+    if window is None:
+        raise InputError("evaluation.window=null: the model's config names no max_position_embeddings: give a number")
+    return window, stride or window
+
+
 def require_window(model: Any, ids: Tensor, window: int) -> None:
     """Raise `InputError` for a window, or a token of a text, that the model has no place for."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
