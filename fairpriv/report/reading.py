@@ -160,7 +160,8 @@ def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
     ]
     if floored:
         low = sum((one.ends[0] if one.ends else one.mean) <= floor for one, floor in floored)
-        parts.append(f"{low} of {len(floored)} gaps and leakages do not rise above their floor")
+        if low:
+            parts.append(f"{low} of {len(floored)} gaps and leakages do not rise above their floor")
     if any(one.estimate.n == 1 and one.estimate.ends for one in found):
         parts.append("intervals of one seed are over test rows, so that another seed may say otherwise")
     return [f"Caution: {'; '.join(parts)}."] if parts else []

@@ -1,7 +1,9 @@
 """Answers by a server: a small one of ours that loads what it is asked for, and `transformers serve`."""
 
 import json
+import os
 import re
+import signal
 import sys
 import threading
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from light import until
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +21,7 @@ from fairpriv.errors import InputError
 from fairpriv.language_models import observation
 from fairpriv.language_models.defenses import spin
 from fairpriv.language_models.engines.generation import respond
-from fairpriv.language_models.engines.server import Question, Served, ServerEngine, parting
+from fairpriv.language_models.engines.server import Question, Served, ServerEngine, parting, supervised
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.result import Result
@@ -209,7 +212,7 @@ def test_a_command_is_started_waited_for_and_stopped(ask, server, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["no-such-program", "{model}", "{port}"], r"no-such-program cannot be started \(.*\): is it installed\?"),
+        (["no-such-program", "{model}", "{port}"], "no-such-program cannot be started: is it installed"),
         (
             [sys.executable, "-c", "print('out of memory'); exit(3)", "{model}", "{port}"],
             "status 3; its last line: out of",
@@ -220,6 +223,28 @@ def test_a_command_is_started_waited_for_and_stopped(ask, server, tmp_path):
 def test_a_command_that_does_not_serve_is_told_on_one_line(ask, words, message):
     with pytest.raises(InputError, match=message):
         ask(command=words, start=0.1 if "sleep" in words[2] else 30)
+
+
+def test_a_server_and_its_model_s_folder_are_gone_when_this_process_is(tmp_path):
+    folder = tmp_path / "serving"
+    folder.mkdir()
+    with (tmp_path / "log").open("wb") as output:
+        process = supervised(["sh", "-c", "echo $$; trap '' TERM; while :; do sleep 1; done"], folder, output)
+    until(lambda: (tmp_path / "log").read_text())
+    server = int((tmp_path / "log").read_text())
+    os.kill(server, 0)
+    process.stdin.close()  # as the system does for a process that is killed
+    assert process.wait(60) == -signal.SIGKILL
+    assert not folder.exists()
+    until(lambda: not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split()[2])
+
+
+@pytest.mark.parametrize(("what", "status"), [("exit 3", 3), ("kill -9 $$", -9)])
+def test_the_exit_status_is_the_server_s(tmp_path, what, status):
+    with (tmp_path / "log").open("wb") as output:
+        process = supervised(["sh", "-c", what], tmp_path / "serving", output)
+    assert process.wait(60) == status
+    process.stdin.close()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.error import HTTPError
 
 from fairpriv.editing import export
@@ -37,6 +37,25 @@ log = logging.getLogger(__name__)
 TIE, HALF_TIE = 1e-3, 0.5
 POLL = 0.1  # seconds between two looks at a server that is starting
 PATIENCE = 10.0  # seconds that a server may take to end
+
+# Runs the server in its place, waits for it, and ends it with all that it has started, and with the model's folder,
+# when its input closes: which it does in whatever way this process ends.
+_SUPERVISOR = """
+import os, shutil, signal, subprocess, sys, threading
+folder, *words = sys.argv[1:]
+signal.signal(signal.SIGTERM, lambda *_: None)  # the server's own business; it does not inherit this
+server = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+def end_with_parent():
+    os.read(0, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end_with_parent, daemon=True).start()
+status = server.wait()
+if status < 0:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
 
 COMPARED = Metric(
     "engine/compared", "compared answers", "Answers of the server that were compared with this process's.", low=0.0
@@ -312,17 +331,12 @@ class Served:
         for name, value in values.items():
             words = [word.replace(name, str(value)) for word in words]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # also of no active venv
-        program = shutil.which(words[0], path=path) or words[0]
+        program = shutil.which(words[0], path=path)
+        if program is None:
+            raise InputError(f"evaluation.engine.command: {words[0]} cannot be started: is it installed?")
         started = time.monotonic()
-        try:
-            with said.open("wb") as output:
-                process = subprocess.Popen(
-                    [program, *words[1:]], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-        except OSError as error:
-            raise InputError(
-                f"evaluation.engine.command: {words[0]} cannot be started ({error.strerror}): is it installed?"
-            ) from None
+        with said.open("wb") as output:
+            process = supervised([program, *words[1:]], folder.parent, output)
         self._process = process
         self.held.callback(_end, process)
         while True:
@@ -358,6 +372,26 @@ class Served:
         return f"{ended}; its last line: {' '.join(lines[-1].split())[:200]}" if lines else ended
 
 
+def supervised(words: Sequence[str], folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a command that ends when this process ends, in whatever way that happens; ``folder`` is removed then.
+
+    Args:
+        words: of the command, whose output goes to ``output``.
+        folder: what the command needs, and nobody after it.
+        output: a file that is open for writing.
+
+    Returns:
+        What waits for the command, and has its exit status; it leads the command's process group.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _SUPERVISOR, str(folder), *words],
+        stdin=subprocess.PIPE,  # nothing is sent
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a server and what it has started."""
     for word in (signal.SIGTERM, signal.SIGKILL):
@@ -365,6 +399,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, word)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def parting(
