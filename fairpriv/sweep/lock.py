@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import logging
@@ -17,7 +16,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl: Any = None  # type: ignore[no-redef]
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +82,8 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
 
     The lock's folder is made, and removed again if nothing else is in it.
 
-    On a file system without locks of its own, two processes that find a dead process's lock in the same millisecond may
-    both take it.
+    On a file system without locks of its own, and on Windows, two processes that find a dead process's lock in the
+    same millisecond may both take it.
 
     Raises:
         HeldError: a live process holds it; raised at once, without waiting.
@@ -99,6 +103,7 @@ def lock(path: Path, task: str = "") -> Iterator[None]:
         over.set()
         with contextlib.suppress(OSError), _exclusive(path) as file:
             if (owner := _owner(file)) is None or owner.same_process(me):  # else another process has taken over
+                file.truncate(0)  # Windows removes no file that is open, and an empty one names no owner
                 path.unlink()
                 path.parent.rmdir()
 
@@ -132,7 +137,8 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
             continue
         with file:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 in_place = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except FileNotFoundError:
@@ -181,6 +187,8 @@ def machine() -> str:
 
 def started(pid: int) -> str | None:
     """Return when a process started, in the system's own units; empty where it cannot be known, None if it is gone."""
+    if fcntl is None:  # Windows, where a signal of 0 would interrupt or end the process
+        return ""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -225,6 +225,27 @@ def test_a_file_system_without_locks_does(path, monkeypatch):
     assert not path.exists()
 
 
+def test_without_fcntl_as_on_windows_no_process_is_signalled_and_silence_decides(path, monkeypatch):
+    monkeypatch.setattr(module, "fcntl", None)
+    monkeypatch.setattr(os, "kill", None)
+    with lock(path):
+        assert holder(path).pid == os.getpid()
+        assert started(os.getpid()) == ""
+    assert not path.exists()
+    path.parent.mkdir(parents=True)
+    left_behind(path, Owner("here", module.machine(), 2**30, "", time.time()))
+    with pytest.raises(HeldError), lock(path):
+        pass
+    os.utime(path, (0, time.time() - module.SILENCE - 1))
+    with lock(path):
+        pass
+
+
+def test_fairpriv_is_imported_without_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; import fairpriv.cli, fairpriv.store"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_lock_that_is_removed_while_another_waits_for_it_is_made_anew(path, monkeypatch):
     path.parent.mkdir(parents=True)
     flock, waits = fcntl.flock, threading.Event()
