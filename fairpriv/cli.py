@@ -192,15 +192,16 @@ def commands() -> dict[str, Command]:
     view.option("--entity", metavar="NAME", help="whose project it is (W&B's default for your key)")
 
     edit = Command(
-        "edit show|apply|revert FILE",
-        "a SPIN edit: what it holds; put it on a saved model, or take it off",
+        "edit show|apply|revert|push FILE",
+        "a SPIN edit: what it holds; put it on a saved model, take it off, or share it",
         edit_model,
     )
-    edit.add_argument("verb", metavar="show|apply|revert", help="apply and revert need --model and --out")
+    edit.add_argument("verb", metavar="show|apply|revert|push", help="apply, revert: --model, --out; push: --repo")
     edit.add_argument("file", type=Path, metavar="FILE", help="an edit.safetensors of a cell")
     edit.option("--model", metavar="MODEL", help="the model's folder, its name on the hub, or a config (ls model)")
     edit.option("--adapter", type=Path, metavar="DIR", help="of PEFT, merged into the model first")
     edit.option("--out", type=Path, metavar="DIR", help="a new folder, for the model with or without the edit")
+    edit.option("--repo", metavar="OWNER/NAME", help="on the hub; made, private, where there is none (HF_TOKEN)")
 
     ls = Command("ls [GROUP...]", "the datasets, models, defences, experiments ... that exist", list_groups)
     ls.add_argument("groups", nargs="*", metavar="GROUP", help="such as dataset, defense, experiment")
@@ -314,13 +315,16 @@ def read_responses(given: argparse.Namespace) -> int:
 def edit_model(given: argparse.Namespace) -> int:
     """Carry out ``edit``."""
     verb, model, out, adapter = given.verb, given.model, given.out, given.adapter
-    usage = "edit show FILE, or edit apply|revert FILE --model NAME_OR_FOLDER [--adapter DIR] --out DIR"
-    if verb not in ("show", "apply", "revert"):
-        near = nearest(verb, ["show", "apply", "revert"])
-        raise InputError(f"edit {verb}: must be show, apply or revert{near}; the command is {usage}")
-    if verb == "show" and (model or adapter or out):
-        raise InputError(f"edit show: takes the file alone; the command is {usage}")
-    if verb != "show" and not (model and out):
+    usage = "edit show FILE, edit push FILE --repo OWNER/NAME, or edit apply|revert FILE --model NAME_OR_FOLDER"
+    usage += " [--adapter DIR] --out DIR"
+    if verb not in ("show", "apply", "revert", "push"):
+        near = nearest(verb, ["show", "apply", "revert", "push"])
+        raise InputError(f"edit {verb}: must be show, apply, revert or push{near}; the command is {usage}")
+    if verb in ("show", "push") and (model or adapter or out):
+        raise InputError(f"edit {verb}: takes no --model, --adapter or --out; the command is {usage}")
+    if (verb == "push") != bool(given.repo):
+        raise InputError(f"edit {verb}: --repo goes with push, and push needs it; the command is {usage}")
+    if verb in ("apply", "revert") and not (model and out):
         raise InputError(f"edit {verb}: needs both --model and --out; the command is {usage}")
     if not given.file.is_file():
         raise InputError(f"{given.file}: there is no such file")
@@ -328,8 +332,11 @@ def edit_model(given: argparse.Namespace) -> int:
         raise InputError(f"--out {out}: is there already, and not empty: name a new folder")
     if adapter and not (adapter / "adapter_config.json").is_file():
         raise InputError(f"--adapter {adapter}: holds no adapter_config.json of PEFT; defense.save=true keeps one")
-    from fairpriv.editing import SpinEdit, export
+    from fairpriv.editing import SpinEdit, export, push
 
+    if verb == "push":
+        print(push(given.file, given.repo))
+        return 0
     found = SpinEdit.load(given.file)
     if verb == "show":
         from rich.console import Console
@@ -340,6 +347,7 @@ def edit_model(given: argparse.Namespace) -> int:
 
     from fairpriv.config.compose import build, compose, groups, plain
     from fairpriv.language_models.models.pretrained import PretrainedLM, merged
+    from fairpriv.model_card import edit_card
 
     if model in groups([CONF, *plugin_folders(), *given.folders])["model"]:
         config = plain(compose(CONF, given.folders, [f"model={model}"]))
@@ -357,8 +365,11 @@ def edit_model(given: argparse.Namespace) -> int:
     if adapter:
         loaded = merged(loaded, adapter)
     getattr(found, verb)(loaded)
-    export(loaded, tokenizer, out)
-    print(f"{found.summary()['suppressed']} weights {'edited' if verb == 'apply' else 'put back'}: {out}")
+    suppressed, card = found.summary()["suppressed"], None
+    if verb == "apply":
+        card = edit_card(found.metadata, suppressed, "The edit is applied: load it as any model of transformers.")
+    export(loaded, tokenizer, out, card)
+    print(f"{suppressed} weights {'edited' if verb == 'apply' else 'put back'}: {out}")
     return 0
 
 

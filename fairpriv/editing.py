@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
+from fairpriv.model_card import edit_card
 from fairpriv.result import write_whole
 
 _FORMAT = "fairpriv edit 1"
@@ -191,12 +192,52 @@ class SpinEdit:
         return None
 
 
-def export(model: Any, tokenizer: Any, folder: Path) -> None:
+def push(file: Path, repo: str) -> str:
+    """Upload an edit to the Hugging Face hub, with a model card that tells its provenance; return its address.
+
+    A repository that does not exist is made, private; a card that is there stays.
+
+    Args:
+        file: that :meth:`SpinEdit.save` wrote.
+        repo: OWNER/NAME on the hub.
+
+    Raises:
+        InputError: as `SpinEdit.load`; or the hub cannot be reached, or does not let it be written.
+    """
+    edit = SpinEdit.load(file)
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    base, after = edit.metadata.get("name") or "MODEL", edit.metadata.get("after")
+    adapter = f" --adapter FOLDER_OF_{after}" if after else ""
+    command = f"fairpriv edit apply edit.safetensors --model {base}{adapter} --out edited"
+    use = f"`{command}` puts it on the model, and `edit revert` takes it off."
+    card = edit_card(edit.metadata, edit.summary()["suppressed"], use)
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        parts = [CommitOperationAdd("edit.safetensors", file)]
+        if not api.file_exists(repo, "README.md"):
+            parts.append(CommitOperationAdd("README.md", card.encode()))
+        api.create_commit(repo, parts, commit_message="Add an edit made by fairpriv")
+    except HFValidationError:
+        raise InputError(f"--repo {repo}: must be OWNER/NAME, as on the hub") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = f"set HF_TOKEN to a token that may write to {repo}" if status in (401, 403) else "try again later"
+        raise InputError(f"edit push: the hub does not take it (HTTP {status}): {advice}") from None
+    except Exception as error:  # the transport's errors are of many kinds
+        raise InputError(f"edit push: the hub cannot be reached ({type(error).__name__})") from None
+    return f"{api.endpoint}/{repo}"
+
+
+def export(model: Any, tokenizer: Any, folder: Path, card: str | None = None) -> None:
     """Write a model and its tokenizer into one folder, whole or not at all.
 
     Args:
         model, tokenizer: a model and tokenizer of transformers.
         folder: a new folder, or an existing empty one.
+        card: its README.md.
 
     Raises:
         InputError: the folder cannot be written; nothing of it is left then.
@@ -206,6 +247,8 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
         scratch.mkdir(parents=True)
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        if card is not None:
+            (scratch / "README.md").write_text(card, encoding="utf-8")
         scratch.rename(folder)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fairpriv import processes
 from fairpriv.data.texts import Example
@@ -31,6 +32,7 @@ from fairpriv.language_models.records import Records, flip_rows, judge_rows, res
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
 from fairpriv.metrics import Measured
+from fairpriv.model_card import cell_card
 from fairpriv.result import Result, Stage
 from fairpriv.store import checksum
 
@@ -98,7 +100,7 @@ class TugOfWar:
                 let_go()
         with stage("defend"):
             fit = functools.partial(fit_causal_lm, trainer=trainer, logger=logger)
-            tuned = defense.tune(self.owner(loaded, fit, records))
+            tuned = defense.tune(self.owner(loaded, fit, records, result))
         if not first:
             return
         subject = replace(subject, model=tuned.model)
@@ -123,22 +125,28 @@ class TugOfWar:
                 with stage("analyse"):
                     result.add(self.analyse(subject, tuned, tuned.edit, data.common, records))
 
-    def owner(self, loaded: Loaded, fit: Callable[..., None], records: Records) -> ModelOwner:
+    def owner(self, loaded: Loaded, fit: Callable[..., None], records: Records, result: Result) -> ModelOwner:
         """Hand the model to its defence, with what it may be tuned on."""
         settings, model, tokenizer = self.settings, loaded.subject.model, loaded.subject.tokenizer
+        path = Path(settings.model.path)
+        name = path.resolve().name if path.is_dir() else settings.model.path
 
         def keep(tuned: Any) -> None:
             folder = records.file("model")
             if processes.rank() == 0:
                 tuned.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
+                library = "transformers" if isinstance(tuned, PreTrainedModel) else "fairpriv"
+                if (folder / "adapter_config.json").is_file():
+                    library = "peft"
+                card = cell_card(result.id, result.config, name, settings.model.digest(), library)
+                (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT has left one with blanks to fill in
 
         def rows(dimension: str, split: str, samples: int | None) -> list[Encoded]:
             if found := loaded.rows.get((dimension, split, samples)):
                 return found
             return encoded(settings, tokenizer, drawn(settings.dimensions, dimension, split, samples, settings.seed))[0]
 
-        path = Path(settings.model.path)
         embedding = model.get_input_embeddings().weight  # type: ignore[operator]
         return ModelOwner(
             model,
@@ -152,7 +160,7 @@ class TugOfWar:
             file=records.file,
             store=settings.store,
             origin={"revision": settings.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")},
-            name=path.resolve().name if path.is_dir() else settings.model.path,
+            name=name,
             fitting=[settings.model.origin(model, None), settings.fitting],
         )
 

@@ -286,6 +286,7 @@ def test_an_edit_is_shown_applied_and_reverted_bit_for_bit(fairpriv, edit, tiny_
 def test_an_exported_model_answers_as_the_cell_did(cell, fairpriv, tiny_lm, words):
     result, folder = cell()
     assert fairpriv("edit", "apply", folder / "edit.safetensors", "--model", tiny_lm, "--out", "edited").status == 0
+    assert '| dimensions | ["fairness", "privacy"] |' in Path("edited", "README.md").read_text()
     rest = [word for word in words if not word.startswith("model.path=")]
     ended = fairpriv(*rest, "hydra.mode=RUN", "defense=none", "model.path=edited")
     assert ended.status == 0, ended.err
@@ -351,8 +352,8 @@ def test_an_edit_that_does_not_fit_is_refused(fairpriv, edit, tiny_lm, tiny_lms,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "the command is edit show|apply|revert FILE"),
-        (["show"], "the command is edit show|apply|revert FILE"),
+        ([], "the command is edit show|apply|revert|push FILE"),
+        (["show"], "the command is edit show|apply|revert|push FILE"),
         (["show", "FILE", "OTHER"], "edit: unexpected OTHER"),
         (["show", "FILE", "--model", "x"], "the command is edit show FILE"),
         (
@@ -360,6 +361,8 @@ def test_an_edit_that_does_not_fit_is_refused(fairpriv, edit, tiny_lm, tiny_lms,
             "did you mean 'apply'?",
         ),
         (["apply", "FILE"], "the command is edit show FILE"),
+        (["push", "FILE"], "edit push: --repo goes with push, and push needs it"),
+        (["push", "FILE", "--repo", "a/b", "--out", "x"], "edit push: takes no --model, --adapter or --out"),
         (["apply", "FILE", "--model", "x"], "edit apply: needs both --model and --out"),
         (["apply", "FILE", "--out", "x"], "edit apply: needs both --model and --out"),
         (["apply", "FILE", "--model", "x", "--adapter", "y", "--out", "z"], "--adapter y: holds no adapter_config"),

@@ -240,6 +240,15 @@ def test_what_is_saved_loads_again_and_answers_the_same(cell, tiny_lm, tmp_path,
     told = respond(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=999)
     assert told == [line["response"] for line in lines]
     assert told != [line["before"] for line in lines]
+    card = (folder / "README.md").read_text()
+    loader = {"full": "AutoModelForCausalLM", "reft": "ReftModel"}.get(defense, "PeftModel")
+    for word in (
+        f"{loader}.from_pretrained",
+        f"| defence | {defense} |",
+        "| data | pairs |",
+        f"| cell | {result.id} |",
+    ):
+        assert word in card
 
 
 def test_an_adapter_of_the_user_s_is_one_yaml(cell, tmp_path):

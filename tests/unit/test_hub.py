@@ -1,5 +1,6 @@
 """What reads the Hugging Face hub, over HTTP, against a stand-in of it on this machine."""
 
+import base64
 import hashlib
 import json
 import re
@@ -12,10 +13,13 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder
+from fairpriv.cli import main
 from fairpriv.data import sources
 from fairpriv.data.sources import Hub
+from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
 from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.judges.judge import load_pretrained
@@ -34,6 +38,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}  # by "models/OWNER/NAME": files, by revision and path
         self.gated: set[str] = set()  # names whose terms TOKEN's account has accepted
+        self.made: dict[str, str | None] = {}  # who may see the repositories that were made
         self.cuts = 0  # transfers that are still to break, in their middle
         self.asked: list[tuple[str, str]] = []
 
@@ -59,6 +64,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.answer()
+
+    def do_POST(self):
+        path, hub = urlsplit(self.path).path, self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self.send(401)
+        if path == "/api/repos/create":
+            told = json.loads(body)
+            owner, name = told.get("organization", "owner"), told["name"]
+            hub.made[f"{owner}/{name}"] = told.get("visibility")
+            hub.repos.setdefault(f"models/{owner}/{name}", {"main": {}})
+            return self.send(200, json.dumps({"url": f"{hub.url}/{owner}/{name}"}).encode())
+        if path == "/api/validate-yaml":
+            return self.send(200, b'{"errors": [], "warnings": []}')
+        repo = hub.repos["/".join(path.split("/")[2:5])]
+        if "/preupload/" in path:
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.send(200, json.dumps({"files": files}).encode())
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                repo["main"] = repo["main"] | {line["value"]["path"]: base64.b64decode(line["value"]["content"])}
+        commit = hub.commit(repo, "main")
+        url = f"{hub.url}/owner/edit/commit/{commit}"
+        return self.send(200, json.dumps({"success": True, "commitOid": commit, "commitUrl": url}).encode())
 
     def answer(self):
         path, hub = unquote(urlsplit(self.path).path), self.server
@@ -98,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             if value is not None:
                 self.send_header(name, str(value))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             whole = data[first:]
             if self.server.cuts and len(whole) > 1000:
                 self.server.cuts -= 1
@@ -288,3 +319,51 @@ def test_a_task_of_lm_eval_has_its_data_from_the_hub(hub, tmp_path, monkeypatch)
     hub.repos["datasets/owner/gated"] = hub.repos["datasets/owner/letters"]
     with pytest.raises(InputError, match=r"accept its terms at https://huggingface.co/datasets/owner/gated"):
         Harness([task | {"dataset_path": "owner/gated"}]).metrics()
+
+
+@pytest.fixture
+def edit(tiny_lm, tmp_path) -> Path:
+    """The file of an edit of the tiny model."""
+    model = PretrainedLM("tiny", str(tiny_lm)).load()[0]
+    told = {"name": "owner/tiny", "base": {"revision": "abc"}, "dimensions": ["fairness", "privacy"], "ratio": 0.1}
+    SpinEdit.of(model, {"lm_head.weight": torch.tensor([3, 5])}, told | {"seed": 7}).save(tmp_path / "edit.safetensors")
+    return tmp_path / "edit.safetensors"
+
+
+def push(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", "push", *map(str, words)])
+    return int(ended.value.code)
+
+
+def test_an_edit_is_pushed_with_its_provenance(hub, edit, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert push(edit, "--repo", "owner/edit") == 0
+    assert capsys.readouterr().out == f"{hub.url}/owner/edit\n"
+    assert hub.made == {"owner/edit": "private"}
+    fetched = huggingface_hub.hf_hub_download("owner/edit", "edit.safetensors")
+    assert SpinEdit.load(fetched).metadata == SpinEdit.load(edit).metadata
+    card = ModelCard.load("owner/edit")
+    assert (card.data.base_model, card.data.tags) == ("owner/tiny", ["fairpriv"])
+    for row in ("| weights suppressed | 2 |", '| dimensions | ["fairness", "privacy"] |', "| seed | 7 |"):
+        assert row in card.text
+    hub.repos["models/owner/edit"]["main"]["README.md"] = b"mine"
+    assert push(edit, "--repo", "owner/edit") == 0
+    assert hub.repos["models/owner/edit"]["main"]["README.md"] == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [("owner/edit", "set HF_TOKEN to a token that may write to owner/edit"), ("a/b/c", "must be OWNER/NAME")],
+)
+def test_an_edit_that_the_hub_does_not_take_is_one_line(hub, edit, capsys, repo, message):
+    assert push(edit, "--repo", repo) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_an_edit_is_not_pushed_where_there_is_no_hub(hub, edit, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert push(edit, "--repo", "owner/edit") == 2
+    assert "edit push: the hub cannot be reached (ConnectError)" in capsys.readouterr().err
