@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SAMPLES = 5  # of everything that is tried
 RANDOM = "a random model of two layers"  # stands in for a language model; its answers mean nothing
 
+AGAINST = {"prompt": "the same prompt", "any": "any prompt"}  # what a pair may stand against, by `Tuning.contrast`
+
 Grids = dict[str, list[list[str]]]  # of every option: further overrides, one list for each grid
 Problems = list[tuple[str, str]]  # option, and what is wrong with it
 
@@ -215,6 +217,20 @@ def _waiting(node: Any, where: str = "") -> Iterator[str]:
 
 def _built(config: Mapping[str, Any], name: str) -> str:
     return f"{type(build(config, name)).__name__} is built"
+
+
+def _defense(config: Mapping[str, Any], name: str) -> str:
+    """Build a defence; of a language model's, name the pairs that it reads."""
+    from fairpriv.language_models.contract import Tuning
+
+    defense = build(config, name)
+    told = f"{type(defense).__name__} is built"
+    if not isinstance(defense, Tuning):
+        return told
+    against = f", each against a response of the other split to {AGAINST.get(defense.contrast)}"
+    pairs = [f"those of dataset=pairs{against if defense.contrast else ''}"] if defense.trains else []
+    pairs += [f"{split} ones of {dimension}" for dimension, split, _ in defense.sets]
+    return f"{told}, and reads pairs: {', '.join(pairs)}" if pairs else told
 
 
 def _attack(config: Mapping[str, Any], name: str) -> str:
@@ -447,7 +463,7 @@ def _unfetched(node: Any) -> str | None:
 PARTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "dataset": _dataset,
     "model": _model,
-    "defense": _built,
+    "defense": _defense,
     "attack": _attack,
     "judge": _judge,
     "evaluation": _evaluation,

@@ -29,7 +29,9 @@ from fairpriv.config.settings import EvaluationSettings
 from fairpriv.errors import InputError
 from fairpriv.functional.importance import matrices_of
 from fairpriv.language_models.defenses.spin import Spin
+from fairpriv.language_models.defenses.steering import Steering
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
+from fairpriv.language_models.defenses.task_arithmetic import TaskArithmetic
 from fairpriv.language_models.engines.perplexity import windows
 from fairpriv.language_models.inputs import checkpoint_activations
 from fairpriv.language_models.models.pretrained import PretrainedLM
@@ -124,9 +126,12 @@ class Planner:
         self.weights = size([*self.whole.parameters(), *self.whole.buffers()])
         self.judge_weights = [weights_of(judge) for judge in self.judges.values()]
 
-        both = (self.defense, getattr(self.defense, "after", None))
-        self.defenses = [one for one in both if one is not None and one.changes]
-        if unknown := [one for one in self.defenses if not isinstance(one, SupervisedTuning | Spin)]:
+        self.defenses, one = [], self.defense
+        while one is not None:
+            if one.changes and not isinstance(one, TaskArithmetic):  # which its tuning stands for
+                self.defenses.append(one)
+            one = getattr(one, "after", None) or getattr(one, "tuning", None)
+        if unknown := [one for one in self.defenses if not isinstance(one, SupervisedTuning | Spin | Steering)]:
             raise NotImplementedError(f"what a {type(unknown[0]).__name__} needs is not known")
 
     def stages(self) -> list[Stage]:
@@ -135,7 +140,10 @@ class Planner:
         found = [Stage("evaluate", {"weights": self.weights, "judge": judge, "passes": self.evaluating()})]
         for one in self.defenses:
             kept = 0 if self.defense.trains else judge  # training lets go of it
-            found.append(self.training(one) if isinstance(one, SupervisedTuning) else self.scoring(one, kept))
+            if isinstance(one, SupervisedTuning):
+                found.append(self.training(one))
+            else:
+                found.append(self.scoring(one, kept) if isinstance(one, Spin) else self.steering(one, kept))
         return found
 
     def training(self, defense: SupervisedTuning) -> Stage:
@@ -152,7 +160,7 @@ class Planner:
                     parameter.grad = torch.zeros_like(parameter)
             half = torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
             with peak_of(lm.train()) as live, half:
-                train_on(lm, defense.micro_batch_size, self.tokens)
+                train_on(lm, defense.micro_batch_size * _parts(defense), self.tokens)
             return live.peak
 
         between = self.over_layers(passes, lambda lm: self.adapted(lm, defense))
@@ -168,6 +176,8 @@ class Planner:
         if precision in ("bf16-true", "16-true"):  # the weights in half precision, beside those that come back
             between += sum(2 * p.numel() for p in model.parameters() if not p.requires_grad and p.itemsize > 2)
         parts = {"weights": weights, "gradients": gradients, "optimiser": state, "passes": max(between, update)}
+        if isinstance(self.defense, TaskArithmetic) and not self.gpu:
+            parts["before"] = self.weights  # those that the change is taken from
         return Stage(f"train {defense.name}", parts)
 
     def scoring(self, defense: Spin, judge: int) -> Stage:
@@ -194,6 +204,17 @@ class Planner:
 
         between = max(self.over_layers(passes, prepared), 2 * max(sizes))  # a matrix' scores are sorted
         return Stage(defense.name, {"weights": self.weights, "scores": sums, "judge": judge, "passes": between})
+
+    def steering(self, defense: Steering, judge: int) -> Stage:
+        """Tell what finding the vectors of steering needs, which are nothing beside the passes."""
+
+        def passes(lm: Any) -> int:
+            with peak_of(lm) as live, torch.no_grad():
+                lm(torch.zeros(defense.batch_size, self.tokens, dtype=torch.long), use_cache=False)
+            return live.peak
+
+        parts = {"weights": self.weights, "judge": judge, "passes": self.over_layers(passes)}
+        return Stage(defense.name, parts)
 
     def evaluating(self) -> int:
         """Find the bytes of the answers' cache and pass, and of perplexity's, whichever are more."""
@@ -227,10 +248,10 @@ class Planner:
         work = 2.0 * weights * read
         work += 2 * sum(self.judge_weights) / 2 * prompts * VERDICT  # of bfloat16
         for defense in self.defenses:
-            if isinstance(defense, Spin):
-                rows, each = len(defense.sets) * (defense.samples or ROWS), 6
+            if isinstance(defense, Spin | Steering):
+                rows, each = len(defense.sets) * (defense.samples or ROWS), 6 if isinstance(defense, Spin) else 2
             else:
-                rows = defense.epochs * (self.config["dataset"]["samples"] or ROWS)
+                rows = defense.epochs * (self.config["dataset"]["samples"] or ROWS) * _parts(defense)
                 each = 6 if defense.adapter is None else 4
             work += each * weights * rows * self.tokens / self.processes
         return work
@@ -323,6 +344,11 @@ def peak_of(model: nn.Module) -> LivePeak:
 def size(tensors: Iterable[torch.Tensor]) -> int:
     """Add up bytes; tensors are counted once each."""
     return sum({id(t): t.numel() * t.itemsize for t in tensors}.values())
+
+
+def _parts(defense: SupervisedTuning) -> int:
+    """Return how many texts a row holds: two where one is preferred to the other."""
+    return 1 if defense.contrast is None else 2
 
 
 def state_of(defense: SupervisedTuning, trained: Sequence[nn.Parameter]) -> int:

@@ -71,6 +71,8 @@ def test_a_line_for_each_thing_that_was_checked(validate, tiny_lm, mine):
             "model/wide": "defaults: [mlp]\nname: wide\nhidden: [99]\n",
             "dataset/people": people,
             "defense/brief": "defaults: [fine_tune]\nname: brief\nepochs: 1\n",
+            "defense/preferring": "defaults: [dpo]\nname: preferring\n",
+            "defense/steered": "defaults: [steering]\nname: steered\ndimensions: [fairness]\n",
             "attack/kl2": "# @package attack.kl2\n_target_: fairpriv.classifiers.attacks.kl.KL\nname: kl2\n",
         }
     )
@@ -84,6 +86,9 @@ def test_a_line_for_each_thing_that_was_checked(validate, tiny_lm, mine):
         "attack=kl2: KL is built",
         "dataset=people: 1200 rows of people.csv; hired: no, yes; sex: m, f; 5 rows went through model=mlp",
         "defense=brief: FairFineTuning is built",
+        "defense=preferring: DirectPreference is built, and reads pairs: those of dataset=pairs, each against a "
+        "response of the other split to the same prompt",
+        "defense=steered: Steering is built, and reads pairs: safe ones of fairness, unsafe ones of fairness",
         f"dimension=judged: train.safe: {rows}, answer",
         f"dimension=judged: evaluate: {rows}",
         "dimension=judged: dimension judged, measured as eval/judged/...",
@@ -101,7 +106,7 @@ def test_a_line_for_each_thing_that_was_checked(validate, tiny_lm, mine):
         "judge=words: 5 safe among 5 responses of our safe pairs; 5 unsafe among 5 responses of our unsafe pairs",
         "model=wide: 5 random rows of 8 features went through it",
     ]
-    assert ended.out.endswith("\n11 configs checked, 0 with problems\n")
+    assert ended.out.endswith("\n13 configs checked, 0 with problems\n")
 
 
 def test_every_column_of_a_table_is_profiled(validate, tmp_path):

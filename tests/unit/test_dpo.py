@@ -141,6 +141,15 @@ def test_what_is_trained_is_kept_by_beta_and_by_what_is_rejected(model, tiny_lm,
         tuned(fresh(), tmp_path, trainer=never)
 
 
+@pytest.mark.parametrize("name", ["spin", "task_arithmetic"])
+def test_a_defence_around_it_asks_for_the_same_pairs(name):
+    part = "after" if name == "spin" else "tuning"
+    choice = f"{'+' if name == 'spin' else ''}defense@defense.{part}=dpo"  # spin has none before it
+    words = [f"defense={name}", choice, f"defense.{part}.pairing=any"]
+    made = instantiate(compose(CONF, [], words).defense, _convert_="all")
+    assert (made.trains, made.contrast) == (True, "any")
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -88,6 +88,23 @@ def test_a_planned_scoring_is_what_a_real_one_takes(folder):
     assert stage.parts["scores"] + stage.parts["passes"] == pytest.approx(peak, rel=0.25)
 
 
+def test_rivals_of_spin_are_planned_by_what_they_run(folder):
+    dpo = planner(folder, "defense=dpo", "defense.micro_batch_size=2")
+    words = ["defense=task_arithmetic", "defense.tuning.adapter.lora_dropout=0", "defense.tuning.micro_batch_size=4"]
+    arithmetic = planner(folder, *words)
+    tuned, preferring = (one.training(one.defenses[0]).parts for one in (arithmetic, dpo))
+    assert tuned.pop("before") == arithmetic.weights
+    assert tuned == preferring  # both responses of a pair are read
+    assert dpo.work() > arithmetic.work()
+
+
+def test_a_planned_steering_is_what_a_real_one_takes(folder):
+    steered = planner(folder, "defense=steering")
+    stage, model = steered.steering(steered.defense, 0), real(folder)
+    rows = {which: [ROW] * 8 for which in steered.defense.sets}
+    assert stage.parts["passes"] == pytest.approx(measured(lambda: steered.defense.vectors(model, rows)), rel=0.25)
+
+
 def test_sharding_divides_what_is_trained_and_gathers_a_layer(folder):
     planned = planner(folder, "defense=full", "trainer=fsdp", devices=4)
     stage = planned.training(planned.defense)

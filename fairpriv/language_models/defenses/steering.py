@@ -81,6 +81,7 @@ class Steering(Tuning):
         vectors, measured = self.vectors(owner.model, rows, pad_id=owner.pad_id, seed=owner.seed)
         decoder = decoder_layers(owner.model)
         for index, vector in vectors.items():
+            vector = vector.to(next(decoder[index].parameters()).device)  # once, and not with each token
             decoder[index].register_forward_hook(functools.partial(_add, vector))
         content = [self.kind, checksum({str(index): vector for index, vector in vectors.items()})]
         return Tuned(owner.model, measured, content)
