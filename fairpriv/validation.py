@@ -227,8 +227,9 @@ def _defense(config: Mapping[str, Any], name: str) -> str:
     told = f"{type(defense).__name__} is built"
     if not isinstance(defense, Tuning):
         return told
-    against = f", each against a response of the other split to {AGAINST.get(defense.contrast)}"
-    pairs = [f"those of dataset=pairs{against if defense.contrast else ''}"] if defense.trains else []
+    pairs = ["those of dataset=pairs"] if defense.trains else []
+    if defense.contrast is not None:
+        pairs[0] += f", each against a response of the other split to {AGAINST[defense.contrast]}"
     pairs += [f"{split} ones of {dimension}" for dimension, split, _ in defense.sets]
     return f"{told}, and reads pairs: {', '.join(pairs)}" if pairs else told
 
