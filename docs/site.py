@@ -1,5 +1,8 @@
-"""The pages of the site: the repository's own, where they lie, and a reference written from configs and docstrings."""
+"""The pages of the site: the repository's own, a reference written from configs and docstrings, and a gallery."""
 
+import contextlib
+import io
+import tempfile
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -36,7 +39,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         ]
     found = [File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)) for path in places]
     found += [File.generated(config, f"reference/{name}.md", content=text) for name, text in reference().items()]
+    found += [File.generated(config, f"gallery/{name}", content=content) for name, content in gallery().items()]
     return Files([*theme, *found])
+
+
+def gallery() -> dict[str, str | bytes]:
+    """Draw every picture of every study's stored results, and write the page that shows them."""
+    from fairpriv.report.page import compare
+
+    text = "# Gallery\n\nEvery picture that `fairpriv compare` draws of the studies' stored results.\n"
+    found: dict[str, str | bytes] = {}
+    for results in sorted((ROOT / "experiments").glob("*/results")):
+        study = results.parent.name
+        text += f"\n## {study}\n\n```\nfairpriv compare experiments/{study}/results\n```\n"
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+            compare([results], Path(out))
+            for picture in sorted(Path(out, "plots").glob("*.svg")):
+                name = f"{study}_{picture.name}"
+                found[name] = picture.read_bytes()
+                text += f"\n![{study}: {picture.stem.replace('_', ' ')}]({name})\n"
+        text += f"\n[What it shows](../experiments/{study}/README.md)\n"
+    return found | {"index.md": text}
 
 
 def reference() -> dict[str, str]:
