@@ -542,6 +542,10 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
             overrides = left_to_cells(overrides)
             if not (options.cfg or options.info or options.shell_completion):
                 flags = [*(flag for flag in flags if flag not in ("-r", "--run")), "--multirun"]
+        elif of_arms := [word for word in overrides if word.startswith("arms.")]:
+            raise InputError(
+                f"{of_arms[0]}: sets a key in one arm of a grid, and this is a single cell: leave out arms.NAME"
+            )
         sys.argv = ["fairpriv", *flags, *overrides]
         with shared_composition():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

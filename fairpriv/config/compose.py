@@ -21,7 +21,7 @@ from fairpriv.errors import InputError
 
 Part = TypeVar("Part")
 
-HIDDEN_GROUPS = ("hydra", "paths")  # nothing to choose from
+HIDDEN_GROUPS = ("hydra", "paths", "published")  # nothing to choose from
 SECTIONS = {
     "dimension": "dimensions",
     "engine": "evaluation",

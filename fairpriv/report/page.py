@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import combining, east_asian_width
 
 from fairpriv import __version__
+from fairpriv.config.plugins import CONF
 from fairpriv.errors import InputError
 from fairpriv.metrics import Metric
 from fairpriv.report.comparison import (
@@ -39,6 +40,7 @@ from fairpriv.report.comparison import (
 from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.report.flips import flips_html
 from fairpriv.report.judges import judges_html
+from fairpriv.report.published import Published, published
 from fairpriv.report.reading import interval_text, number, reading
 from fairpriv.report.responses import write_responses
 from fairpriv.report.selection import (
@@ -101,8 +103,8 @@ def compare(
         places = ", ".join(map(str, folders))
         raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
     table = _selected(results, where, by, baseline, pareto)
-    about, said = number_notes(table), reading(table)
-    notes = [*about, *_notes(table, skipped, unfinished)]
+    about, said, theirs = number_notes(table), reading(table), published(table, CONF / "published")
+    notes = [*about, *_notes(table, skipped, unfinished), *map(str, theirs)]
     if form == "table":
         _print(table, said, notes)
     if out is None:
@@ -120,7 +122,7 @@ def compare(
         if left:
             undrawn.append(f"no page of the responses of {left} more cells: choose with --where")
         read = judges_html(table) + flips_html(named_cells)
-        page = _html(table, cells, figures, said, about, skipped, unfinished, command, responses, read)
+        page = _html(table, cells, figures, said, about, skipped, unfinished, command, responses, read, theirs)
         write_whole(out / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"cannot write to '{out}': {error.strerror}; name another folder with --out") from None
@@ -518,6 +520,7 @@ def _html(
     command: str,
     responses: Sequence[tuple[str, str, int]],
     read: str,
+    theirs: Sequence[Published],
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -551,6 +554,7 @@ def _html(
         cells=cells,
         responses=responses,
         read=Markup(read),
+        theirs=theirs,
         total=lambda result: sum(value or 0.0 for value in result.seconds.values()),
         pooled=any(group.seeds != len(group.completed) for group in table.groups),
         mixed=[group for group in table.groups if len(group.codes) > 1],

@@ -23,7 +23,8 @@ def cells(
 
     - a config group that a grid sets selects among the grid's values: a grid with none of them is left out, and a
       combination that no grid has is a grid of its own, made of ``params``;
-    - another key that some grids set replaces the value there and does not change the other grids.
+    - another key that some grids set replaces the value there and does not change the other grids;
+    - ``arms.NAME.KEY`` sets KEY in the cells with ``defense=NAME`` alone.
 
     Args:
         params: key to values in Hydra's syntax (``1,2``, ``range(0,3)``, ``glob(*)``), for all grids.
@@ -39,6 +40,8 @@ def cells(
     """
     parser = OverridesParser.create(loader)
     grids = grids or [{}]
+    arms = [override for override in given if override.get_key_element().startswith("arms.")]
+    given = [override for override in given if override not in arms]
     words = {override.get_key_element(): choices(override) for override in given}
     groups = {
         key: values
@@ -70,7 +73,29 @@ def cells(
         for combination in itertools.product(*row.values()):
             cell = [f"{key}={value}" for key, value in zip(row, combination, strict=True)]
             found.setdefault(frozenset(cell), cell)
-    return list(found.values())
+    listed = list(found.values())
+    for override in arms:
+        listed = list({frozenset(cell): cell for cell in _in_arm(override, listed)}.values())
+    return listed
+
+
+def _in_arm(override: Override, cells: Sequence[list[str]]) -> list[list[str]]:
+    """Set the key of ``arms.NAME.KEY`` in the cells of that arm, once for each value."""
+    _, name, key = [*override.get_key_element().split(".", 2), ""][:3]
+    arms = {word.partition("=")[2] for cell in cells for word in cell if word.startswith("defense=")}
+    if name not in arms or not key:
+        raise HydraException(
+            f"{override.input_line}: no cell of the grid is of that arm; arms.NAME.KEY names a defence that it sets "
+            f"({', '.join(sorted(arms)) or 'it sets none'}) and a key"
+        )
+    found = []
+    for cell in cells:
+        if f"defense={name}" not in cell:
+            found.append(cell)
+            continue
+        rest = [word for word in cell if word.partition("=")[0] != key]
+        found += [[*rest, f"{key}={value}"] for value in choices(override)]
+    return found
 
 
 def choices(override: Override) -> list[str]:

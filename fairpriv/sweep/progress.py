@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -68,7 +69,10 @@ class SweepProgress(Callback):
         """Open the sweep's list of cells, and the display."""
         SweepProgress.current = self
         self.folder = Path(config.hydra.sweep.dir)
-        if cells := cells_of(config):
+        cells: list[list[str]] = []
+        with contextlib.suppress(HydraException):  # which the sweeper meets next, and raises
+            cells = cells_of(config)
+        if cells:
             self.total = len(cells)
             self.common = frozenset.intersection(*map(frozenset, cells)) if len(cells) > 1 else frozenset()
         else:

@@ -4,11 +4,12 @@ import itertools
 
 import hydra
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
 from fairpriv.config.compose import compose, groups, is_grid, plain, register_schema
-from fairpriv.sweep.progress import cells_of
+from fairpriv.sweep.progress import cell_configs, cells_of
 from fairpriv.validation import validate
 
 NONE = {"defense=none"}
@@ -73,6 +74,31 @@ def test_an_experiment_with_grids_is_a_grid():
 )
 def test_the_command_line_chooses_among_grids(grid, words, expected):
     assert grid("experiment=spin", *words.split()) == expected
+
+
+def test_a_key_of_one_arm_leaves_the_others_alone(grid):
+    found = grid(
+        "experiment=spin", "defense=none,full,spin", "arms.full.defense.lr=0.1,0.2", "arms.spin.defense.ratio=1e-3"
+    )
+    full = [{*cell, f"defense.lr={lr}"} for cell in TUNED[:2] for lr in (0.1, 0.2)]
+    assert found[0] == NONE
+    assert sorted(map(sorted, found[1:5])) == sorted(map(sorted, full))
+    assert sorted(map(sorted, found[5:])) == sorted(map(sorted, spin(["0.001"])))
+    with pytest.raises(HydraException, match=r"no cell of the grid is of that arm; .*\(full, none, spin\)"):
+        grid("experiment=spin", "defense=none,full,spin", "arms.lora.defense.lr=0.1")
+
+
+def test_a_key_of_one_arm_is_composed_there_only():
+    words = [
+        "experiment=quickstart_llm",
+        "defense=none,lora",
+        "arms.lora.defense.lr=0.5",
+        "arms.lora.model.dtype=bfloat16",
+    ]
+    none, lora = cell_configs(CONF, [], words)
+    assert (lora["defense"]["lr"], lora["model"]["dtype"]) == (0.5, "bfloat16")
+    assert none["defense"]["name"] == "none"
+    assert none["model"]["dtype"] == "float32"
 
 
 def test_grids_share_params_and_go_before_them(grid):

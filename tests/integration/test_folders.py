@@ -41,7 +41,7 @@ def test_a_grid_runs_on_slots_and_is_compared(fairpriv, folder):
 
 def test_configs_are_checked_and_a_table_is_named_by_its_path(fairpriv, folder, monkeypatch):
     monkeypatch.setattr(
-        "fairpriv.config.compose.HIDDEN_GROUPS", ("hydra", "paths", "experiment", "debug")
+        "fairpriv.config.compose.HIDDEN_GROUPS", ("hydra", "paths", "published", "experiment", "debug")
     )  # which take long
     ended = fairpriv("--config-dir", folder / "mine", "validate")
     assert (ended.status, ended.err) == (0, "")

@@ -1,0 +1,58 @@
+"""Published figures, with their source, beside those of ours that are about the same model and defence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairpriv.report.comparison import Comparison, Group
+from fairpriv.report.reading import interval_text, number
+from fairpriv.report.selection import value_at
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of others beside ours: what it is of, as it was published, by whom, and what is measured here."""
+
+    row: str
+    metric: str
+    value: str
+    source: str
+    by: str
+    ours: str
+
+    def __str__(self) -> str:
+        return f"published: {self.row}, {self.metric}: {self.value} ({self.source}; by {self.by}); here {self.ours}"
+
+
+def published(table: Comparison, folder: Path) -> list[Published]:
+    """List the published figures that a row of the table is about.
+
+    Args:
+        table: our results.
+        folder: of YAML files with ``source``, ``by`` (who measured, and how) and ``figures``. Each figure has a
+            ``metric`` of ours, its ``value`` as published, and ``where``: config keys and values of what it is about.
+    """
+    if not any(group.language_model for group in table.groups):
+        return []
+    import yaml  # type: ignore[import-untyped]
+
+    found = []
+    for file in sorted(folder.glob("*.yaml")):
+        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for figure in told["figures"]:
+            metric = table.described.get(figure["metric"])
+            for group in table.groups if metric is not None else ():
+                estimate = group.estimates.get(figure["metric"])
+                if metric is not None and estimate is not None and _about(group, figure["where"]):
+                    ours = f"{number(metric, estimate.mean)} {interval_text(metric, estimate, group.seeds)}".strip()
+                    of = (table.name(group), metric.title, str(figure["value"]))
+                    found.append(Published(*of, told["source"], told["by"], ours))
+    return found
+
+
+def _about(group: Group, where: dict[str, Any]) -> bool:
+    cells: Sequence[Any] = [*group.completed.values()]
+    return all(value_at(cell.config, key) == value for cell in cells for key, value in where.items())
