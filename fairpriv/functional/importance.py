@@ -107,7 +107,10 @@ def matrices_of(model: nn.Module, target: str) -> Matrices:
     users: dict[nn.Parameter, list[nn.Module]] = {}
     for path, module in model.named_modules():
         if type(module).__module__.startswith("peft."):
-            raise ValueError(f"{path} is an adapter ({type(module).__name__}): merge it first, with merge_and_unload()")
+            where = path or "the model"
+            raise ValueError(
+                f"{where} is an adapter ({type(module).__name__}): merge it first, with merge_and_unload()"
+            )
         for parameter in module.parameters(recurse=False):
             users.setdefault(parameter, []).append(module)
     found: Matrices = {}

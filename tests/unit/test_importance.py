@@ -271,7 +271,7 @@ def test_an_adapter_must_be_merged_first():
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(make(), LoraConfig(r=2, target_modules=["up_proj"]))
-    with pytest.raises(ValueError, match=r"adapter .*: merge it first, with merge_and_unload\(\)"):
+    with pytest.raises(ValueError, match=r"^the model is an adapter .*: merge it first, with merge_and_unload\(\)"):
         importance_scores(model, batched(samples()))
     merged = model.merge_and_unload()
     assert difference(importance_scores(merged, batched(samples())), oracle(merged, samples())) < 1e-4

@@ -110,8 +110,8 @@ def test_nothing_of_a_change_is_marked_and_each_change_has_a_content_of_its_own(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["defense@defense.tuning=reft"], r"defense\.tuning: must change weights"),
-        (["defense@defense.tuning=spin"], r"defense\.tuning: must change weights"),
+        (["defense@defense.tuning=reft"], r"defense=reft: the adapter is to be merged, and it changes no weights"),
+        (["defense@defense.tuning=spin"], r"defense\.tuning: Spin is no SupervisedTuning"),
         (["defense.direction=back"], r"defense\.direction=back: must be one of task, random"),
         (["defense.coefficient=nan"], r"defense\.coefficient=nan"),
     ],

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
+from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
-from fairpriv.language_models.models.reft import LoReFTConfig
 from fairpriv.metrics import Measured, Metric
 
 MOVED = Metric(
@@ -40,11 +39,7 @@ class TaskArithmetic(Tuning):
     direction: Literal["task", "random"] = "task"  # random: as large a change of each weight matrix, at random
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tuning, SupervisedTuning) or isinstance(self.tuning.adapter, LoReFTConfig):
-            raise InputError(
-                "defense.tuning: must change weights, as defense=full, lora, dora and dpo do: see "
-                "conf/defense/task_arithmetic.yaml"
-            )
+        require_base(self.tuning, SupervisedTuning, "defense.tuning")
         if self.direction not in (known := get_args(get_type_hints(type(self))["direction"])):
             raise InputError(f"defense.direction={self.direction}: must be one of {', '.join(known)}")
         if not math.isfinite(self.coefficient):
