@@ -1,14 +1,17 @@
 """Signs of life: what a long cell is doing, said now and then where nobody watches a bar."""
 
+import io
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fairpriv import signs
 from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.language_models.engines.generation import token_bar
+from fairpriv.sweep import progress
 from fairpriv.trainer import TellLoss
 
 
@@ -76,3 +79,26 @@ def test_a_fit_tells_its_step_of_all_and_a_bar_its_texts(monkeypatch):
     with token_bar(None, 3) as bar:
         bar.update(bar.task_ids[0], advance=2, rate="7 tokens/s")
     assert told == ["2 of 3 texts, 7 tokens/s"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_of_a_sweep_says_which_cell_is_at_what(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "150")
+    sweep = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"_target_": "a.Search"}, "overrides": {"task": []}}
+    config = {"hydra": sweep | {"runtime": {"choices": {"hydra/launcher": "basic"}}}}
+    shown = progress.SweepProgress()
+    shown.on_multirun_start(OmegaConf.create(config))
+    try:
+        shown.begin(0, ["defense=lora"])
+        signs.doing("tune")
+        signs.step("fit of lora, step 3 of 9, loss 1.5")
+        shown.bar.refresh()
+    finally:
+        progress.end()
+        signs.doing("")
+    assert "defense=lora: tune: fit of lora, step 3 of 9, loss 1.5" in terminal.getvalue()
