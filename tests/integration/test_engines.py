@@ -132,7 +132,9 @@ def test_an_edited_model_is_served_and_a_server_that_dies_is_gone_on_from(
 
 @pytest.fixture
 def subject(tiny_lm) -> Subject:
-    return Subject(*PretrainedLM(name="tiny", path=str(tiny_lm)).load())
+    model, tokenizer = PretrainedLM(name="tiny", path=str(tiny_lm)).load()
+    model.generation_config.update(do_sample=True, repetition_penalty=5.0)  # which count neither here nor there
+    return Subject(model, tokenizer)
 
 
 @pytest.fixture
