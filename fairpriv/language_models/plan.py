@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from fairpriv.config.compose import build
 from fairpriv.config.settings import EvaluationSettings
+from fairpriv.data.checkpoints import Pretrained
 from fairpriv.errors import InputError
 from fairpriv.functional.importance import matrices_of
 from fairpriv.language_models.defenses.spin import Spin
@@ -384,22 +385,23 @@ def dtype_of(wanted: str, config: Any) -> torch.dtype:
 
 def architecture_of(model: PretrainedLM) -> Any:
     """Read the config of a model, from its folder, the hub or its package; of a multimodal one, its text decoder's."""
-    from transformers import AutoConfig
-
-    try:
-        whole = config_at(model.path, model.revision, model.trust_remote_code, "model.path")
-    except InputError:
-        where = model._found[0] if model.package and model.gguf else ""
-        if not where.startswith("gguf:"):
-            raise
-        file = Path(where.removeprefix("gguf:"))
-        whole = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    return whole.get_text_config()
+    where = (model.path, model.revision, model.trust_remote_code, "model.path")
+    return config_at(*where, model.package, model.gguf).get_text_config()
 
 
-@functools.cache
-def config_at(path: str, revision: str | None, trust: bool, key: str) -> Any:
-    """Read the config.json of a folder, or of a model on the hub, of which nothing else is fetched.
+@dataclass
+class _Place(Pretrained):
+    inside: str | None = None
+
+    def _inside(self) -> str | None:
+        return self.inside
+
+
+@functools.cache  # cells of a grid ask for the same ones
+def config_at(
+    path: str, revision: str | None, trust: bool, key: str, package: str | None = None, gguf: str | None = None
+) -> Any:
+    """Read the config.json of a folder, or of a model on the hub, of which nothing else is fetched, or in a package.
 
     Raises:
         InputError: it cannot be had.
@@ -407,12 +409,21 @@ def config_at(path: str, revision: str | None, trust: bool, key: str) -> Any:
     from transformers import AutoConfig
 
     folder = Path(path).expanduser()
-    where = str(folder) if folder.is_dir() else path
     try:
-        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust)
+        where: str = str(folder)
+        commit: str | None = None
+        if not folder.is_dir():
+            where, commit = _Place("", path, revision, package, gguf)._found
+        if where.startswith("gguf:"):
+            file = Path(where.removeprefix("gguf:"))
+            return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        return AutoConfig.from_pretrained(where, revision=commit, trust_remote_code=trust)
     except Exception as error:  # the hub's and the files' faults are of many kinds
+        reason = (
+            " ".join(str(error).split()).removeprefix(f"model.path={path}: ").partition("; or give a local folder")[0]
+        )
         raise InputError(
-            f"{key}={path}: its config.json cannot be had ({type(error).__name__}); give a folder that holds it, which "
+            f"{key}={path}: its config.json cannot be had ({reason[:300]}); give a folder that holds it, which "
             "needs no weights"
         ) from error
 
