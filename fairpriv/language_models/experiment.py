@@ -69,7 +69,7 @@ class TugOfWar:
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Run the cell: read, load, observe, defend, observe again, compare, record.
 
-        Of several processes all train, and the first one measures, the whole of every set.
+        Of several processes all train and each answers a share of the prompts. The first one measures the rest.
 
         Args:
             result: what is measured is added to it.
@@ -94,20 +94,20 @@ class TugOfWar:
         trainer = settings.trainer()
         with stage("before"):
             origin = settings.model.origin(subject.model, settings.evaluation.batch_size)
-            before = observer.observe(subject, origin) if first else []
+            before = observer.observe(subject, origin)
             if defense.trains:  # training needs the memory
                 settings.release()
                 let_go()
         with stage("defend"):
             fit = functools.partial(fit_causal_lm, trainer=trainer, logger=logger)
             tuned = defense.tune(self.owner(loaded, fit, records, result))
-        if not first:
-            return
         subject = replace(subject, model=tuned.model)
         result.add(tuned.measured)
         now = origin if not defense.changes else None if tuned.content is None else [origin, tuned.content]
         with stage("evaluate"):
             after = observer.observe(subject, now) if defense.changes else before
+            if not first:
+                return
             found = compare(after, before if defense.changes else None, observer.known)
             result.add(found.measured)
             result.add(observer.ties)

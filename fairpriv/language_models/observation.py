@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from fairpriv import signs
+from fairpriv import processes, signs
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 Judging = tuple[Judge, list[Any]]  # a judge, and what determines its verdicts
 
-PART = 256  # prompts whose answers are kept together
+PART = 2  # prompts whose answers are kept together
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,16 @@ class Observer:
     def observe(self, subject: Subject, origin: Any = None) -> list[Observation]:
         """Have a model answer every set, have the answers judged, and the examples scored.
 
+        Of several processes each answers a share of the prompts. The first one does the rest; others return nothing.
+
         Args:
             subject: the model, and how it is asked.
             origin: plain data that determines the model's numbers, under which its answers and scores are kept in the
                 cache; None: they are not kept.
         """
         answers = self._answers(subject, origin)
+        if processes.rank() > 0:
+            return []
         seen = []
         for prompts, told in zip(self.sets, answers, strict=True):
             pairs = [(example.prompt, answer) for example, answer in zip(prompts.examples, told, strict=False)]
@@ -245,11 +249,12 @@ class Observer:
         """Have every set answered greedily; no answers to sets that are not answered."""
         asked = [example.asked for prompts in self.sets if prompts.answered for example in prompts.examples]
         ids = subject.prompt_ids(asked)
-        told = (
-            self._told(subject, ids, origin)
-            if self.settings.engine is None
-            else self._served(subject, asked, ids, origin)
-        )
+        if self.settings.engine is None:
+            told = self._told(subject, ids, origin)
+        elif processes.rank() == 0:
+            told = self._served(subject, asked, ids, origin)
+        else:
+            return []
         if self.settings.model.strip_thinking:
             opened = opens_thinking(subject.tokenizer, subject.form)
             told = [without_thinking(answer, opened=opened) for answer in told]
@@ -257,7 +262,7 @@ class Observer:
         return [[next(rest) for _ in prompts.examples] if prompts.answered else [] for prompts in self.sets]
 
     def _told(self, subject: Subject, ids: list[list[int]], origin: Any) -> list[str]:
-        """Answer prompts in this process."""
+        """Answer prompts in this process, or in all that train together, each its share of the parts."""
         end = subject.end()
 
         def make(part: list[list[int]]) -> list[str]:
@@ -274,7 +279,7 @@ class Observer:
         # In parts, each kept as soon as it is answered, and sorted as they are answered, so that few batches are cut.
         known: dict[tuple[int, ...], str] = {}
         unique = sorted(dict.fromkeys(map(tuple, ids)), key=len, reverse=True)
-        for first in range(0, len(unique), PART):
+        for first in range(PART * processes.rank(), len(unique), PART * processes.count()):
             part = [list(prompt) for prompt in unique[first : first + PART]]
             key = {
                 "prompts": hashlib.sha256(json.dumps(part).encode()).hexdigest(),
@@ -283,6 +288,8 @@ class Observer:
             }
             told = self._once("responses", origin, key, functools.partial(make, part))
             known |= dict(zip(map(tuple, part), told, strict=True))
+        for theirs in processes.gather(known):
+            known |= theirs
         return [known[tuple(prompt)] for prompt in ids]
 
     def _served(self, subject: Subject, asked: Sequence[Prompt], ids: list[list[int]], origin: Any) -> list[str]:

@@ -488,7 +488,7 @@ def test_a_digest_holds_what_decides_verdicts_and_nothing_else(bert, chatter, tm
 def test_judges_import_no_heavy_library():
     code = (
         "import sys; from fairpriv.language_models.judges import "
-        "judge, refusal, generative, sequence_classifier, server; "
+        "judge, refusal, generative, sequence_classifier; from fairpriv.language_models import endpoint; "
         "print({'torch', 'transformers', 'lightning'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,18 +1,21 @@
 """What two models say on the same prompts, compared; and parts that do not inherit from the base of their kind."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from fairpriv import processes
 from fairpriv.data.sources import Bundled
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
+from fairpriv.language_models import observation
 from fairpriv.language_models.contract import Tuned, Tuning, require_base
 from fairpriv.language_models.defenses.spin import Spin
 from fairpriv.language_models.dimensions.awareness import awareness, over_refusal
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.judges.judge import Judge, Verdict
-from fairpriv.language_models.observation import Observation, PromptSet, compare
+from fairpriv.language_models.observation import Observation, Observer, PromptSet, compare
 from fairpriv.language_models.records import response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
 
@@ -157,3 +160,32 @@ def test_a_part_without_what_it_must_have_is_not_built():
 
     with pytest.raises(TypeError, match="judge"):
         Mute()
+
+
+def test_processes_share_the_prompts_and_each_has_all_answers(monkeypatch):
+    asked: dict[int, list[list[int]]] = {0: [], 1: []}
+    rank = 0
+
+    def respond(model, tokenizer, part, **_):
+        asked[rank] += part
+        return [f"to {prompt}" for prompt in part]
+
+    monkeypatch.setattr(observation, "respond", respond)
+    monkeypatch.setattr(observation, "PART", 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    gathered = []
+    monkeypatch.setattr(processes, "gather", lambda value: [*gathered, value])
+    settings = SimpleNamespace(evaluation=SimpleNamespace(max_new_tokens=4))
+    subject = SimpleNamespace(model=None, tokenizer=None, batch_tokens=9, progress=False, end=lambda: (None, ""))
+    observer = Observer([], settings)
+    prompts = [[1], [2, 2], [3, 3, 3], [1], [4], [5], [6, 6]]
+    rank = 1
+    with pytest.raises(KeyError):  # alone it has a share only
+        observer._told(subject, prompts, None)
+    gathered.append({tuple(prompt): f"to {prompt}" for prompt in asked[1]})
+    rank = 0
+    assert observer._told(subject, prompts, None) == [f"to {prompt}" for prompt in prompts]
+    shared = [tuple(prompt) for part in asked.values() for prompt in part]
+    assert sorted(shared) == sorted(set(map(tuple, prompts)))  # each is asked once
+    assert [len(part) for part in asked.values()] == [4, 2]

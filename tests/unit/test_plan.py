@@ -5,6 +5,7 @@ import json
 import lightning
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -74,7 +75,8 @@ def test_a_planned_fit_is_what_a_real_one_takes(folder, defense, checkpointing):
     fit = {"epochs": 2, "batch_size": ROWS, "seed": 0}
 
     def trainer(**settings):
-        return lightning.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, **settings)
+        plain = LightningEnvironment()  # on a machine with Slurm, too
+        return lightning.Trainer(accelerator="cpu", devices=1, enable_progress_bar=False, plugins=plain, **settings)
 
     peak = measured(lambda: fit_causal_lm(module, [ROW] * ROWS, trainer=trainer, **fit))
     assert stage.total - stage.parts["weights"] == pytest.approx(peak, rel=0.25)
