@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -187,7 +188,8 @@ def test_head_tells_command_date_and_versions_and_what_is_settled(tmp_path):
     cells = [cell(seed=s, versions={"torch": "2.13", "numpy": f"2.{s}"}) for s in (0, 1)]
     page = report(tmp_path, *cells, where=["dataset=adult"], pareto="eval/accuracy,privacy/accuracy_gap")
     text = " ".join(" ".join(page.words).split())
-    assert f"by fairpriv compare {tmp_path} --where dataset=adult --pareto eval/accuracy,privacy/accuracy_gap" in text
+    words = "--where dataset=adult --pareto eval/accuracy,privacy/accuracy_gap"
+    assert f"by fairpriv compare {shlex.quote(str(tmp_path))} {words}" in text
     assert re.search(r"Made 20\d\d-\d\d-\d\d \d\d:\d\d", text)
     assert "The cells ran with torch 2.13." in text
     assert "Nothing is settled" in text
