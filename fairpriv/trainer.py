@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -99,7 +100,8 @@ def device_of(config: Mapping[str, Any]) -> torch.device:
     """
     wanted, listed = config["trainer"]["accelerator"], config["trainer"].get("devices")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", listed[processes.rank()]) if isinstance(listed, list) else torch.device("cuda")
+        local = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
+        return torch.device("cuda", listed[local]) if isinstance(listed, list) else torch.device("cuda")
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

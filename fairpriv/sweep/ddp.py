@@ -1,4 +1,6 @@
-"""Training of one cell by several processes of this machine, which are started here, given the cell, and watched.
+"""Training of one cell by several processes, which are started here, given the cell, and watched.
+
+They run on this machine; on several (``trainer.num_nodes``) they are steps of a job of Slurm's, started by ``srun``.
 
 The process that runs the cell (perhaps in the middle of a sweep) trains nothing itself. It starts ``python -m
 fairpriv.sweep.ddp`` once a rank and waits, so that no part of a process group remains for the next cell. The first
@@ -13,6 +15,7 @@ import os
 import pickle
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,10 +64,10 @@ def processes(config: Mapping[str, Any]) -> int:
         number = int(devices)
     else:
         raise InputError(f"trainer.devices={devices}: must be a number, a list such as [0,1], or auto")
-    if (trainer.get("num_nodes") or 1) > 1:
-        raise InputError(f"trainer.num_nodes={trainer['num_nodes']}: a cell's processes run on one machine: leave it 1")
-    if number <= 1:
+    nodes = trainer.get("num_nodes") or 1
+    if number * nodes <= 1:
         return 1
+    machines(nodes)
     if strategy not in STRATEGIES:
         raise InputError(f"trainer.strategy={strategy}: with several devices it must be one of {', '.join(STRATEGIES)}")
     if strategy == "fsdp" and config.get("task") == "classifier":
@@ -78,7 +81,29 @@ def processes(config: Mapping[str, Any]) -> int:
     if kind == "mps" or (kind == "cuda" and number > _gpus(trainer)):
         there = "one GPU that only one process can use" if kind == "mps" else f"{_gpus(trainer)} GPUs"
         raise InputError(f"trainer.devices={devices}: this machine has {there}; try trainer.accelerator=cpu")
-    return number
+    return number * nodes
+
+
+def machines(number: int) -> list[str]:
+    """Name the machines of this job of Slurm's, ``number`` of them; raise `InputError` where it has fewer, or is none.
+
+    For one machine there need be no job, and none is named.
+    """
+    if number == 1:
+        return []
+    listed = os.environ.get("SLURM_JOB_NODELIST")
+    if not listed:
+        raise InputError(
+            f"trainer.num_nodes={number}: several machines are those of a job of Slurm's, and this is in none: set "
+            f"hydra/launcher=submitit_slurm hydra.launcher.nodes={number}, or leave it 1"
+        )
+    asked = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+    names = asked.stdout.split()
+    if len(names) < number:
+        raise InputError(
+            f"trainer.num_nodes={number}: this job of Slurm's has {len(names)}: hydra.launcher.nodes={number}"
+        )
+    return names[:number]
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> str:
@@ -113,19 +138,29 @@ def measure(
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
-    job = {"as_rank": as_rank, "config": config, "result": result, "port": store.port, "path": sys.path}
+    nodes = machines((config.get("trainer") or {}).get("num_nodes") or 1)
+    host = socket.gethostname() if nodes else HOST
+    shared = config["paths"]["root"] if nodes else None  # a folder that all machines see
+    each = number // max(1, len(nodes))
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
+    job = {"as_rank": as_rank, "config": config, "result": result, "at": (host, store.port), "path": sys.path}
     job["level"] = logging.getLogger("fairpriv").getEffectiveLevel()
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     ranks: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="fairpriv-") as folder, contextlib.ExitStack() as files:
+    with tempfile.TemporaryDirectory(prefix="fairpriv-", dir=shared) as folder, contextlib.ExitStack() as files:
         try:
             for rank in range(number):
                 # Only the first one's output is shown; the output of the others is read if they fail.
                 said = 2 if rank == 0 else files.enter_context(Path(folder, f"{rank}.log").open("wb"))
+                own = {"RANK": rank, "LOCAL_RANK": rank % each, "NODE_RANK": rank // each, "WORLD_SIZE": number}
+                step = (
+                    ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[rank // each]}"]
+                    if nodes
+                    else []
+                )
                 started = subprocess.Popen(
-                    [sys.executable, "-m", "fairpriv.sweep.ddp", folder],
-                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)},
+                    [*step, sys.executable, "-m", "fairpriv.sweep.ddp", str(Path(folder).absolute())],
+                    env=environment | {name: str(value) for name, value in own.items()},
                     stdin=subprocess.PIPE,
                     stdout=said,
                     stderr=said,
@@ -219,10 +254,12 @@ def main() -> int:
     gpu = _accelerator(config["trainer"]) == "cuda"
     if gpu:
         devices = config["trainer"].get("devices")
-        torch.cuda.set_device(devices[rank] if isinstance(devices, list) else rank)
+        local = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(devices[local] if isinstance(devices, list) else local)
+    host, port = job["at"]
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
-        store=TCPStore(HOST, job["port"], is_master=False),
+        store=TCPStore(host, port, is_master=False),
         rank=rank,
         world_size=number,
         timeout=timedelta(days=30),  # the first rank may measure for hours; dead ranks are seen from outside

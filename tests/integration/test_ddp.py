@@ -159,13 +159,54 @@ def test_devices_say_how_many_processes_there_are(trainer, number):
     [
         ({"devices": 2, "strategy": "deepspeed"}, "trainer.strategy=deepspeed: .* ddp, .*fsdp"),
         ({"devices": 2, "strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: "),
-        ({"devices": 2, "num_nodes": 2}, "trainer.num_nodes=2: .* leave it 1"),
+        (
+            {"devices": 2, "num_nodes": 2},
+            r"trainer.num_nodes=2: .* in none: set .*hydra.launcher.nodes=2, or leave it 1",
+        ),
         ({"devices": "two"}, "trainer.devices=two: must be a number"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(trainer, message):
     with pytest.raises(InputError, match=message):
         ddp.processes(settings(**trainer))
+
+
+@pytest.fixture
+def job_of_slurm(tmp_path, monkeypatch):
+    """A job of Slurm's with two machines, both of which are this one; ``steps`` has what ``srun`` was asked."""
+    (tmp_path / "bin").mkdir()
+    steps = tmp_path / "steps"
+    scripts = {
+        "scontrol": "printf 'here\\nthere\\n'",
+        "srun": f'echo "$NODE_RANK $*" >> {steps}; while [ "${{1#--}}" != "$1" ]; do shift; done; exec "$@"',
+    }
+    for name, script in scripts.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "[here,there]")
+    monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.1")
+    return steps
+
+
+def test_two_machines_train_what_one_process_trains(fairpriv, small, tmp_path, job_of_slurm):
+    more = ["defense=fair_finetune", "defense.penalty=1", "defense.batch_size=101", "logger=none"]
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert fairpriv(*small, *more, f"paths.root={one}").status == 0
+    ended = fairpriv(*small, *more, f"paths.root={two}", "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2")
+    assert ended.status == 0, ended.err
+    (alone,), (shared,) = find_results([one])[0], find_results([two])[0]
+    same(alone, shared)
+    same_weights(one / "cache", two / "cache", "fits/*.safetensors")
+    told = sorted(line.split(sys.executable)[0] for line in job_of_slurm.read_text().splitlines())
+    wanted = "--overlap --nodes=1 --ntasks=1 --nodelist="
+    assert told == [f"0 {wanted}here ", f"1 {wanted}there "]
+
+
+def test_more_machines_than_the_job_has_are_refused(job_of_slurm):
+    with pytest.raises(InputError, match=r"trainer.num_nodes=3: this job of Slurm's has 2: hydra.launcher.nodes=3"):
+        ddp.processes(settings(devices=2, num_nodes=3))
+    assert ddp.processes(settings(devices=2, num_nodes=2)) == 4
 
 
 def test_only_a_language_model_is_sharded():
