@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 Judging = tuple[Judge, list[Any]]  # a judge, and what determines its verdicts
 
-PART = 2  # prompts whose answers are kept together
+PART = 256  # prompts whose answers are kept together
 
 
 @dataclass(frozen=True)

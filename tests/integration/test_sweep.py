@@ -254,7 +254,7 @@ def test_secrets_of_a_sweep_s_command_line_are_written_nowhere(fairpriv, small, 
     hidden = "hunter-2"
     files = next(Path(small[1]).glob("*.csv"))
     words = [
-        f"dataset.source.files=[{files}],['/me:{hidden}@host/a.csv']",
+        f"dataset.source.files=['{files}'],['/me:{hidden}@host/a.csv']",
         f"+dataset.source.urls=['https://me:{hidden}@host/people.csv?api_key={hidden}']",
         "+dataset.source.sha256=[x]",
         f"+dataset.recode.secret_job={{from: job, values: {{a: {hidden}, b: b, c: c}}}}",

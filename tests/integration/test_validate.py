@@ -81,7 +81,7 @@ def test_a_line_for_each_thing_that_was_checked(validate, tiny_lm, mine):
     random = "a random model of two layers"
     lines = said(ended)
     digest = lines.pop(next(i for i, line in enumerate(lines) if line.startswith("model=tiny")))
-    assert re.fullmatch(rf"model=tiny: {tiny_lm} is there, not loaded \(\w{{12}}\)", digest)
+    assert re.fullmatch(rf"model=tiny: {re.escape(str(tiny_lm))} is there, not loaded \(\w{{12}}\)", digest)
     assert lines == [
         "attack=kl2: KL is built",
         "dataset=people: 1200 rows of people.csv; hired: no, yes; sex: m, f; 5 rows went through model=mlp",
