@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fairpriv.report.templates import environment
 from fairpriv.result import Result, read_rows
 
 FLIPS = "flips.jsonl"
@@ -26,20 +27,11 @@ def flips_html(cells: Iterable[tuple[str, Result]]) -> str:
     Args:
         cells: each cell's name and its result, as it was found.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     found = [(name, read_flips(r.folder / FLIPS), _counted(r)) for name, r in cells if r.folder is not None]
     found = [(name, flips, counted) for name, flips, counted in found if flips]
     if not found:
         return ""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("flips.html.j2").render(cells=found)
+    return environment().get_template("flips.html.j2").render(cells=found)
 
 
 def _counted(result: Result) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from fairpriv.report.comparison import Comparison, Group
 from fairpriv.report.reading import interval_text, number
 from fairpriv.report.selection import ABSENT
+from fairpriv.report.templates import environment
 from fairpriv.result import read_rows
 
 JUDGES = "judges.jsonl"
@@ -21,23 +21,14 @@ def judges_html(table: Comparison) -> str:
 
     Counts are sums over the cells of a row. Everything that comes from a file is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     found: dict[tuple[str, Words], list[tuple[Group, Counter[Words]]]] = {}
     for group in table.groups:
         for read, counts in _counted(group).items():
             found.setdefault(read, []).append((group, counts))
     if not found:
         return ""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [_table(table, *read, rows) for read, rows in found.items()]
-    return environment.get_template("judges.html.j2").render(tables=tables)
+    return environment().get_template("judges.html.j2").render(tables=tables)
 
 
 def _counted(group: Group) -> dict[tuple[str, Words], Counter[Words]]:

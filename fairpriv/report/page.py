@@ -55,6 +55,7 @@ from fairpriv.report.selection import (
     show,
     split,
 )
+from fairpriv.report.templates import environment
 from fairpriv.result import Result, write_whole
 
 if TYPE_CHECKING:
@@ -522,26 +523,18 @@ def _html(
     read: str,
     theirs: Sequence[Published],
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    templates = environment()
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     tools: list[Callable[..., Any]] = [show, number_cells, heading, seeds, reasons, one_line]
-    environment.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
+    templates.globals |= {tool.__name__: tool for tool in [*tools, code_version]}
     script, style = (Path(__file__).with_name(f"report.{end}").read_text(encoding="utf-8") for end in ("js", "css"))
     taus = {show(group.leaves["game.tau"]) for group in table.groups if "game.tau" in group.leaves}
     meanings: dict[str, list[str]] = {}
     for metric in table.columns.values():
         meanings.setdefault(metric.meaning, []).append(metric.title)
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         table=table,
         columns=[*table.columns.values()],
         # matplotlib escapes what it writes

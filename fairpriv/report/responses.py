@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from fairpriv.errors import InputError
 from fairpriv.report.finding import find_results
 from fairpriv.report.selection import fulfilling, printable
+from fairpriv.report.templates import environment
 from fairpriv.result import Result, cell_name, read_rows, write_whole
 
 RESPONSES, FOLDER = "responses.jsonl", "responses"
@@ -216,17 +217,14 @@ def write_responses(cells: Iterable[tuple[str, Result]], out: Path) -> tuple[lis
 
 
 def _page(name: str, responses: Sequence[Response]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    templates = environment()
+    templates.globals["verdict_word"] = verdict_word
     here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["verdict_word"] = verdict_word
     script = (here / "responses.js").read_text(encoding="utf-8")
     turns = Counter(response.turn for response in responses)
-    return environment.get_template("responses.html.j2").render(
+    return templates.get_template("responses.html.j2").render(
         name=name,
         responses=responses[:MOST_ROWS],
         total=len(responses),
