@@ -195,6 +195,9 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     devices = config["trainer"].get("devices")
     if devices in (0, []) or (isinstance(devices, int) and devices < -1):
         raise InputError(f"trainer.devices={devices}: a number from 1, a list of devices, -1 for all, or auto")
+    nodes = config["trainer"].get("num_nodes", 1)
+    if not isinstance(nodes, int) or nodes < 1:
+        raise InputError(f"trainer.num_nodes={nodes}: a number from 1")
     if not missing_allowed:  # otherwise options are checked one by one, and need not fit together
         check_task(config)
         _check_property(config)

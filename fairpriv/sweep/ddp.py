@@ -97,7 +97,12 @@ def machines(number: int) -> list[str]:
             f"trainer.num_nodes={number}: several machines are those of a job of Slurm's, and this is in none: set "
             f"hydra/launcher=submitit_slurm hydra.launcher.nodes={number}, or leave it 1"
         )
-    asked = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+    try:
+        asked = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"trainer.num_nodes={number}: scontrol does not name the machines of this job: {error}"
+        ) from error
     names = asked.stdout.split()
     if len(names) < number:
         raise InputError(

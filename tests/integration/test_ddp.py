@@ -207,6 +207,9 @@ def test_more_machines_than_the_job_has_are_refused(job_of_slurm):
     with pytest.raises(InputError, match=r"trainer.num_nodes=3: this job of Slurm's has 2: hydra.launcher.nodes=3"):
         ddp.processes(settings(devices=2, num_nodes=3))
     assert ddp.processes(settings(devices=2, num_nodes=2)) == 4
+    (job_of_slurm.parent / "bin" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(InputError, match=r"trainer.num_nodes=2: scontrol does not name the job's machines"):
+        ddp.processes(settings(devices=2, num_nodes=2))
 
 
 def test_only_a_language_model_is_sharded():

@@ -117,6 +117,8 @@ def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
         ("trainer.devices", 0),
         ("trainer.devices", -2),
         ("trainer.devices", []),
+        ("trainer.num_nodes", 0),
+        ("trainer.num_nodes", -1),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value):
