@@ -257,7 +257,8 @@ def run(out: Path, seeds: int) -> None:
     left = [(seed, share) for seed in range(seeds) for share in SHARES if (seed, share) not in there]
     for number, (seed, share) in enumerate(left, 1):
         rows += cell(share, seed, STEPS, TUNING)
-        write_whole(out, json.dumps(rows, indent=0).encode())
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        write_whole(out, f"[\n{lines}\n]\n".encode())
         print(f"{number} of {len(left)}: seed {seed}, {share:.0%} of the neurons shared", flush=True)
 
 
