@@ -208,7 +208,7 @@ def test_more_machines_than_the_job_has_are_refused(job_of_slurm):
         ddp.processes(settings(devices=2, num_nodes=3))
     assert ddp.processes(settings(devices=2, num_nodes=2)) == 4
     (job_of_slurm.parent / "bin" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(InputError, match=r"trainer.num_nodes=2: scontrol does not name the job's machines"):
+    with pytest.raises(InputError, match=r"trainer.num_nodes=2: scontrol does not name the machines of this job"):
         ddp.processes(settings(devices=2, num_nodes=2))
 
 
