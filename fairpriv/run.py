@@ -62,6 +62,10 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
     processes = ddp.processes(config)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
+    if config["task"] == "language_model":
+        from fairpriv.language_models.models.precision import settled
+
+        config = settled(config)
     result = Result(
         id="",
         status="failed",

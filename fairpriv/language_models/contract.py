@@ -94,6 +94,11 @@ class Tuning(ABC):
         return False
 
     @property
+    def full_precision(self) -> bool:
+        """Whether the model's own weights must be float32: it trains them, or merges what it trains into them."""
+        return False
+
+    @property
     def contrast(self) -> Literal["prompt", "any"] | None:
         """Whether each pair that it trains on stands against a response of the other split, and to which prompt."""
         return None

@@ -35,6 +35,7 @@ from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.defenses.task_arithmetic import TaskArithmetic
 from fairpriv.language_models.engines.perplexity import windows
 from fairpriv.language_models.inputs import checkpoint_activations
+from fairpriv.language_models.models.precision import settled
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import LoReFTConfig, decoder_layers
 from fairpriv.language_models.settings import judges_of
@@ -456,6 +457,7 @@ def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: in
         config, count = cells[0], len(cells)
         arm = config["model"]["name"], config["defense"]["name"]
         try:
+            config = settled(config, "cuda" if gpu else "cpu")
             planner = Planner(config, devices=devices, gpu=gpu)
             top, took = max(planner.stages(), key=lambda stage: stage.total), planner.work() / speed / 1e12
         except (InputError, NotImplementedError) as error:

@@ -25,6 +25,7 @@ from fairpriv.language_models.engines.generation import respond
 from fairpriv.language_models.judges import refusal
 from fairpriv.language_models.judges.judge import NoVerdictsError, Verdict
 from fairpriv.language_models.judges.pairs import Pairs
+from fairpriv.language_models.models import precision
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import ReftModel
@@ -609,13 +610,23 @@ def smollm2(tmp_path_factory) -> PretrainedLM:
     from fairpriv.cli import CONF
     from fairpriv.config.compose import build, compose, plain
 
-    config = plain(compose(CONF, [], ["model=smollm2_135m", f"paths.root={shared}"]))
+    words = ["model=smollm2_135m", "model.dtype=float32", f"paths.root={shared}"]
+    config = plain(compose(CONF, [], words))
     model = build(config, "model")
     with FileLock(shared / "smollm2.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
         model.load()
     return model
+
+
+def test_the_precision_that_was_chosen_is_the_cell_s_own(cell, monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "fastest", lambda device: "bfloat16")
+    chosen, _ = cell("defense=none", "model.dtype=fastest")
+    assert chosen.config["model"]["dtype"] == "bfloat16"
+    assert "bfloat16" in chosen.outcome["config"]["model"]["dtype"]["content"]
+    given, _ = cell("defense=none", "model.dtype=bfloat16")
+    assert given.id == chosen.id
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What a cell needs in memory is told without its weights, and is what a real fit or scoring then takes."""
 
+import gc
 import json
 
 import lightning
@@ -47,6 +48,7 @@ def planner(folder, *words, gpu=False, devices=1):
 
 def measured(work):
     """Return the largest sum of bytes that PyTorch has given out and not got back during ``work``."""
+    gc.collect()  # what an earlier test has left would count as given back
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 from dataclasses import fields
@@ -18,8 +19,10 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from fairpriv.cli import CONF
+from fairpriv.config.compose import compose, plain
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import PromptFormat, encode, encode_prompt, response_end
+from fairpriv.language_models.models import precision
 from fairpriv.language_models.models.pretrained import PretrainedLM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -270,6 +273,39 @@ def test_half_precision_is_known_before_the_weights_are_loaded(copy, saved, aske
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"dtype": saved}))
     assert PretrainedLM("tiny", str(copy), dtype=asked).half is half
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(0.3, "float32"), (1.4, "float32"), (4.4, "bfloat16")])
+def test_half_precision_is_chosen_where_the_processor_is_clearly_faster(monkeypatch, caplog, tiny_lm, gain, dtype):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(precision, "gain", lambda: gain)
+    precision.fastest.cache_clear()
+    config = plain(compose(CONF, [], ["dataset=pairs", "dimension=fairness", "trainer.accelerator=cpu"]))
+    assert [precision.settled(config)["model"]["dtype"] for _ in range(2)] == [dtype] * 2
+    assert len([text for text in caplog.messages if f"fastest: {dtype}" in text]) == 1
+    monkeypatch.setattr("fairpriv.trainer.device_of", lambda config: torch.device("cpu"))
+    model, _ = PretrainedLM("tiny", str(tiny_lm), dtype="fastest").load()
+    assert str(model.dtype) == f"torch.{dtype}"
+    precision.fastest.cache_clear()
+
+
+@pytest.mark.parametrize(("words", "dtype"), [
+    (["defense=lora"], "bfloat16"),
+    (["defense=spin", "dimension=[fairness,privacy]"], "bfloat16"),
+    (["defense=full"], "float32"),
+    (["defense=task_arithmetic"], "float32"),
+    (["defense=lora_spin", "dimension=[fairness,privacy]"], "float32"),
+    (["engine=vllm"], "bfloat16"),
+    (["defense=lora", "engine=vllm"], "float32"),
+    (["defense=none", "model.dtype=float16"], "float16"),
+])  # fmt: skip
+def test_weights_that_are_trained_or_merged_stay_in_float32(words, dtype):
+    config = plain(compose(CONF, [], ["dataset=pairs", "dimension=fairness", *words]))
+    assert precision.settled(config, "cuda" if not torch.cuda.is_available() else "cpu")["model"]["dtype"] == dtype
+
+
+def test_the_processor_is_timed_in_both_precisions():
+    assert 0 < precision.gain() < 100
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "entry.json"])

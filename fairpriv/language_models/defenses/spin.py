@@ -99,6 +99,11 @@ class Spin(Tuning):
         return self.after is not None and self.after.trains
 
     @property
+    def full_precision(self) -> bool:
+        """Whether the defence before it is merged; what SPIN edits may be of any precision."""
+        return self.trains
+
+    @property
     def contrast(self) -> Literal["prompt", "any"] | None:
         """What the defence before it asks for."""
         return self.after.contrast if self.after is not None else None

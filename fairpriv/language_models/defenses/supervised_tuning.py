@@ -82,6 +82,11 @@ class SupervisedTuning(Tuning):
         """Whether it trains on the owner's pairs."""
         return True
 
+    @property
+    def full_precision(self) -> bool:
+        """Whether all weights are trained."""
+        return self.adapter is None
+
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
         """Refuse weights in half precision where they are trained, or where an adapter is to be merged into them."""
         method = quantised(model)

@@ -51,6 +51,11 @@ class TaskArithmetic(Tuning):
         return True
 
     @property
+    def full_precision(self) -> bool:
+        """What is trained is merged, and a part of it added."""
+        return True
+
+    @property
     def contrast(self) -> Literal["prompt", "any"] | None:
         """What the tuning asks for."""
         return self.tuning.contrast

@@ -40,7 +40,9 @@ class PretrainedLM(Pretrained):
     gguf: str | None = field(default=None, metadata={"outcome": False})
     # below which dequantised models are kept, in cache/models
     cache: str = field(default="outputs", metadata={"outcome": False})
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # of the weights; auto: as they were saved
+    # of the weights; auto: as they were saved; fastest: bfloat16 where this machine computes it clearly faster than
+    # float32, and the defence does not need float32
+    dtype: Literal["float32", "bfloat16", "float16", "auto", "fastest"] = "auto"
     quantization: Any = None  # transformers' config of it, such as BitsAndBytesConfig; null: weights as they are
     # transformers' device_map: null puts the model on one device, "auto" spreads it
     device_map: Any = field(default=None, metadata={"outcome": False})
@@ -73,8 +75,8 @@ class PretrainedLM(Pretrained):
         """Whether the weights are in half precision, which for ``dtype=auto`` the files' config says."""
         if self.quantization is not None:  # which computes so
             return True
-        if self.dtype != "auto":
-            return self.dtype != "float32"
+        if (dtype := self._settled) != "auto":
+            return dtype != "float32"
         from transformers import AutoConfig
 
         where, digest = self._found
@@ -86,6 +88,16 @@ class PretrainedLM(Pretrained):
         except Exception:  # which `load` explains
             return False
         return "float16" in str(config.dtype)  # torch.bfloat16, too
+
+    @property
+    def _settled(self) -> str:
+        """The dtype, decided: a cell's is by its config, see `settled`; this is for a model that is in no cell."""
+        if self.dtype != "fastest":
+            return self.dtype
+        from fairpriv.language_models.models.precision import fastest
+        from fairpriv.trainer import device_of
+
+        return fastest(device_of({"trainer": {"accelerator": "auto"}}).type)
 
     @property
     def form(self) -> PromptFormat:
@@ -139,7 +151,7 @@ class PretrainedLM(Pretrained):
             whole = AutoConfig.from_pretrained(where, **common)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
-                dtype=self.dtype,
+                dtype=self._settled,
                 device_map=self.device_map,
                 attn_implementation=self.attn_implementation,
                 quantization_config=copy.deepcopy(self.quantization),
