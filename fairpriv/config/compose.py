@@ -29,7 +29,6 @@ SECTIONS = {
 ENGINES = {  # launchers of other packages, by the extra that installs them
     "submitit_local": ("slurm", "hydra-submitit-launcher"),
     "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
-    "ray": ("ray", "hydra-ray-launcher"),
 }
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # what a wrong config or override raises
 

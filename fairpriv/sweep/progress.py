@@ -31,8 +31,8 @@ class SweepProgress(Callback):
     """Hydra callback that shows a live bar on a terminal, else a line a cell, and collects the cells' outcomes.
 
     Hydra swallows what a callback raises and returns, so the command line asks the module for the sweep's end.
-    Launchers with processes of their own get a copy that does nothing. Of these, `local_slots` reports events to
-    `current`; the outcomes of other launchers' jobs are known when all have ended.
+    Launchers with processes of their own get a copy that does nothing. Of these, `local_slots` and `ray` report events
+    to `current`; the outcomes of other launchers' jobs are known when all have ended.
 
     In a sweep that is shown live, the first Ctrl-C lets running cells finish, and the next one stops them.
     """
@@ -80,7 +80,7 @@ class SweepProgress(Callback):
         with contextlib.suppress(OSError):  # Hydra meets the same error next, and raises it
             self.listing = Listing(self.folder, self.total)
         self.launcher = config.hydra.runtime.choices["hydra/launcher"]
-        self.shown = self.launcher in ("basic", "local_slots")
+        self.shown = self.launcher in ("basic", "local_slots", "ray")
         if not self.shown:
             here = os.path.relpath(self.folder)
             self.say(f"{self.total or '?'} cells go to {self.launcher}; how far they are: fairpriv status {here}")

@@ -49,8 +49,7 @@ def environments(config: DictConfig, devices: int | None, slots: int | None) -> 
     threads = OmegaConf.select(config, "threads")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if devices is None:
-        asked = OmegaConf.select(config, "trainer.devices")
-        devices = len(asked) if isinstance(asked, ListConfig) else asked if isinstance(asked, int) else 1
+        devices = devices_of(config)
     if slots is None:
         slots = len(gpus) or max(devices, cores // (threads or cores))
     for key, value in {"devices": devices, "slots": slots}.items():
@@ -68,6 +67,12 @@ def environments(config: DictConfig, devices: int | None, slots: int | None) -> 
             own["CUDA_VISIBLE_DEVICES"] = ",".join(itertools.islice(handed_out, devices))
         found.append(own)
     return found
+
+
+def devices_of(config: DictConfig) -> int:
+    """Return how many devices ``trainer.devices`` gives a cell; 1 where it leaves that open."""
+    asked = OmegaConf.select(config, "trainer.devices")
+    return len(asked) if isinstance(asked, ListConfig) else asked if isinstance(asked, int) else 1
 
 
 def visible_gpus() -> list[str]:
@@ -274,18 +279,25 @@ def work(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         sys.path[:] = connection.recv()
-        plugins = Plugins.instance()  # before unpickling what they define, since Hydra runs their modules anew
-        hydra_context, config, task_function, instances = pickle.loads(connection.recv_bytes())
-        setup_globals()
-        Singleton.set_state({**Singleton.get_state(), "instances": {**instances, Plugins: plugins}})
+        task = join(connection.recv_bytes())
         while True:
             number, words = connection.recv()
-            connection.send(_job(hydra_context, config, task_function, number, words))
+            connection.send(run_one(*task, number, words))
 
 
-def _job(
+def join(pickled: bytes) -> tuple[HydraContext, DictConfig, TaskFunction]:
+    """Take part in another process's sweep: take over Hydra's state, and return what all jobs have in common."""
+    plugins = Plugins.instance()  # before unpickling what they define, since Hydra runs their modules anew
+    hydra_context, config, task_function, instances = pickle.loads(pickled)
+    setup_globals()
+    Singleton.set_state({**Singleton.get_state(), "instances": {**instances, Plugins: plugins}})
+    return hydra_context, config, task_function
+
+
+def run_one(
     hydra_context: HydraContext, config: DictConfig, task_function: TaskFunction, number: int, words: list[str]
 ) -> JobReturn:
+    """Run the job of this number and these overrides in this process, as Hydra's own launcher would."""
     cfg = hydra_context.config_loader.load_sweep_config(config, words)
     with open_dict(cfg):
         cfg.hydra.job.id = f"{cfg.hydra.job.name}_{number}"

@@ -10,6 +10,7 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import light
 import pytest
@@ -25,6 +26,7 @@ from fairpriv.errors import InputError
 from fairpriv.report.finding import find_results
 from fairpriv.sweep.lock import started
 from fairpriv.sweep.progress import SweepProgress
+from fairpriv.sweep.ray_tasks import connect, resources
 from fairpriv.sweep.slots import Staff, environments
 
 REPOSITORY = Path(__file__).parents[2]
@@ -423,11 +425,114 @@ def test_a_launcher_that_cannot_begin_says_so_in_one_line(fairpriv, monkeypatch,
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("engine", ["submitit_slurm", "ray"])
-def test_an_engine_that_is_not_installed_is_named_with_its_extra(engine):
-    error = ConfigCompositionException(f"Could not override.\nCould not find 'hydra/launcher/{engine}'")
-    package, extra = {"ray": ("hydra-ray-launcher", "ray")}.get(engine, ("hydra-submitit-launcher", "slurm"))
-    expected = f"hydra/launcher={engine}: {package} is not installed: pip install 'fairpriv[{extra}]'"
-    assert explain(error, CONF, [], []) == expected
+def test_an_engine_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    error = ConfigCompositionException("Could not override.\nCould not find 'hydra/launcher/submitit_slurm'")
+    expected = "hydra-submitit-launcher is not installed: pip install 'fairpriv[slurm]'"
+    assert explain(error, CONF, [], []) == f"hydra/launcher=submitit_slurm: {expected}"
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=re.escape("=ray: ray is not installed: pip install 'fairpriv[ray]'")):
+        connect(None)
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
-        assert tomllib.load(file)["project"]["optional-dependencies"][extra][0].startswith(package)
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert extras["slurm"][0].startswith("hydra-submitit-launcher")
+    assert extras["ray"][0].startswith("ray>=")
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray in miniature: one machine of 4 CPUs and 2 GPUs, whose tasks run in this process when they are waited for."""
+
+    class RayError(Exception):
+        pass
+
+    seen = SimpleNamespace(address="", options={}, cancelled=0)
+
+    def remote(**options):
+        seen.options = options
+
+        def begin(function):
+            def stream(*arguments):
+                word = arguments[-1][0]
+                for said in function(*arguments):
+                    if said and "lost" in word:
+                        raise RayError("The worker died.\nIts log: ...")
+                    if said and "ctrl-c" in word:
+                        signal.raise_signal(signal.SIGINT)
+                    yield said
+
+            return SimpleNamespace(remote=stream)
+
+        return begin
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda address, **_: setattr(seen, "address", address),
+        shutdown=lambda: setattr(seen, "address", "left"),
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0, "memory": 1e9}}],
+        put=lambda value: value,
+        get=lambda value: value,
+        remote=remote,
+        wait=lambda streams, **_: (streams[:1], streams[1:]),
+        cancel=lambda _: setattr(seen, "cancelled", seen.cancelled + 1),
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr("fairpriv.cli.job", light.job)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    return seen
+
+
+def test_ray_gets_a_task_a_cell_and_a_lost_one_fails_alone(fairpriv, ray, notes):
+    ended = fairpriv(*jobs("a", "lost", "b"), "hydra/launcher=ray", "hydra.launcher.gpus=0.5", "threads=2")
+    assert ended.status == 1
+    lines = [re.sub(r", [0-9.]+ s", "", line) for line in ended.err.splitlines()]
+    died = "failed: RayError: The worker died."
+    assert lines == [
+        "[  1/3] game.property=a: completed",
+        f"[  2/3] game.property=lost: {died}",
+        "[  3/3] game.property=b: completed",
+    ]
+    assert f"failed: game.property=lost: {died.removeprefix('failed: ')}" in ended.out
+    assert notes.ended == {"a", "lost", "b"}
+    assert ray.options == {"num_returns": "streaming", "max_retries": 0, "num_cpus": 2, "num_gpus": 0.5}
+    assert (ray.address, ray.cancelled) == ("left", 0)
+
+
+def test_ctrl_c_once_starts_no_other_task_of_ray_s(fairpriv, ray, notes):
+    ended = fairpriv(*jobs("ctrl-c", "a", "b"), "hydra/launcher=ray")
+    assert ended.status == 130
+    assert (notes.ended, ray.cancelled) == ({"ctrl-c"}, 2)
+    assert "[  1/3] game.property=ctrl-c: completed" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("config", "cpus", "gpus", "expected"),
+    [
+        ({"threads": None, "trainer": {"devices": "auto"}}, None, None, (1, 1)),
+        ({"threads": 2, "trainer": {"devices": 2}}, None, None, (4, 2)),
+        ({"threads": 1, "trainer": {"devices": 2, "accelerator": "cpu"}}, None, None, (2, 0)),
+        ({"threads": 4, "trainer": {"devices": [0, 1]}}, 0.5, 0.25, (0.5, 0.25)),
+        ({"threads": 8, "trainer": {}}, None, None, "hydra.launcher.cpus=8, hydra.launcher.gpus=1: no machine"),
+        ({"threads": 1, "trainer": {}}, None, 3, "gpus=3: no machine of the cluster gives a cell as many; CPUs and"),
+        ({"threads": 1, "trainer": {}}, -1, None, "hydra.launcher.cpus=-1"),
+    ],
+)
+def test_a_task_of_ray_s_asks_for_what_its_cell_uses(ray, config, cpus, gpus, expected):
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=re.escape(expected)):
+            resources(OmegaConf.create(config), cpus, gpus)
+    else:
+        assert tuple(resources(OmegaConf.create(config), cpus, gpus).values()) == expected
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ray_s_own_runs_a_sweep_that_goes_on_elsewhere(small, tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "fairpriv", "-m", *small]
+    words = ["defense=none,fine_tune", "hydra/launcher=ray", "hydra.launcher.address=local", "hydra.launcher.cpus=0.5"]
+    ended = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    assert [result.status for result in find_results([tmp_path / "out"])[0]] == ["completed"] * 2
+    again = subprocess.run([*command, words[0]], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert "cells: 2 skipped (finished before)" in again.stdout
