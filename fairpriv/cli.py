@@ -153,6 +153,7 @@ def commands() -> dict[str, Command]:
     compare.option("--by", metavar="KEY,KEY", help="group by these config keys, and average over all others")
     compare.option("--baseline", metavar="KEY=VALUE,...", help="what differences refer to (defense=none)")
     compare.option("--pareto", metavar="METRIC,METRIC", help="mark the front of these metrics")
+    compare.option("--metrics", metavar="METRIC,METRIC", help="the table's columns, as attack/*/leakage,pool/accuracy")
     compare.option("--format", metavar="FORMAT", help="what is printed: table (the default), csv, markdown or html")
     compare.option("--out", type=Path, metavar="DIR", help="where the files go (the first DIR)")
 
@@ -291,6 +292,7 @@ def compare_results(given: argparse.Namespace) -> int:
             by=given.by,
             baseline=given.baseline,
             pareto=given.pareto,
+            metrics=given.metrics,
             form=given.format or "table",
         )
     finally:

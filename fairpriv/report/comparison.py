@@ -294,6 +294,7 @@ class Comparison:
     replaced: list[Result]  # older cells of the same config and seed, left out
     baseline: Sequence[Condition] = UNDEFENDED
     pareto: Sequence[str] = ()  # the metrics of the front, if they were named
+    shown: Sequence[str] = ()  # the metrics of the table, if they were named
     ambiguous: list[Group] = field(default_factory=list)  # groups with several baselines, and so without differences
 
     @classmethod
@@ -464,14 +465,16 @@ class Comparison:
     @cached_property
     def columns(self) -> dict[str, Metric]:
         """The metrics of the table, in order."""
+        if self.shown:
+            return {name: self.described[name] for name in self.shown}
         found = {metric.name: metric for metric in self._placed if not metric.counted}
         more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
         return found | {name: self.described[name] for name in more if name not in found}
 
     @cached_property
     def tallies(self) -> list[Metric]:
-        """The metrics that are counted over cells, in order."""
-        return [metric for metric in self._placed if metric.counted]
+        """The metrics that are counted over cells, in order; none where the table's were named."""
+        return [] if self.shown else [metric for metric in self._placed if metric.counted]
 
     @property
     def _placed(self) -> list[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import fnmatch
 import hashlib
 import html
 import io
@@ -74,6 +75,7 @@ def compare(
     by: str | None = None,
     baseline: str | None = None,
     pareto: str | None = None,
+    metrics: str | None = None,
     form: str = "table",
 ) -> int:
     """Print the results below ``folders``; write ``report.html``, ``table.csv`` and ``plots/``.
@@ -85,6 +87,8 @@ def compare(
         by: config keys, with commas, to group by; by default, cells that differ only in their seed are a row.
         baseline: conditions, with commas, on the cells that differences refer to; by default ``defense=none``.
         pareto: metrics, with commas, whose front is marked.
+        metrics: names or patterns (``attack/*/leakage``), with commas, of the table's columns in their order; by
+            default, those that are declared for it.
         form: the printed format, one of ``FORMATS``; all but ``table`` are printed alone, and the rest goes to stderr.
 
     Raises:
@@ -104,6 +108,7 @@ def compare(
         places = ", ".join(map(str, folders))
         raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
     table = _selected(results, where, by, baseline, pareto)
+    table.shown = _matching(metrics, table.metrics) if metrics is not None else ()
     about, said, theirs = number_notes(table), reading(table), published(table, CONF / "published")
     notes = [*about, *_notes(table, skipped, unfinished), *map(str, theirs)]
     if form == "table":
@@ -114,7 +119,7 @@ def compare(
         write_whole(out / "table.csv", (lines := _csv(table)).encode("utf-8", "replace"))
         figures, undrawn = _write_plots(table, out / "plots")
         options = [word for text in where for word in ("--where", text)]
-        named = (("--by", by), ("--baseline", baseline), ("--pareto", pareto))
+        named = (("--by", by), ("--baseline", baseline), ("--pareto", pareto), ("--metrics", metrics))
         options += [word for option, text in named if text is not None for word in (option, text)]
         command = shlex.join(["fairpriv", "compare", *map(str, folders), *options])
         cells = _cells(table)
@@ -138,6 +143,18 @@ def compare(
     for line in last if form == "markdown" else [*said, *notes, *last]:
         print(line, file=sys.stderr)
     return 0
+
+
+def _matching(patterns: str, known: Sequence[str]) -> list[str]:
+    """List the metrics that the patterns name, in their order, each once."""
+    from fairpriv.config.schema import nearest
+
+    found: dict[str, None] = {}
+    for pattern in split(patterns):
+        if not (named := fnmatch.filter(known, pattern.strip())):
+            raise InputError(f"--metrics {pattern}: no cell has such a metric{nearest(pattern, known)}")
+        found |= dict.fromkeys(named)
+    return [*found]
 
 
 def _selected(

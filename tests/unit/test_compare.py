@@ -713,6 +713,14 @@ def test_front_of_named_metrics_is_marked_within_each_setting(tmp_path, capsys):
     assert sum(line.endswith("yes") for line in out.splitlines()) == len(expected)
 
 
+def test_columns_are_the_named_metrics_in_their_order(tmp_path, capsys):
+    metrics = {"eval/accuracy": 0.8, "attack/kl/leakage": 0.1, "attack/loss_test/leakage": 0.2, "train/steps": 5.0}
+    compare([written(tmp_path, cell(metrics=metrics))], metrics="train/steps,attack/*/leakage", form="markdown")
+    heads = [head.strip(" ↑↓") for head in capsys.readouterr().out.splitlines()[0].split("|")]
+    assert heads[3:6] == ["train/steps", "kl leakage", "loss test leakage"]
+    assert "accuracy" not in " ".join(heads)
+
+
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
@@ -759,6 +767,10 @@ def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
         ({"pareto": "eval/accuracy,eval/accuracy"}, "needs two metrics"),
         ({"pareto": "eval/accuracy,train/steps"}, "--pareto train/steps: has no direction"),
         ({"pareto": "eval/accuracy,attack/kl/auc"}, "being better: use attack/kl/leakage"),
+        (
+            {"metrics": "attack/*/auc,eval/acuracy"},
+            "--metrics eval/acuracy: no cell has such a metric (did you mean",
+        ),
         ({"form": "htm"}, "--format htm: must be one of table, csv, markdown, html (did you mean 'html'?)"),
     ],
 )
