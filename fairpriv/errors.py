@@ -14,5 +14,11 @@ class InputError(ValueError):
         super().__init__(masked(message))
 
 
+def short_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out; PyTorch has a class of its own for a GPU's only, and may not be imported here."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 class NonFiniteLossError(RuntimeError):
     """An error for a loss that became NaN or infinite; the message names the stage and the step where it began."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, short_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def gated(name: str) -> str:
 
 def unreadable(error: Exception) -> str:
     """Say on one line why files hold no model; raise the error again where memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if short_of_memory(error):
         raise error
     if isinstance(error, pickle.UnpicklingError):  # its own message advises to run the code in the file
         return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"

@@ -206,21 +206,23 @@ def test_out_of_memory_says_what_to_lower_and_restores_the_model(monkeypatch):
     assert model.generation_config is own
 
 
-def test_a_batch_that_the_memory_is_too_small_for_is_tried_again_in_halves(monkeypatch, caplog):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_batches_are_halved_once_where_the_memory_is_too_small_for_them(monkeypatch, caplog, kind):
     model, prompts = make(), make_prompts()
     expected = respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=999)
     generate, sizes = model.generate, []
 
     def short(input_ids, **rest):
         sizes.append(len(input_ids))
-        if len(input_ids) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if input_ids.numel() > 60:
+            raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return generate(input_ids, **rest)
 
     monkeypatch.setattr(model, "generate", short)
     assert respond(model, make_tokenizer(), prompts, max_new_tokens=4, batch_tokens=999) == expected
     assert sizes == [7, 4, 3]
-    assert "7 rows are tried again in halves" in caplog.text
+    assert caplog.text.count("memory is short") == 1
+    assert "4 rows at a time, in place of 7" in caplog.text
 
 
 def test_rows_that_have_ended_leave_their_batch():

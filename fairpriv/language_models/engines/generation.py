@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from fairpriv import signs
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, short_of_memory
 
 log = logging.getLogger(__name__)
 K = TypeVar("K")
@@ -47,7 +47,7 @@ def respond(
     Each next token is the argmax of the model's logits: sampling flags, beams, penalties and length limits of the
     model's generation_config do not count, its end tokens do, and so does the tokenizer's. The answers do not depend
     on ``batch_tokens``, up to rounding: in half precision padding can turn a near tie. Rows that have ended leave their
-    batch every few tokens. Where memory is short, a batch is tried again in halves, once.
+    batch every few tokens. Where memory is short, batches are halved, once.
 
     Args:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
@@ -67,7 +67,7 @@ def respond(
         InputError: ``max_new_tokens`` or ``batch_tokens`` below 1, a prompt without tokens, a token that
             the model's embedding has no row for, a prompt that leaves no room for its answer in the model's positions,
             or logits that are not finite.
-        RuntimeError: the GPU's memory is too small; says what to lower.
+        RuntimeError: memory is too small; says what to lower.
     """
     if max_new_tokens < 1 or batch_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}, batch_tokens={batch_tokens}: each is at least 1")
@@ -82,13 +82,14 @@ def respond(
     answers: dict[tuple[int, ...], str] = {}
     tokens, started, rate = 0, time.perf_counter(), 0.0
     with evaluating(model), _generation_config(hf, config), token_bar(progress, len(unique)) as bar:
-        for batch in token_batches(unique, batch_tokens, lambda prompt: len(prompt) + max_new_tokens):
-            rows = in_halves(
-                lambda part: _generate(model, hf, part, config, setting),
-                batch,
-                f"answering prompts of up to {len(batch[0])} tokens",
-                f"batches (now of {batch_tokens} tokens), then max_new_tokens (now {max_new_tokens})",
-            )
+        for batch, rows in in_batches(
+            lambda part: _generate(model, hf, part, config, setting),
+            unique,
+            batch_tokens,
+            lambda prompt: len(prompt) + max_new_tokens,
+            lambda part: f"answering prompts of up to {len(part[0])} tokens",
+            f"batches (now of {batch_tokens} tokens), then max_new_tokens (now {max_new_tokens})",
+        ):
             for prompt, row in zip(batch, rows, strict=True):
                 length = next((i for i, token in enumerate(row) if token in ends), len(row))
                 text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
@@ -140,31 +141,49 @@ def greedy_defaults(
         yield
 
 
-def token_batches(keys: Sequence[K], tokens: int, length: Callable[[K], int]) -> Iterator[list[K]]:
-    """Divide ``keys``, longest first, into runs of at most ``tokens`` with their padding; at least one key each."""
-    first = 0
-    while first < len(keys):
-        count = max(1, tokens // length(keys[first]))
-        yield list(keys[first : first + count])
-        first += count
+def in_batches(
+    work: Callable[[list[K]], list[R]],
+    keys: Sequence[K],
+    tokens: int,
+    length: Callable[[K], int],
+    doing: Callable[[list[K]], str],
+    lower: str,
+) -> Iterator[tuple[list[K], list[R]]]:
+    """Work on ``keys`` in runs of at most ``tokens`` with their padding; yield each run and what became of it.
 
+    Where memory is short, that run is tried again with half of its tokens, once, and later ones have as few.
 
-def in_halves(work: Callable[[list[K]], list[R]], batch: list[K], doing: str, lower: str) -> list[R]:
-    """Work on a batch; where the memory does not suffice, once more on its halves.
+    Args:
+        work: returns a result for each key of a run.
+        keys: longest first; a run has at least one.
+        tokens: of a run.
+        length: tokens of a key.
+        doing: says what is done with a run, for messages.
+        lower: what would help, for messages.
 
     Raises:
-        RuntimeError: it does not suffice for a half either; ``doing`` says what was done, ``lower`` what would help.
+        RuntimeError: the memory does not suffice for half a run either.
     """
-    half = (len(batch) + 1) // 2
-    try:
-        return work(batch)
-    except torch.OutOfMemoryError as error:
-        short = error.with_traceback(None)  # whose frames hold on to the memory
-    log.warning("memory is short while %s: %d rows are tried again in halves", doing, len(batch))
-    try:
-        return [result for part in (batch[:half], batch[half:]) if part for result in work(part)]
-    except torch.OutOfMemoryError:
-        raise RuntimeError(f"out of memory while {doing}, {half} rows at a time: lower the {lower}") from short
+    first, halved = 0, False
+    while first < len(keys):
+        batch = list(keys[first : first + max(1, tokens // length(keys[first]))])
+        short: Exception | None = None
+        try:
+            told = work(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not short_of_memory(error):
+                raise
+            short = error.with_traceback(None)  # whose frames hold on to the memory
+        if short is None:
+            yield batch, told
+            first += len(batch)
+        elif halved or len(batch) == 1:
+            what = f"{doing(batch)}, {len(batch)} rows at a time"
+            raise RuntimeError(f"out of memory while {what}: lower {lower}") from short
+        else:
+            rows = (len(batch) + 1) // 2
+            halved, tokens = True, rows * length(batch[0])
+            log.warning("memory is short while %s: %d rows at a time, in place of %d", doing(batch), rows, len(batch))
 
 
 @contextlib.contextmanager

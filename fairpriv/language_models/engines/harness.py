@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.config.schema import nearest
 from fairpriv.data.checkpoints import gated
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, short_of_memory
 from fairpriv.identity import content_hash
 from fairpriv.metrics import SHARE, Better, Measured, Metric
 from fairpriv.patches import hidden_bars
@@ -176,7 +176,6 @@ class Harness:
             each = [one.scores(model, tokenizer, **asked) for one in self.apart()]
             return {name: score for scores in each for name, score in scores.items()}
         loaded = self._loaded()
-        import torch
         from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
 
         from fairpriv.language_models.engines.generation import evaluating
@@ -199,7 +198,9 @@ class Harness:
                     apply_chat_template=self.chat,
                     fewshot_as_multiturn=self.chat,
                 )
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not short_of_memory(error):
+                raise
             raise RuntimeError(
                 f"out of memory in lm-eval's {', '.join(loaded.reported)} with batches of {batch_size}: lower "
                 "utility.batch_size (evaluation.batch_size for a dimension)"

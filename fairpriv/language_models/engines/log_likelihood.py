@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,12 +16,11 @@ from transformers import DynamicCache, GenerationMixin
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.engines.generation import (
     evaluating,
-    in_halves,
+    in_batches,
     not_finite,
     require_room,
     selects_rows,
     token_bar,
-    token_batches,
 )
 from fairpriv.language_models.models.reft import ReftModel
 
@@ -40,7 +39,7 @@ def log_likelihoods(
 
     What several rows have before their first targets is read once: their continuations go on from its cache. Other
     rows are padded on the right and sorted by length; equal ones are computed once. The result does not depend on how
-    rows are batched, up to rounding. Where memory is short, a batch is tried again in halves, once.
+    rows are batched, up to rounding. Where memory is short, batches are halved, once.
 
     Args:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in. ReFT takes what
@@ -56,7 +55,7 @@ def log_likelihoods(
     Raises:
         ValueError: ``batch_tokens`` below 1; a row that is longer than the model's positions or has a token that its
             embedding has no row for, or a log-likelihood that is not finite (each an InputError).
-        RuntimeError: the GPU's memory is too small; says what to lower.
+        RuntimeError: memory is too small; says what to lower.
     """
     found = likelihoods(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
     return [value for value, _ in found]
@@ -76,7 +75,7 @@ def likelihoods(
     shared, alone = _by_context(unique, hf)
     found: dict[Row, Found] = {}
     started = time.perf_counter()
-    lower = f"batch size (evaluation.batch_size or utility.batch_size; now {batch_tokens} tokens)"
+    lower = f"the batch size (evaluation.batch_size or utility.batch_size; now {batch_tokens} tokens)"
     with evaluating(model), token_bar(progress, len(unique)) as bar:
 
         def tell(batch: Sequence[Row], told: Sequence[Found]) -> None:
@@ -87,15 +86,18 @@ def likelihoods(
         def room(group: list[Row]) -> int:
             return len(group) * max(len(ids) for ids, _ in group)
 
-        for groups in token_batches(sorted(shared, key=room, reverse=True), batch_tokens, room):
-            doing = f"scoring {len(groups)} contexts and what follows them"
-            told = in_halves(lambda part: _continued(model, hf, part, pad_id), groups, doing, lower)
-            for group, values in zip(groups, told, strict=True):
-                tell(group, values)
-        alone.sort(key=lambda row: len(row[0]), reverse=True)
-        for batch in token_batches(alone, batch_tokens, lambda row: len(row[0])):
-            doing = f"scoring rows of up to {len(batch[0][0])} tokens"
-            tell(batch, in_halves(lambda part: _whole(model, hf, part, pad_id, _summed), batch, doing, lower))
+        for groups, values in in_batches(
+            lambda part: _continued(model, hf, part, pad_id),
+            sorted(shared, key=room, reverse=True),
+            batch_tokens,
+            room,
+            lambda part: f"scoring {len(part)} contexts and what follows them",
+            lower,
+        ):
+            for group, told in zip(groups, values, strict=True):
+                tell(group, told)
+        for batch, found_alone in _read(model, hf, alone, pad_id, batch_tokens, _summed, lower):
+            tell(batch, found_alone)
     if not all(math.isfinite(value) for value, _ in found.values()):
         raise not_finite("log-likelihoods")
     return [found[key] for key in keys]
@@ -118,13 +120,11 @@ def token_likelihoods(
     keys: list[Row] = [(tuple(row.input_ids), tuple(row.labels)) for row in rows]
     require_room(model, [ids for ids, _ in keys])
     hf: Any = next(module for module in model.modules() if isinstance(module, GenerationMixin))
-    unique = sorted(dict.fromkeys(keys), key=lambda row: len(row[0]), reverse=True)
+    unique = list(dict.fromkeys(keys))
     found: dict[Row, Tensor] = {}
-    lower = f"batch size (evaluation.batch_size; now {batch_tokens} tokens)"
+    lower = f"the batch size (evaluation.batch_size; now {batch_tokens} tokens)"
     with evaluating(model), token_bar(progress, len(unique)) as bar:
-        for batch in token_batches(unique, batch_tokens, lambda row: len(row[0])):
-            doing = f"scoring rows of up to {len(batch[0][0])} tokens"
-            told = in_halves(lambda part: _whole(model, hf, part, pad_id, _spread), batch, doing, lower)
+        for batch, told in _read(model, hf, unique, pad_id, batch_tokens, _spread, lower):
             found.update(zip(batch, told, strict=True))
             bar.update(bar.task_ids[0], advance=len(batch))
     if not all(bool(values.isfinite().all()) for values in found.values()):
@@ -199,6 +199,26 @@ def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int, told: Callable[[Te
     read = {name: part[:, :-1] for name, part in parts.items() if name != "labels"}
     logits = model(**read, use_cache=False, **more).logits
     return told(logits if "logits_to_keep" in more else logits[:, first:], labels[:, first:])
+
+
+def _read(
+    model: Any,
+    hf: Any,
+    rows: Sequence[Row],
+    pad_id: int,
+    batch_tokens: int,
+    told: Callable[[Tensor, Tensor], list[R]],
+    lower: str,
+) -> Iterator[tuple[list[Row], list[R]]]:
+    """Read rows in batches, see `_whole`."""
+    return in_batches(
+        lambda part: _whole(model, hf, part, pad_id, told),
+        sorted(rows, key=lambda row: len(row[0]), reverse=True),
+        batch_tokens,
+        lambda row: len(row[0]),
+        lambda part: f"scoring rows of up to {len(part[0][0])} tokens",
+        lower,
+    )
 
 
 def _kept(hf: Any, places: Tensor) -> dict[str, Tensor]:

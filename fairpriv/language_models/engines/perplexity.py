@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.engines.generation import evaluating, not_finite, require_room, token_bar
+from fairpriv.language_models.engines.generation import evaluating, in_batches, not_finite, require_room, token_bar
 from fairpriv.language_models.models.reft import ReftModel
 from fairpriv.metrics import Metric
 
@@ -77,7 +78,7 @@ def perplexity(
         ValueError: N below 2; ``window``, ``stride`` or ``batch_size`` out of range; a window longer than the model's
             ``max_position_embeddings``, a token without a row in its embedding, or logits that are not finite (each
             an InputError).
-        RuntimeError: the GPU's memory is too small; says what to lower.
+        RuntimeError: memory is too small; says what to lower.
     """
     if len(ids) < 2:
         raise ValueError(f"perplexity needs a text of at least 2 tokens, this one has {len(ids)}")
@@ -92,20 +93,23 @@ def perplexity(
     starts = range(0, max(len(ids) - window + step, step), step)
     total, scored, started = 0.0, 0, time.perf_counter()
     with evaluating(model), token_bar(progress, len(starts)) as bar:
-        for first in range(0, len(starts), batch_size):
-            batch = starts[first : first + batch_size]
+
+        def scores(batch: list[int]) -> list[tuple[float, int]]:
             tokens, mask, labels = (part.to(lm.device) for part in _windows(ids, batch, window, step))
             # ReFT finds the prompt by the labels; other models would compute a loss that is of no use here
             targets = {"labels": labels} if isinstance(model, ReftModel) else {}
-            try:
-                logits = lm(input_ids=tokens, attention_mask=mask, use_cache=False, **targets).logits
-                total += _negative_log_likelihood(logits, labels)
-            except torch.OutOfMemoryError as error:
-                raise RuntimeError(
-                    f"out of memory while computing perplexity on {len(batch)} windows of {tokens.shape[1]} tokens: "
-                    f"lower its batch_size (now {batch_size}), then its window (now {window})"
-                ) from error
-            scored += int((labels != -100).sum())
+            logits = lm(input_ids=tokens, attention_mask=mask, use_cache=False, **targets).logits
+            return [(_negative_log_likelihood(logits, labels), int((labels != -100).sum()))]
+
+        for batch, told in in_batches(
+            scores,
+            starts,
+            batch_size,
+            lambda start: 1,
+            lambda batch: f"computing perplexity on windows of {window} tokens",
+            f"the batch size (now {batch_size} windows), then the window (now {window})",
+        ):
+            total, scored = total + told[0][0], scored + told[0][1]
             rate = f"{scored / (time.perf_counter() - started):,.0f} tokens/s"
             bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
     if not math.isfinite(total):
@@ -113,7 +117,7 @@ def perplexity(
     return torch.tensor(total / scored, dtype=torch.float64).exp().item(), scored
 
 
-def _windows(ids: Tensor, starts: range, window: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def _windows(ids: Tensor, starts: Sequence[int], window: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut tokens, mask and labels [B, T] of windows; the text's last one may be short, and is padded right."""
     place = torch.tensor(starts)[:, None] + torch.arange(min(window, len(ids) - starts[0]))
     real = place < len(ids)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fairpriv import processes
-from fairpriv.errors import InputError, NonFiniteLossError
+from fairpriv.errors import InputError, NonFiniteLossError, short_of_memory
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.models.sharding import gather, shard
@@ -252,8 +252,8 @@ def fit_causal_lm(
                 warnings.filterwarnings("ignore", expected)
             made.fit(module, DataLoader(batches, batch_size=None, collate_fn=Step))
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
-            raise  # torch has a class of its own for a GPU's memory only
+        if not short_of_memory(error):
+            raise
         raise RuntimeError(
             f"out of memory in {module.stage}: lower defense.micro_batch_size={module.micro_batch_size} or "
             "dataset.max_tokens, or set model.gradient_checkpointing=true, trainer.precision=bf16-mixed"
