@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairpriv import __version__, patches
-from fairpriv.config.plugins import CONF, own_configs, plugin_folders, put_on_path, refuse_hidden
+from fairpriv.config.plugins import CONF, foreign_code, own_configs, plugin_folders, put_on_path, refuse_hidden
 from fairpriv.config.schema import check, nearest, tasks_of
 from fairpriv.errors import InputError
 from fairpriv.secrets import masked
@@ -473,8 +473,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         log.setLevel(logging.INFO if single else logging.WARNING)
     try:
         check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
-        import lightning.pytorch  # noqa: F401  it sets the level of its logger when it is imported
-
+        patches.load_lightning(alone=not foreign_code())
         from fairpriv.run import run
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices

@@ -6,6 +6,8 @@ They are valid for the versions in constraints.txt; each can be removed when its
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -49,6 +51,40 @@ def take_the_mode_from_the_words() -> None:
     from hydra._internal.hydra import Hydra
 
     Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def load_lightning(*, alone: bool) -> None:
+    """Import Lightning, and on demand without what torchmetrics, which it imports, imports beside itself.
+
+    Those are scipy.signal, matplotlib and transformers, which take longer than all the rest. Plots and metrics of texts
+    are missing from torchmetrics then, so that this is for processes that run no code but ours.
+    Upstream: https://github.com/Lightning-AI/torchmetrics/issues/3457
+    """
+    if "lightning.pytorch" in sys.modules:
+        return
+    gc.disable()  # modules stay to the end, so that collecting garbage among them only takes time
+    try:
+        if alone:
+            from lightning_utilities.core import imports
+
+            hidden = ("scipy", "matplotlib", "transformers")
+            known, available = imports.RequirementCache.__bool__, imports.package_available
+
+            def is_met(requirement: imports.RequirementCache) -> bool:
+                return not str(requirement.requirement).startswith(hidden) and known(requirement)
+
+            imports.RequirementCache.__bool__ = is_met  # type: ignore[method-assign, assignment]
+            imports.package_available = lambda name: name not in hidden and available(name)  # type: ignore[assignment]
+            try:
+                import torchmetrics  # noqa: F401
+            finally:
+                imports.RequirementCache.__bool__ = known  # type: ignore[method-assign]
+                imports.package_available = available
+        import lightning.pytorch  # noqa: F401  it sets the level of its logger when it is imported
+
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def hydra_parser() -> ArgumentParser:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.loggers import Logger
-from scipy import stats
+from scipy.special import ndtr
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import AttackGame, Query, refuse_few_shadows
@@ -279,6 +279,8 @@ class KnownBernoulli(World):
     @property
     def optimal_advantage(self) -> float:
         """Total variation between the two binomials."""
+        from scipy import stats  # takes a second
+
         n = self._telling * self.rows
         k = torch.arange(n + 1).numpy()
         return float(abs(stats.binom.pmf(k, n, 0.5 + self._lean) - stats.binom.pmf(k, n, 0.5 - self._lean)).sum() / 2)
@@ -293,6 +295,8 @@ class KnownBernoulli(World):
 
     def statistic(self, worlds: Tensor) -> Tensor:
         """Return the chances ``[W, T]`` of the number of labels that agree with world 1."""
+        from scipy import stats
+
         n = self._telling * self.rows
         chance = 0.5 + (2 * worlds[:, None].numpy() - 1) * self._lean
         return torch.from_numpy(stats.binom.pmf(range(n + 1), n, chance))
@@ -377,4 +381,4 @@ class KnownOffset(World):
 
 def _between_normals(distance: float) -> float:
     """Return the total variation between normal laws of equal spread, ``distance`` standard deviations apart."""
-    return float(2 * stats.norm.cdf(distance / 2) - 1)
+    return float(2 * ndtr(distance / 2) - 1)

@@ -14,6 +14,7 @@ from fairpriv.errors import InputError
 
 CONF = next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if p.is_dir())
 ENTRY_POINTS = "fairpriv.plugins"  # entry points, each of a package with a folder conf
+_on_path: set[str] = set()  # folders of configs
 
 
 @cache
@@ -45,6 +46,7 @@ def put_on_path(folder: Path) -> None:
         InputError: a file has the name of another module, which would be imported in its place.
     """
     place = str(folder.resolve())
+    _on_path.add(place)
     if place in sys.path:
         return
     for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
@@ -54,6 +56,11 @@ def put_on_path(folder: Path) -> None:
             raise InputError(f"{file}: Python has a module {name} ({spec.origin}), which goes first: rename it")
     sys.path.append(place)  # the end: a folder model/ beside configs hides no package of that name
     forget_sources()
+
+
+def foreign_code() -> bool:
+    """Return whether configs may name classes that are not ours: of a ``--config-dir`` folder, or of a plug-in."""
+    return bool(_on_path or plugin_folders())
 
 
 def own_configs(folders: Sequence[str | Path]) -> list[Path]:

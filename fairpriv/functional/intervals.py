@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.functional.bounds import label_recall, require_distributions
@@ -169,7 +169,7 @@ def crossed_rate_interval(right: Tensor, level: float = 0.95) -> tuple[float, fl
     rates = right.double().mean(1)
     rate, rows = float(rates.mean()), right.shape[1]
     lo, hi = wilson_interval(rate * rows, rows, level)
-    half = float(stats.t.ppf((1 + level) / 2, len(rates) - 1) * rates.std()) / math.sqrt(len(rates))
+    half = float(stdtrit(len(rates) - 1, (1 + level) / 2) * rates.std()) / math.sqrt(len(rates))
     return max(0.0, rate - math.hypot(rate - lo, half)), min(1.0, rate + math.hypot(hi - rate, half))
 
 

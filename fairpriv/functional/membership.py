@@ -12,7 +12,7 @@ import math
 from typing import Literal
 
 import torch
-from scipy import stats
+from scipy.special import betaincinv
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -201,8 +201,8 @@ def rates_at(scores: Tensor, member: Tensor, fpr: float) -> tuple[float, tuple[f
     allowed = math.floor(fpr * len(negative) + 1e-9)
     threshold = negative.sort(descending=True).values[allowed] if allowed < len(negative) else -math.inf
     found, n = int((positive > threshold).sum()), len(positive)
-    low = float(stats.beta.ppf(0.025, found, n - found + 1)) if found else 0.0
-    high = float(stats.beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+    low = float(betaincinv(found, n - found + 1, 0.025)) if found else 0.0
+    high = float(betaincinv(found + 1, n - found, 0.975)) if found < n else 1.0
     return found / n, (low, high)
 
 
@@ -213,6 +213,8 @@ def membership_auc(scores: Tensor, member: Tensor) -> float:
         scores: ``[N]``.
         member: ``[N]`` bool; members and non-members occur.
     """
+    from scipy import stats  # takes a second
+
     ranks = stats.rankdata(scores.double().cpu().numpy())
     inside = member.cpu().numpy()
     n1, n0 = int(inside.sum()), int((~inside).sum())

@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -28,6 +27,8 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> tuple[float, tuple[float, flo
     Raises:
         ValueError: only one kind occurs.
     """
+    from scipy import stats  # takes a second
+
     ranks, truth = stats.rankdata(np.asarray(scores, float)), np.asarray(positive, bool)
     n1, n0 = int(truth.sum()), int((~truth).sum())
     if not (n1 and n0):

@@ -26,6 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairpriv import patches
+from fairpriv.config.plugins import foreign_code
 from fairpriv.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,6 +151,7 @@ def measure(
     each = number // max(1, len(nodes))
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)  # where the ranks find one another
     job = {"as_rank": as_rank, "config": config, "result": result, "at": (host, store.port), "path": sys.path}
+    job["alone"] = not foreign_code()
     job["level"] = logging.getLogger("fairpriv").getEffectiveLevel()
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     ranks: list[subprocess.Popen[bytes]] = []
@@ -246,7 +249,7 @@ def main() -> int:
     rank, number = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     logging.basicConfig(format="%(message)s", level=logging.WARNING if rank == 0 else logging.ERROR)
     logging.getLogger("fairpriv").setLevel(job["level"] if rank == 0 else logging.ERROR)
-    import lightning.pytorch  # noqa: F401  it sets the level of its logger when it is imported
+    patches.load_lightning(alone=job["alone"])
     import torch
     from torch import distributed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fairpriv import validation
 from fairpriv.cli import CONF, main, sweep_override
+from fairpriv.errors import InputError
 
 RESULT = {
     "schema_version": 1,
@@ -21,6 +22,7 @@ RESULT = {
     "metrics": {"eval/accuracy": 0.5},
 }
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "wandb"}
+IDLE = ("matplotlib", "peft", "scipy.signal", "scipy.stats", "sklearn", "transformers")  # in a classifier's cell
 
 
 def refusal(ended) -> str:
@@ -387,6 +389,33 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-2:] == ["2" if "=" in words[0] else "0", "[]"]
+
+
+def test_a_cell_imports_only_what_it_uses(tmp_path):
+    program = f"""
+import sys
+from fairpriv.cli import main
+try:
+    main(["dataset=german", "debug=fast", "paths.root=out"])
+except SystemExit as end:
+    print(end.code)
+print([name for name in {IDLE!r} if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-2:] == ["0", "[]"]
+
+
+def test_code_of_the_user_s_finds_torchmetrics_whole(fairpriv, small, monkeypatch):
+    asked = []
+
+    def stop(alone):
+        asked.append(alone)
+        raise InputError("enough")
+
+    monkeypatch.setattr("fairpriv.patches.load_lightning", stop)
+    monkeypatch.setattr("fairpriv.config.plugins._on_path", set())
+    assert fairpriv("dataset=german").err == fairpriv(*small).err == "fairpriv: enough\n"
+    assert asked == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.classifiers.nets.models import Models
@@ -355,6 +355,8 @@ class AttackResult:
         It treats victims as independent, given this split of the data and these shadows. Another split or shadow pool
         changes the accuracy by more; :func:`spread` gives intervals over several splits.
         """
+        from scipy import stats  # takes a second, of which a cell without attacks has no need
+
         low, high = stats.binomtest(self.correct, len(self.truth)).proportion_ci(method="exact")
         return float(low), float(high)
 
@@ -366,6 +368,8 @@ class AttackResult:
         depend on the border. It is exact up to 200 victims per world, and by the normal approximation above that or if
         scores are tied.
         """
+        from scipy import stats
+
         zeros, ones = (self.scores[self.truth == world].numpy() for world in (0, 1))
         if not (len(zeros) and len(ones)):
             return math.nan
@@ -459,5 +463,5 @@ def spread(values: Sequence[float], *, ratio: float) -> Spread:
         raise ValueError("a spread needs two or more values")
     found = torch.tensor(values, dtype=torch.double)
     mean, std, n = float(found.mean()), float(found.std()), len(values)
-    half = float(stats.t.ppf(0.975, n - 1)) * std * math.sqrt(1 / n + ratio)
+    half = float(stdtrit(n - 1, 0.975)) * std * math.sqrt(1 / n + ratio)
     return Spread(mean, std, (mean - half, mean + half))

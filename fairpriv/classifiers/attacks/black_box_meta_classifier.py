@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult
@@ -91,6 +89,8 @@ class BlackBoxMetaClassifier(Attack):
 
     def _candidates(self) -> Iterator[Any]:
         """Make the candidates; the strongest penalty of a kind comes first and wins at equal losses."""
+        from sklearn.linear_model import LogisticRegression
+
         for penalty in sorted(self.penalties):
             yield LogisticRegression(C=penalty, class_weight="balanced", solver="newton-cholesky", max_iter=1000)
         for shrinkage in sorted(self.shrinkages, reverse=True):
@@ -98,6 +98,8 @@ class BlackBoxMetaClassifier(Attack):
 
 
 def _fit(candidate: Any, X: Array, y: NDArray[np.int64]) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():  # between distant worlds, weights near the limit serve as well
         warnings.simplefilter("ignore", ConvergenceWarning)
         candidate.fit(X, y)

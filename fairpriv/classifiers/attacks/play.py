@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv import signs
@@ -246,5 +246,5 @@ def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
     if squared == 0:
         return difference, difference
     parts = sum(float(error) ** 2 / (len(s) - 1) for error, s in zip(errors, (first, second), strict=True))
-    half = float(stats.t.ppf(0.975, squared**2 / parts)) * math.sqrt(squared)
+    half = float(stdtrit(squared**2 / parts, 0.975)) * math.sqrt(squared)
     return difference - half, difference + half

@@ -9,10 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgWarning
 from scipy.special import softmax
-from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack, Query, outputs
@@ -89,6 +86,10 @@ class ShareRegression(ProportionAttack):
 
     def run(self, game: ProportionGame) -> Tensor:
         """Estimate every victim's share, ``[V]``, each one of the shadows' shares."""
+        from scipy.linalg import LinAlgWarning
+        from sklearn.linear_model import Ridge, RidgeCV
+        from sklearn.model_selection import KFold, cross_val_predict
+
         shadows, victims = span(logits(game.shadow_probs, self.clip), logits(game.victim_probs, self.clip))
         shares = game.shares.double().numpy()
         grid = np.unique(shares)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -74,6 +73,8 @@ class AttributeInference(Probe):
         return probs if probs.dim() == 2 else probs[:, None]
 
     def _right(self, seed: int, train: Tensor, s: Tensor, test: Tensor, truth: Tensor) -> Tensor:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         model = HistGradientBoostingClassifier(max_iter=self.iterations, random_state=seed % 2**32)
         model.fit(train.numpy(), s.numpy())
         return torch.from_numpy(model.predict(test.numpy())) == truth

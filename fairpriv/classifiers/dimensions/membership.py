@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack
@@ -238,6 +238,6 @@ def _t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     sample = torch.tensor(values, dtype=torch.double)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * sample.std() / len(values) ** 0.5)
+    half = float(stdtrit(len(values) - 1, 0.975) * sample.std() / len(values) ** 0.5)
     mean = float(sample.mean())
     return max(0.0, mean - half), min(1.0, mean + half)
