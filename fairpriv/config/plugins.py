@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -59,8 +60,14 @@ def put_on_path(folder: Path) -> None:
 
 
 def foreign_code() -> bool:
-    """Return whether configs may name classes that are not ours: of a ``--config-dir`` folder, or of a plug-in."""
-    return bool(_on_path or plugin_folders())
+    """Return whether a ``--config-dir`` folder or a plug-in has Python files, or names classes that are not ours."""
+    folders = [*map(Path, _on_path), *plugin_folders()]
+    if any(any(folder.glob(pattern)) for folder in folders for pattern in ("*.py", "*/__init__.py")):
+        return True
+    texts = (
+        file.read_text(encoding="utf-8", errors="replace") for folder in folders for file in folder.glob("*/*.yaml")
+    )
+    return any(re.search(r"_target_['\"]?\s*:\s*['\"]?(?!fairpriv\.)\w", text) for text in texts)
 
 
 def own_configs(folders: Sequence[str | Path]) -> list[Path]:

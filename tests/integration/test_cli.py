@@ -414,8 +414,19 @@ def test_code_of_the_user_s_finds_torchmetrics_whole(fairpriv, small, monkeypatc
 
     monkeypatch.setattr("fairpriv.patches.load_lightning", stop)
     monkeypatch.setattr("fairpriv.config.plugins._on_path", set())
+    mine = Path(small[1])
     assert fairpriv("dataset=german").err == fairpriv(*small).err == "fairpriv: enough\n"
-    assert asked == [True, False]
+    for place, text in {
+        "dimension/f1.yaml": "measure: {_target_: torchmetrics.F1Score}",
+        "dimension/mcc.yaml": "'_target_' : 'my.Measure'",
+        "mine.py": "",
+        "lab/__init__.py": "",
+    }.items():
+        (mine / place).parent.mkdir(exist_ok=True)
+        (mine / place).write_text(text)
+        fairpriv(*small)
+        (mine / place).unlink()
+    assert asked == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
