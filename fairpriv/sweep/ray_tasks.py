@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,8 +39,10 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
+        if at := re.fullmatch(r"([^:/]+):(\d+)", address or ""):  # Ray would try for minutes, and then abort
+            socket.create_connection((at[1], int(at[2])), timeout=10).close()
         ray.init(address=address, include_dashboard=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"hydra.launcher.address={address or 'null'}: {said}") from error
     if display := SweepProgress.current:

@@ -89,6 +89,10 @@ def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, wo
         (["dataset", "=german"], ["write dataset=german, without spaces"]),
         (["dataset=", "german", "seed=1"], ["write dataset=german, without spaces"]),
         (["attack=[kl,", "loss_test]"], ["cannot read 'attack=[kl,'", "write it without spaces, or in quotes"]),
+        (
+            ["dataset.name=it's"],
+            ['cannot read "dataset.name=it\'s"', "quote a text that holds quotes"],
+        ),
         (["show"], ["show: ", "GROUP=NAME"]),
         (["show", "dataset=adlut"], ["show dataset=adlut", "did you mean 'adult'?", "german"]),
         (["show", "datset=adult"], ["no group datset", "did you mean 'dataset'?"]),

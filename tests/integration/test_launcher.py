@@ -506,6 +506,13 @@ def test_ctrl_c_once_starts_no_other_task_of_ray_s(fairpriv, ray, notes):
     assert "[  1/3] game.property=ctrl-c: completed" in ended.err
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:66000"])
+def test_an_address_where_no_cluster_answers_is_named(ray, address):
+    with pytest.raises(InputError, match=f"^hydra.launcher.address={address}: "):
+        connect(address)
+    assert ray.address == ""
+
+
 @pytest.mark.parametrize(
     ("config", "cpus", "gpus", "expected"),
     [

@@ -7,16 +7,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fairpriv.report import wandb_view as module
 from fairpriv.report import weights_and_biases
 from fairpriv.report.finding import find_results
 
+REPOSITORY = Path(__file__).parents[2]
 PROJECT = {"id": "p", "internalId": "p", "name": "fairpriv", "entityName": "me", "entity": {"id": "e", "name": "me"}}
 
 
@@ -278,6 +282,32 @@ def test_a_cell_that_is_run_again_goes_on_with_its_run(fairpriv, logged, service
     assert sum("eval/accuracy" in row for row in other.history) == 2
     (result,) = (found for found in find_results([tmp_path / "out"])[0] if found.status == "completed")
     assert {name: other.summary[name] for name in result.metrics} == pytest.approx(result.metrics)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # W&B leaves the agent's file open
+def test_a_cell_that_wandb_s_agent_starts_reports_as_the_agent_s_run(fairpriv, logged, service, monkeypatch, tmp_path):
+    asked = {"defense.penalty": 0.5, "dataset.missing_values": ["?", "n, a"], "dataset.name": "two words"}
+    page = (REPOSITORY / "docs" / "how-to" / "sweeps.md").read_text()
+    sweep = yaml.safe_load(re.search(r"```yaml\n(method: bayes.*?)```", page, re.DOTALL)[1])
+    arguments = create_sweep_command_args({"args": {key: {"value": value} for key, value in asked.items()}})
+    *words, given = create_sweep_command(sweep["command"])
+    assert (words[:2], given) == (["fairpriv", "dataset=german"], "${args_no_hyphens}")
+    assert {"logger=wandb", "retry=all"} <= set(words)
+    parameters = tmp_path / "config.yaml"
+    parameters.write_text(yaml.safe_dump({key: {"value": value} for key, value in asked.items()}))
+    for name, value in {"SWEEP_ID": "s1", "RUN_ID": "asked1", "SWEEP_PARAM_PATH": str(parameters)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    ended = fairpriv(*words[2:], *logged, "defense.epochs=2", *arguments["args_no_hyphens"])
+    assert ended.status == 0, ended.err
+    (run,) = service.runs.values()
+    (result,) = find_results([tmp_path / "out"])[0]
+    assert run.name == "asked1"
+    assert run.summary[sweep["metric"]["name"]] == result.metrics[sweep["metric"]["name"]]
+    assert result.config["defense"]["penalty"] == 0.5
+    assert (result.config["dataset"]["missing_values"], result.config["dataset"]["name"]) == (
+        ["?", "n, a"],
+        "two words",
+    )
 
 
 def test_a_service_that_goes_away_costs_no_result(fairpriv, logged, service, tmp_path, monkeypatch):
