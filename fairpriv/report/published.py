@@ -32,11 +32,11 @@ def published(table: Comparison, folder: Path) -> list[Published]:
 
     Args:
         table: our results.
-        folder: of YAML files with ``source``, ``by`` (who measured, and how) and ``figures``. Each figure has a
-            ``metric`` of ours, its ``value`` as published, and ``where``: config keys and values of what it is about.
+        folder: of YAML files with ``source``, ``by`` (who measured, and how) and ``figures``. Each figure says
+            ``what`` it is and has a ``metric`` of ours (null: no single row is about it), its ``value`` as published,
+            and ``where``: config keys and values of what it is about; ``needs`` and ``settled_by`` say what it takes
+            to measure it, and what would settle it.
     """
-    if not any(group.language_model for group in table.groups):
-        return []
     import yaml  # type: ignore[import-untyped]
 
     found = []

@@ -1,0 +1,175 @@
+"""Run the studies, keep their results, and write what their READMEs show of them.
+
+python experiments/studies.py run NAME... [KEY=VALUE...]   runs the commands of a study's README, keeps what they give
+python experiments/studies.py keep NAME FOLDER             makes what lies below FOLDER the study's results
+python experiments/studies.py tables                       writes every block between "made by" and "end" anew
+
+A block of a page is made by the command that stands above it, so that no figure of a table is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairpriv.cli import CONF, commands
+from fairpriv.errors import InputError
+from fairpriv.report.finding import find_results
+from fairpriv.report.page import markdown, selected
+from fairpriv.report.reading import reading
+from fairpriv.report.selection import value_at
+from fairpriv.result import write_whole
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def studies() -> list[Path]:
+    """List the folders of studies that keep cells."""
+    return sorted(folder.parent for folder in HERE.glob("*/results"))
+
+
+def tables() -> None:
+    """Write every block of the pages anew."""
+    for page in [HERE / "README.md", HERE / "published.md", *sorted(HERE.glob("*/README.md"))]:
+        text = page.read_text(encoding="utf-8")
+        if (new := rendered(text)) != text:
+            write_whole(page, new.encode())
+            print(f"{page.relative_to(ROOT)}: written anew")
+
+
+def rendered(text: str) -> str:
+    """Return the page with its blocks made anew."""
+    return BLOCK.sub(lambda block: f"{block[1]}{made(block[2])}{block[4]}", text)
+
+
+def made(command: str) -> str:
+    """Return what a block holds: the output of one of our commands, in Markdown."""
+    words = shlex.split(command)
+    if words[:2] == ["fairpriv", "compare"]:
+        return compared(words[2:])
+    known: dict[str, Callable[[], Iterator[str]]] = {"costs": costs, "published": published}
+    if words[:2] == ["python", "experiments/studies.py"] and words[2] in known:
+        return "\n".join(known[words[2]]()) + "\n"
+    return printed(words)
+
+
+def printed(words: Sequence[str]) -> str:
+    """Return what a script prints."""
+    ended = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    return ended.stdout
+
+
+def compared(words: Sequence[str]) -> str:
+    """Return what ``fairpriv compare`` prints with ``--format markdown``: the table, and how to read it."""
+    given = commands()["compare"].parse_intermixed_args([*words])
+    results, skipped = find_results([ROOT / place for place in given.places])
+    if skipped:
+        raise InputError(f"{skipped[0][0]}: {skipped[0][1]}")
+    table = selected(results, given.where, given.by, given.baseline, given.pareto, given.metrics)
+    return markdown(table, reading(table))
+
+
+def costs() -> Iterator[str]:
+    """Write a line a study: its question, its cells and what they took."""
+    yield "| study | cells | seeds | hours | on |"
+    yield "|---|---:|---:|---:|---|"
+    for folder in studies():
+        cells = find_results([folder / "results"])[0]
+        title = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        hours = sum(sum(cell.seconds.values()) for cell in cells) / 3600
+        seeds = len({cell.config["seed"] for cell in cells})
+        devices = ", ".join(sorted({cell.device for cell in cells}))
+        yield f"| [{title}]({folder.name}/README.md) | {len(cells)} | {seeds} | {hours:.1f} | {devices} |"
+
+
+def published() -> Iterator[str]:
+    """Write a line for every published figure, with ours beside it, or what it needs."""
+    import yaml  # type: ignore[import-untyped]
+
+    yield "| published | of | value | source | ours | what would settle it |"
+    yield "|---|---|---|---|---|---|"
+    for file in sorted((CONF / "published").glob("*.yaml")):
+        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for figure in told["figures"]:
+            ours = "; ".join(measured(figure)) or f"not run: needs {figure['needs']}"
+            of = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in figure["where"].items())
+            cells = [
+                figure["what"],
+                of,
+                figure["value"],
+                f"{told['source']}; by {told['by']}",
+                ours,
+                figure["settled_by"],
+            ]
+            yield f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def measured(figure: dict[str, Any]) -> Iterator[str]:
+    """Tell our figures of the same thing, a study each."""
+    for folder in studies():
+        cells = find_results([folder / "results"])[0]
+        about = [r for r in cells if all(value_at(r.config, key) == value for key, value in figure["where"].items())]
+        if not about:
+            continue
+        table = selected(cells, [f"{key}={value}" for key, value in figure["where"].items()], None, None, None, None)
+        for group in table.groups:
+            if (estimate := group.estimates.get(figure["metric"])) is not None:
+                yield f"[{folder.name}]({folder.name}/README.md): {table.name(group)}: {estimate.mean:.3f}"
+
+
+def run(names: Sequence[str], overrides: Sequence[str]) -> None:
+    """Run the commands that a study's README shows, below outputs/studies/NAME, and keep what they give."""
+    for name in names:
+        root = ROOT / "outputs" / "studies" / name
+        text = (HERE / name / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+        fences = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for line in "\n".join(fences).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["fairpriv"] and words[1] not in commands():
+                words = [sys.executable, "-m", *words, f"paths.root={root}", *overrides]
+                print(shlex.join(words), flush=True)
+                subprocess.run(words, check=True)
+        keep(name, root)
+
+
+def keep(name: str, folder: Path) -> None:
+    """Put what is needed to compare the cells below a folder into the study's results, in place of what is there."""
+    results = HERE / name / "results"
+    found = [path for path in sorted(folder.glob("cells/*/result.json")) if json.loads(path.read_bytes())["id"]]
+    if not found:
+        raise InputError(f"{folder}: holds no cell")
+    for path in results.glob("*.json"):
+        path.unlink()
+    for path in found:
+        told = json.loads(path.read_bytes())
+        # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
+        for part in ("metrics", "described", "intervals", "signed"):
+            told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
+        told |= {"artifacts": {}, "outcome": {}}
+        write_whole(results / f"{told['id']}.json", json.dumps(told).encode() + b"\n")
+    print(f"{results.relative_to(ROOT)}: {len(found)} cells")
+
+
+def main(words: Sequence[str]) -> None:
+    """Carry out one of the commands above."""
+    match [*words]:
+        case ["run", *rest] if rest:
+            run([word for word in rest if "=" not in word], [word for word in rest if "=" in word])
+        case ["keep", name, folder]:
+            keep(name, Path(folder))
+        case ["tables"]:
+            tables()
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,91 @@
+"""The studies' pages: their tables are what their commands give, and no number in their words is of another source."""
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in sorted((ROOT / "experiments").rglob("*.md")) if "made by:" in page.read_text()]
+NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?(?!\w|\.\d)")
+
+
+@pytest.fixture(scope="module")
+def studies():
+    spec = importlib.util.spec_from_file_location("studies", ROOT / "experiments" / "studies.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name + "/" + page.name)
+def test_every_block_is_what_its_command_gives(page, studies, monkeypatch):
+    def table_of(words):  # in this process, since another one takes seconds to begin
+        spec = importlib.util.spec_from_file_location("table", ROOT / words[1])
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return "\n".join(module.table()) + "\n"
+
+    monkeypatch.setattr(studies, "printed", table_of)
+    text = page.read_text()
+    assert text.count("<!-- made by:") == text.count("<!-- end -->")
+    assert studies.rendered(text) == text, "make studies-tables"
+
+
+def untold(text):
+    """Numbers with a decimal point in what follows that neither a block nor the design has, as they are rounded."""
+    design, _, words = text.partition("\n## What follows")
+    known = [(match[0], float(match[0])) for match in NUMBER.finditer(design)]
+
+    def told(number):
+        places = len(number.partition(".")[2])
+        return any(shown == number or f"{value:.{places}f}" == number for shown, value in known)
+
+    return [number for number in NUMBER.findall(words) if not told(number)]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name == "README.md"], ids=lambda page: page.parent.name
+)
+def test_every_number_in_words_is_in_the_tables(page):
+    assert untold(page.read_text()) == []
+
+
+def test_a_number_of_no_table_is_found():
+    page = "| 0.1234 | 2.5 |\n\n## What follows\nIt is {}.\n"
+    assert untold(page.format("0.12, and 2.5")) == []
+    assert untold(page.format("0.13")) == ["0.13"]
+
+
+def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path, monkeypatch):
+    study = tmp_path / "experiments" / "small"
+    (study / "results").mkdir(parents=True)
+    (study / "results" / "old.json").write_text("{}")
+    (study / "README.md").write_text(
+        "# Small\n```\nfairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\n"
+    )
+    monkeypatch.setattr(studies, "HERE", study.parent)
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    ran = []
+
+    def run(words, check):
+        ran.append(shlex.join(words[1:]))
+        cell = tmp_path / "outputs" / "studies" / "small" / "cells" / "a"
+        cell.mkdir(parents=True)
+        told = {"id": "a", "metrics": {"data/rows": 3, "eval/accuracy": 0.5}, "artifacts": {"x": "y"}}
+        told |= {key: {} for key in ("outcome", "described", "intervals", "signed")}
+        (cell / "result.json").write_text(json.dumps(told))
+
+    monkeypatch.setattr(studies.subprocess, "run", run)
+    studies.main(["run", "small", "threads=1"])
+    assert ran == [f"-m fairpriv dataset=german seed=1 paths.root={tmp_path}/outputs/studies/small threads=1"]
+    assert [path.name for path in (study / "results").iterdir()] == ["a.json"]
+    assert '"metrics": {"eval/accuracy": 0.5}' in (study / "results" / "a.json").read_text()
+
+
+def test_without_a_command_the_commands_are_told(studies):
+    with pytest.raises(SystemExit, match=r"studies\.py run NAME"):
+        studies.main([])
