@@ -2,18 +2,21 @@
 
 python experiments/studies.py run NAME... [KEY=VALUE...]   runs the commands of a study's README, keeps what they give
 python experiments/studies.py keep NAME FOLDER             makes what lies below FOLDER the study's results
-python experiments/studies.py tables                       writes every block between "made by" and "end" anew
+python experiments/studies.py tables                       writes every block between "made by" and "end" anew, and pictures
 
 A block of a page is made by the command that stands above it, so that no figure of a table is typed by hand.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 from fairpriv.cli import CONF, commands
 from fairpriv.errors import InputError
 from fairpriv.report.finding import find_results
-from fairpriv.report.page import markdown, selected
+from fairpriv.report.page import compare, markdown, selected
 from fairpriv.report.reading import reading
 from fairpriv.report.selection import value_at
 from fairpriv.result import write_whole
@@ -43,6 +46,17 @@ def tables() -> None:
         if (new := rendered(text)) != text:
             write_whole(page, new.encode())
             print(f"{page.relative_to(ROOT)}: written anew")
+
+
+def pictures() -> None:
+    """Draw every picture of a study's page anew that ``fairpriv compare`` draws of its results."""
+    for study in studies():
+        shown = re.findall(r"\]\((\w+\.png)\)", (study / "README.md").read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+            compare([study / "results"], Path(out))
+            for drawn in (Path(out, "plots", name) for name in shown):
+                if drawn.exists():
+                    write_whole(study / drawn.name, drawn.read_bytes())
 
 
 def rendered(text: str) -> str:
@@ -167,6 +181,7 @@ def main(words: Sequence[str]) -> None:
             keep(name, Path(folder))
         case ["tables"]:
             tables()
+            pictures()
         case _:
             sys.exit(__doc__)
 
