@@ -173,6 +173,28 @@ def test_members_in_several_blocks_are_the_same(monkeypatch):
             assert largest_difference(whole, fit_pool(UNEVEN, **how)) < ROUNDING
 
 
+def test_members_that_have_stopped_cost_no_gradients(monkeypatch):
+    counts = []
+    gradients = pool_training.PoolClassifier._gradients
+
+    def watched(self, part, members, *rest):
+        counts.append(len(members))
+        return gradients(self, part, members, *rest)
+
+    monkeypatch.setattr(pool_training.PoolClassifier, "_gradients", watched)
+    for batch_size in (32, 4096):  # batches of some rows, and of all
+        counts.clear()
+        data, held_out = [dataset(150 + i, i) for i in range(6)], [dataset(20, 10 + i) for i in range(6)]
+        how = HOW | {"epochs": 30, "patience": 1, "validation": held_out, "batch_size": batch_size, "lr": 0.1}
+        pool = fit_pool(data, **how)
+        assert len(set(pool.told["epoch"])) > 1
+        assert counts == sorted(counts, reverse=True)
+        assert counts[-1] < 6
+        one_by_one = fit_pool(data, **how, vectorized=False)
+        assert pool.told == one_by_one.told
+        assert largest_difference(pool, one_by_one) < ROUNDING
+
+
 def test_a_finished_member_stays_bit_for_bit_what_it_was(monkeypatch):
     history = []
     step = PoolAdamW.step

@@ -270,7 +270,9 @@ class HeldOut:
 class PoolClassifier(lightning.LightningModule):
     """A pool in training, with hand-written backpropagation, which needs no graph and allocates nothing.
 
-    This works because the gradients of members do not mix.
+    This works because the gradients of members do not mix. Members that have stopped move behind the others from time
+    to time, so that a step costs what the members cost that still learn: the member in the place i of every parameter
+    is ``order[i]``.
 
     Args:
         start: the members, in the order of ``batches``; their tensors are trained in place.
@@ -300,7 +302,8 @@ class PoolClassifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings, self.names, self.width = settings, names, batches.width
+        self.settings, self.names = settings, names
+        self.width, self.whole = batches.width, batches.whole
         self.sizes = (start[0][0].shape[1], *(b.shape[1] for _, b in start))
         self.steps, self.epoch = torch.tensor(batches.steps), torch.tensor(batches.epoch)
         self.dual, self.private, self.held_out = settings.dual, settings.private, held_out
@@ -318,6 +321,8 @@ class PoolClassifier(lightning.LightningModule):
         self.register_buffer("sign", 1 - 2 * batches.y.float(), persistent=False)
         self.register_buffer("cell", batches.y * groups + batches.s, persistent=False)
         self.register_buffer("penalty", torch.full((len(names),), float(settings.penalty)), persistent=False)
+        self.order = torch.arange(len(names))
+        self.learning = len(names)  # the members after these many places have stopped
         self.diverged = torch.zeros(len(names), dtype=torch.bool)
         self.diverged[list(diverged)] = True
         self.best = BestEpoch(len(names), None if self.dual is not None else settings.patience)
@@ -350,87 +355,109 @@ class PoolClassifier(lightning.LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: PoolBatch, step: int) -> None:
-        """Take one step with the first k members."""
+        """Take one step with the first k members, but for those that have stopped."""
+        self._set_stopped_aside()
         index, weight = batch
-        k = len(weight)
+        members = self.order[: self.learning]
+        members = members[: int(torch.searchsorted(members, len(weight)))]  # in ascending order
+        k = len(members)
+        if k < len(weight):
+            index, weight = index if index is None else index[members], weight[members]
         finite = torch.ones(k, dtype=torch.bool, device=weight.device)
         for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
-            if not self.optimizer.frozen[part].all():
-                finite[part] = self._gradients(part, index, weight[part]).isfinite()
+            finite[part] = self._gradients(part, members[part], index, weight[part]).isfinite()
         for parameter in self.parameters():
             finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
         if self.private is not None:
-            self._add_noise(self.private, k)
+            self._add_noise(self.private, members)
+        frozen = self.optimizer.frozen
         if not finite.all():
-            broken = ~finite & ~self.optimizer.frozen[:k]
-            for i in broken.nonzero().flatten().tolist():
+            broken = ~finite & ~frozen[:k]
+            for i in members[broken.cpu()].tolist():
                 log.warning("pool member %d diverged at step %d; it stays as it was before", self.names[i], step)
-            self.optimizer.frozen[:k] |= broken
-            self.diverged[:k] |= broken.cpu()
+                self.diverged[i] = True
+            frozen[:k] |= broken
         self.optimizer.active = k
         cast(LightningOptimizer, self.optimizers()).step()
-        ended = ((step + 1) % self.epoch[:k] == 0) & ~self.optimizer.frozen[:k].cpu()
-        if self.held_out is not None and ended.any():
-            self._validate(ended.nonzero().flatten(), step, self.held_out)
+        ended = (((step + 1) % self.epoch[members] == 0) & ~frozen[:k].cpu()).nonzero().flatten()
+        if self.held_out is not None and len(ended):
+            stopped = self._validate(ended, members[ended], step, self.held_out)
+            frozen[ended[stopped]] = True
+            if (frozen.cpu() | (self.steps[self.order] <= step + 1)).all():
+                self.trainer.should_stop = True
 
-    def _add_noise(self, private: Private, k: int) -> None:
-        """Add noise to the first k members' sums of clipped gradients, and divide by the batches' expected size."""
+    def _set_stopped_aside(self) -> None:
+        """Move the members that have stopped behind the others, once they are an eighth of those before them."""
+        stopped = self.optimizer.frozen[: self.learning].cpu()
+        if 8 * int(stopped.sum()) < max(self.learning, 8):
+            return
+        places = stopped.byte().argsort(stable=True)
+        left = places[: self.learning - int(stopped.sum())]
+        self.optimizer.reorder(places)
+        if self.whole:  # the rows of the others are not needed any more
+            for name in ("X", "y", "sign", "cell"):
+                rows = getattr(self, name).unflatten(0, (self.learning, self.width))
+                setattr(self, name, rows[left].flatten(0, 1))
+        self.order[: self.learning] = self.order[: self.learning][places]
+        self.learning = len(left)
+
+    def _add_noise(self, private: Private, members: Tensor) -> None:
+        """Add noise to these members' sums of clipped gradients, and divide by the batches' expected size."""
+        k = len(members)
         sizes = [parameter[0].numel() for parameter in self.parameters()]
-        drawn = torch.stack([torch.randn(sum(sizes), generator=generator) for generator in self.generators[:k]])
+        drawn = torch.stack([torch.randn(sum(sizes), generator=self.generators[i]) for i in members.tolist()])
         noises = (private.noise * private.clip * drawn).to(self.device).split(sizes, 1)
         for parameter, noise in zip(self.parameters(), noises, strict=True):
             gradient = cast(Tensor, parameter.grad)[:k]
-            expected = self.expected[:k].to(gradient).view(k, *[1] * (gradient.dim() - 1))
+            expected = self.expected[members].to(gradient).view(k, *[1] * (gradient.dim() - 1))
             gradient.add_(noise.view_as(gradient)).div_(expected)
 
-    def _validate(self, ended: Tensor, step: int, rows: HeldOut) -> None:
-        """Keep the weights of members whose best epoch just ended, and move lambdas or stop members."""
-        X, y, s, real = (part[ended].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
-        logits = self.pool_logits(ended, X)
+    def _validate(self, places: Tensor, members: Tensor, step: int, rows: HeldOut) -> Tensor:
+        """Keep the weights of members whose best epoch just ended, and move lambdas; return who is to stop, a mask."""
+        X, y, s, real = (part[members].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
+        logits = self.pool_logits(places, X)
         count = real.sum(1)
         each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
         loss = (each * real).sum(1) / count
-        epoch = (step + 1) // self.epoch[ended]
+        epoch = (step + 1) // self.epoch[members]
         probs = logits.softmax(-1)
         if self.dual is not None:
             # one by one, because each member has its own rows, which fill other cells
             own = zip(probs, y, s, real, strict=True)
             gap = torch.stack([_gap(p[r], labels[r], groups[r], self.classes) for p, labels, groups, r in own])
-            better, _ = self.best.update(ended, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
-            self._keep(ended[better])
-            self.met[ended[better]] = gap[better] <= self.dual.epsilon
-            self._ascend(ended, gap, self.dual)
-            return
+            better, stopped = self.best.update(members, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
+            self._keep(places[better], members[better])
+            self.met[members[better]] = gap[better] <= self.dual.epsilon
+            self._ascend(members, gap, self.dual)
+            return stopped
         if self.settings.penalty:
             cells = self.classes * rows.groups
             cell = torch.where(real, y * rows.groups + s, cells)
             shown = probs[..., 1] if self.classes == 2 else probs
-            loss = loss + self.penalty[ended] * equalized_odds_penalties(shown, cell, cells)
-        better, stopped = self.best.update(ended, epoch, loss)
-        self._keep(ended[better])
-        self.optimizer.frozen[ended[stopped]] = True
-        if (self.optimizer.frozen.cpu() | (self.steps <= step + 1)).all():
-            self.trainer.should_stop = True
+            loss = loss + self.penalty[members] * equalized_odds_penalties(shown, cell, cells)
+        better, stopped = self.best.update(members, epoch, loss)
+        self._keep(places[better], members[better])
+        return stopped
 
     def _ascend(self, ended: Tensor, gap: Tensor, dual: Dual) -> None:
         """Move the lambdas of the members whose epoch ended."""
         excess = (gap - dual.epsilon).to(self.penalty)
         self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
 
-    def pool_logits(self, members: Tensor, X: Tensor) -> Tensor:
-        """Return the logits ``[k, V, C]`` of some members, each on its own rows ``[k, V, F]``."""
+    def pool_logits(self, places: Tensor, X: Tensor) -> Tensor:
+        """Return the logits ``[k, V, C]`` of the members in these places, each on its own rows ``[k, V, F]``."""
         h = X
         for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(b[members, None], h.relu() if layer else h, W[members])
+            h = torch.baddbmm(b[places, None], h.relu() if layer else h, W[places])
         return h
 
-    def _keep(self, members: Tensor) -> None:
+    def _keep(self, places: Tensor, members: Tensor) -> None:
         for kept, parameter in zip(self.kept, self.parameters(), strict=True):
-            kept[members] = parameter.detach()[members]
+            kept[members] = parameter.detach()[places]
         self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
-    def _gradients(self, part: slice, index: Tensor | None, weight: Tensor) -> Tensor:
-        """Write the gradients of the members in ``part``; return their losses on this batch [k]."""
+    def _gradients(self, part: slice, members: Tensor, index: Tensor | None, weight: Tensor) -> Tensor:
+        """Write the gradients of the members in the places ``part``; return their losses on this batch [k]."""
         k, width = weight.shape
         if index is None:
             rows: slice | Tensor = slice(part.start * width, part.stop * width)
@@ -445,24 +472,8 @@ class PoolClassifier(lightning.LightningModule):
             out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
             torch.baddbmm(b[part, None], inputs[layer], W[part], out=out)
             inputs.append(out if layer == last else out.relu_())
-        with torch.enable_grad():
-            if self.classes == 2:
-                z = (inputs[-1][..., 1] - inputs[-1][..., 0]).requires_grad_()
-                wrong = self.sign[rows].view(k, width) * z
-                each = softplus(wrong) - self.settings.smoothing / 2 * wrong
-            else:
-                z = inputs[-1].clone().requires_grad_()
-                smoothing = self.settings.smoothing
-                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none", label_smoothing=smoothing)
-                each = each.view(k, width)
-            losses = (weight * each).sum(1)
-            if self.settings.penalty or self.dual is not None:
-                cell = torch.where(weight > 0, self.cell[rows].view(k, width), self.cells)
-                probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
-                losses = losses + self.penalty[part] * equalized_odds_penalties(probs, cell, self.cells)
-            (dz,) = torch.autograd.grad(losses.sum(), z)
-        # the loss's gradients at the layers' outputs, first layer first
-        deltas = [torch.stack((-dz, dz), -1) if self.classes == 2 else dz]
+        losses, at_output = self._loss(inputs[-1], members, rows, weight)
+        deltas = [at_output]  # the loss's gradients at the layers' outputs, first layer first
         for layer in range(last, 0, -1):
             out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
             delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
@@ -473,18 +484,46 @@ class PoolClassifier(lightning.LightningModule):
         for layer, delta in enumerate(deltas):
             torch.bmm(inputs[layer].transpose(1, 2), delta, out=cast(Tensor, self.weights[layer].grad)[part])
             torch.sum(delta, 1, out=cast(Tensor, self.biases[layer].grad)[part])
-        return losses.detach()
+        return losses
+
+    def _loss(self, logits: Tensor, members: Tensor, rows: slice | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses [k] of members on their batches, and the gradients at their logits [k, B, C]."""
+        smoothing, penalised = self.settings.smoothing, self.settings.penalty > 0 or self.dual is not None
+        if self.classes == 2:
+            sign = self.sign[rows].view_as(weight)
+            z = logits[..., 1] - logits[..., 0]
+            wrong = sign * z
+            if not penalised and not smoothing:  # by hand, because a graph costs more than these few products
+                dz = torch.ops.aten.softplus_backward(weight.contiguous(), wrong, 1, 20) * sign
+                return (weight * softplus(wrong)).sum(1), torch.stack((-dz, dz), -1)
+        with torch.enable_grad():
+            if self.classes == 2:
+                z.requires_grad_()
+                wrong = sign * z
+                each = softplus(wrong) - smoothing / 2 * wrong
+            else:
+                z = logits.clone().requires_grad_()
+                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none", label_smoothing=smoothing)
+                each = each.view_as(weight)
+            losses = (weight * each).sum(1)
+            if penalised:
+                cell = torch.where(weight > 0, self.cell[rows].view_as(weight), self.cells)
+                probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
+                losses = losses + self.penalty[members] * equalized_odds_penalties(probs, cell, self.cells)
+            (dz,) = torch.autograd.grad(losses.sum(), z)
+        return losses.detach(), torch.stack((-dz, dz), -1) if self.classes == 2 else dz
 
     def trained(self) -> tuple[list[tuple[Tensor, Tensor]], list[int], dict[str, list[float]]]:
         """Return the weights, the members that diverged, and what the training reports of every member.
 
         The weights are the last ones or, if validation rows decide, those of the members' best epochs.
         """
-        stand = self.kept or [parameter.detach() for parameter in self.parameters()]
+        places = self.order.argsort()
+        stand = self.kept or [parameter.detach()[places] for parameter in self.parameters()]
         layers = len(self.weights)
         weights = [(W.cpu(), b.cpu()) for W, b in zip(stand[:layers], stand[layers:], strict=True)]
         told: dict[str, list[float]] = {"lambda": (self.kept_penalty if self.kept else self.penalty).tolist()}
-        told["epoch"] = (self.best.epoch if self.kept else self.optimizer.steps.cpu() // self.epoch).tolist()
+        told["epoch"] = (self.best.epoch if self.kept else self.optimizer.steps.cpu()[places] // self.epoch).tolist()
         if self.dual is not None:
             told["constraint_met"] = self.met.double().tolist()
         return weights, self.diverged.nonzero().flatten().tolist(), told
@@ -519,6 +558,14 @@ class PoolAdamW(torch.optim.Optimizer):
         self.active = len(stacked[0])
         self.frozen = torch.zeros(self.active, dtype=torch.bool, device=stacked[0].device)
         self.steps = torch.zeros(self.active, dtype=torch.int64, device=stacked[0].device)
+
+    @torch.no_grad()
+    def reorder(self, places: Tensor) -> None:
+        """Move the members in the first ``len(places)`` places: the one in ``places[i]`` goes to the place i."""
+        states = [self.state[p] for p in self.param_groups[0]["params"]]
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        for tensor in (*self.param_groups[0]["params"], *moments, self.frozen, self.steps):
+            tensor[: len(places)] = tensor[places.to(tensor.device)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
