@@ -48,6 +48,8 @@ class Pretrained:
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             return str(folder), _folder_digest(folder)
+        if folder.is_file():
+            raise InputError(f"model.path={self.path}: is a file: give the folder that holds the model")
         if folder.is_absolute() or self.path.startswith((".", "~")):
             raise InputError(f"model.path={self.path}: there is no such folder")
         reasons = []
@@ -133,6 +135,8 @@ def unreadable(error: Exception) -> str:
         raise error
     if isinstance(error, pickle.UnpicklingError):  # its own message advises to run the code in the file
         return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"
+    if "instantiate the backend tokenizer" in str(error):
+        return "there is no tokenizer (tokenizer.json), or none that transformers can read"
     return " ".join(str(error).split())[:400] or f"its files are damaged ({type(error).__name__})"
 
 

@@ -477,11 +477,13 @@ def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: in
     console = Console(width=140, markup=False, highlight=False)
     console.print(table)
     where = f"{devices} x {room / GB:.3g} GB" if gpu else f"this machine's {room / GB:.3g} GB"
-    total = f"{seconds / 3600:.2g} hours" if seconds > 5400 else f"{seconds / 60:.2g} minutes"
-    notes += [
-        f"In each process, on {where}; beside it stands about 1 GB that the device's own library takes.",
-        f"In all about {total}, from tokens x FLOPs at {speed:g} TFLOP/s (--tflops): an order of magnitude, no more.",
-    ]
+    total = f"about {seconds / 3600:.2g} hours" if seconds > 5400 else f"about {seconds / 60:.2g} minutes"
+    total = total if seconds > 60 else "less than a minute"
+    if seconds:  # something could be planned
+        notes += [
+            f"In each process, on {where}; beside it stands about 1 GB that the device's own library takes.",
+            f"In all {total}, from tokens x FLOPs at {speed:g} TFLOP/s (--tflops): an order of magnitude, no more.",
+        ]
     for line in notes:
         console.print(line, soft_wrap=True)
     return status

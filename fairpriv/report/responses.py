@@ -131,6 +131,16 @@ def print_responses(
     results, _ = find_results(folders)
     found = [(result, read_responses(result)) for result in (fulfilling(results, where) if results else [])]
     every = [(result, response) for result, responses in found for response in responses]
+    lost = [
+        Path(result.folder, RESPONSES)
+        for result, responses in found
+        if not responses and result.folder is not None and "responses" in result.artifacts
+    ]
+    for file in lost:
+        if every:
+            print(f"{file}: is gone or damaged, and left out", file=sys.stderr)
+    if lost and not every:
+        raise InputError(f"{lost[0]}: is gone or damaged: run the cell again (retry=all)")
     if not every:
         places = ", ".join(map(str, folders))
         raise InputError(f"no responses below {places}: cells of language models keep them, beside their result.json")

@@ -152,6 +152,7 @@ def test_a_plan_of_a_model_that_is_not_at_hand_asks_for_its_config(tmp_path, cap
     assert status == 1
     assert "its config.json cannot be had" in out
     assert "needs no weights" in out
+    assert "In all" not in out  # nothing is known
 
 
 @pytest.mark.parametrize(

@@ -133,11 +133,20 @@ def test_what_can_be_no_name_on_the_hub_is_said(path):
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("config.json", "holds no config.json"), ("model.safetensors", "holds no weights (*.safetensors)")],
+    [
+        ("config.json", "holds no config.json"),
+        ("model.safetensors", "holds no weights (*.safetensors)"),
+        ("tokenizer*.json", "there is no tokenizer (tokenizer.json)"),
+    ],
 )
 def test_a_folder_without_a_model_is_refused(copy, file, message):
-    (copy / file).unlink()
+    for found in copy.glob(file):
+        found.unlink()
     assert message in refused(copy)
+
+
+def test_a_file_in_place_of_a_folder_is_refused(copy):
+    assert refused(copy / "config.json").endswith("config.json: is a file: give the folder that holds the model")
 
 
 def test_a_truncated_file_of_weights_is_refused(copy):

@@ -111,6 +111,18 @@ def test_a_filter_that_fits_nothing_says_what_there_is(cells, options, parts):
     assert [part for part in parts if part not in str(error.value)] == []
 
 
+def test_responses_that_are_cut_off_are_named(cells, capsys):
+    first, second = sorted(cells.rglob("responses.jsonl"))
+    first.write_text(first.read_text()[:-20])
+    print_responses([cells])
+    out, err = capsys.readouterr()
+    assert err == f"{first}: is gone or damaged, and left out\n"
+    assert "7 of 7 responses" in out
+    second.unlink()
+    with pytest.raises(InputError, match=re.escape(f"{first}: is gone or damaged: run the cell again (retry=all)")):
+        print_responses([cells])
+
+
 def test_the_report_tells_kappa_and_counts_who_says_what_over_the_cells_of_a_row(cells):
     compare([cells], cells / "out")
     page = (cells / "out" / "report.html").read_text(encoding="utf-8")
