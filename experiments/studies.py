@@ -2,7 +2,7 @@
 
 python experiments/studies.py run NAME... [KEY=VALUE...]   runs the commands of a study's README, keeps what they give
 python experiments/studies.py keep NAME FOLDER             makes what lies below FOLDER the study's results
-python experiments/studies.py tables                       writes every block between "made by" and "end" anew, and pictures
+python experiments/studies.py tables                       writes every block from "made by" to "end" anew, and pictures
 
 A block of a page is made by the command that stands above it, so that no figure of a table is typed by hand.
 """
