@@ -37,6 +37,8 @@ IN_MINIATURE = {
         "game.adaptive=true",
         "game.shadows=4",
         "game.victims=2",
+        "game.repeats=2",
+        "attack.meta_classifier.epochs=5",
     ],
     "trade_off_classifier": ["dataset=german", "defense=none,rehearsal", "game.shadows=4", "game.victims=2"],
     "bound": ["dataset=compas", "defense=none", "game.alpha=0.6,0.8", "game.shadows=4", "game.victims=2"],
@@ -76,7 +78,14 @@ IN_MINIATURE = {
         "defense.epochs=1",
         "dataset.canaries.repeats=1,2",
     ],
-    "known_truth": ["dataset.strength=0,2", "game.shadows=8", "game.victims=4", "game.repeats=2"],
+    "known_truth": [
+        "dataset.strength=0,2",
+        "game.shadows=8",
+        "game.victims=4",
+        "game.repeats=2",
+        "attack.meta_classifier.epochs=5",
+        "attack.own_queries.steps=5",
+    ],
     "rivals": [
         "dataset=german",
         "defense=reweighting",
@@ -84,6 +93,7 @@ IN_MINIATURE = {
         "game.adaptive=false",
         "game.shadows=4",
         "game.victims=2",
+        "game.repeats=2",
     ],
 }
 

@@ -34,9 +34,16 @@ def _imported() -> None:
 
 
 @pytest.fixture
-def fairpriv(_imported, tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
+def drawn() -> None:
+    """For a test that looks at the pictures of a report. Drawing them takes longer than the cells of most tests."""
+
+
+@pytest.fixture
+def fairpriv(request, _imported, tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("fairpriv.report.page._write_plots", lambda *_: ({}, []))
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which folders of configs are added
     modules = set(sys.modules)
     monkeypatch.setenv("COLUMNS", "200")

@@ -28,7 +28,7 @@ def results(root: Path) -> dict[str, str]:
     return {result.id: result.status for result in find_results([root])[0]}
 
 
-def test_a_sweep_prints_progress_and_a_table_and_skips_what_is_finished(fairpriv, small, tmp_path, fits):
+def test_a_sweep_prints_progress_and_a_table_and_skips_what_is_finished(fairpriv, drawn, small, tmp_path, fits):
     command = ["-m", *small, "defense=none,fine_tune", "seed=0,1"]
     ended = fairpriv(*command)
     assert ended.status == 0
