@@ -1,5 +1,6 @@
 """Fine-tuning against a plain loop over single rows without padding, and what it leaves alone."""
 
+import contextlib
 import copy
 import functools
 import tempfile
@@ -49,25 +50,31 @@ def fitted(model, trainer=TRAINER, *, epochs=1, batch_size=3, data=None, **optio
     return module
 
 
+@functools.cache
+def described(name):
+    return compose(CONF, [], [f"defense={name}"]).defense
+
+
 def defense(name, **options):
     """A defence as its YAML describes it."""
-    node = compose(CONF, [], [f"defense={name}"]).defense
-    return instantiate(node, **{"batch_size": 4, "epochs": 4, **options}, _convert_="all")
+    return instantiate(described(name), **{"batch_size": 4, "epochs": 4, **options}, _convert_="all")
 
 
 def tuned(model, name, seen=lambda model: None, trainer=TRAINER, store=None, **options):
-    owner = ModelOwner(
-        model,
-        tokenizer=None,
-        pad_id=0,
-        seed=5,
-        pairs=lambda: (rows(), 0),
-        fit=functools.partial(fit_causal_lm, trainer=trainer),
-        keep=seen,
-        store=store or Store(tempfile.mkdtemp(prefix="fairpriv-")),
-        **dict.fromkeys(("rows", "file", "origin", "name")),  # SPIN's
-    )
-    return defense(name, **options).tune(owner)
+    with contextlib.ExitStack() as ends:
+        store = store or Store(ends.enter_context(tempfile.TemporaryDirectory(prefix="fairpriv-")))
+        owner = ModelOwner(
+            model,
+            tokenizer=None,
+            pad_id=0,
+            seed=5,
+            pairs=lambda: (rows(), 0),
+            fit=functools.partial(fit_causal_lm, trainer=trainer),
+            keep=seen,
+            store=store,
+            **dict.fromkeys(("rows", "file", "origin", "name")),  # SPIN's
+        )
+        return defense(name, **options).tune(owner)
 
 
 @torch.no_grad()
