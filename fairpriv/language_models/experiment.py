@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
 from fairpriv.language_models.data.tokens import Encoded, pad_token_id
+from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity, windows
 from fairpriv.language_models.inputs import Loaded, encoded, load, read
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
@@ -69,7 +71,8 @@ class TugOfWar:
     def measure(self, result: Result, folder: Path, logger: Logger | None, stage: Stage) -> None:
         """Run the cell: read, load, observe, defend, observe again, compare, record.
 
-        Of several processes all train and each answers a share of the prompts. The first one measures the rest.
+        Of several processes all train, and each answers a share of the prompts and measures a share of the scored sets
+        and of lm-eval's tasks. The first one measures the rest.
 
         Args:
             result: what is measured is added to it.
@@ -106,16 +109,17 @@ class TugOfWar:
         now = origin if not defense.changes else None if tuned.content is None else [origin, tuned.content]
         with stage("evaluate"):
             after = observer.observe(subject, now) if defense.changes else before
-            if not first:
-                return
-            found = compare(after, before if defense.changes else None, observer.known)
-            result.add(found.measured)
-            result.add(observer.ties)
-            if loaded.text is not None:
-                result.add(self.perplexity(subject, loaded.text, now))
+            if first:
+                found = compare(after, before if defense.changes else None, observer.known)
+                result.add(found.measured)
+                result.add(observer.ties)
+                if loaded.text is not None:
+                    result.add(self.perplexity(subject, loaded.text, now))
         if settings.harness.tasks:
             with stage("utility"):
                 result.add(self.utility(subject, now))
+        if not first:
+            return
         self.record(records, after, before if defense.changes else None, found)
         if tuned.edit is not None:
             measured, rows = coupling(tuned.tops, defense.coupled, tuned.edit)
@@ -193,9 +197,12 @@ class TugOfWar:
         return self.kept("perplexity", origin, key, make)
 
     def utility(self, subject: Subject, origin: Any) -> Measured:
-        """Measure general capability, task by task, so that a cell that is killed goes on with the next one."""
-        measured = Measured()
-        for task in self.settings.harness.apart():
+        """Measure general capability, task by task, so that a cell that is killed goes on with the next one.
+
+        Of several processes each measures a share of the tasks.
+        """
+
+        def of(task: Harness) -> Measured:
             which = [task.limit, *(["first"] if task.first else [])]
             key = {"task": task.digest(), "settings": [*which, task.chat, *subject.asked]}
             make = functools.partial(
@@ -207,8 +214,10 @@ class TugOfWar:
                 end=subject.end(),
                 progress=subject.progress,
             )
-            measured |= self.kept("utility", origin, key, make)
-        return measured
+            return self.kept("utility", origin, key, make)
+
+        jobs = [functools.partial(of, task) for task in self.settings.harness.apart()]
+        return functools.reduce(operator.or_, processes.dealt(jobs), Measured())
 
     def analyse(
         self, subject: Subject, tuned: Tuned, edit: SpinEdit, examples: Sequence[Example], records: Records

@@ -149,7 +149,8 @@ class Observer:
     def observe(self, subject: Subject, origin: Any = None) -> list[Observation]:
         """Have a model answer every set, have the answers judged, and the examples scored.
 
-        Of several processes each answers a share of the prompts. The first one does the rest; others return nothing.
+        Of several processes each answers a share of the prompts and scores a share of the sets. The first one has the
+        answers judged; others return nothing.
 
         Args:
             subject: the model, and how it is asked.
@@ -157,17 +158,23 @@ class Observer:
                 cache; None: they are not kept.
         """
         answers = self._answers(subject, origin)
+        jobs = {
+            index: functools.partial(self._scored, subject, prompts, told, origin)
+            for index, (prompts, told) in enumerate(zip(self.sets, answers, strict=True))
+            if prompts.kind == "scored"
+        }
+        scored = dict(zip(jobs, processes.dealt([*jobs.values()]), strict=True))
         if processes.rank() > 0:
             return []
         seen = []
-        for prompts, told in zip(self.sets, answers, strict=True):
+        for index, (prompts, told) in enumerate(zip(self.sets, answers, strict=True)):
             pairs = [(example.prompt, answer) for example, answer in zip(prompts.examples, told, strict=False)]
             asked = self._judges[prompts.name] if prompts.kind == "evaluate" else self._of_refusals(prompts)
             signs.step(f"{len(pairs)} responses on {prompts.name}, by {', '.join(asked)}" if asked else prompts.name)
             said = {name: self._verdicts(judging, pairs) for name, judging in asked.items()}
             first = next(iter(said), "")
             verdicts = said.pop(first, [])
-            seen.append(Observation(prompts, told, verdicts, self._scored(subject, prompts, told, origin), first, said))
+            seen.append(Observation(prompts, told, verdicts, scored.get(index), first, said))
         return seen
 
     @property
@@ -251,10 +258,8 @@ class Observer:
         ids = subject.prompt_ids(asked)
         if self.settings.engine is None:
             told = self._told(subject, ids, origin)
-        elif processes.rank() == 0:
-            told = self._served(subject, asked, ids, origin)
         else:
-            return []
+            told = processes.told(lambda: self._served(subject, asked, ids, origin))
         if self.settings.model.strip_thinking:
             opened = opens_thinking(subject.tokenizer, subject.form)
             told = [without_thinking(answer, opened=opened) for answer in told]

@@ -1,5 +1,6 @@
 """What two models say on the same prompts, compared; and parts that do not inherit from the base of their kind."""
 
+import functools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -189,3 +190,28 @@ def test_processes_share_the_prompts_and_each_has_all_answers(monkeypatch):
     shared = [tuple(prompt) for part in asked.values() for prompt in part]
     assert sorted(shared) == sorted(set(map(tuple, prompts)))  # each is asked once
     assert [len(part) for part in asked.values()] == [4, 2]
+
+
+def test_processes_deal_out_the_jobs_and_each_has_all_results(monkeypatch):
+    done: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    gathered: list[dict[int, str]] = []
+    rank = 0
+
+    def job(number):
+        done[rank].append(number)
+        return f"job {number}"
+
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    monkeypatch.setattr(processes, "gather", lambda value: [*gathered, value])
+    jobs = [functools.partial(job, number) for number in range(7)]
+    for rank in (1, 2):
+        with pytest.raises(KeyError):
+            processes.dealt(jobs)
+        gathered.append({number: f"job {number}" for number in done[rank]})
+    rank = 0
+    assert processes.dealt(jobs) == [f"job {number}" for number in range(7)]
+    assert done == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
+    monkeypatch.undo()
+    assert processes.dealt(jobs[:2]) == ["job 0", "job 1"]
+    assert processes.dealt([]) == []

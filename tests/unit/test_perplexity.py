@@ -207,7 +207,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(RuntimeError, match=r"lower the batch size \(now 2 windows\), then the window \(now 8\)") as e:
+    with pytest.raises(RuntimeError, match=r"rows of up to 8 tokens, 1 rows at a time: lower the batch size") as e:
         perplexity(model, make_ids(30), window=8, stride=4, batch_size=2)
     assert not isinstance(e.value, torch.OutOfMemoryError)
 

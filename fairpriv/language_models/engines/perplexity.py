@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.engines.generation import evaluating, in_batches, not_finite, require_room, token_bar
-from fairpriv.language_models.models.reft import ReftModel
+from fairpriv.language_models.data.tokens import NO_TARGET, Encoded
+from fairpriv.language_models.engines.generation import require_room
+from fairpriv.language_models.engines.log_likelihood import log_likelihoods
 from fairpriv.metrics import Metric
-
-_CHUNK = 256  # positions of a row whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
 
 PERPLEXITY = Metric(
     "eval/utility/perplexity", "perplexity", "Perplexity on held-out text.", "", "less", low=1.0, column=30, spared=True
@@ -91,47 +87,10 @@ def perplexity(
     require_window(lm, ids, window)
     step = min(stride, window - 1)
     starts = range(0, max(len(ids) - window + step, step), step)
-    total, scored, started = 0.0, 0, time.perf_counter()
-    with evaluating(model), token_bar(progress, len(starts)) as bar:
-
-        def scores(batch: list[int]) -> list[tuple[float, int]]:
-            tokens, mask, labels = (part.to(lm.device) for part in _windows(ids, batch, window, step))
-            # ReFT finds the prompt by the labels; other models would compute a loss that is of no use here
-            targets = {"labels": labels} if isinstance(model, ReftModel) else {}
-            logits = lm(input_ids=tokens, attention_mask=mask, use_cache=False, **targets).logits
-            return [(_negative_log_likelihood(logits, labels), int((labels != -100).sum()))]
-
-        for batch, told in in_batches(
-            scores,
-            starts,
-            batch_size,
-            lambda start: 1,
-            lambda batch: f"computing perplexity on windows of {window} tokens",
-            f"the batch size (now {batch_size} windows), then the window (now {window})",
-        ):
-            total, scored = total + told[0][0], scored + told[0][1]
-            rate = f"{scored / (time.perf_counter() - started):,.0f} tokens/s"
-            bar.update(bar.task_ids[0], advance=len(batch), rate=rate)
-    if not math.isfinite(total):
-        raise not_finite("log-likelihoods of the text")
-    return torch.tensor(total / scored, dtype=torch.float64).exp().item(), scored
-
-
-def _windows(ids: Tensor, starts: Sequence[int], window: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut tokens, mask and labels [B, T] of windows; the text's last one may be short, and is padded right."""
-    place = torch.tensor(starts)[:, None] + torch.arange(min(window, len(ids) - starts[0]))
-    real = place < len(ids)
-    tokens = torch.where(real, ids.cpu()[place.clamp(max=len(ids) - 1)], 0)
-    # what the window before has seen is context; the text's first token has none and is not scored
-    seen = torch.tensor([start + window - step if start else 1 for start in starts])
-    return tokens, real.long(), torch.where(real & (place >= seen[:, None]), tokens, -100)
-
-
-def _negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
-    """Sum over the tokens whose label is not -100, for logits [B, T, V] and labels [B, T] of the same positions."""
-    total = torch.zeros((), dtype=torch.float64)
-    labels = labels.to(logits.device)
-    for scores, targets in zip(logits[:, :-1].split(_CHUNK, 1), labels[:, 1:].split(_CHUNK, 1), strict=True):
-        chosen = targets != -100
-        total += cross_entropy(scores[chosen].float(), targets[chosen], reduction="none").double().sum().cpu()
-    return float(total)
+    rows = []
+    for start in starts:  # what the window before has seen is context; the text's first token has none
+        tokens, seen = ids[start : start + window].tolist(), window - step if start else 1
+        rows.append(Encoded(tokens, [NO_TARGET] * seen + tokens[seen:]))
+    told = log_likelihoods(model, rows, pad_id=0, batch_tokens=batch_size * window, progress=progress)
+    scored = len(ids) - 1
+    return torch.tensor(-math.fsum(told) / scored, dtype=torch.float64).exp().item(), scored

@@ -17,7 +17,7 @@ from fairpriv.trainer import device_of
 log = logging.getLogger(__name__)
 
 CLEARLY = 1.5  # times as fast as float32 must bfloat16 be, since it rounds more
-_SHAPE = (256, 576, 1536)  # of the timed product: 256 tokens in the widest layer of SmolLM2-135M
+_SHAPE = (64, 576, 1536)  # of the timed product: 64 tokens in the widest layer of SmolLM2-135M
 _ROUNDS = 5
 
 
@@ -47,7 +47,8 @@ def settled(config: Mapping[str, Any], device: str | None = None) -> dict[str, A
 def fastest(device: str) -> str:
     """Return ``bfloat16`` where a device computes it clearly faster than float32, else ``float32``.
 
-    A GPU does where it supports it, one that is not here is taken to. A processor is timed, in some milliseconds.
+    A GPU does where it supports it, one that is not here is taken to. A processor is timed, for a tenth of a second
+    at most.
 
     Args:
         device: its type, such as ``cpu`` or ``cuda``.
