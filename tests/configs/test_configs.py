@@ -14,7 +14,6 @@ from fairpriv.errors import InputError
 from fairpriv.language_models.scorers.scorer import Scorer
 from fairpriv.report.finding import find_results
 from fairpriv.sweep.grids import choices
-from fairpriv.validation import _task
 
 OPTIONS = groups([CONF])
 GIVEN_BY_THE_RUN = {"fairpriv.classifiers.nets.classifier.MLP": {"features", "classes"}}
@@ -114,10 +113,24 @@ def fairpriv(tmp_path, capfd, monkeypatch):
     root.handlers[:] = handlers
 
 
-def test_every_option_composes_and_every_target_has_its_keys(fairpriv):
+def test_every_option_composes_and_a_user_sees_every_key_of_what_is_built(fairpriv, monkeypatch):
+    composed = []
+    monkeypatch.setattr(
+        validation, "compose", lambda *given: composed.append((given[2], found := compose(*given))) or found
+    )
     status, out = fairpriv("validate")
     assert status == 0
     assert out == f"{sum(map(len, OPTIONS.values()))} configs checked, 0 with problems\n"
+    configs = {word: plain(config) for words, config in composed for word in words}
+    for group in ("dataset", "model", "defense", "attack", "judge", "analysis"):
+        for option in OPTIONS[group]:
+            node = configs[f"{group}={option}"][group]
+            node = node[option] if group == "attack" else node
+            assert group == "attack" or node["name"] == option  # the file's
+            target = node["_target_"]
+            known = parameters(target)
+            assert known is not None
+            assert set(node) - {"_target_"} == set(known[0]) - GIVEN_BY_THE_RUN.get(target, set()), option
 
 
 def test_the_groups_that_users_choose_from_are_there():
@@ -129,18 +142,6 @@ def test_the_groups_that_users_choose_from_are_there():
     assert {"adult", "compas", "german", "lsac", "acs_income", "csv"} <= set(OPTIONS["dataset"])
     arms = {"none", "fine_tune", "rehearsal", "fair_finetune", "scratch", "fair_scratch"}
     assert arms <= set(OPTIONS["defense"])
-
-
-@pytest.mark.parametrize("group", ["dataset", "model", "defense", "attack", "judge", "analysis"])
-def test_a_user_sees_every_key_of_what_is_built_and_its_name_is_the_file_s(group):
-    for option in OPTIONS.get(group, {}):
-        node = plain(compose(CONF, [], [*_task(f"{group}={option}", OPTIONS), f"{group}={option}"]))[group]
-        node = node[option] if group == "attack" else node
-        assert group == "attack" or node["name"] == option
-        target = node["_target_"]
-        known = parameters(target)
-        assert known is not None
-        assert set(node) - {"_target_"} == set(known[0]) - GIVEN_BY_THE_RUN.get(target, set()), option
 
 
 @pytest.mark.parametrize("group", ["game", "training", "paths", "evaluation"])
@@ -167,7 +168,7 @@ def test_ls_of_one_group(fairpriv):
 
 
 def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path, monkeypatch):
-    # beside ours, which `test_every_option_composes_and_every_target_has_its_keys` checks
+    # beside ours, which `test_every_option_composes_and_a_user_sees_every_key_of_what_is_built` checks
     monkeypatch.setattr(validation, "groups", lambda folders: groups([f for f in folders if f != CONF]))
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
     (tmp_path / "mine" / "defense").mkdir()
