@@ -113,6 +113,14 @@ def test_long_windows_are_scored_in_chunks():
     assert perplexity(model, ids, window=600, stride=300)[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_no_logits_are_computed_of_the_context_of_windows():
+    model, shapes = make(), []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
+    perplexity(model, make_ids(8 + 4 * 4), window=8, stride=4, batch_size=2)
+    handle.remove()
+    assert shapes == [(2, 4), (2, 4), (1, 7)]
+
+
 def test_log_likelihoods_are_taken_in_float32():
     model, ids = make().bfloat16(), make_ids(40)
     with torch.no_grad():

@@ -213,7 +213,8 @@ def _read(
     """Read rows in batches, see `_whole`."""
     return in_batches(
         lambda part: _whole(model, hf, part, pad_id, told),
-        sorted(rows, key=lambda row: len(row[0]), reverse=True),
+        # those with as long a context together: of it no logits are asked for
+        sorted(rows, key=lambda row: (len(row[0]), _start(row[1])), reverse=True),
         batch_tokens,
         lambda row: len(row[0]),
         lambda part: f"scoring rows of up to {len(part[0][0])} tokens",
