@@ -367,7 +367,6 @@ def test_ctrl_c_has_the_status_that_shells_expect(fairpriv, small, monkeypatch):
         ["ls"],
         ["show", "dataset=adult"],
         ["compare", "--help"],
-        ["validate"],
         ["compare", "."],
         ["status", "."],
         ["responses", "."],
