@@ -102,3 +102,17 @@ def modules(title: str, *folders: str) -> str:
 def module(title: str, package: str, *names: str) -> str:
     """Show the named files of a package."""
     return f"# {title}\n" + "".join(f"\n::: fairpriv.{package}.{name}\n" for name in names)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Let a list begin right after a line of text, as on GitHub: Python-Markdown wants an empty line between them."""
+    lines: list[str] = []
+    fenced = listed = False
+    for line in markdown.split("\n"):
+        item = not fenced and line.startswith(("- ", "1. "))
+        if item and not listed and lines and lines[-1].strip():
+            lines.append("")
+        fenced ^= line.startswith("```")
+        listed = bool(line.strip()) and (item or listed)
+        lines.append(line)
+    return "\n".join(lines)
