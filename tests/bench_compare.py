@@ -14,7 +14,8 @@ import numpy as np
 
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, plain
-from fairpriv.identity import content_hash
+from fairpriv.identity import content_hash, outcome_config
+from fairpriv.metrics import Metric
 from fairpriv.result import Result
 
 ATTACKS = ("loss_test", "threshold_test", "kl", "meta_classifier")
@@ -60,12 +61,11 @@ def write(
                 signed=signed,
                 overlap=0.4,
                 seconds={"fit": 1.0},
+                outcome={"config": outcome_config(here)},
+                described={name: Metric(name, low=0.0, high=1.0) for name in found},
             )
             path = folder / "cells" / result.id / "result.json"
-            path.parent.mkdir(parents=True)
-            path.write_text(
-                json.dumps({key: value for key, value in vars(result).items() if key != "folder"}, indent=1)
-            )
+            result.write(path)
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -320,13 +320,19 @@ class Comparison:
         replaced = []
         asked = [*by, *(condition.key for condition in baseline)]
         inputs: dict[tuple[str, str], Any] = {}
+        read: dict[Any, dict[str, Any]] = {}
+        known: dict[Any, Group] = {}
         for result in results:
             leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
             unread = _reads_no_pairs(result)
-            read = _leaves(result, inputs)
-            leaves |= {key: value for key, value in read.items() if not (unread and _of_pairs(key))}
-            group = Group(leaves, unread=unread)
-            part = parts.setdefault(frozenset(group.forms.items()), group)
+            sections = _leaves(result, inputs, read)
+            # Cells of the same sections are alike, and what they hold is not compared again.
+            alike = (unread, *(_form(leaves.get(key)) for key in asked), *map(id, sections))
+            if (part := known.get(alike)) is None:
+                for section in sections:
+                    leaves |= {key: value for key, value in section.items() if not (unread and _of_pairs(key))}
+                group = Group(leaves, unread=unread)
+                part = known[alike] = parts.setdefault(frozenset(group.forms.items()), group)
             seed = _seed(result)
             replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
             (part.completed if result.status == "completed" else part.failed)[seed] = result
@@ -344,9 +350,9 @@ class Comparison:
         for group, members in rows:
             table._estimate(group, members)
             table._subtract_baseline(group, [(part, partners[id(part)]) for part in members])
-        alike = _null_arms([*parts.values()])
+        null_arms = _null_arms([*parts.values()])
         for group, members in rows:
-            table._set_floors(group, [alike.get(id(part)) for part in members])
+            table._set_floors(group, [null_arms.get(id(part)) for part in members])
         for groups in table.settings.values():
             table._mark_best(groups)
         return table
@@ -635,8 +641,12 @@ def _reads_no_pairs(result: Result) -> bool:
     return isinstance(defence, dict) and (defence.get("name") == BASELINE or defence.get("after", "") is None)
 
 
-def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any]:
+def _leaves(
+    result: Result, inputs: dict[tuple[str, str], Any], read: dict[Any, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """List dotted keys and values of what determines the outcome, without the seed; paths as they are on any machine.
+
+    Each section of the config is a mapping. It is kept in ``read``, so that a section that cells share is read once.
 
     An input that was hashed by its content is shown with the path of the config that first named this content, by key
     and content in ``inputs``: where equal files lie does not distinguish cells.
@@ -668,7 +678,16 @@ def _leaves(result: Result, inputs: dict[tuple[str, str], Any]) -> dict[str, Any
         return value
 
     hashed = result.outcome.get("config")
-    return dict(walk(hashed if isinstance(hashed, dict) else outcome_config(config), ""))
+    kept = isinstance(hashed, dict)  # by the result; what is made here is not, and its id may come again
+    found = []
+    for name, section in (hashed if isinstance(hashed, dict) else outcome_config(config)).items():
+        place = (name, id(section), repr(seed), id(paths))
+        if place not in read or not kept:
+            leaves = dict(walk(section, str(name)))
+            text = (name, *((key, _form(value)) for key, value in leaves.items()))
+            read[place] = read.setdefault(text, leaves)  # as where only the seed differs
+        found.append(read[place])
+    return found
 
 
 def comparable(group: Group, key: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fairpriv.errors import InputError
-from fairpriv.result import LARGEST, NotOursError, Result, from_document, parse, require_computable
+from fairpriv.result import LARGEST, NotOursError, Result, from_document, parse, require_computable, require_plain
 from fairpriv.sweep.listing import entries, plan
 
 NOT_FINISHED = "not finished"
@@ -26,6 +28,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     """
     found: dict[str, tuple[bool, float, Result]] = {}
     skipped: dict[Path, str] = {}
+    parts: dict[bytes, Any] = {}
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
         if not path.exists():
             skipped[path] = NOT_FINISHED
@@ -39,6 +42,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
                 continue
             result = from_document(document, path.parent)
             require_computable(result)
+            _share(result, parts)
         except NotOursError as error:
             skipped[path] = str(error)
             continue
@@ -47,6 +51,32 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             found[result.id] = rank
     in_time = sorted(found.values(), key=lambda rank: (rank[1], rank[2].id))
     return [result for _, _, result in in_time], list(skipped.items())
+
+
+def _share(result: Result, parts: dict[bytes, Any]) -> None:
+    """Replace the parts of a config and of the environment that an earlier result has too by those of that one.
+
+    The results of a sweep are alike in most of their parts, so that thousands of them take little memory, and whoever
+    reads a part need not read it again.
+    """
+
+    def shared(part: Any) -> Any:
+        try:
+            text = marshal.dumps(part, 2)  # equal texts are equal parts, with equal types
+        except ValueError:  # nested too deep
+            require_plain(part)
+            raise
+        if text not in parts:
+            require_plain(part)
+            parts[text] = part
+        return parts[text]
+
+    result.config = {key: shared(part) for key, part in result.config.items()}
+    result.outcome = {
+        key: {name: shared(value) for name, value in part.items()} if isinstance(part, dict) else shared(part)
+        for key, part in result.outcome.items()
+    }
+    result.git, result.versions = shared(result.git), shared(result.versions)
 
 
 def _begins_as_ours(path: Path) -> bool:
