@@ -211,7 +211,7 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
 
     def sample(part: Part, world: int) -> Sample:
         rows = data.part(part, world)
-        return Sample(defended.answers(rows), rows.y, rows.s)
+        return Sample(defended.answers(rows), rows.y, rows.s, data.units(rows))
 
     return measure(
         (sample("rates", 0), sample("rates", 1)),

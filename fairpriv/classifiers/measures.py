@@ -18,11 +18,15 @@ Ends = tuple[float, float]  # of an interval
 
 @dataclass(frozen=True)
 class Sample:
-    """One world's share of a test split: ``[N]`` int64 each, codes that index the label and group names."""
+    """One world's share of a test split: ``[N]`` int64 each, codes that index the label and group names.
+
+    Rows with the same number in ``units`` are equal and were dealt together; None: every row by itself.
+    """
 
     preds: Tensor
     target: Tensor
     groups: Tensor
+    units: Tensor | None = None
 
 
 _FLOORED = (
@@ -149,7 +153,8 @@ def measure(
 
     Rates and the bound are estimated on one split and the gaps on another, because on the same rows "the bound holds"
     would be an identity for pure groups. Rates pool both worlds, which have P(x | y, s) in common; a group may be
-    absent from a world, and its composition there is 0. The bound limits this fixed model's gap between two test
+    absent from a world, and its composition there is 0. Intervals and floors count rows that were dealt together by
+    what they are worth (``effective_rows``). The bound limits this fixed model's gap between two test
     worlds; it bounds no adversary. The bound and its interval take compositions and priors as known.
 
     Args:
@@ -174,8 +179,9 @@ def measure(
         for split, samples in (("rates", rates), ("gap", gap))
     }
     worlds = [counts["rates"][world] + counts["gap"][world] for world in (0, 1)]
-    measured, balanced, balanced_ends = _overall(worlds)
-    gaps, difference, balanced_difference, gap_ends = _gaps(counts["gap"])
+    labels = len(label_names)
+    measured, balanced, balanced_ends = _overall(worlds, _Worth.of([*rates, *gap], labels))
+    gaps, difference, balanced_difference, gap_ends = _gaps(counts["gap"], [_Worth.of([one], labels) for one in gap])
     measured |= gaps
 
     pooled = counts["rates"][0] + counts["rates"][1]
@@ -183,11 +189,12 @@ def measure(
     if absent:
         label, group = label_names[absent[0][0]], group_names[absent[0][1]]
         raise ValueError(f"no rows with label {label!r} and group {group!r} in the rates split, so no rates of them")
-    measured |= _equalized_odds(pooled, shares(pooled), label_names)
+    cells = _Worth.of(rates, labels, len(group_names)).cells
+    measured |= _equalized_odds(pooled, cells, label_names)
     measured |= SHIFT_WEIGHT.of(
         functional.shift_weight(rates[0].target, rates[0].groups, rates[1].target, rates[1].groups)
     )
-    bounds, bound, balanced_bound, bound_ends = _bounds(pooled, counts["rates"])
+    bounds, bound, balanced_bound, bound_ends = _bounds(pooled, cells, counts["rates"])
     measured |= bounds
 
     rounding = 1e-9
@@ -199,41 +206,89 @@ def measure(
     return measured | _triviality(worlds, label_names, balanced, balanced_ends)
 
 
-def _overall(worlds: Sequence[Tensor]) -> tuple[Measured, float, Ends]:
+@dataclass(frozen=True)
+class _Worth:
+    """What a row of some samples is worth as an independent one: 1 where no two were dealt together."""
+
+    whole: float
+    labels: list[float]  # [Y]
+    cells: Tensor  # [Y, S, 1]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], labels: int, groups: int = 1) -> _Worth:
+        preds, target, group = (
+            torch.cat([getattr(one, of) for one in samples]).cpu() for of in ("preds", "target", "groups")
+        )
+        units = [one.units.cpu() for one in samples if one.units is not None]
+        unit = torch.cat(units) if len(units) == len(samples) else torch.arange(len(target))
+
+        def per_row(values: Tensor, keys: Tensor, count: int) -> Tensor:
+            rows = torch.bincount(keys, minlength=count)
+            return functional.effective_rows(values, unit, keys, count) / rows.clamp(min=1)
+
+        hits, answers = preds == target, torch.nn.functional.one_hot(preds, labels)
+        cell = target * groups + group if groups > 1 else target
+        return cls(
+            float(per_row(hits, torch.zeros_like(target), 1)),
+            per_row(hits, target, labels).tolist(),
+            per_row(answers, cell, labels * groups).view(labels, groups, 1),
+        )
+
+
+def _overall(worlds: Sequence[Tensor], worth: _Worth) -> tuple[Measured, float, Ends]:
     """Measure plain and balanced accuracy of both worlds together; return the latter with its interval, too."""
     hits, rows = _recalled(worlds[0] + worlds[1])
-    balanced, ends = _mean_rate(hits, rows), functional.mean_rate_interval(hits, rows)
-    return _accuracy_of(ACCURACY, hits, rows) | BALANCED_ACCURACY.of(balanced, ends), balanced, ends
+    balanced, ends = _mean_rate(hits, rows), functional.mean_rate_interval(*_scaled(hits, rows, worth.labels))
+    return _accuracy_of(ACCURACY, hits, rows, worth) | BALANCED_ACCURACY.of(balanced, ends), balanced, ends
 
 
-def _gaps(counts: Sequence[Tensor]) -> tuple[Measured, float, float, Ends]:
+def _gaps(counts: Sequence[Tensor], worths: Sequence[_Worth]) -> tuple[Measured, float, float, Ends]:
     """Measure each world's accuracy and the gaps between the worlds.
 
     Also returned are the signed differences of plain and of balanced accuracy, and the interval of the plain gap.
     """
     (hits0, rows0), (hits1, rows1) = (_recalled(count) for count in counts)
-    measured = _accuracy_of(WORLD_ACCURACY.named(world="0"), hits0, rows0)
-    measured |= _accuracy_of(WORLD_ACCURACY.named(world="1"), hits1, rows1)
-    dealt = functional.permuted_counts(torch.stack([count.sum(1) for count in counts], 1))  # among the worlds
+    measured = _accuracy_of(WORLD_ACCURACY.named(world="0"), hits0, rows0, worths[0])
+    measured |= _accuracy_of(WORLD_ACCURACY.named(world="1"), hits1, rows1, worths[1])
+    predicted = [
+        count.sum(1) * torch.tensor(worth.labels)[:, None] for count, worth in zip(counts, worths, strict=True)
+    ]
+    dealt = functional.permuted_counts(_whole(torch.stack(predicted, 1)))  # among the worlds
     right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
     difference = sum(hits1) / sum(rows1) - sum(hits0) / sum(rows0)
-    ends = functional.mean_rate_gap_interval([sum(hits0)], [sum(rows0)], [sum(hits1)], [sum(rows1)])
+    sums = [
+        _scaled([sum(hits)], [sum(rows)], [w.whole])
+        for (hits, rows), w in zip(((hits0, rows0), (hits1, rows1)), worths, strict=True)
+    ]
+    ends = functional.mean_rate_gap_interval(*sums[0], *sums[1])
     measured |= _gap_of(ACCURACY_GAP, difference, ends, right.sum(-1) / of.sum(-1))
     balanced = _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
-    balanced_ends = functional.mean_rate_gap_interval(hits0, rows0, hits1, rows1)
+    balanced_ends = functional.mean_rate_gap_interval(
+        *_scaled(hits0, rows0, worths[0].labels), *_scaled(hits1, rows1, worths[1].labels)
+    )
     measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced, balanced_ends, (right / of).mean(-1))
     return measured, difference, balanced, ends
 
 
-def _bounds(pooled: Tensor, counts: Sequence[Tensor]) -> tuple[Measured, float, float, Ends]:
+def _scaled(hits: Sequence[float], rows: Sequence[float], worth: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the hits and rows that are worth as much, were all rows independent."""
+    return [hit * w for hit, w in zip(hits, worth, strict=True)], [n * w for n, w in zip(rows, worth, strict=True)]
+
+
+def _whole(counts: Tensor) -> Tensor:
+    """Round effective counts up, so that no class that was seen is lost."""
+    return (counts.double() - 1e-9).ceil().long()
+
+
+def _bounds(pooled: Tensor, worth: Tensor, counts: Sequence[Tensor]) -> tuple[Measured, float, float, Ends]:
     """Measure label shift and the bounds on both gaps; return the bounds, and the interval of the plain one, too."""
     rates = shares(pooled)
     (composition0, prior0), (composition1, prior1) = (_make_up(count) for count in counts)
     measured = LABEL_SHIFT.of(functional.label_shift(rates, composition0, prior0, prior1))
     bound = float(functional.accuracy_gap_bound(rates, composition0, composition1, prior0, prior1))
-    ends = functional.accuracy_gap_bound_interval(pooled, composition0, composition1, prior0, prior1)
+    ends = functional.accuracy_gap_bound_interval(pooled * worth, composition0, composition1, prior0, prior1)
     balanced = float(functional.balanced_accuracy_gap_bound(rates, composition0, composition1))
-    balanced_ends = functional.balanced_accuracy_gap_bound_interval(pooled, composition0, composition1)
+    balanced_ends = functional.balanced_accuracy_gap_bound_interval(pooled * worth, composition0, composition1)
     return measured | BOUND.of(bound, ends) | BALANCED_BOUND.of(balanced, balanced_ends), bound, balanced, ends
 
 
@@ -255,8 +310,9 @@ def _triviality(worlds: Sequence[Tensor], label_names: Sequence[str], balanced: 
     return measured | Measured(degenerate=degenerate)
 
 
-def _accuracy_of(metric: Metric, hits: Sequence[int], rows: Sequence[int]) -> Measured:
-    return metric.of(sum(hits) / sum(rows), functional.wilson_interval(sum(hits), sum(rows)))
+def _accuracy_of(metric: Metric, hits: Sequence[int], rows: Sequence[int], worth: _Worth) -> Measured:
+    n = sum(rows)
+    return metric.of(sum(hits) / n, functional.wilson_interval(sum(hits) * worth.whole, n * worth.whole))
 
 
 def _gap_of(metric: Metric, difference: float, interval: tuple[float, float], dealt: Tensor) -> Measured:
@@ -265,15 +321,16 @@ def _gap_of(metric: Metric, difference: float, interval: tuple[float, float], de
     return metric.of(abs(difference), interval, signed=[[difference]], floor=floor)
 
 
-def _equalized_odds(pooled: Tensor, cell_rates: Tensor, label_names: Sequence[str]) -> Measured:
+def _equalized_odds(pooled: Tensor, worth: Tensor, label_names: Sequence[str]) -> Measured:
     """Measure the range over groups of each label's rates, and the largest of these ranges."""
+    cell_rates = shares(pooled)
     deltas = functional.label_gaps(cell_rates)
-    lo, hi = functional.delta_intervals(pooled)
+    lo, hi = functional.delta_intervals(pooled * worth)
     groups = cell_rates.shape[1]
     first, second = torch.triu_indices(groups, groups, 1)
     pairs = cell_rates[:, first] - cell_rates[:, second]
     rows_of = (pairs[..., 1:] if len(label_names) == 2 else pairs).tolist()  # of two classes one is enough
-    floors = functional.label_gaps(shares(functional.permuted_counts(pooled)))
+    floors = functional.label_gaps(shares(functional.permuted_counts(_whole(pooled * worth))))
     measured = EQUALIZED_ODDS_GAP.of(
         deltas.amax(),
         (lo.amax(), hi.amax()),

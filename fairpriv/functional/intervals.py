@@ -36,6 +36,41 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
 
 
+def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, count: int = 1) -> Tensor:
+    """Compute how many independent rows tell as much of a rate as these, where rows of one unit come together.
+
+    Rows that are equal in features, label and group, say, are dealt to parts as one and get the same answer. The number
+    of rows is divided by the design effect: the variance of the rate between units over that of independent rows
+    (for several classes, both summed over classes: Rao and Scott 1981). Where all rows agree, so that there is no
+    variance, it is Kish's (1965): (sum_k m_k)^2 / sum_k m_k^2 for units of m_k rows.
+
+    Args:
+        values: what the rate is the mean of, such as hits, ``[N]``, or one column a class, ``[N, C]``.
+        units: the unit of each row, integers ``[N]``.
+        keys: codes in 0 to ``count`` - 1, ``[N]``, such as labels: each has a rate of its own.
+        count: number of keys.
+
+    Returns:
+        float64 ``[count]``, at most the number of rows; 0 for a key without rows, else at least 1.
+    """
+    values = values.double().view(len(values), -1)
+    keys = torch.zeros_like(units) if keys is None else keys
+
+    def summed(of: Tensor, by: Tensor, size: int) -> Tensor:
+        return of.new_zeros(size, of.shape[1]).index_add_(0, by, of)
+
+    ones = torch.ones_like(values[:, :1])
+    rows = summed(ones, keys, count)
+    apart = values - (summed(values, keys, count) / rows.clamp(min=1))[keys]
+    (of, _), pair = torch.stack((keys, units)).unique(dim=1, return_inverse=True)
+    sizes = summed(ones, pair, len(of))
+    between = summed(summed(apart, pair, len(of)).square().sum(1, keepdim=True), of, count)
+    within = summed(apart.square().sum(1, keepdim=True), keys, count)
+    kish = rows.square() / summed(sizes.square(), of, count).clamp(min=1)
+    found = torch.where(within > 1e-9, rows * within / between.clamp(min=1e-12), kish)
+    return torch.minimum(found.clamp(min=1), rows)[:, 0]
+
+
 def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Compute an interval of the plain mean of independent rates, such as balanced accuracy as a mean of recalls.
 
@@ -108,7 +143,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_rate_difference_interval(
-    both: int, only_first: int, only_second: int, neither: int, level: float = 0.95
+    both: float, only_first: float, only_second: float, neither: float, level: float = 0.95
 ) -> tuple[float, float]:
     """Compute an interval of the first rate minus the second in pairs, such as two models' answers to the same prompts.
 
@@ -148,7 +183,7 @@ def paired_rate_difference_interval(
     return difference - half(rate1 - lo1, hi2 - rate2), difference + half(hi1 - rate1, rate2 - lo2)
 
 
-def crossed_rate_interval(right: Tensor, level: float = 0.95) -> tuple[float, float]:
+def crossed_rate_interval(right: Tensor, level: float = 0.95, units: Tensor | None = None) -> tuple[float, float]:
     """Compute an interval of the mean rate of M models on the same N rows, over draws of models and of rows.
 
     Ours: the distances of the ends of Wilson's interval of the mean rate on N rows, and of the t interval of the
@@ -157,6 +192,7 @@ def crossed_rate_interval(right: Tensor, level: float = 0.95) -> tuple[float, fl
     Args:
         right: whether each model succeeds on each row, ``[M, N]``.
         level: coverage.
+        units: the unit of each row, as in :func:`effective_rows`; None: every row by itself.
 
     Returns:
         (lo, hi) within [0, 1].
@@ -167,7 +203,10 @@ def crossed_rate_interval(right: Tensor, level: float = 0.95) -> tuple[float, fl
     if len(right) < 2:
         raise ValueError(f"{len(right)} models: two are needed, because their rates differ")
     rates = right.double().mean(1)
-    rate, rows = float(rates.mean()), right.shape[1]
+    rate, rows = (
+        float(rates.mean()),
+        right.shape[1] if units is None else float(effective_rows(right.double().mean(0), units)),
+    )
     lo, hi = wilson_interval(rate * rows, rows, level)
     half = float(stdtrit(len(rates) - 1, (1 + level) / 2) * rates.std()) / math.sqrt(len(rates))
     return max(0.0, rate - math.hypot(rate - lo, half)), min(1.0, rate + math.hypot(hi - rate, half))
@@ -234,7 +273,7 @@ def delta_intervals(counts: Tensor, *, level: float = 0.95, draws: int = 2000, s
     classes' intervals, which is conservative.
 
     Args:
-        counts: rows ``[Y, S, C]`` as from ``group_counts``; cells without rows are left out.
+        counts: rows ``[Y, S, C]`` as from ``group_counts``, or effective ones; cells without rows are left out.
         level: joint coverage of all intervals.
         draws: number of bootstrap draws.
         seed: seed of the draws.
@@ -373,7 +412,8 @@ def _simultaneous(
     """Ends ``[K]`` in [-1, 1] that jointly cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map."""
     n = counts.sum(-1, keepdim=True).double()
     smooth = (counts + 2 / counts.shape[-1]) / (n + 2)
-    drawn = differences(_draw(n, smooth, draws, torch.Generator().manual_seed(seed)) / n)
+    whole = n.round()  # effective numbers of rows are no integers
+    drawn = differences(_draw(whole, smooth, draws, torch.Generator().manual_seed(seed)) / whole)
     centre, estimate = differences(torch.stack((smooth, counts / n)))
     if not len(centre):
         return centre, centre

@@ -10,6 +10,7 @@ from fairpriv.functional import (
     balanced_accuracy_gap_bound,
     balanced_accuracy_gap_bound_interval,
     delta_intervals,
+    effective_rows,
     equalized_odds_gap,
     equalized_odds_interval,
     label_gaps,
@@ -356,3 +357,26 @@ def test_crossed_rate_intervals_cover_where_rows_or_models_differ(of_rows, of_mo
     assert sum(high - low for low, high in ends) / 300 < 0.3
     with pytest.raises(ValueError, match="1 models: two are needed"):
         crossed_rate_interval(draw(1, 5))
+
+
+def test_effective_rows_agree_with_a_double_loop():
+    draw = torch.Generator().manual_seed(3)
+    keys, units = torch.randint(3, (400,), generator=draw), torch.randint(60, (400,), generator=draw)
+    values = torch.rand(400, 2, generator=draw, dtype=T) + units[:, None] % 5  # much alike within a unit
+    found = effective_rows(values, units, keys, 4)
+    for key in range(3):
+        own = keys == key
+        apart = values[own] - values[own].mean(0)
+        between = sum(float(apart[units[own] == unit].sum(0).square().sum()) for unit in units[own].unique())
+        assert found[key] == pytest.approx(int(own.sum()) * float(apart.square().sum()) / between)
+        assert 1 < found[key] < own.sum()
+    assert found[3] == 0
+
+
+def test_rows_of_their_own_are_worth_one_each_and_copies_nothing():
+    hits = torch.tensor([1, 0, 1, 1, 0])
+    alone = torch.tensor([7, 3, 9, 1, 4])
+    assert float(effective_rows(hits, alone)) == pytest.approx(5)
+    assert float(effective_rows(hits.repeat_interleave(3), alone.repeat_interleave(3))) == pytest.approx(5)
+    # without any variance: Kish's (1 + 2 + 3)^2 / (1 + 4 + 9)
+    assert float(effective_rows(torch.ones(6), torch.tensor([0, 1, 1, 2, 2, 2]))) == pytest.approx(36 / 14)

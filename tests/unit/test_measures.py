@@ -315,3 +315,32 @@ def test_an_unnamed_code_and_no_rows_are_errors_that_say_where():
     empty = Sample(*(torch.zeros(0, dtype=torch.long),) * 3)
     with pytest.raises(ValueError, match="world 1 in the gap split: there are no rows"):
         measured(rates, (gap[0], empty))
+
+
+def copied(seed, units=220, groups=2):
+    """Units of 1 to 8 equal rows, which are right or wrong together, in one world; no gap between worlds or groups."""
+    draw = torch.Generator().manual_seed(seed)
+    target, sensitive = torch.arange(units) % 2, torch.arange(units) // 2 % groups
+    right = torch.rand(units, generator=draw) < 0.7
+    rows = torch.randint(1, 9, (units,), generator=draw)
+    every = torch.where(right, target, 1 - target), target, sensitive, torch.arange(units) + units * seed
+    return Sample(*(of.repeat_interleave(rows) for of in every))
+
+
+def test_intervals_cover_and_floors_are_reached_where_rows_come_in_copies():
+    names = ("privacy/accuracy_gap", "privacy/balanced_accuracy_gap", "fairness/equalized_odds_gap")
+    wrong, gaps, floors = [torch.zeros(2, 3) for _ in range(3)]
+    games = 60
+    for game in range(games):
+        parts = [copied(4 * game + part) for part in range(4)]
+        for known in (0, 1):
+            given = parts if known else [Sample(part.preds, part.target, part.groups) for part in parts]
+            found = measured(given[:2], given[2:])
+            for i, name in enumerate(names):
+                wrong[known, i] += found.intervals[name][0] > 0
+                gaps[known, i] += found.metrics[name] / games
+                floors[known, i] += found.metrics[f"{name}_floor"] / games
+    assert (wrong[0] >= 9).all()  # of 60: rows taken as independent mislead
+    assert (wrong[1] <= 7).all()  # P(more than 7 of 60 at 5 %) is 0.8 %
+    assert (floors[0] / gaps[0] < 0.8).all()
+    torch.testing.assert_close(floors[1], gaps[1], rtol=0.25, atol=0)

@@ -7,6 +7,7 @@ from fairlearn import metrics as fairlearn
 from sklearn import metrics as sklearn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
+from fairpriv.classifiers.dimensions.prediction import _resampled
 from fairpriv.functional import predictions
 
 
@@ -196,3 +197,16 @@ def test_gaps_of_several_classes_have_intervals_that_hold_them(sample):
     for name in ("demographic_parity", "equal_opportunity", "predictive_parity"):
         low, high = getattr(predictions, f"{name}_interval")(*sample)
         assert 0 <= low <= getattr(predictions, f"{name}_gap")(*sample) <= high <= 1
+
+
+def test_rows_that_come_together_are_drawn_together():
+    units = torch.tensor([5, 2, 5, 9, 2, 5])
+    draws = [*_resampled(units, torch.Generator().manual_seed(0))]
+    for drawn in draws:
+        counts = torch.bincount(drawn, minlength=6)
+        assert counts[0] == counts[2] == counts[5]
+        assert counts[1] == counts[4]
+        assert counts[0] + counts[1] + counts[3] == 3
+    alone = torch.tensor([4, 0, 2])  # as a draw of places
+    expected = torch.randint(3, (3,), generator=torch.Generator().manual_seed(1))
+    assert next(_resampled(alone, torch.Generator().manual_seed(1))).tolist() == expected.tolist()

@@ -150,6 +150,10 @@ class GameDataModule(LightningDataModule):
             self._halves[side] = self._encode(self._drawn_from[side])
         return self._halves[side]
 
+    def units(self, rows: Rows) -> Tensor:
+        """Number the rows ``[N]``: equal ones, which are dealt together, have the same number."""
+        return torch.from_numpy(self.twins)[rows.index]
+
     def deal(self, side: Side, seed: Sequence[int], alpha: float | None = None) -> Deal:
         """Draw the worlds of one model of a pool from its side's half.
 

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
-from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
+from fairpriv.functional.intervals import effective_rows, paired_rate_difference_interval, wilson_interval
 from fairpriv.metrics import SHARE, Measured
 
 
@@ -59,10 +59,17 @@ class AttributeInference(Probe):
             column=62,
         )
         both = [int(count.sum()) for count in (given & without, given & ~without, ~given & without, ~given & ~without)]
+        units = subject.data.units(rows)
+
+        def interval(right: Tensor) -> tuple[float, float]:
+            worth = float(effective_rows(right, units))
+            return wilson_interval(float(right.double().mean()) * worth, worth)
+
+        worth = float(effective_rows(given.double() - without.double(), units)) / n
         return (
-            imputed.of(without.double().mean(), wilson_interval(float(without.sum()), n))
-            | guessed.of(given.double().mean(), wilson_interval(float(given.sum()), n))
-            | gain.of((both[1] - both[2]) / n, paired_rate_difference_interval(*both), floor=0.0)
+            imputed.of(without.double().mean(), interval(without))
+            | guessed.of(given.double().mean(), interval(given))
+            | gain.of((both[1] - both[2]) / n, paired_rate_difference_interval(*(k * worth for k in both)), floor=0.0)
         )
 
     def _output(self, subject: Subject, rows: Rows) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,10 +25,11 @@ class Sample(NamedTuple):
     given: Tensor  # [N] or [N, C]
     y: Tensor  # [N]
     groups: Tensor  # [N]
+    units: Tensor  # [N], the same number for equal rows, which were dealt together
 
     def take(self, index: Tensor) -> Sample:
         """Choose rows, by place or by a mask."""
-        return Sample(self.given[index], self.y[index], self.groups[index])
+        return Sample(self.given[index], self.y[index], self.groups[index], self.units[index])
 
 
 @dataclass
@@ -106,7 +107,8 @@ def _arguments(called: Callable[..., Any]) -> int:
 class Predictions(Probe):
     """A dimension of one or several measures of predictions, on the test rows of both worlds together.
 
-    Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws. They take the model
+    Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws, in which
+    equal rows, which were dealt together, are drawn together. They take the model
     as given. The interval of a gap between groups is made of those of the groups.
     """
 
@@ -131,7 +133,7 @@ class Predictions(Probe):
             answers = metric.takes == "answers"
             given = subject.answers(rows) if answers else subject.probabilities(rows, self.name)
             generator = torch.Generator().manual_seed(subject.seed)
-            sample = Sample(given, rows.y, rows.s)
+            sample = Sample(given, rows.y, rows.s, subject.data.units(rows))
             found |= self._whole(key, metric, sample, generator)
             if metric.per_group:
                 found |= self._by_group(key, metric, sample, subject.data.group_names, generator)
@@ -206,13 +208,27 @@ def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generat
     if metric.interval is not None:
         low, high = metric.interval(*sample[: _arguments(metric.interval)])
         return float(low), float(high)
-    n = len(sample.y)
-    drawn = [metric.value(sample.take(torch.randint(n, (n,), generator=generator))) for _ in range(_DRAWS)]
+    drawn = [metric.value(sample.take(index)) for index in _resampled(sample.units, generator)]
     values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
     if len(values) < _DRAWS // 2:
         return None
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return low, high
+
+
+def _resampled(units: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draw units with replacement, as many as there are, and yield the places of their rows."""
+    _, unit = units.unique(return_inverse=True)
+    place = torch.arange(len(units))
+    first_seen = torch.full_like(place, len(place)).scatter_reduce(0, unit, place, "amin")[unit]
+    order = first_seen.argsort(stable=True)  # equal rows side by side; as it is where there are none
+    rows = first_seen[order].unique_consecutive(return_counts=True)[1]
+    first = rows.cumsum(0) - rows
+    for _ in range(_DRAWS):
+        drawn = torch.randint(len(rows), (len(rows),), generator=generator)
+        counts = rows[drawn]
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        yield order[first[drawn].repeat_interleave(counts) + within]
 
 
 def _mean(drawn: Iterable[float]) -> float | None:

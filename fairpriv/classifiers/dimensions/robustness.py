@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
-from fairpriv.functional.intervals import crossed_rate_interval, wilson_interval
+from fairpriv.functional.intervals import crossed_rate_interval, effective_rows, wilson_interval
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import SHARE, Measured
 
@@ -78,7 +78,10 @@ class Robustness(Probe):
             noise = torch.randn(rows.X.shape, generator=generator) * self.epsilon * moved
             right.append(subject.answers(type(rows)(rows.X + noise, rows.y, rows.s, rows.index)) == rows.y)
         meaning = f"Accuracy with normal noise of deviation {self.epsilon:g} on every feature that may be disturbed."
-        found = self._accuracy("noise_accuracy", "accuracy under noise", meaning, torch.stack(right).double().mean(0))
+        units = subject.data.units(rows)
+        found = self._accuracy(
+            "noise_accuracy", "accuracy under noise", meaning, torch.stack(right).double().mean(0), units
+        )
         if self.label_noise is not None:
             found |= self._mislabelled(subject, self.label_noise)
         if subject.defended.net is None or subject.defended.predict is not None:
@@ -91,13 +94,15 @@ class Robustness(Probe):
         alive = self._attacked(subject.defended.net, rows.X, rows.y, moved, generator)
         meaning = f"Accuracy under a projected-gradient attack that moves a feature by {self.epsilon:g} at most."
         return found | self._accuracy(
-            "attack_accuracy", "accuracy under attack", meaning, alive.double(), headline=True
+            "attack_accuracy", "accuracy under attack", meaning, alive.double(), units, headline=True
         )
 
-    def _accuracy(self, key: str, label: str, meaning: str, right: Tensor, *, headline: bool = False) -> Measured:
+    def _accuracy(
+        self, key: str, label: str, meaning: str, right: Tensor, units: Tensor, *, headline: bool = False
+    ) -> Measured:
         about = self.metric(key, label, meaning, headline=headline, **_RATE)
-        n = len(right)
-        return about.of(right.mean(), wilson_interval(float(right.sum()), n))
+        n = float(effective_rows(right, units))
+        return about.of(right.mean(), wilson_interval(float(right.mean()) * n, n))
 
     def _mislabelled(self, subject: Subject, share: float) -> Measured:
         """Measure the accuracy of models that are trained, stopped and defended by labels of which a share is wrong."""
@@ -125,7 +130,7 @@ class Robustness(Probe):
             f"Mean accuracy of {len(models)} models like this one, each trained with {100 * share:g} % wrong labels.",
             **_RATE,
         )
-        return about.of(right.double().mean(), crossed_rate_interval(right))
+        return about.of(right.double().mean(), crossed_rate_interval(right, units=data.units(rows)))
 
     def _attacked(self, net: nn.Module, X: Tensor, y: Tensor, moved: Tensor, generator: torch.Generator) -> Tensor:
         """Return whether each row is classified correctly in all attempts of the attack, ``[N]`` bool."""
