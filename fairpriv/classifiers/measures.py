@@ -217,7 +217,7 @@ class _Worth:
     @classmethod
     def of(cls, samples: Sequence[Sample], labels: int, groups: int = 1) -> _Worth:
         preds, target, group = (
-            torch.cat([getattr(one, of) for one in samples]).cpu() for of in ("preds", "target", "groups")
+            torch.cat([getattr(one, of) for one in samples]).cpu().long() for of in ("preds", "target", "groups")
         )
         units = [one.units.cpu() for one in samples if one.units is not None]
         unit = torch.cat(units) if len(units) == len(samples) else torch.arange(len(target))
@@ -254,19 +254,21 @@ def _gaps(counts: Sequence[Tensor], worths: Sequence[_Worth]) -> tuple[Measured,
         count.sum(1) * torch.tensor(worth.labels)[:, None] for count, worth in zip(counts, worths, strict=True)
     ]
     dealt = functional.permuted_counts(_whole(torch.stack(predicted, 1)))  # among the worlds
-    right, of = dealt.diagonal(dim1=1, dim2=3).double(), dealt.sum(-1).transpose(1, 2)  # [draws, worlds, Y]
+    recall = dealt.diagonal(dim1=1, dim2=3) / dealt.sum(-1).transpose(1, 2).double()  # [draws, worlds, Y]
+    rows = torch.tensor([rows0, rows1]).double()
+    prior = rows / rows.sum(1, keepdim=True)  # not that of the effective rows
     difference = sum(hits1) / sum(rows1) - sum(hits0) / sum(rows0)
     sums = [
-        _scaled([sum(hits)], [sum(rows)], [w.whole])
-        for (hits, rows), w in zip(((hits0, rows0), (hits1, rows1)), worths, strict=True)
+        _scaled([sum(hits)], [sum(n)], [w.whole])
+        for (hits, n), w in zip(((hits0, rows0), (hits1, rows1)), worths, strict=True)
     ]
     ends = functional.mean_rate_gap_interval(*sums[0], *sums[1])
-    measured |= _gap_of(ACCURACY_GAP, difference, ends, right.sum(-1) / of.sum(-1))
+    measured |= _gap_of(ACCURACY_GAP, difference, ends, (recall * prior).sum(-1))
     balanced = _mean_rate(hits1, rows1) - _mean_rate(hits0, rows0)
     balanced_ends = functional.mean_rate_gap_interval(
         *_scaled(hits0, rows0, worths[0].labels), *_scaled(hits1, rows1, worths[1].labels)
     )
-    measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced, balanced_ends, (right / of).mean(-1))
+    measured |= _gap_of(BALANCED_ACCURACY_GAP, balanced, balanced_ends, recall.mean(-1))
     return measured, difference, balanced, ends
 
 

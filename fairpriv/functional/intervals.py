@@ -40,9 +40,11 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     """Compute how many independent rows tell as much of a rate as these, where rows of one unit come together.
 
     Rows that are equal in features, label and group, say, are dealt to parts as one and get the same answer. The number
-    of rows is divided by the design effect: the variance of the rate between units over that of independent rows
-    (for several classes, both summed over classes: Rao and Scott 1981). Where all rows agree, so that there is no
-    variance, it is Kish's (1965): (sum_k m_k)^2 / sum_k m_k^2 for units of m_k rows.
+    of rows is divided by the larger of two design effects. One is the variance of the rate between units over that of
+    independent rows (for several classes, both summed over classes: Rao and Scott 1981). A unit that outweighs the
+    others pulls the rate towards itself, which hides its own variance. So the other is Kish's (1965),
+    1 + (sum_k m_k^2 / sum_k m_k - 1) icc for units of m_k rows, whose values have the intraclass correlation icc (by
+    analysis of variance; 1 where the values of every unit agree).
 
     Args:
         values: what the rate is the mean of, such as hits, ``[N]``, or one column a class, ``[N, C]``.
@@ -53,8 +55,9 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     Returns:
         float64 ``[count]``, at most the number of rows; 0 for a key without rows, else at least 1.
     """
-    values = values.double().view(len(values), -1)
-    keys = torch.zeros_like(units) if keys is None else keys
+    values = (values if values.dim() > 1 else values[:, None]).double()
+    units = units.to(values.device).long()
+    keys = torch.zeros_like(units) if keys is None else keys.to(values.device).long()
 
     def summed(of: Tensor, by: Tensor, size: int) -> Tensor:
         return of.new_zeros(size, of.shape[1]).index_add_(0, by, of)
@@ -64,11 +67,16 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     apart = values - (summed(values, keys, count) / rows.clamp(min=1))[keys]
     (of, _), pair = torch.stack((keys, units)).unique(dim=1, return_inverse=True)
     sizes = summed(ones, pair, len(of))
-    between = summed(summed(apart, pair, len(of)).square().sum(1, keepdim=True), of, count)
-    within = summed(apart.square().sum(1, keepdim=True), keys, count)
-    kish = rows.square() / summed(sizes.square(), of, count).clamp(min=1)
-    found = torch.where(within > 1e-9, rows * within / between.clamp(min=1e-12), kish)
-    return torch.minimum(found.clamp(min=1), rows)[:, 0]
+    squares = summed(apart, pair, len(of)).square().sum(1, keepdim=True)  # of the units' sums
+    between = summed(squares, of, count)
+    total = summed(apart.square().sum(1, keepdim=True), keys, count)
+    free = rows - summed(torch.ones_like(sizes), of, count)
+    inside = (total - summed(squares / sizes, of, count)) / free.clamp(min=1)
+    varies = total > 1e-9
+    icc = torch.where(varies, 1 - rows * inside / total.clamp(min=1e-12), 1).clamp(0, 1)
+    kish = 1 + icc * (summed(sizes.square(), of, count) / rows.clamp(min=1) - 1)
+    effect = torch.where(varies, torch.maximum(between / total.clamp(min=1e-12), kish), kish)
+    return torch.minimum((rows / effect.clamp(min=1)).clamp(min=1), rows)[:, 0]
 
 
 def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: float = 0.95) -> tuple[float, float]:

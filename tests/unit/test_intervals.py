@@ -362,15 +362,31 @@ def test_crossed_rate_intervals_cover_where_rows_or_models_differ(of_rows, of_mo
 def test_effective_rows_agree_with_a_double_loop():
     draw = torch.Generator().manual_seed(3)
     keys, units = torch.randint(3, (400,), generator=draw), torch.randint(60, (400,), generator=draw)
-    values = torch.rand(400, 2, generator=draw, dtype=T) + units[:, None] % 5  # much alike within a unit
+    values = torch.rand(400, 2, generator=draw, dtype=T) + units[:, None] % 5 / 4  # alike within a unit
     found = effective_rows(values, units, keys, 4)
     for key in range(3):
         own = keys == key
-        apart = values[own] - values[own].mean(0)
-        between = sum(float(apart[units[own] == unit].sum(0).square().sum()) for unit in units[own].unique())
-        assert found[key] == pytest.approx(int(own.sum()) * float(apart.square().sum()) / between)
-        assert 1 < found[key] < own.sum()
+        n, apart = int(own.sum()), values[own] - values[own].mean(0)
+        inside = [apart[units[own] == unit] for unit in units[own].unique()]
+        total, between = float(apart.square().sum()), sum(float(rows.sum(0).square().sum()) for rows in inside)
+        within = sum(float((rows - rows.mean(0)).square().sum()) for rows in inside) / (n - len(inside))
+        weighted = sum(len(rows) ** 2 for rows in inside) / n
+        effects = between / total, 1 + (1 - within / (total / n)) * (weighted - 1)
+        assert found[key] == pytest.approx(n / max(effects))
+        assert 1 < found[key] < n
     assert found[3] == 0
+
+
+def test_rates_are_covered_where_one_unit_outweighs_the_others():
+    draw = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1] * 60 + [2] * 25 + [5] * 10 + [20] * 4 + [60])
+    covered = 0
+    for _ in range(200):
+        hits = (torch.rand(100, generator=draw) < 0.9).double().repeat_interleave(sizes)
+        n = float(effective_rows(hits, torch.arange(100).repeat_interleave(sizes)))
+        low, high = wilson_interval(float(hits.mean()) * n, n)
+        covered += low <= 0.9 <= high
+    assert covered >= 183  # of 200; the variance between units alone gives 166
 
 
 def test_rows_of_their_own_are_worth_one_each_and_copies_nothing():
@@ -380,3 +396,5 @@ def test_rows_of_their_own_are_worth_one_each_and_copies_nothing():
     assert float(effective_rows(hits.repeat_interleave(3), alone.repeat_interleave(3))) == pytest.approx(5)
     # without any variance: Kish's (1 + 2 + 3)^2 / (1 + 4 + 9)
     assert float(effective_rows(torch.ones(6), torch.tensor([0, 1, 1, 2, 2, 2]))) == pytest.approx(36 / 14)
+    # rows of a unit that differ as much as others are no copies
+    assert float(effective_rows(torch.tensor([1, 0, 1, 0, 1, 0]), torch.tensor([7, 7, 7, 2, 2, 2]))) == 6

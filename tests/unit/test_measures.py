@@ -344,3 +344,11 @@ def test_intervals_cover_and_floors_are_reached_where_rows_come_in_copies():
     assert (wrong[1] <= 7).all()  # P(more than 7 of 60 at 5 %) is 0.8 %
     assert (floors[0] / gaps[0] < 0.8).all()
     torch.testing.assert_close(floors[1], gaps[1], rtol=0.25, atol=0)
+
+
+def test_the_floor_of_a_constant_model_is_what_base_rates_make_of_its_accuracy_gap():
+    parts = [copied(part) for part in range(4)]
+    parts = [Sample(torch.zeros_like(part.preds).int(), part.target, part.groups, part.units) for part in parts]
+    found = measured(parts[:2], parts[2:]).metrics
+    assert found["privacy/accuracy_gap"] > 0.01
+    assert found["privacy/accuracy_gap_floor"] == pytest.approx(found["privacy/accuracy_gap"])
