@@ -2,6 +2,8 @@
 
 ``probs`` are P(y=1) ``[N]`` of two classes, or ``[N, C]``; ``y`` are labels ``[N]`` and ``groups`` codes ``[N]``. Each
 function returns one number. The predicted class is the most probable one; of two classes, class 1 above one half.
+Intervals take ``units``, too: the same integer ``[N]`` for rows that come together, which are counted by what they are
+worth (:func:`~fairpriv.functional.effective_rows`); None: every row by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fairpriv.functional.fairness import equalized_odds_gap
-from fairpriv.functional.intervals import delta_intervals, wilson_interval
+from fairpriv.functional.intervals import delta_intervals, effective_rows, wilson_interval
 
 _LEAST = 1e-12  # lower probabilities are raised to this in log loss, like scikit-learn's rounding
 
@@ -81,7 +83,9 @@ def expected_calibration_error(probs: Tensor, y: Tensor, bins: int = 15) -> floa
     return float((hits - sure).abs().sum() / rows.sum())
 
 
-def calibration_error_interval(probs: Tensor, y: Tensor, bins: int = 15) -> tuple[float, float]:
+def calibration_error_interval(
+    probs: Tensor, y: Tensor, bins: int = 15, units: Tensor | None = None
+) -> tuple[float, float]:
     """Return a 95 % interval of :func:`expected_calibration_error`, whose lower end is 0 if a model may be calibrated.
 
     The error is a sum of sizes of differences, so a sample's is too large on average, by E|d + e| - |d| for a bin of
@@ -94,10 +98,15 @@ def calibration_error_interval(probs: Tensor, y: Tensor, bins: int = 15) -> tupl
         (low, high) within [0, 1]; it contains the error.
     """
     hits, sure, rows = _bins(probs, y, bins)
-    hits, sure, rows = (part[rows > 0] for part in (hits, sure, rows))
+    worth, worth_of_all = torch.ones_like(rows), 1.0
+    if units is not None:
+        place, _, right = _binned(probs, y, bins)
+        worth = effective_rows(right, units, place, bins) / rows.clamp(min=1)
+        worth_of_all = float(effective_rows(torch.nn.functional.one_hot(place, bins), units)) / len(place)
+    hits, sure, rows, worth = (part[rows > 0] for part in (hits, sure, rows, worth))
     n = rows.sum()
-    rate, off = (hits + 1) / (rows + 2), (hits - sure) / rows  # smoothed, so that no bin is without error
-    error = (rows * (rate * (1 - rate) + off.square() * (1 - rows / n))).sqrt() / n
+    rate, off = (worth * hits + 1) / (worth * rows + 2), (hits - sure) / rows  # smoothed: no bin is without error
+    error = (rows * (rate * (1 - rate) / worth + off.square() * (1 - rows / n) / worth_of_all)).sqrt() / n
     size = (hits - sure).abs() / n / error
     most, least = ((error * _folded_bias(at)).sum() for at in ((size - 1).clamp(min=0), size + 1))
     found, half = float((size * error).sum()), 1.96 * float(error.square().sum().sqrt())
@@ -106,13 +115,17 @@ def calibration_error_interval(probs: Tensor, y: Tensor, bins: int = 15) -> tupl
 
 def _bins(probs: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return correct predictions, summed confidence and rows of each bin of confidence, float64 ``[bins]``."""
+    place, confidence, right = _binned(probs, y, bins)
+    empty = torch.zeros(bins, dtype=torch.double, device=place.device)
+    hits, sure, rows = (empty.index_add(0, place, value) for value in (right, confidence, torch.ones_like(right)))
+    return hits, sure, rows
+
+
+def _binned(probs: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's bin, confidence, and whether its label is predicted, 1.0 or 0.0; ``[N]``."""
     columns = (probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)).double()
     confidence, label = columns.max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    empty = torch.zeros(bins, dtype=torch.double, device=columns.device)
-    values = (label == y).double(), confidence, torch.ones_like(confidence)
-    hits, sure, rows = (empty.index_add(0, place, value) for value in values)
-    return hits, sure, rows
+    return (confidence * bins).ceil().long().clamp(1, bins) - 1, confidence, (label == y).double()
 
 
 def _folded_bias(t: Tensor) -> Tensor:
@@ -126,16 +139,21 @@ def worst_group_accuracy(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     return min(float(right[groups == group].mean()) for group in groups.unique())
 
 
-def worst_group_accuracy_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
+def worst_group_accuracy_interval(
+    probs: Tensor, y: Tensor, groups: Tensor, units: Tensor | None = None
+) -> tuple[float, float]:
     """Return a 95 % interval of :func:`worst_group_accuracy`: the lowest ends of the groups' joint Wilson intervals.
 
     They hold for all groups at once (Bonferroni), since which group is the worst is chosen by the same rows.
     """
     right = predicted(probs) == y
-    codes = groups.unique()
+    codes, place = groups.unique(return_inverse=True)
+    rows = torch.bincount(place)
+    n = rows if units is None else effective_rows(right, units, place, len(codes))
+    rates = torch.bincount(place, right.double()) / rows
     ends = [
-        wilson_interval(int(right[groups == code].sum()), int((groups == code).sum()), 1 - 0.05 / len(codes))
-        for code in codes
+        wilson_interval(rate * of, of, 1 - 0.05 / len(codes))
+        for rate, of in zip(rates.tolist(), n.tolist(), strict=True)
     ]
     return min(low for low, _ in ends), min(high for _, high in ends)
 
@@ -146,10 +164,14 @@ def demographic_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     return max(_range((preds == c).double(), groups) for c in _classes(probs))
 
 
-def demographic_parity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
+def demographic_parity_interval(
+    probs: Tensor, y: Tensor, groups: Tensor, units: Tensor | None = None
+) -> tuple[float, float]:
     """Return a 95 % interval of :func:`demographic_parity_gap`, which can cover 0 (:func:`_range_interval`)."""
     preds = predicted(probs)
-    return _range_interval(((torch.ones_like(preds, dtype=torch.bool), preds == c) for c in _classes(probs)), groups)
+    return _range_interval(
+        ((torch.ones_like(preds, dtype=torch.bool), preds == c) for c in _classes(probs)), groups, units
+    )
 
 
 def equal_opportunity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
@@ -162,10 +184,12 @@ def equal_opportunity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     return _largest(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs))
 
 
-def equal_opportunity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
+def equal_opportunity_interval(
+    probs: Tensor, y: Tensor, groups: Tensor, units: Tensor | None = None
+) -> tuple[float, float]:
     """Return a 95 % interval of :func:`equal_opportunity_gap`, which can cover 0 (:func:`_range_interval`)."""
     preds = predicted(probs)
-    return _range_interval(((y == c, preds == c) for c in _classes(probs)), groups)
+    return _range_interval(((y == c, preds == c) for c in _classes(probs)), groups, units)
 
 
 def equalized_odds(probs: Tensor, y: Tensor, groups: Tensor) -> float:
@@ -184,7 +208,9 @@ def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     return _largest(found) if found else 0.0
 
 
-def predictive_parity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tuple[float, float]:
+def predictive_parity_interval(
+    probs: Tensor, y: Tensor, groups: Tensor, units: Tensor | None = None
+) -> tuple[float, float]:
     """Return a 95 % interval of :func:`predictive_parity_gap`, which can cover 0 (:func:`_range_interval`).
 
     It is [0, 1] where nobody is predicted 1, since nothing is known of the gap then.
@@ -192,7 +218,7 @@ def predictive_parity_interval(probs: Tensor, y: Tensor, groups: Tensor) -> tupl
     preds = predicted(probs)
     if not any((preds == c).any() for c in _classes(probs)):
         return 0.0, 1.0
-    return _range_interval(((preds == c, y == c) for c in _classes(probs)), groups)
+    return _range_interval(((preds == c, y == c) for c in _classes(probs)), groups, units)
 
 
 def calibration_gap(probs: Tensor, y: Tensor, groups: Tensor, bins: int = 15) -> float:
@@ -221,18 +247,25 @@ def _largest(ranges: Iterable[float]) -> float:
     return max((found for found in ranges if not math.isnan(found)), default=math.nan)
 
 
-def _range_interval(parts: Iterable[tuple[Tensor, Tensor]], groups: Tensor) -> tuple[float, float]:
+def _range_interval(
+    parts: Iterable[tuple[Tensor, Tensor]], groups: Tensor, units: Tensor | None
+) -> tuple[float, float]:
     """Return an interval of the largest range over groups of a share, by :func:`~fairpriv.functional.delta_intervals`.
 
     Args:
         parts: per class, which rows are counted and which of them succeed, ``[N]`` bool each.
         groups: codes ``[N]``.
+        units: as in :func:`~fairpriv.functional.effective_rows`, ``[N]``; None: every row by itself.
     """
     _, place = groups.unique(return_inverse=True)
     size = int(place.max()) + 1
-    counts = [
-        [torch.bincount(place[chosen & (hit == succeeds)], minlength=size) for succeeds in (False, True)]
-        for chosen, hit in parts
-    ]
-    low, high = delta_intervals(torch.stack([torch.stack(pair, 1) for pair in counts]))  # [classes, S, 2]
+    counts = []
+    for chosen, hit in parts:
+        pair = [torch.bincount(place[chosen & (hit == succeeds)], minlength=size) for succeeds in (False, True)]
+        count = torch.stack(pair, 1)
+        if units is not None:
+            n = effective_rows(hit, units, torch.where(chosen, place, size), size + 1)[:size]
+            count = count * (n / count.sum(1).clamp(min=1))[:, None]
+        counts.append(count)
+    low, high = delta_intervals(torch.stack(counts))  # [classes, S, 2]
     return float(low.amax()), float(high.amax())

@@ -7,7 +7,14 @@ from fairlearn import metrics as fairlearn
 from sklearn import metrics as sklearn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from fairpriv.classifiers.dimensions.prediction import _resampled
+from fairpriv.classifiers.dimensions.prediction import (
+    PredictionMetric,
+    Sample,
+    _calibrated,
+    _dealt,
+    _interval,
+    _resampled,
+)
 from fairpriv.functional import predictions
 
 
@@ -210,3 +217,52 @@ def test_rows_that_come_together_are_drawn_together():
     alone = torch.tensor([4, 0, 2])  # as a draw of places
     expected = torch.randint(3, (3,), generator=torch.Generator().manual_seed(1))
     assert next(_resampled(alone, torch.Generator().manual_seed(1))).tolist() == expected.tolist()
+
+
+def copied(generator, units=120):
+    """Units of 1 to 8 equal rows, of a calibrated model that is right in 70 %, whatever the group."""
+    y, groups = torch.arange(units) % 2, torch.arange(units) // 2 % 2
+    confidence = torch.rand(units, generator=generator, dtype=torch.double) * 0.4 + 0.5
+    right = torch.rand(units, generator=generator) < confidence
+    probs = torch.where(right == (y == 1), confidence, 1 - confidence)
+    rows = torch.randint(1, 9, (units,), generator=generator)
+    return Sample(*(of.repeat_interleave(rows) for of in (probs, y, groups, torch.arange(units))))
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("demographic_parity", 0.0),
+        ("equal_opportunity", 0.0),
+        ("predictive_parity", 0.0),
+        ("worst_group_accuracy", 0.7),
+        ("calibration_error", 0.0),
+    ],
+)
+def test_intervals_that_metrics_name_cover_where_rows_come_in_copies(name, truth):
+    draw = torch.Generator().manual_seed(0)
+    about = PredictionMetric(predictions.accuracy, interval=getattr(predictions, f"{name}_interval"))
+    missed = torch.zeros(2)
+    for _ in range(40):
+        sample = copied(draw)
+        for known, given in enumerate((sample._replace(units=torch.arange(len(sample.y))), sample)):
+            low, high = _interval(about, given, draw)
+            missed[known] += not low <= truth <= high
+    assert missed[0] >= 8  # of 40: rows taken as independent mislead
+    assert missed[1] <= 5  # P(more than 5 of 40 at 5 %) is 1.4 %
+
+
+def test_floors_are_reached_where_rows_come_in_copies():
+    draw = torch.Generator().manual_seed(0)
+    for dealt, measure in (
+        (_dealt, predictions.demographic_parity_gap),
+        (_calibrated, lambda probs, y, _: predictions.expected_calibration_error(probs, y)),
+    ):
+        gaps, floors = torch.zeros(400), torch.zeros(400)
+        for i in range(400):
+            sample = copied(draw)
+            drawn = dealt(sample, draw)
+            changed = (drawn.y if dealt is _calibrated else drawn.groups) + 2 * sample.units
+            assert len(changed.unique()) == len(sample.units.unique())  # equal rows stay together
+            gaps[i], floors[i] = measure(*sample[:3]), measure(*drawn[:3])
+        assert float(floors.mean() / gaps.mean()) == pytest.approx(1, abs=0.15)

@@ -50,8 +50,9 @@ class PredictionMetric:
         floor: how its value without any effect is estimated: ``groups`` deals the groups at random among the rows of a
             label, ``calibrated`` draws labels from the probabilities; null: no floor.
         interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval (in YAML with
-            ``_partial_: true``); null: percentiles of a bootstrap over rows. These do not cover a quantity that is
-            biased upward in small samples, such as a calibration error or a gap.
+            ``_partial_: true``), and of ``units`` if it has such a parameter: the same number ``[N]`` for equal rows,
+            which were dealt together. null: percentiles of a bootstrap over rows. These do not cover a quantity that
+            is biased upward in small samples, such as a calibration error or a gap.
     """
 
     kind: ClassVar[str] = "prediction_metric"
@@ -206,7 +207,9 @@ def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
 def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> tuple[float, float] | None:
     """Return the metric's own interval, or percentiles over draws of the rows; None if half of these are undefined."""
     if metric.interval is not None:
-        low, high = metric.interval(*sample[: _arguments(metric.interval)])
+        takes_units = "units" in inspect.signature(metric.interval).parameters
+        more = {"units": sample.units} if takes_units else {}
+        low, high = metric.interval(*sample[: _arguments(metric.interval)], **more)
         return float(low), float(high)
     drawn = [metric.value(sample.take(index)) for index in _resampled(sample.units, generator)]
     values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
@@ -218,9 +221,7 @@ def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generat
 
 def _resampled(units: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Draw units with replacement, as many as there are, and yield the places of their rows."""
-    _, unit = units.unique(return_inverse=True)
-    place = torch.arange(len(units))
-    first_seen = torch.full_like(place, len(place)).scatter_reduce(0, unit, place, "amin")[unit]
+    first_seen = _first_of_unit(units)
     order = first_seen.argsort(stable=True)  # equal rows side by side; as it is where there are none
     rows = first_seen[order].unique_consecutive(return_counts=True)[1]
     first = rows.cumsum(0) - rows
@@ -231,23 +232,32 @@ def _resampled(units: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         yield order[first[drawn].repeat_interleave(counts) + within]
 
 
+def _first_of_unit(units: Tensor) -> Tensor:
+    """Return the place of the first row of each row's unit, ``[N]``."""
+    _, unit = units.unique(return_inverse=True)
+    place = torch.arange(len(units))
+    return torch.full_like(place, len(place)).scatter_reduce(0, unit, place, "amin")[unit]
+
+
 def _mean(drawn: Iterable[float]) -> float | None:
     values = [value for value in drawn if math.isfinite(value)]
     return sum(values) / len(values) if values else None
 
 
 def _dealt(sample: Sample, generator: torch.Generator) -> Sample:
-    """Deal the groups anew among the rows of each label."""
-    groups = sample.groups.clone()
+    """Deal the groups anew among the units of each label, whose rows stay together."""
+    groups, first = sample.groups.clone(), _first_of_unit(sample.units)
     for label in sample.y.unique():
-        places = (sample.y == label).nonzero()[:, 0]
+        places = ((sample.y == label) & (first == torch.arange(len(first)))).nonzero()[:, 0]
         groups[places] = groups[places[torch.randperm(len(places), generator=generator)]]
-    return sample._replace(groups=groups)
+    return sample._replace(groups=groups[first])
 
 
 def _calibrated(sample: Sample, generator: torch.Generator) -> Sample:
-    """Draw labels from the probabilities, so that the model is calibrated for them."""
+    """Draw labels from the probabilities, one for each unit, so that the model is calibrated for them."""
     probs = sample.given
     if probs.dim() == 2:
-        return sample._replace(y=torch.multinomial(probs, 1, generator=generator)[:, 0])
-    return sample._replace(y=(torch.rand(len(probs), generator=generator, dtype=probs.dtype) < probs).long())
+        y = torch.multinomial(probs, 1, generator=generator)[:, 0]
+    else:
+        y = (torch.rand(len(probs), generator=generator, dtype=probs.dtype) < probs).long()
+    return sample._replace(y=y[_first_of_unit(sample.units)])
