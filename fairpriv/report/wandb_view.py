@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TABLES = ("generations", "decisions")  # that a cell logs
+# What a fit logs, as STAGE/NAME.
+CURVES = {
+    "loss": "Training loss",
+    "val_loss": "Validation loss",
+    "val_accuracy": "Validation accuracy",
+    "val_balanced_accuracy": "Validation balanced accuracy",
+    "val_equalized_odds_gap": "Validation equalized-odds gap",
+    "lambda": "Weight of the fairness penalty",
+}
 TIMEOUT = 20  # seconds
 _WIDE = 24  # columns of a report
 
@@ -42,6 +51,7 @@ class View:
         floors: average of a metric with nothing to find, by the metric.
         scatters: pairs of metrics, cost and protection.
         tables: names of logged tables.
+        curves: what the fits log, by the title of their plot.
     """
 
     group: str
@@ -53,6 +63,7 @@ class View:
     floors: dict[str, str]
     scatters: list[tuple[str, str]]
     tables: list[str]
+    curves: dict[str, list[str]]
 
     @classmethod
     def of(
@@ -70,6 +81,7 @@ class View:
             {metric: floor for metric in table.columns if (floor := f"{metric}_floor") in table.metrics},
             table.panels,
             [name for name in TABLES if any(name in summary for _, summary in runs)],
+            curves({name for _, summary in runs for name in summary}),
         )
 
     def label(self, metric: str) -> str:
@@ -108,11 +120,23 @@ class View:
             )
             for metric in self.columns
         ]
+        lines = [
+            wr.LinePlot(
+                title=title,
+                x="trainer/global_step",  # W&B's own step counts on from one fit to the next
+                y=keys,
+                groupby_aggfunc="mean",
+                groupby_rangefunc="stderr",
+                max_runs_to_show=self.runs,
+            )
+            for title, keys in self.curves.items()
+        ]
         wide = wr.Layout(w=_WIDE, h=9)
         found = {
             "Trade-off": scatters,
             "Parallel coordinates": [wr.ParallelCoordinatesPlot(columns=axes, layout=wide)],
             "Metrics": bars,
+            "Training curves": lines,
             "Runs side by side": [wr.RunComparer(diff_only="split", layout=wide)],
             "Tables": [wr.WeavePanelSummaryTable(table_name=name, layout=wide) for name in self.tables],
         }
@@ -171,6 +195,13 @@ class View:
             blocks=blocks,
             width="fluid",
         )
+
+
+def curves(logged: Collection[str]) -> dict[str, list[str]]:
+    """Sort the names of what fits log by the title of their plot; a fit is known by its training loss."""
+    fits = sorted(name.removesuffix("/loss") for name in logged if name.endswith("/loss"))
+    found = {title: [name for fit in fits if (name := f"{fit}/{kind}") in logged] for kind, title in CURVES.items()}
+    return {title: names for title, names in found.items() if names}
 
 
 def _result(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Result:

@@ -256,6 +256,9 @@ def test_a_cell_arrives_with_its_numbers_goals_and_files(fairpriv, logged, servi
     assert goals["eval/accuracy"] == [2]  # the greatest value
     assert goals["fairness/equalized_odds_gap"] == [1]  # the least
     assert goals["privacy/below_tau"] == []
+    trained = {name for row in run.history if "epoch" in row for name in row if name[0] != "_"}
+    drawn = module.curves(run.summary)
+    assert trained - {"epoch", "trainer/global_step"} == {name for names in drawn.values() for name in names} != set()
     sent = service.artifacts[f"result-{result.id}"]
     assert sent.committed
     assert sent.files["result.json"] == (tmp_path / "out" / "cells" / result.id / "result.json").read_bytes()
@@ -342,6 +345,9 @@ def sent(service) -> Service:
                 "status": "completed",
                 "_step": 3,
                 "seconds/base": 1.5,
+                "base/loss": 0.4,
+                "base/val_loss": 0.5,
+                f"{defence}/loss": 0.3,
                 "decisions": {"_type": "table-file"},
             }
     run.summary = {"status": "failed", "error": "ValueError: no"}
@@ -371,6 +377,7 @@ def test_wandb_view_saves_a_workspace_and_a_report(sent, fairpriv):
         "Trade-off": ["Scatter Plot"],
         "Parallel coordinates": ["Parallel Coordinates Plot"],
         "Metrics": ["Bar Chart", "Bar Chart"],
+        "Training curves": ["Run History Line Plot", "Run History Line Plot"],
         "Runs side by side": ["Run Comparer"],
         "Tables": ["Weave"],
     }
@@ -386,6 +393,10 @@ def test_wandb_view_saves_a_workspace_and_a_report(sent, fairpriv):
     assert [panel["config"]["metrics"] for panel in panels["Metrics"]] == [
         ["eval/accuracy"],
         ["privacy/accuracy_gap", "privacy/accuracy_gap_floor"],
+    ]
+    assert [(panel["config"]["xAxis"], panel["config"]["metrics"]) for panel in panels["Training curves"]] == [
+        ("trainer/global_step", ["base/loss", "fair_finetune/loss", "none/loss"]),
+        ("trainer/global_step", ["base/val_loss"]),
     ]
     assert (report["type"], report["displayName"]) == ("runs", "mine")
     grids = [block for block in report["spec"]["blocks"] if block["type"] == "panel-grid"]
