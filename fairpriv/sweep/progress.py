@@ -177,7 +177,9 @@ class SweepProgress(Callback):
         several = len(self.running) > 1
         text = "the cells that run come to their end" if several else "the cell that runs comes to its end"
         text = f"fairpriv: interrupted: {text}, the rest waits; Ctrl-C again stops {'them' if several else 'it'}"
-        threading.Thread(target=self.say, args=(text,)).start()  # not here, since another print may be in progress
+        saying = threading.Thread(target=self.say, args=(text,))  # not here, since another print may be in progress
+        saying.start()
+        self.at_end.callback(saying.join)
 
     def _describe(self) -> None:
         if self.bar:

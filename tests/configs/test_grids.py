@@ -98,7 +98,7 @@ def test_a_key_of_one_arm_is_composed_there_only():
     none, lora = cell_configs(CONF, [], words)
     assert (lora["defense"]["lr"], lora["model"]["dtype"]) == (0.5, "bfloat16")
     assert none["defense"]["name"] == "none"
-    assert none["model"]["dtype"] == "float32"
+    assert none["model"]["dtype"] == "fastest"
 
 
 def test_grids_share_params_and_go_before_them(grid):

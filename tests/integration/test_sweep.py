@@ -193,12 +193,17 @@ def test_a_process_that_dies_leaves_whole_files_and_the_same_command_goes_on(fai
 
 
 def test_a_search_on_two_objectives_reports_its_front_and_goes_on_where_more_trials_are_asked_for(
-    fairpriv, small, fits, tmp_path
+    fairpriv, mine, small, fits, tmp_path
 ):
+    head, *people = (mine / "people.csv").read_text().splitlines()
+    by_age = [f"{line.rpartition(',')[0]},{'yes' if int(line.split(',')[0]) > 44 else 'no'}" for line in people]
+    (tmp_path / "by_age.csv").write_text("\n".join([head, *by_age]))  # so that every model is better than guessing
+
     def search(trials: int, *more: str):
         return fairpriv(
             "-m",
             *small,
+            f"dataset.source.files=[{tmp_path / 'by_age.csv'}]",
             "hydra/sweeper=search",
             f"hydra.sweeper.trials={trials}",
             "hydra.sweeper.objectives=[eval/accuracy,fairness/equalized_odds_gap]",
