@@ -31,6 +31,7 @@ from fairpriv.result import write_whole
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+\.png)\)")
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -49,14 +50,13 @@ def tables() -> None:
 
 
 def pictures() -> None:
-    """Draw every picture of a study's page anew that ``fairpriv compare`` draws of its results."""
-    for study in studies():
-        shown = re.findall(r"\]\((\w+\.png)\)", (study / "README.md").read_text(encoding="utf-8"))
-        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-            compare([study / "results"], Path(out))
-            for drawn in (Path(out, "plots", name) for name in shown):
-                if drawn.exists():
-                    write_whole(study / drawn.name, drawn.read_bytes())
+    """Draw every picture anew above which a page names the ``fairpriv compare`` that draws it."""
+    for page in sorted(HERE.glob("*/README.md")):
+        for command, name in DRAWN.findall(page.read_text(encoding="utf-8")):
+            with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+                given = commands()["compare"].parse_intermixed_args(shlex.split(command)[2:])
+                compare([ROOT / place for place in given.places], Path(out), where=given.where, by=given.by)
+                write_whole(page.parent / name, Path(out, "plots", name).read_bytes())
 
 
 def rendered(text: str) -> str:

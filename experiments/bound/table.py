@@ -5,19 +5,23 @@ from pathlib import Path
 
 from fairpriv.report.finding import find_results
 from fairpriv.report.game_plots import GAPS, STANDINGS, standing
+from fairpriv.result import Result
 
 
 def table() -> list[str]:
     """Lines of a Markdown table, a line for each gap and data set."""
     cells = find_results([Path(__file__).parent / "results"])[0]
-    lines = ["| gap | data | cells | degenerate | " + " | ".join(STANDINGS) + " |", "|---|---|" + "---:|" * 6]
+    lines = ["| gap | of | cells | degenerate | " + " | ".join(STANDINGS) + " |", "|---|---|" + "---:|" * 6]
     for gap, label in GAPS:
-        for data in sorted({cell.config["dataset"]["name"] for cell in cells}):
-            of = [cell for cell in cells if cell.config["dataset"]["name"] == data]
+        parts: dict[str, list[Result]] = {}
+        for cell in cells:
+            alike = "alpha 0.5" if cell.config["game"]["alpha"] == 0.5 else "alpha above 0.5"
+            for part in (cell.config["dataset"]["name"], cell.config["defense"]["name"], alike):
+                parts.setdefault(part, []).append(cell)
+        for part, of in sorted(parts.items()):
             count = Counter(standing(cell, gap) for cell in of)
-            marked = sum(bool(cell.degenerate) for cell in of)
-            numbers = [len(of), marked, *(count[kind] for kind in STANDINGS)]
-            lines.append(f"| {label} | {data} | {' | '.join(map(str, numbers))} |")
+            numbers = [len(of), sum(bool(cell.degenerate) for cell in of), *(count[kind] for kind in STANDINGS)]
+            lines.append(f"| {label} | {part} | {' | '.join(map(str, numbers))} |")
     return lines
 
 
