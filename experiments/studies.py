@@ -168,7 +168,11 @@ def keep(name: str, folder: Path) -> None:
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
-        write_whole(results / f"{told['id']}.json", json.dumps(told).encode() + b"\n")
+        text, paths = json.dumps(told), told["config"].get("paths") or {}
+        for place, name in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
+            if Path(paths.get(place) or "").is_absolute():
+                text = text.replace(json.dumps(paths[place])[1:-1], name)
+        write_whole(results / f"{told['id']}.json", text.encode() + b"\n")
     print(f"{results.relative_to(ROOT)}: {len(found)} cells")
 
 

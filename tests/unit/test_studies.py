@@ -76,6 +76,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
         cell = tmp_path / "outputs" / "studies" / "small" / "cells" / "a"
         cell.mkdir(parents=True)
         told = {"id": "a", "metrics": {"data/rows": 3, "eval/accuracy": 0.5}, "artifacts": {"x": "y"}}
+        told["config"] = {"paths": {"root": "/home/me/out", "data": "data"}, "model": {"cache": "/home/me/out/cache"}}
         told |= {key: {} for key in ("outcome", "described", "intervals", "signed")}
         (cell / "result.json").write_text(json.dumps(told))
 
@@ -83,7 +84,9 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     studies.main(["run", "small", "threads=1"])
     assert ran == [f"-m fairpriv dataset=german seed=1 paths.root={tmp_path}/outputs/studies/small threads=1"]
     assert [path.name for path in (study / "results").iterdir()] == ["a.json"]
-    assert '"metrics": {"eval/accuracy": 0.5}' in (study / "results" / "a.json").read_text()
+    kept = json.loads((study / "results" / "a.json").read_text())
+    assert kept["metrics"] == {"eval/accuracy": 0.5}
+    assert kept["config"] == {"paths": {"root": "outputs", "data": "data"}, "model": {"cache": "outputs/cache"}}
 
 
 def test_without_a_command_the_commands_are_told(studies):
