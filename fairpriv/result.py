@@ -238,7 +238,7 @@ _SHAPES = {
 }
 
 
-_MAY_BE_INFINITE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+_MAY_BE_INFINITE = re.compile(rb"[eE]\+?\d{3}|\d{200}")  # 200 digits and an exponent below 100 are below 1e308
 
 
 def _finite_or_none(text: str) -> float | None:

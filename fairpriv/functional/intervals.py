@@ -211,10 +211,8 @@ def crossed_rate_interval(right: Tensor, level: float = 0.95, units: Tensor | No
     if len(right) < 2:
         raise ValueError(f"{len(right)} models: two are needed, because their rates differ")
     rates = right.double().mean(1)
-    rate, rows = (
-        float(rates.mean()),
-        right.shape[1] if units is None else float(effective_rows(right.double().mean(0), units)),
-    )
+    rate = float(rates.mean())
+    rows = right.shape[1] if units is None else float(effective_rows(right.double().mean(0), units))
     lo, hi = wilson_interval(rate * rows, rows, level)
     half = float(stdtrit(len(rates) - 1, (1 + level) / 2) * rates.std()) / math.sqrt(len(rates))
     return max(0.0, rate - math.hypot(rate - lo, half)), min(1.0, rate + math.hypot(hi - rate, half))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -65,24 +66,28 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     (study / "results").mkdir(parents=True)
     (study / "results" / "old.json").write_text("{}")
     (study / "README.md").write_text(
-        "# Small\n```\nfairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\n"
+        "# Small\n```\nfairpriv dataset=mine\nfairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\n"
     )
     monkeypatch.setattr(studies, "HERE", study.parent)
     monkeypatch.setattr(studies, "ROOT", tmp_path)
     ran = []
 
-    def run(words, check):
+    def run(words):
         ran.append(shlex.join(words[1:]))
+        if "dataset=mine" in words:
+            return subprocess.CompletedProcess(words, 2)  # as a data set that is not there
         cell = tmp_path / "outputs" / "studies" / "small" / "cells" / "a"
         cell.mkdir(parents=True)
         told = {"id": "a", "metrics": {"data/rows": 3, "eval/accuracy": 0.5}, "artifacts": {"x": "y"}}
         told["config"] = {"paths": {"root": "/home/me/out", "data": "data"}, "model": {"cache": "/home/me/out/cache"}}
         told |= {key: {} for key in ("outcome", "described", "intervals", "signed")}
         (cell / "result.json").write_text(json.dumps(told))
+        return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(studies.subprocess, "run", run)
     studies.main(["run", "small", "threads=1"])
-    assert ran == [f"-m fairpriv dataset=german seed=1 paths.root={tmp_path}/outputs/studies/small threads=1"]
+    last = f"paths.root={tmp_path}/outputs/studies/small threads=1"
+    assert ran == [f"-m fairpriv dataset=mine {last}", f"-m fairpriv dataset=german seed=1 {last}"]
     assert [path.name for path in (study / "results").iterdir()] == ["a.json"]
     kept = json.loads((study / "results" / "a.json").read_text())
     assert kept["metrics"] == {"eval/accuracy": 0.5}

@@ -108,9 +108,9 @@ def _arguments(called: Callable[..., Any]) -> int:
 class Predictions(Probe):
     """A dimension of one or several measures of predictions, on the test rows of both worlds together.
 
-    Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws, in which
-    equal rows, which were dealt together, are drawn together. They take the model
-    as given. The interval of a gap between groups is made of those of the groups.
+    Intervals are those that a metric names, else percentiles of a bootstrap over rows, 200 draws, in which equal rows,
+    which were dealt together, are drawn together. They take the model as given. The interval of a gap between groups is
+    made of those of the groups.
     """
 
     kind: ClassVar[str] = "predictions"
