@@ -28,7 +28,7 @@ from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare, markdown, selected
 from fairpriv.report.published import measured
 from fairpriv.report.reading import reading
-from fairpriv.result import write_whole
+from fairpriv.result import DESCRIBED, write_whole
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -163,17 +163,22 @@ def keep(name: str, folder: Path) -> None:
         raise InputError(f"{folder}: holds no cell")
     for path in results.glob("*.json"):
         path.unlink()
+    described: dict[str, Any] = {}
     for path in found:
         told = json.loads(path.read_bytes())
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
+        # What metrics mean is said once, beside the results; one that says something else keeps it.
+        told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
         text, paths = json.dumps(told), told["config"].get("paths") or {}
         for place, name in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
             if Path(paths.get(place) or "").is_absolute():
                 text = text.replace(json.dumps(paths[place])[1:-1], name)
         write_whole(results / f"{told['id']}.json", text.encode() + b"\n")
+    if described:
+        write_whole(results / DESCRIBED, json.dumps(described, indent=1).encode() + b"\n")
     print(f"{results.relative_to(ROOT)}: {len(found)} cells")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 SCHEMA_VERSION = 1
+DESCRIBED = "described.json"
 LARGEST = 8_000_000  # bytes of a file; a result has some ten thousand
 _LARGEST_NUMBER = 1e100
 
@@ -158,8 +159,31 @@ def parse(path: Path) -> Any:
         raise NotOursError(f"truncated or not JSON ({error})") from None
 
 
-def from_document(document: Any, folder: Path) -> Result:
-    """Make a result of the content of a file in ``folder``; raise `NotOursError` where it is none."""
+def shared_descriptions(folder: Path) -> dict[str, Any]:
+    """Read what a folder's ``described.json`` says of metrics, by their names; return nothing where there is none.
+
+    Results that lie together say the same of their metrics, which is most of their text: this file holds it once.
+    Its entries are those of ``described`` in a result. Raise `NotOursError` where it is damaged.
+    """
+    if not (path := folder / DESCRIBED).is_file():
+        return {}
+    try:
+        found = parse(path)
+    except NotOursError as error:
+        raise NotOursError(f"{DESCRIBED} beside it: {error}") from None
+    if not isinstance(found, dict):
+        raise NotOursError(f"{DESCRIBED} beside it should be a mapping of metrics to what they mean")
+    return found
+
+
+def from_document(
+    document: Any, folder: Path, shared: Callable[[Path], Mapping[str, Any]] = shared_descriptions
+) -> Result:
+    """Make a result of the content of a file in ``folder``; raise `NotOursError` where it is none.
+
+    ``shared`` finds the descriptions that the folder's results share, and is asked only for metrics that the file does
+    not describe itself.
+    """
     if not isinstance(document, dict) or "schema_version" not in document:
         raise NotOursError("no result of fairpriv: it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
@@ -175,6 +199,8 @@ def from_document(document: Any, folder: Path) -> Result:
         raise NotOursError(f"it is of cell {document['id'][:40]}: it has come here from another folder")
     known = {f.name: document[f.name] for f in fields(Result) if f.name in document}
     metrics, told = document["metrics"], document.get("described", {})
+    if not metrics.keys() <= told.keys():
+        told = {**shared(folder), **told}
     described = {name: _metric(name, told[name]) for name in metrics if name in told}
     return Result(**known | {"described": described, "folder": folder})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import marshal
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from fairpriv.errors import InputError
-from fairpriv.result import LARGEST, NotOursError, Result, from_document, parse, require_computable, require_plain
+from fairpriv.result import (
+    DESCRIBED,
+    LARGEST,
+    NotOursError,
+    Result,
+    from_document,
+    parse,
+    require_computable,
+    require_plain,
+    shared_descriptions,
+)
 from fairpriv.sweep.listing import entries, plan
 
 NOT_FINISHED = "not finished"
@@ -21,7 +32,8 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     A folder with ``cells.txt`` is a sweep. Its results are those of the ids in it, in ``cells/`` two folders up, and
     the reason for a missing one is ``NOT_FINISHED``, also for cells that the sweep has not come to. Elsewhere any
     ``*.json`` with our schema version counts. Other JSON files are ignored silently unless they are called
-    ``result.json``. A cell found twice counts once; a completed one is preferred.
+    ``result.json``. A cell found twice counts once; a completed one is preferred. What a result does not say of its
+    metrics is read in ``described.json`` beside it.
 
     Raises:
         InputError: a folder does not exist.
@@ -29,6 +41,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     found: dict[str, tuple[bool, float, Result]] = {}
     skipped: dict[Path, str] = {}
     parts: dict[bytes, Any] = {}
+    described = functools.cache(shared_descriptions)
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
         if not path.exists():
             skipped[path] = NOT_FINISHED
@@ -40,7 +53,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             foreign = not isinstance(document, dict) or "schema_version" not in document
             if foreign and path.name != "result.json":
                 continue
-            result = from_document(document, path.parent)
+            result = from_document(document, path.parent, described)
             require_computable(result)
             _share(result, parts)
         except NotOursError as error:
@@ -99,4 +112,6 @@ def _candidates(folder: Path) -> Iterator[Path]:
             yield from (here / f"cell {number}, to come" for number in range(len(listed), plan(here).total or 0))
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in sorted(files) if name.endswith(".json") and name != "sweep.json")
+        yield from (
+            here / name for name in sorted(files) if name.endswith(".json") and name not in ("sweep.json", DESCRIBED)
+        )

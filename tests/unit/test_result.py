@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairpriv.errors import InputError
+from fairpriv.metrics import Metric
 from fairpriv.report.finding import NOT_FINISHED, find_results
 from fairpriv.result import Result, environment, git_state, read_rows, write_rows
 
@@ -238,6 +239,33 @@ def test_truncated_and_foreign_results_are_named(tmp_path):
         "e.json",
     ]
     assert all(reason for _, reason in skipped)
+
+
+def test_what_results_share_of_their_metrics_is_said_once_beside_them(tmp_path):
+    own = Metric("fairness/gap", "another gap", better="less")
+    result(id="a").write(tmp_path / "a.json")
+    result(id="b", metrics={"fairness/gap": 0.1, "eval/accuracy": 0.8}, described={"fairness/gap": own}).write(
+        tmp_path / "b.json"
+    )
+    shared = {name: Metric(name, f"shared {name}").plain() for name in ("eval/accuracy", "fairness/gap")}
+    (tmp_path / "described.json").write_text(json.dumps(shared))
+    found, skipped = find_results([tmp_path])
+    assert skipped == []
+    first, second = sorted(found, key=lambda one: one.id)
+    assert first.metric("eval/accuracy").label == "shared eval/accuracy"
+    assert list(first.described) == ["eval/accuracy"]  # only what it has
+    assert (second.metric("fairness/gap"), second.metric("eval/accuracy")) == (own, first.metric("eval/accuracy"))
+    assert Result.read(tmp_path / "a.json") == first
+    assert [one.described for one in find_results([tmp_path / "a.json"])[0]] == [first.described]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"eval/accuracy"', '{"eval/accuracy": {"better": "more"}}'])
+def test_damaged_shared_descriptions_are_named(tmp_path, content):
+    result(id="a").write(tmp_path / "a.json")
+    (tmp_path / "described.json").write_text(content)
+    (found,) = find_results([tmp_path])[1]
+    assert found[0].name == "a.json"
+    assert "described" in found[1]
 
 
 def test_sweep_folder_reads_its_own_cells_only(tmp_path, monkeypatch):

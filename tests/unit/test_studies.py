@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fairpriv.metrics import Metric
+from fairpriv.report.finding import find_results
+from fairpriv.result import Result
+
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in sorted((ROOT / "experiments").rglob("*.md")) if "made by:" in page.read_text()]
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?(?!\w|\.\d)")
@@ -92,6 +96,26 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     kept = json.loads((study / "results" / "a.json").read_text())
     assert kept["metrics"] == {"eval/accuracy": 0.5}
     assert kept["config"] == {"paths": {"root": "outputs", "data": "data"}, "model": {"cache": "outputs/cache"}}
+
+
+def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch):
+    def result(name, label):
+        described = {"eval/accuracy": Metric("eval/accuracy", label), "data/rows": Metric("data/rows")}
+        return Result(name, "completed", {"seed": 0}, {"eval/accuracy": 0.5, "data/rows": 3.0}, described)
+
+    labels = {"a": "accuracy", "b": "accuracy", "c": "another"}
+    for name, label in labels.items():
+        result(name, label).write(tmp_path / "cells" / name / "result.json")
+    monkeypatch.setattr(studies, "HERE", tmp_path)
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    studies.keep("small", tmp_path)
+    kept = tmp_path / "small" / "results"
+    told = {path.stem: json.loads(path.read_text()) for path in kept.glob("*.json")}
+    assert told.pop("described") == {"eval/accuracy": Metric("eval/accuracy", "accuracy").plain()}
+    assert [sorted(told[name]["described"]) for name in "abc"] == [[], [], ["eval/accuracy"]]
+    found, skipped = find_results([kept])
+    assert skipped == []
+    assert {one.id: one.metric("eval/accuracy").label for one in found} == labels
 
 
 def test_without_a_command_the_commands_are_told(studies):
