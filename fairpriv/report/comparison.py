@@ -662,7 +662,7 @@ def _leaves(
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and set(value) == {"content"} and isinstance(value["content"], str):
             yield f"{key}.content", value["content"]
-            value = inputs.setdefault((key, value["content"]), value_at(config, key))
+            value = inputs.setdefault((key, value["content"]), portable(value_at(config, key)))
         if isinstance(value, dict) and value:
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))
@@ -670,6 +670,8 @@ def _leaves(
             yield key, portable(value)
 
     def portable(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: portable(item) for name, item in value.items()}
         if isinstance(value, list):
             return [portable(item) for item in value]
         for folder, name in folders:

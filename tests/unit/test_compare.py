@@ -80,6 +80,15 @@ def test_cells_are_grouped_by_what_was_hashed():
     assert table.place == ["dataset.name", "defense.name", "dataset.source.content"]
 
 
+def test_equal_data_below_two_roots_tell_no_rows_apart():
+    cells = [hashed(f"/{root}/adult", "01ab", seed) for seed, root in enumerate("aab")]
+    for made, root in zip(cells, "aab", strict=True):
+        made.config["paths"] = {"root": f"/{root}"}
+    (group,) = Comparison.of([*cells, hashed("/b/adult", "02cd", 3)]).groups[:1]
+    assert [*group.completed] == ["0", "1", "2"]
+    assert group.leaves["dataset.source.folder"] == "${paths.root}/adult"
+
+
 def written(tmp_path, *cells):
     for i, result in enumerate(cells):
         path = tmp_path / "cells" / str(i) / "result.json"
