@@ -33,6 +33,7 @@ OUTCOME_VERSION = 2
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads", "task"})
 _LANGUAGE_MODELS_ONLY = frozenset({"judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
+_LATER = frozenset({"grid_epochs"})  # keys of objects that were added later; null is what was done before
 _NOT_OUTCOME_WITHIN = {  # sections that are not objects of ours
     "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
         "accelerator",
@@ -166,8 +167,8 @@ def _counted(node: Any) -> Any:
     if "_target_" not in node:
         return {key: _counted(value) for key, value in node.items()}
     kind, without = declared(str(node["_target_"]))
-    counted = {key: _counted(value) for key, value in node.items() if key != "_target_" and key not in without}
-    return {"_kind_": kind} | counted
+    without |= {"_target_"} | {key for key in _LATER if node.get(key) is None}
+    return {"_kind_": kind} | {key: _counted(value) for key, value in node.items() if key not in without}
 
 
 def _canonical(obj: Any) -> Any:

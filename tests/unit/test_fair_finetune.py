@@ -114,6 +114,19 @@ def test_lambda_is_the_smallest_validation_gap_among_those_that_keep_their_accur
     assert gap == pytest.approx(table[metrics["defense/lambda"]][1], abs=1e-6)
 
 
+def test_of_short_candidates_the_chosen_one_alone_is_tuned_in_full():
+    fits = []
+    how = {"penalty": "validation", "grid": [0.3, 2.0], "tolerance": 0.3, **SHORT}
+    defended = FairFineTuning(grid_epochs=2, **how).defend(victim(fits=fits))
+    assert [epochs for _, _, epochs, _ in fits] == [2, 2, 2, 8]
+    chosen = defended.measured.metrics["defense/lambda"]
+    assert chosen > 0
+    rows = PureGroups().part("validation", 0)
+    fixed = FairFineTuning(**how | {"penalty": chosen}).defend(victim())
+    assert torch.equal(defended.answers(rows), fixed.answers(rows))
+    assert torch.allclose(defended.net(rows.X), fixed.net(rows.X), atol=1e-6)
+
+
 def test_dual_ascent_reports_the_lambda_that_it_came_to():
     metrics = FairFineTuning(penalty="dual", epsilon=0.02, dual_rate=1.0, **SHORT).defend(victim()).measured.metrics
     assert metrics["defense/lambda"] > 0
@@ -217,6 +230,8 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
         ({"penalty": -1.0}, "lambda must be a number of at least 0"),
         ({"penalty": float("nan")}, "lambda must be a number of at least 0"),
         ({"penalty": "validation", "grid": []}, r"defense\.grid lists no lambda"),
+        ({"grid_epochs": 0}, r"defense\.grid_epochs=0: must be from 1 to defense\.epochs=40, or null"),
+        ({"grid_epochs": 41}, r"defense\.grid_epochs=41: must be from 1 to defense\.epochs=40"),
         ({"penalty": "dual", "dual_rate": 0.0}, r"defense\.dual_rate=0\.0, .* the rate is above 0"),
         ({"penalty": "dual", "epsilon": -0.1}, r"epsilon=-0\.1: .* epsilon at least 0"),
     ],

@@ -271,9 +271,10 @@ WHOLE = {"rehearsal": 1.0, "epochs": 12, "lr": 0.03, "batch_size": 4096, "steps_
         {"penalty": 0.0},
         {"penalty": 1.0},
         {"penalty": "validation", "grid": [1.0, 5.0], "tolerance": 0.3},
+        {"penalty": "validation", "grid": [1.0, 5.0], "tolerance": 0.3, "grid_epochs": 1},
         {"penalty": "dual", "epsilon": 0.1, "dual_rate": 3.0},
     ],
-    ids=lambda how: f"penalty={how['penalty']}",
+    ids=lambda how: f"penalty={how['penalty']}" + (",short" if "grid_epochs" in how else ""),
 )
 def test_a_pool_is_defended_as_each_of_its_members_would_be(data, how):
     """The same rule stops them, and the same rule chooses lambda, each by its own validation rows."""

@@ -121,6 +121,15 @@ def test_an_analysis_tells_cells_of_language_models_apart_and_its_absence_does_n
     assert cell_id(CONFIG | some, DIGESTS) == cell_id(CONFIG, DIGESTS)
 
 
+def test_a_key_that_came_later_tells_cells_apart_and_its_null_does_not():
+    tuning = {"_target_": "fairpriv.classifiers.defenses.fair_finetune.FairFineTuning", "penalty": "validation"}
+
+    def defended(**more):
+        return cell_id(CONFIG | {"defense": {"estimator": tuning | more}}, DIGESTS)
+
+    assert defended() == defended(grid_epochs=None) != defended(grid_epochs=2)
+
+
 def test_order_of_keys_does_not_matter():
     assert cell_id(dict(reversed(CONFIG.items())), DIGESTS) == cell_id(CONFIG, DIGESTS)
 

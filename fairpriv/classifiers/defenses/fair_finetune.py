@@ -81,6 +81,9 @@ class FairFineTuning(Defense):
             dual ascent from 0 on ``gap <= epsilon``, measured every epoch on the validation rows. Among the epochs that
             meet this constraint, the one with the smallest cross-entropy is kept. If there is none, the one with the
             smallest gap is kept, and ``defense/constraint_met`` is 0. The gap on other rows may be larger than epsilon.
+        grid_epochs: with ``validation``, lambda is chosen after so many epochs of every candidate, and the chosen one
+            alone is tuned in full, from the start: one round of successive halving (Jamieson and Talwalkar, AISTATS
+            2016). None: every candidate is tuned in full.
         tolerance: with ``validation``, largest loss of balanced accuracy against lambda 0.
         epochs: largest number of epochs.
         patience: epochs without a smaller objective on the validation rows of both worlds after which tuning stops and
@@ -95,6 +98,7 @@ class FairFineTuning(Defense):
     rehearsal: float = 0.5
     penalty: float | Literal["validation", "dual"] = "validation"
     grid: list[float] = field(default_factory=list)
+    grid_epochs: int | None = None
     tolerance: float = 0.02
     epsilon: float = 0.05
     dual_rate: float = 0.5
@@ -120,6 +124,11 @@ class FairFineTuning(Defense):
             raise InputError("defense.penalty and defense.grid: lambda must be a number of at least 0")
         if self.penalty == "validation" and not self.grid:
             raise InputError("defense.penalty=validation: defense.grid lists no lambda, for example [0.1, 0.3, 1]")
+        if self.grid_epochs is not None and not 1 <= self.grid_epochs <= self.epochs:
+            raise InputError(
+                f"defense.grid_epochs={self.grid_epochs}: must be from 1 to defense.epochs={self.epochs}, or null to "
+                "tune every candidate in full"
+            )
         if self.penalty == "dual" and not (0 < self.dual_rate < math.inf and self.epsilon >= 0):
             raise InputError(
                 f"defense.dual_rate={self.dual_rate}, epsilon={self.epsilon}: with defense.penalty=dual the rate is "
@@ -162,28 +171,47 @@ class FairFineTuning(Defense):
         ]
         start = owner.base() if self.start == "base" else None
 
-        def fitted(penalty: float, dual: Dual | None = None) -> Pool:
-            return self.tune_pool(owner, datasets, start, penalty=penalty, dual=dual)
+        def fitted(penalty: float, **more: Any) -> Pool:
+            return self.tune_pool(owner, datasets, start, penalty=penalty, **more)
 
         if self.penalty == "dual":
-            return fitted(0.0, Dual(self.dual_rate, self.epsilon))
+            return fitted(0.0, dual=Dual(self.dual_rate, self.epsilon))
         if self.penalty != "validation":
             return fitted(float(self.penalty))
-        grid = sorted({0.0, *self.grid})
-        pools = [fitted(penalty) for penalty in grid]
-        chosen = []
-        for member, rows in enumerate(owner.validation()):
+        grid, held_out = sorted({0.0, *self.grid}), owner.validation()
+        pools = [fitted(penalty, epochs=self.grid_epochs or self.epochs) for penalty in grid]
+        members: dict[float, list[int]] = {penalty: [] for penalty in grid}
+        for member, rows in enumerate(held_out):
             preds = [answers(pool[[member]].predict_proba(rows.X))[0] for pool in pools]
-            chosen.append(grid.index(choose(dict(zip(grid, preds, strict=True)), rows, self.tolerance)[0]))
-        return Pool.join([pools[which][[member]] for member, which in enumerate(chosen)])
+            members[choose(dict(zip(grid, preds, strict=True)), rows, self.tolerance)[0]].append(member)
+
+        def tuned(pool: Pool, penalty: float) -> Pool:
+            """Return the members that have chosen this lambda, tuned in full."""
+            own = members[penalty]
+            if self.grid_epochs is None:
+                return pool[own]
+            return self.tune_pool(
+                owner,
+                [datasets[i] for i in own],
+                start[own] if start is not None else None,
+                penalty=penalty,
+                numbers=own,
+                validation=[(held_out[i].X, held_out[i].y, held_out[i].s) for i in own],
+            )
+
+        joined = Pool.join([tuned(pool, lam) for lam, pool in zip(grid, pools, strict=True) if members[lam]])
+        return joined[torch.tensor([i for lam in grid for i in members[lam]]).argsort()]
 
     def weights(self, rows: Rows) -> Tensor | None:
         """Return the weights of the rows ``[N]`` in the cross-entropy; None: all 1."""
         return None
 
-    def tune_on(self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0) -> Classifier:
-        """Train one model on ``rows``, with their `weights`."""
-        return self.tune_for(owner, rows, self.weights(rows), self.epochs, penalty=penalty, patience=self.patience)
+    def tune_on(
+        self, owner: ClassifierOwner, rows: Rows, penalty: float = 0.0, epochs: int | None = None
+    ) -> Classifier:
+        """Train one model on ``rows``, with their `weights`; ``epochs`` None: in full."""
+        weights = self.weights(rows)
+        return self.tune_for(owner, rows, weights, epochs or self.epochs, penalty=penalty, patience=self.patience)
 
     def tune_for(
         self,
@@ -236,7 +264,9 @@ class FairFineTuning(Defense):
 
     def _choose(self, owner: ClassifierOwner, rows: Rows) -> tuple[Classifier, Measured]:
         held_out = owner.validation
-        modules = {penalty: self.tune_on(owner, rows, penalty) for penalty in sorted({0.0, *self.grid})}
+        modules = {
+            penalty: self.tune_on(owner, rows, penalty, self.grid_epochs) for penalty in sorted({0.0, *self.grid})
+        }
         preds = {penalty: predict(module.net, held_out.X) for penalty, module in modules.items()}
         chosen, table = choose(preds, held_out, self.tolerance)
         measured = LAMBDA.of(chosen)
@@ -245,7 +275,7 @@ class FairFineTuning(Defense):
             measured |= VALIDATION_ACCURACY.named(penalty=given).of(accuracy) | VALIDATION_GAP.named(penalty=given).of(
                 gap
             )
-        return modules[chosen], measured
+        return (modules[chosen] if self.grid_epochs is None else self.tune_on(owner, rows, chosen)), measured
 
     @torch.inference_mode()
     def _bias(self, net: nn.Module, rows: Rows, seed: int, draws: int = 20) -> Measured:
