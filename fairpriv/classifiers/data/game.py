@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +91,7 @@ class GameDataModule(LightningDataModule):
         self._rows: dict[tuple[Part, int], Rows] = {}
         self._halves: dict[Side, Rows] = {}
         self._poisoned: dict[Side, Rows] = {}
+        self._strata: dict[str, list[tuple[NDArray[np.int64], Strata]]] = {}
 
     def prepare_data(self) -> None:
         """Fetch the files if necessary, in one process only."""
@@ -183,10 +185,7 @@ class GameDataModule(LightningDataModule):
             InputError: a half holds fewer rows of a group; it says which group, and how many are missing.
         """
         self._refuse_no_adversary()
-        held = {}
-        for side, rows in self._drawn_from.items():
-            own = int((self.table.s[rows] == self.property_code).sum())
-            held[side] = {self._named_group(True): own, self._named_group(False): len(rows) - own}
+        held = self._held
         fewest = min(count for counts in held.values() for count in counts.values())
         n = self.game.model_rows or max(1, min(_LARGEST_SAMPLE, round(_SAMPLED * fewest)))
         m = self.game.model_validation_rows or max(_LEAST_VALIDATION, round(_VALIDATION * n))
@@ -199,6 +198,15 @@ class GameDataModule(LightningDataModule):
                         "lower these, or give more data"
                     )
         return n, m
+
+    @cached_property
+    def _held(self) -> dict[Side, dict[str, int]]:
+        """Count the rows of the property group, and of all others, that models of either side draw from."""
+        held: dict[Side, dict[str, int]] = {}
+        for side, rows in self._drawn_from.items():
+            own = int((self.table.s[rows] == self.property_code).sum())
+            held[side] = {self._named_group(True): own, self._named_group(False): len(rows) - own}
+        return held
 
     @property
     def features(self) -> int:
@@ -379,13 +387,11 @@ class GameDataModule(LightningDataModule):
         alpha: float | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Draw row numbers of world 0 and world 1 once per size; twins never end up in draws of different sizes."""
-        in_property = self.table.s[rows] == self.property_code
-        cells = self._cells()
-        sides = []
-        for mask in (in_property, ~in_property):
-            chosen = rows[mask]
-            sides.append(chosen[interleave(cells[chosen], rng, self.twins[chosen])])  # any stretch is stratified
-        own, rest = sides
+        if what not in self._strata:
+            in_property, cells = self.table.s[rows] == self.property_code, self._cells()
+            kept = [rows[mask] for mask in (in_property, ~in_property)]
+            self._strata[what] = [(chosen, Strata(cells[chosen], self.twins[chosen])) for chosen in kept]
+        own, rest = (chosen[strata.order(rng)] for chosen, strata in self._strata[what])  # any stretch is stratified
         starts = [0, 0]
         draws = []
         for n in sizes:
@@ -506,11 +512,32 @@ def interleave(
     whole holds q times the cell's rows, up to about one row. Rows with the same number in ``twins`` ``[N]`` lie in one
     cell and stay side by side; then the proportion holds up to about the size of a set of twins.
     """
-    first, unit, size = np.unique(
-        np.arange(len(cells)) if twins is None else twins, return_index=True, return_inverse=True, return_counts=True
-    )[1:]
-    position = np.empty(len(first))
-    for cell in np.unique(cells):
-        units = rng.permutation(np.flatnonzero(cells[first] == cell))
-        position[units] = (np.cumsum(size[units]) - size[units] + rng.random()) / size[units].sum()
-    return np.lexsort((unit, position[unit]))
+    return Strata(cells, twins).order(rng)
+
+
+class Strata:
+    """Rows ``[N]`` that are ordered at random once or many times, as by `interleave`."""
+
+    def __init__(self, cells: NDArray[np.int64], twins: NDArray[np.int64] | None = None) -> None:
+        first, unit, self.size = np.unique(
+            np.arange(len(cells)) if twins is None else twins,
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )[1:]
+        self.rows = unit.argsort(kind="stable")  # unit by unit
+        self.start = np.cumsum(self.size) - self.size
+        self.cells = [np.flatnonzero(cells[first] == cell) for cell in np.unique(cells)]  # the units of each
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the places of the rows in a new order."""
+        position = np.empty(len(self.size))
+        for cell in self.cells:
+            units = rng.permutation(cell)
+            size = self.size[units]
+            position[units] = (np.cumsum(size) - size + rng.random()) / size.sum()
+        units = position.argsort(kind="stable")
+        size = self.size[units]
+        within = np.arange(len(self.rows)) - np.repeat(np.cumsum(size) - size, size)
+        order: NDArray[np.int64] = self.rows[np.repeat(self.start[units], size) + within]
+        return order

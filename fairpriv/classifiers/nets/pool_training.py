@@ -346,7 +346,8 @@ class PoolClassifier(lightning.LightningModule):
         budget = BLOCK.get(self.device.type, BLOCK["cpu"])
         self.block = max(1, budget // (self.width * max(self.sizes)))
         room = min(self.block, len(self.names)) * self.width
-        self.activations = [self.X.new_empty(room * size) for size in self.sizes]
+        self.activations = [self.X.new_empty(room * size) for size in self.sizes[:-1]]
+        self.ones = self.X.new_ones(1, 1, self.width)
         self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
         for parameter in self.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -466,36 +467,64 @@ class PoolClassifier(lightning.LightningModule):
             rows = index[part].flatten()
             x = _view(self.activations[0], k, width, self.sizes[0])
             torch.index_select(self.X, 0, rows, out=x.flatten(0, 1))
-        inputs = [x]
+        inputs = [x]  # of every layer
         last = len(self.weights) - 1
-        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer in range(last):
             out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
-            torch.baddbmm(b[part, None], inputs[layer], W[part], out=out)
-            inputs.append(out if layer == last else out.relu_())
-        losses, at_output = self._loss(inputs[-1], members, rows, weight)
-        deltas = [at_output]  # the loss's gradients at the layers' outputs, first layer first
+            torch.baddbmm(self.biases[layer][part, None], inputs[layer], self.weights[layer][part], out=out)
+            inputs.append(out.relu_())
+        # Rows lie along the last dimension of outputs and their gradients, because products whose result is a few
+        # columns wide are slow; of two classes only the difference of logits counts.
+        W, b = self.weights[last][part].transpose(1, 2), self.biases[last][part]
+        if self.classes == 2:
+            W, b = W[:, 1:] - W[:, :1], b[:, 1:] - b[:, :1]
+        losses, at_output = self._loss(
+            torch.baddbmm(b[..., None], W, inputs[last].transpose(1, 2)), members, rows, weight
+        )
+        deltas: list[Tensor] = []  # the loss's gradients at the outputs of the layers before, first layer first
         for layer in range(last, 0, -1):
             out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
-            delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
+            if deltas:
+                delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
+            elif self.classes == 2:
+                delta = torch.mul(at_output.transpose(1, 2), W, out=out)
+            else:
+                delta = torch.bmm(at_output.transpose(1, 2), W, out=out)
             torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
             deltas.insert(0, delta)
         if self.private is not None:
-            clip_rows(inputs[: last + 1], deltas, self.private.clip)
+            both = torch.cat((-at_output, at_output), 1) if self.classes == 2 else at_output
+            clip_rows(inputs, [*deltas, both.transpose(1, 2)], self.private.clip)
+            at_output = both[:, 1:] if self.classes == 2 else both
         for layer, delta in enumerate(deltas):
             torch.bmm(inputs[layer].transpose(1, 2), delta, out=cast(Tensor, self.weights[layer].grad)[part])
-            torch.sum(delta, 1, out=cast(Tensor, self.biases[layer].grad)[part])
+            cast(Tensor, self.biases[layer].grad)[part] = torch.bmm(self.ones.expand(k, 1, -1)[..., :width], delta)[
+                :, 0
+            ]
+        slope = torch.bmm(at_output, inputs[last]).transpose(1, 2), at_output.sum(2)
+        for parameter, grad in zip((self.weights[last], self.biases[last]), slope, strict=True):
+            cast(Tensor, parameter.grad)[part] = torch.cat((-grad, grad), -1) if self.classes == 2 else grad
         return losses
 
     def _loss(self, logits: Tensor, members: Tensor, rows: slice | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses [k] of members on their batches, and the gradients at their logits [k, B, C]."""
+        """Compute the losses of members on their batches.
+
+        Args:
+            logits: ``[k, C, B]``; of two classes their difference, ``[k, 1, B]``.
+            members, rows: of the batches.
+            weight: of the rows, ``[k, B]``.
+
+        Returns:
+            The losses ``[k]``, and their gradients at ``logits``.
+        """
         smoothing, penalised = self.settings.smoothing, self.settings.penalty > 0 or self.dual is not None
         if self.classes == 2:
             sign = self.sign[rows].view_as(weight)
-            z = logits[..., 1] - logits[..., 0]
+            z = logits[:, 0]
             wrong = sign * z
             if not penalised and not smoothing:  # by hand, because a graph costs more than these few products
                 dz = torch.ops.aten.softplus_backward(weight.contiguous(), wrong, 1, 20) * sign
-                return (weight * softplus(wrong)).sum(1), torch.stack((-dz, dz), -1)
+                return (weight * softplus(wrong)).sum(1), dz[:, None]
         with torch.enable_grad():
             if self.classes == 2:
                 z.requires_grad_()
@@ -503,15 +532,15 @@ class PoolClassifier(lightning.LightningModule):
                 each = softplus(wrong) - smoothing / 2 * wrong
             else:
                 z = logits.clone().requires_grad_()
-                each = cross_entropy(z.flatten(0, 1), self.y[rows], reduction="none", label_smoothing=smoothing)
-                each = each.view_as(weight)
+                labels = self.y[rows].view_as(weight)
+                each = cross_entropy(z, labels, reduction="none", label_smoothing=smoothing)
             losses = (weight * each).sum(1)
             if penalised:
                 cell = torch.where(weight > 0, self.cell[rows].view_as(weight), self.cells)
-                probs = z.sigmoid() if self.classes == 2 else z.softmax(-1)
+                probs = z.sigmoid() if self.classes == 2 else z.softmax(1).transpose(1, 2)
                 losses = losses + self.penalty[members] * equalized_odds_penalties(probs, cell, self.cells)
             (dz,) = torch.autograd.grad(losses.sum(), z)
-        return losses.detach(), torch.stack((-dz, dz), -1) if self.classes == 2 else dz
+        return losses.detach(), dz[:, None] if self.classes == 2 else dz
 
     def trained(self) -> tuple[list[tuple[Tensor, Tensor]], list[int], dict[str, list[float]]]:
         """Return the weights, the members that diverged, and what the training reports of every member.
