@@ -1,4 +1,4 @@
-"""`make bench`: what `fairpriv compare` takes for 1,000 results, beside reading the same files as plain JSON."""
+"""`make bench`: what `fairpriv compare` takes for 1,000 and 10,000 results, and what `json.loads` takes for them."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ SHAPES = {
     "20 rows of 50 seeds": (DATASETS, DEFENCES, [1.0], range(50)),
     "200 rows of 5 seeds": (DATASETS, DEFENCES, np.linspace(0.5, 1, 10).round(4).tolist(), range(5)),
     "1,000 rows of one seed": (DATASETS, DEFENCES, np.linspace(0.5, 1, 50).round(4).tolist(), range(1)),
+    "2,000 rows of 5 seeds": (DATASETS, DEFENCES, np.linspace(0.5, 1, 100).round(4).tolist(), range(5)),
 }
 
 
@@ -48,6 +50,7 @@ def write(
 ) -> None:
     """One result for each combination, with a whole config and one interval for each metric."""
     rng = np.random.default_rng(0)
+    written: dict[str, Any] = {}
     for dataset, defence in itertools.product(datasets, defences):
         config = plain(compose(CONF, [], [f"dataset={dataset}", f"defense={defence}"]))
         for alpha, seed in itertools.product(alphas, seeds):
@@ -65,7 +68,15 @@ def write(
                 described={name: Metric(name, low=0.0, high=1.0) for name in found},
             )
             path = folder / "cells" / result.id / "result.json"
-            result.write(path)
+            if not written:
+                result.write(path)
+                written = json.loads(path.read_bytes())
+            else:  # in a tenth of the time
+                own = {
+                    key: getattr(result, key) for key in ("id", "config", "metrics", "intervals", "signed", "outcome")
+                }
+                path.parent.mkdir(parents=True)
+                path.write_text(json.dumps(written | own, indent=1) + "\n")
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -89,8 +100,10 @@ if __name__ == "__main__":
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             busy = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 3
             reading = seconds(lambda files=files: [json.loads(file.read_bytes()) for file in files])
+            most = 10 if len(files) > 1000 else 5
             print(
-                f"fairpriv compare, {len(files)} results ({shape}): {whole:.2f} s (to be under 5), "
+                f"fairpriv compare, {len(files)} results ({shape}): {whole:.2f} s (to be under {most}), "
                 f"{busy:.2f} s of them computing; "
-                f"json.loads of the same files: {reading:.2f} s; ratio {whole / reading:.0f}"
+                f"json.loads of the same files: {reading:.2f} s; ratio {whole / reading:.1f}; "
+                f"at most {after.ru_maxrss / 1024:.0f} MB"
             )

@@ -29,7 +29,7 @@ def described(results: Iterable[Result]) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for result in results:
         for name in result.metrics if result.status == "completed" else ():
-            metric = result.metric(name)
+            metric = result.described.get(name) or result.metric(name)
             known = found.setdefault(name, metric)
             if known is not metric and known != metric:
                 found[name] = known.joined(metric)
@@ -360,6 +360,7 @@ class Comparison:
     def _estimate(self, group: Group, parts: Sequence[Group]) -> None:
         """Compute means and intervals; ``parts`` are the cells of the group that differ only in their seed."""
         group.codes |= {code_version(result) for result in group.completed.values()}
+        signed = {metric for result in group.completed.values() for metric in result.signed}
         for metric, meant in self.described.items():
             values = group.values(metric)
             own: Sequence[float | None] = (None, None)
@@ -368,7 +369,7 @@ class Comparison:
                 own = owners[0].intervals.get(metric, own) if len(owners) == 1 else own
             limits = meant.limits([*values.values()])
             estimate: Estimate | None
-            if len(values) > 1 and (meant.magnitude or any(metric in r.signed for r in group.completed.values())):
+            if len(values) > 1 and (meant.magnitude or metric in signed):
                 cells = [
                     [
                         (value, r.signed.get(metric))
@@ -404,10 +405,10 @@ class Comparison:
         matched = [(part, partners[0]) for part, partners in pairs if partners]
         group.partners = [other for _, other in matched]
         group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
+        overlaps = [side.overlap for pair in matched for side in pair]
+        overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
         for metric in group.estimates:
             found: dict[str, list[float]] = {}
-            overlaps = [side.overlap for pair in matched for side in pair]
-            overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
             lo, hi = math.inf, -math.inf
             for part, other in matched:
                 here, there = part.values(metric), other.values(metric)
@@ -530,11 +531,13 @@ class Comparison:
             found.setdefault(group.dataset, []).append(group)
         return found
 
-    @property
+    @cached_property
     def environments(self) -> dict[str, Counter[str]]:
         """Differences in the cells' environments (code, device or a package), with the number of cells per value."""
         cells = [result for group in self.groups for result in (group.completed | group.failed).values()]
-        names = dict.fromkeys(name for result in cells for name in result.versions)
+        names = dict.fromkeys(
+            name for versions in {id(r.versions): r.versions for r in cells}.values() for name in versions
+        )
         found = {
             "code": Counter(code_version(result) for result in cells),
             "device": Counter(result.device or ABSENT for result in cells),
@@ -680,12 +683,16 @@ def _leaves(
         return value
 
     hashed = result.outcome.get("config")
-    kept = isinstance(hashed, dict)  # by the result; what is made here is not, and its id may come again
+    kept = isinstance(
+        hashed, dict
+    )  # by the result; else it is made of each section of its config, which the result keeps
+    which = {key: config[key] for key in ("task", "dimensions") if key in config}  # the kind of model
     found = []
-    for name, section in (hashed if isinstance(hashed, dict) else outcome_config(config)).items():
-        place = (name, id(section), repr(seed), id(paths))
-        if place not in read or not kept:
-            leaves = dict(walk(section, str(name)))
+    for name, section in (hashed if isinstance(hashed, dict) else config).items():
+        place = (kept, is_language_model(which), name, id(section), repr(seed), id(paths))
+        if place not in read:
+            counted = {name: section} if kept else outcome_config(which | {name: section})
+            leaves = dict(walk(counted[name], str(name))) if name in counted else {}
             text = (name, *((key, _form(value)) for key, value in leaves.items()))
             read[place] = read.setdefault(text, leaves)  # as where only the seed differs
         found.append(read[place])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import marshal
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairpriv.errors import InputError
+from fairpriv.metrics import Metric
 from fairpriv.result import (
     DESCRIBED,
     LARGEST,
     NotOursError,
     Result,
+    decode,
+    descriptions,
     from_document,
     parse,
     require_computable,
@@ -40,8 +43,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     """
     found: dict[str, tuple[bool, float, Result]] = {}
     skipped: dict[Path, str] = {}
-    parts: dict[bytes, Any] = {}
-    described = functools.cache(shared_descriptions)
+    parts = _Parts()
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
         if not path.exists():
             skipped[path] = NOT_FINISHED
@@ -49,13 +51,13 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
         try:
             if path.name != "result.json" and path.stat().st_size > LARGEST and not _begins_as_ours(path):
                 continue
-            document = parse(path)
+            document = parse(path, parts.decode)
             foreign = not isinstance(document, dict) or "schema_version" not in document
             if foreign and path.name != "result.json":
                 continue
-            result = from_document(document, path.parent, described)
+            result = from_document(document, path.parent, parts.describe)
             require_computable(result)
-            _share(result, parts)
+            parts.share(result)
         except NotOursError as error:
             skipped[path] = str(error)
             continue
@@ -66,30 +68,79 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     return [result for _, _, result in in_time], list(skipped.items())
 
 
-def _share(result: Result, parts: dict[bytes, Any]) -> None:
-    """Replace the parts of a config and of the environment that an earlier result has too by those of that one.
+class _Parts:
+    """What results have in common: it is read, checked and kept once.
 
-    The results of a sweep are alike in most of their parts, so that thousands of them take little memory, and whoever
-    reads a part need not read it again.
+    The results of a sweep are alike in most of their text, so that thousands of them are read fast and take little
+    memory, and whoever reads a part need not read it again.
     """
 
-    def shared(part: Any) -> Any:
+    def __init__(self) -> None:
+        self._texts: dict[str, Any] = {}  # a member of an object, by its text
+        self._parts: dict[bytes, Any] = {}  # by content
+        self._kept: set[int] = set()  # the same by identity
+        self._described: dict[Any, dict[str, Metric]] = {}
+        self._beside = functools.cache(shared_descriptions)
+
+    def decode(self, text: str) -> Any:
+        """Read a result's text; parts whose text an earlier one has, too, are the same objects."""
+        try:
+            return self._members(text.removesuffix("\n"), 1)
+        except (ValueError, NotOursError):  # in another layout than `Result.write` gives it, or damaged
+            return decode(text)
+
+    def _members(self, text: str, depth: int) -> dict[str, Any]:
+        """Read an object that has each of its members on a line of its own, ``depth`` spaces from the left.
+
+        A line break is never within a string of JSON, so that the text is valid where each member is. Raise
+        ``ValueError`` where one is not.
+        """
+        head, *members = text.removesuffix(f"\n{' ' * (depth - 1)}}}").split(f'\n{" " * depth}"')
+        if head != "{" or not members or not all(member.endswith(",") for member in members[:-1]):
+            raise ValueError
+        found: dict[str, Any] = {}
+        for member in (*(member[:-1] for member in members[:-1]), members[-1]):
+            name, _, value = member.partition('": ')
+            if name in ("config", "outcome") and value.startswith("{\n"):
+                found[name] = self._members(value, depth + 1)
+            elif depth == 1 and name not in ("described", "versions", "git"):
+                found |= decode(f'{{"{member}}}')
+            else:
+                if member not in self._texts:
+                    read = decode(f'{{"{member}}}')
+                    self._texts[member] = {key: self._shared(part) for key, part in read.items()}
+                found |= self._texts[member]
+        return found
+
+    def describe(self, metrics: Mapping[str, Any], told: Mapping[str, Any], folder: Path) -> dict[str, Metric]:
+        """Read what a result's metrics mean, see `descriptions`."""
+        told = self._shared(told)
+        place = (id(told), None if metrics.keys() <= told.keys() else folder, *metrics)
+        if place not in self._described:
+            self._described[place] = descriptions(metrics, told, folder, self._beside)
+        return dict(self._described[place])
+
+    def share(self, result: Result) -> None:
+        """Replace the parts of a config and of the environment that an earlier result has too by those of that one."""
+        result.config = {key: self._shared(part) for key, part in result.config.items()}
+        for key, part in result.outcome.items():
+            inner = {name: self._shared(value) for name, value in part.items()} if isinstance(part, dict) else None
+            result.outcome[key] = self._shared(part) if inner is None else inner
+        result.git, result.versions = self._shared(result.git), self._shared(result.versions)
+
+    def _shared(self, part: Any) -> Any:
+        if id(part) in self._kept:
+            return part
         try:
             text = marshal.dumps(part, 2)  # equal texts are equal parts, with equal types
         except ValueError:  # nested too deep
             require_plain(part)
             raise
-        if text not in parts:
+        if text not in self._parts:
             require_plain(part)
-            parts[text] = part
-        return parts[text]
-
-    result.config = {key: shared(part) for key, part in result.config.items()}
-    result.outcome = {
-        key: {name: shared(value) for name, value in part.items()} if isinstance(part, dict) else shared(part)
-        for key, part in result.outcome.items()
-    }
-    result.git, result.versions = shared(result.git), shared(result.versions)
+            self._parts[text] = part
+            self._kept.add(id(part))
+        return self._parts[text]
 
 
 def _begins_as_ours(path: Path) -> bool:

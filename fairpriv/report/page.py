@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import fnmatch
+import gc
 import hashlib
 import html
 import io
@@ -14,7 +16,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +97,32 @@ def compare(
         InputError: there is no folder, no result in it or none left after the conditions, a key or metric that no cell
             has, or ``out`` cannot be written.
     """
+    with _uncollected():
+        return _compare(folders, out, where, by, baseline, pareto, metrics, form)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the collector of circular references rest: what thousands of results make has none, and it reads it all."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _compare(
+    folders: Sequence[Path],
+    out: Path | None,
+    where: Sequence[str],
+    by: str | None,
+    baseline: str | None,
+    pareto: str | None,
+    metrics: str | None,
+    form: str,
+) -> int:
     from fairpriv.config.schema import nearest
 
     if form not in FORMATS:
@@ -638,7 +666,8 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
         return numbers[text]
 
     def row(i: int, seed: str, result: Result) -> dict[str, Any]:
-        found = [[names[name], value, *result.intervals.get(name, ())] for name, value in result.metrics.items()]
+        ends = result.intervals
+        found = [[names[name], *_briefly(value, *ends.get(name, ()))] for name, value in result.metrics.items()]
         environment = {"versions": result.versions, "git": result.git, "device": result.device}
         return {
             "group": i,
@@ -647,7 +676,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
             "error": result.error,
             "degenerate": result.degenerate,
             "config": [point(sections, {key: section}) for key, section in result.config.items()],
-            "metrics": [[number, *map(_brief, values)] for number, *values in found],
+            "metrics": found,
             "environment": point(surroundings, environment),
             "seconds": result.seconds,
             "artifacts": result.artifacts,
@@ -672,7 +701,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
                 "failed": len(group.failed),
                 "control": group.control,
                 "values": [
-                    [*map(_brief, (e.mean, e.lo, e.hi)), e.n, floor_text(m, group.floors)]
+                    [*_briefly(e.mean, e.lo, e.hi), e.n, floor_text(m, group.floors)]
                     if (e := group.estimates.get(m.name))
                     else None
                     for m in metrics
@@ -698,8 +727,8 @@ def _labels(table: Comparison, names: Iterable[str]) -> list[str]:
     return [title if counts[title] == 1 else f"{title} ({name})" for name, title in titles.items()]
 
 
-def _brief(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _briefly(*values: float | None) -> list[float | None]:
+    return [None if value is None else float(f"{value:.6g}") for value in values]
 
 
 def _write_plots(table: Comparison, folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -9,8 +9,8 @@ import pytest
 
 from fairpriv.errors import InputError
 from fairpriv.metrics import Metric
-from fairpriv.report.finding import NOT_FINISHED, find_results
-from fairpriv.result import Result, environment, git_state, read_rows, write_rows
+from fairpriv.report.finding import NOT_FINISHED, _Parts, find_results
+from fairpriv.result import Result, decode, environment, git_state, read_rows, write_rows
 
 
 def result(**changes):
@@ -266,6 +266,45 @@ def test_damaged_shared_descriptions_are_named(tmp_path, content):
     (found,) = find_results([tmp_path])[1]
     assert found[0].name == "a.json"
     assert "described" in found[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n "a": 1e400,\n "config": {\n  "x": {\n   "y": 1\n  },\n  "z": 1E999\n },\n "git": null\n}\n',
+        '{\n "a": {"x": 1,\n "versions": {"p": "1"},\n "y": 2},\n "b": 1\n}',  # a member of a, and not of the whole
+        '{\n "a": [1,\n "versions"],\n "b": 1\n}',
+        '{\n "versions": {"a": 1}, "b": 2,\n "versions": {"c": 3}\n}',
+        '{\n "config": {\n  "a": 1\n }, "outcome": 2\n}',
+        '{\n "a": ' + "9" * 400 + '.0,\n "b": -1e+0400\n}',
+        '{\n "a": 1,,\n "b": 2\n}',
+        '{\n "a": 1\n "b": 2\n}',
+        '{\n "a": 1,\n "b": 2,\n}',
+        '{\n "a": 1,\n "b": 2\n}}',
+        '{\n "config": {\n  "a": 1\n },\n "b": "\n "\n}',
+        "{\n}",
+        "{}",
+    ],
+)
+def test_what_is_read_by_parts_is_what_is_read_at_once(text):
+    def read(decoder):
+        try:
+            return decoder(text)
+        except ValueError as error:
+            return str(error)
+
+    assert read(_Parts().decode) == read(decode)
+
+
+def test_results_share_what_they_have_in_common(tmp_path):
+    for seed, name in enumerate("ab"):
+        config = {"seed": seed, "dataset": {"name": "adult"}}
+        made = result(id=name, config=config, outcome={"outcome_version": 2, "config": config}, versions={"torch": "2"})
+        made.write(tmp_path / name / "result.json")
+    first, second = find_results([tmp_path])[0]
+    assert (first.config["seed"], second.config["seed"]) == (0, 1)
+    assert first.config["dataset"] is second.config["dataset"] is second.outcome["config"]["dataset"]
+    assert first.versions is second.versions
 
 
 def test_sweep_folder_reads_its_own_cells_only(tmp_path, monkeypatch):
