@@ -683,10 +683,8 @@ def _leaves(
         return value
 
     hashed = result.outcome.get("config")
-    kept = isinstance(
-        hashed, dict
-    )  # by the result; else it is made of each section of its config, which the result keeps
-    which = {key: config[key] for key in ("task", "dimensions") if key in config}  # the kind of model
+    kept = isinstance(hashed, dict)  # else it is made here, of each section of the config
+    which = {"task": config.get("task"), "dimensions": config.get("dimensions")}  # tells which kind the model is of
     found = []
     for name, section in (hashed if isinstance(hashed, dict) else config).items():
         place = (kept, is_language_model(which), name, id(section), repr(seed), id(paths))
