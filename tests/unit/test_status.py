@@ -71,6 +71,26 @@ def test_status_counts_what_is_done_running_failed_and_left(root, words, capsys)
     assert "all cells" not in out
 
 
+def test_completed_cells_are_counted_from_the_ends_of_their_files(root, words, capsys, monkeypatch):
+    read = []
+    whole = Result.read
+    monkeypatch.setattr(Result, "read", lambda path: read.append(path.parent.name) or whole(path))
+    git = {"commit": "c" * 40, "dirty": False}
+    settle(root, "a", seconds=60, versions={"torch": "2"}, git=git, error='"versions": {}')
+    settle(root, "b", "failed", error="boom")
+    settle(root, "c", seconds=90, metrics={f"eval/{i}": 0.5 for i in range(1000)}, git=git | {"dirty": True})
+    settle(root, "d")
+    torn = root / "cells" / "d" / "result.json"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    settle(root, "e", versions={"torch": 2})
+    survey = Survey.of_root(root)
+    assert (list(survey.completed), list(survey.failed), survey.unfinished) == (["a", "c"], ["b"], ["d", "e"])
+    assert read == ["b", "d", "e"]
+    assert [sum(one.seconds.values()) for one in survey.completed.values()] == [60, 90]
+    assert "cccccccccccc (1)" in survey.codes()[0]
+    assert "cccccccccccc with changes (1)" in survey.codes()[0]
+
+
 def test_the_time_left_is_shared_by_the_cells_that_run(root, words):
     sweep = Listing(root / "sweeps" / "study", 12)
     for cell in "ab":
