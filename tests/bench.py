@@ -1,20 +1,17 @@
 """`make bench`: speed as a ratio against a named baseline, measured in the same run; best of several repetitions."""
 
 import functools
+import logging
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-
-import lightning
-import torch
-from torch.nn.functional import cross_entropy
-
-from fairpriv.classifiers.data.batches import ShuffledBatches
-from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
-from fairpriv.store import Store
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 
 def best(action: Callable[[], object], repeat: int = 5) -> float:
@@ -27,13 +24,49 @@ def best(action: Callable[[], object], repeat: int = 5) -> float:
     return min(seconds)
 
 
-def report(what: str, seconds: float, baseline: str, base_seconds: float) -> None:
-    """One line: both times and their ratio."""
-    print(f"{what}: {seconds:.3f} s; {baseline}: {base_seconds:.3f} s; ratio {seconds / base_seconds:.2f}")
+def report(what: str, seconds: float, baseline: str, base_seconds: float, goal: str = "") -> None:
+    """One line: both times, their ratio, and what is aimed at."""
+    aim = f" (goal {goal})" if goal else ""
+    ratio = f"{base_seconds / seconds:.2g} times as fast"
+    print(f"{what}: {seconds:.3g} s; {baseline}: {base_seconds:.3g} s; {ratio}{aim}", flush=True)
+
+
+def tell_machine() -> None:
+    """One line: the processor, its cores and load, torch and its threads.
+
+    It imports nothing, so that a bench of memory can call it: a process counts the memory of the one that starts it.
+    """
+    named = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    processor = named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
+    told = f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {metadata.version('torch')}"
+    if torch := sys.modules.get("torch"):
+        told += f", {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    print(told, flush=True)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def quiet() -> None:
+    """Keep Lightning's lines out of the table."""
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def bench_fit() -> None:
     """A fit of the base model (Adult's size) by Lightning, and from the cache, against a plain loop."""
+    import lightning
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from fairpriv.classifiers.data.batches import ShuffledBatches
+    from fairpriv.classifiers.data.rows import Rows
+    from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
+    from fairpriv.store import Store
+
+    torch.set_num_threads(1)
+    tell_machine()
     g = torch.Generator().manual_seed(0)
     n, features, epochs = 8000, 100, 10
     rows = Rows(
@@ -44,7 +77,7 @@ def bench_fit() -> None:
     )
     trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
 
-    def by_lightning(store: Store | None = None) -> None:
+    def by_lightning(store: Any = None) -> None:
         torch.manual_seed(0)
         module = Classifier(MLP(features, 2), classes=2, lr=0.003, weight_decay=0.0)
         fit(module, ShuffledBatches(rows, 128, 0), epochs=epochs, trainer=trainer, validation=rows, store=store)
@@ -80,6 +113,5 @@ def bench_start() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     bench_fit()
     bench_start()

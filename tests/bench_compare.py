@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import report, tell_machine
 
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, plain
@@ -90,6 +91,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
+    tell_machine()
     for shape, axes in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), *axes)
@@ -101,9 +103,6 @@ if __name__ == "__main__":
             busy = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 3
             reading = seconds(lambda files=files: [json.loads(file.read_bytes()) for file in files])
             most = 10 if len(files) > 1000 else 5
-            print(
-                f"fairpriv compare, {len(files)} results ({shape}): {whole:.2f} s (to be under {most}), "
-                f"{busy:.2f} s of them computing; "
-                f"json.loads of the same files: {reading:.2f} s; ratio {whole / reading:.1f}; "
-                f"at most {after.ru_maxrss / 1024:.0f} MB"
-            )
+            memory = f"at most {after.ru_maxrss / 1024:.0f} MB"
+            what = f"fairpriv compare, {len(files)} results ({shape}), {busy:.2f} s of them computing, {memory}"
+            report(what, whole, "json.loads of the same files", reading, f"under {most} s")

@@ -1,19 +1,21 @@
-"""Time of membership inference on Adult, models trained in one pool, against the same models trained one by one."""
+"""Time of membership inference on Adult, models trained in one pool, against a plain loop over the same models."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import time
+from collections.abc import Callable
 
 import torch
+from bench import quiet, report, tell_machine
+from bench_pool import plain as plain_loop
 
 from fairpriv.classifiers.contract import Defended, PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule
 from fairpriv.classifiers.dimensions.membership import Membership
 from fairpriv.classifiers.dimensions.probe import Subject
-from fairpriv.classifiers.nets.pool import fit_pool
+from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.cli import CONF
 from fairpriv.config.compose import build, compose, plain
 from fairpriv.config.settings import GameSettings, TrainingSettings
@@ -21,9 +23,8 @@ from fairpriv.metrics import Measured
 from fairpriv.undefended import Undefended
 
 
-def seconds(data: GameDataModule, models: int, victims: int, *, vectorized: bool) -> float:
-    """Wall-clock time of training the pool and attacking it."""
-    fit = functools.partial(fit_pool, hidden=[64, 32], vectorized=vectorized)
+def seconds(data: GameDataModule, models: int, victims: int, fit: Callable[..., Pool]) -> float:
+    """Wall-clock time of training the models by ``fit`` and attacking them."""
     subject = Subject(
         Defended(None),
         Undefended(),
@@ -45,17 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
+    tell_machine()
     config = plain(compose(CONF, [], ["dataset=adult"]))
     data = GameDataModule(build(config, "dataset"), GameSettings(), 0)
     data.setup()
-    pooled = seconds(data, options.models, 16, vectorized=True)
-    loop = seconds(data, options.few, 2, vectorized=False) * options.models / options.few
-    print(
-        f"{options.models} models on Adult, 1,000 rows audited, 16 victims: {pooled:.1f} s; "
-        f"a plain loop, from {options.few} models: {loop:.1f} s; ratio {loop / pooled:.1f}"
-    )
+    pooled = seconds(data, options.models, 16, functools.partial(fit_pool, hidden=[64, 32]))
+    loop = seconds(data, options.few, 2, plain_loop) * options.models / options.few
+    what = f"LiRA, {options.models} models, 16 victims, 1,000 rows audited"
+    report(what, pooled, f"plain loop, from {options.few} of them", loop, "10")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""Speed of training a pool, as ratios against a plain PyTorch loop over the same models in the same run."""
+"""Speed of training a pool, against a plain PyTorch loop over the same models and against its matrix products."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
-import logging
+import math
 import time
 from collections.abc import Callable
 
 import torch
+from bench import quiet, report, tell_machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
-from fairpriv.classifiers.nets.pool_training import member_seed
+from fairpriv.classifiers.nets.pool_training import BLOCK, member_seed
+from fairpriv.classifiers.nets.stopping import LEAST_GAIN
 
 ROWS, FEATURES, HIDDEN, LR = 2000, 100, (64, 32), 3e-3  # Adult's shape
 
@@ -31,24 +34,65 @@ def datasets(members: int) -> Data:
     return data
 
 
-def plain(data: Data, *, epochs: int, batch_size: int) -> Pool:
+def plain(
+    data: Data,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = LR,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    validation: Data | None = None,
+    patience: int | None = None,
+) -> Pool:
     """The same models, one after another, as one would write it: no Lightning, no stacking."""
     nets = []
     for i, (X, y) in enumerate(data):
-        torch.manual_seed(member_seed(0, i))
-        sizes = (FEATURES, *HIDDEN, 2)
+        torch.manual_seed(member_seed(seed, i))
+        sizes = (X.shape[1], *HIDDEN, 2)
         layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
         net = nn.Sequential(*layers)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=0.0)
-        generator = torch.Generator().manual_seed(member_seed(0, i))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
+        generator = torch.Generator().manual_seed(member_seed(seed, i))
+        best, kept, since = math.inf, None, 0
         for _ in range(epochs):
             for index in torch.randperm(len(y), generator=generator).split(batch_size):
                 loss = cross_entropy(net(X[index]), y[index])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+            if validation is not None and patience is not None:
+                with torch.no_grad():
+                    value = float(cross_entropy(net(validation[i][0]), validation[i][1]))
+                since += 1
+                if value < best - LEAST_GAIN:
+                    best, kept, since = value, copy.deepcopy(net.state_dict()), 0
+                if since == patience:
+                    break
+        if kept is not None:
+            net.load_state_dict(kept)
         nets.append(net)
     return Pool.of(nets)
+
+
+def products(data: Data, *, epochs: int, batch_size: int) -> None:
+    """The matrix products of the training alone, forward and backward, in the pool's shapes: the limit."""
+    sizes = list(itertools.pairwise((FEATURES, *HIDDEN, 2)))
+    k = max(1, BLOCK["cpu"] // (batch_size * FEATURES))
+    for first in range(0, len(data), k):
+        members = min(k, len(data) - first)
+        x = [torch.randn(members, batch_size, a) for a, _ in sizes]
+        W = [torch.randn(members, a, b) for a, b in sizes]
+        out = [torch.randn(members, batch_size, b) for _, b in sizes]
+        for _ in range(epochs * -(-ROWS // batch_size)):
+            for layer in range(len(sizes)):
+                torch.bmm(x[layer], W[layer], out=out[layer])
+            for layer in range(len(sizes)):
+                torch.bmm(x[layer].transpose(1, 2), out[layer], out=W[layer])
+                if layer:
+                    torch.bmm(out[layer], W[layer].transpose(1, 2), out=x[layer])
+            for tensor in (*x[1:], *W):
+                tensor.fill_(0.1)  # so that no number grows; this takes no time beside the products
 
 
 def pooled(data: Data, *, epochs: int, batch_size: int) -> Pool:
@@ -58,7 +102,7 @@ def pooled(data: Data, *, epochs: int, batch_size: int) -> Pool:
     )
 
 
-def seconds(run: Callable[..., Pool], data: Data, epochs: int, batch_size: int) -> float:
+def seconds(run: Callable[..., object], data: Data, epochs: int, batch_size: int) -> float:
     """Wall-clock time of one run."""
     start = time.perf_counter()
     run(data, epochs=epochs, batch_size=batch_size)
@@ -66,18 +110,17 @@ def seconds(run: Callable[..., Pool], data: Data, epochs: int, batch_size: int) 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the ratios and the growth with M; times are the best of several runs, the two sides taking turns."""
+    """Print the ratios and the growth with M; times are the best of several runs, the sides taking turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=128)
-    parser.add_argument("--growth", type=int, nargs="*", default=[32, 64, 128, 256])
+    parser.add_argument("--growth", type=int, nargs="*", default=[32, 128, 512])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args(arguments)
-    for name in ("lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
+    quiet()
+    tell_machine()
     data = datasets(max([options.members, *options.growth]))
     epochs, members = options.epochs, options.members
     X = data[0][0]
@@ -86,20 +129,19 @@ def main(arguments: list[str] | None = None) -> None:
         f"{ROWS} rows x {FEATURES} features a member, hidden {HIDDEN}, {epochs} epochs; best of {options.repeat} runs"
     )
     print(f"the same models: after one epoch P(y=1) differs by at most {float((one[0] - one[1]).abs().max()):.0e}")
-    print("threads  batch  members    loop s    pool s   loop / pool   pool ms a member")
     for threads, batch_size in itertools.product(options.threads, options.batch_size):
         torch.set_num_threads(threads)
-        loops, pools = [], []
+        best = [math.inf] * 3
         for _ in range(options.repeat):
-            loops.append(seconds(plain, data[:members], epochs, batch_size))
-            pools.append(seconds(pooled, data[:members], epochs, batch_size))
-        loop, pool = min(loops), min(pools)
-        head = f"{threads:7} {batch_size:6}"
-        print(f"{head} {members:8} {loop:9.2f} {pool:9.2f} {loop / pool:13.1f} {1000 * pool / members:18.1f}")
-        for count in options.growth:
-            if count != members:
-                pool = min(seconds(pooled, data[:count], epochs, batch_size) for _ in range(options.repeat))
-                print(f"{head} {count:8} {'':9} {pool:9.2f} {'':13} {1000 * pool / count:18.1f}")
+            for side, run in enumerate((pooled, plain, products)):
+                best[side] = min(best[side], seconds(run, data[:members], epochs, batch_size))
+        what = f"pool of {members}, batch {batch_size}, {threads} threads"
+        report(what, best[0], "plain loop", best[1], "5")
+        report(what, best[0], "its matrix products alone", best[2], "0.77")
+    batch_size = options.batch_size[0]
+    for count in options.growth:
+        pool = min(seconds(pooled, data[:count], epochs, batch_size) for _ in range(options.repeat))
+        print(f"growth, pool of {count}, batch {batch_size}: {pool:.3g} s; {1000 * pool / count:.2g} ms a member")
 
 
 if __name__ == "__main__":

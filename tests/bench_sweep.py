@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench import best, report
+from bench import best, report, tell_machine
 
 from fairpriv import run as cells
 from fairpriv.cli import CONF, main
@@ -65,5 +65,6 @@ def bench_sweep(few: int = 5, many: int = 45) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    tell_machine()
     cells.cell_of = Work
     bench_sweep()
