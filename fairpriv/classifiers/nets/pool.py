@@ -143,7 +143,7 @@ class Pool(Models):
             part = slice(i, i + members)
             h = X[j : j + rows].expand(len(self.weights[0][0][part]), -1, -1)
             for depth, (W, b) in enumerate(self.weights):
-                h = torch.baddbmm(b[part, None], h.relu() if depth else h, W[part])
+                h = torch.baddbmm(b[part, None], h.relu_() if depth else h, W[part])
             probs[part, j : j + rows] = h.softmax(-1) if classes > 2 else (h[..., 1] - h[..., 0]).sigmoid()
         return probs
 

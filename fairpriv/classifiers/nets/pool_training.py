@@ -415,8 +415,10 @@ class PoolClassifier(lightning.LightningModule):
 
     def _validate(self, places: Tensor, members: Tensor, step: int, rows: HeldOut) -> Tensor:
         """Keep the weights of members whose best epoch just ended, and move lambdas; return who is to stop, a mask."""
-        X, y, s, real = (part[members].to(self.device) for part in (rows.X, rows.y, rows.s, rows.real))
-        logits = self.pool_logits(places, X)
+        y, s, real = (part[members].to(self.device) for part in (rows.y, rows.s, rows.real))
+        block = max(1, BLOCK.get(self.device.type, BLOCK["cpu"]) // (rows.X.shape[1] * max(self.sizes)))
+        parts = zip(places.split(block), members.split(block), strict=True)
+        logits = torch.cat([self.pool_logits(part, rows.X[own].to(self.device)) for part, own in parts])
         count = real.sum(1)
         each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
         loss = (each * real).sum(1) / count
@@ -449,7 +451,7 @@ class PoolClassifier(lightning.LightningModule):
         """Return the logits ``[k, V, C]`` of the members in these places, each on its own rows ``[k, V, F]``."""
         h = X
         for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(b[places, None], h.relu() if layer else h, W[places])
+            h = torch.baddbmm(b[places, None], h.relu_() if layer else h, W[places])
         return h
 
     def _keep(self, places: Tensor, members: Tensor) -> None:
