@@ -145,24 +145,25 @@ class MetaClassifier(Attack):
         net = NeuronSets(
             [(layer.shape[2] - 1, layer.shape[1]) for layer in layers], width=self.width, dropout=self.dropout
         )
-        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        validation, training = held_out.nonzero()[:, 0], (~held_out).nonzero()[:, 0]
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        training = (~held_out).nonzero()[:, 0]
+        validation = [layer[held_out] for layer in layers]
         ones = world.mean()
         weight = 0.5 / torch.where(world == 1, ones, 1 - ones)
 
-        def loss(rows: Tensor) -> Tensor:
-            return binary_cross_entropy_with_logits(net([layer[rows] for layer in layers]), world[rows], weight[rows])
+        def loss(models: Layers, rows: Tensor) -> Tensor:
+            return binary_cross_entropy_with_logits(net(models), world[rows], weight[rows])
 
         smallest, best, since = math.inf, net.state_dict(), 0
         for _ in range(self.epochs):
             net.train()
             for rows in training[torch.randperm(len(training))].split(self.batch_size):
                 optimizer.zero_grad()
-                loss(rows).backward()
+                loss([layer[rows] for layer in layers], rows).backward()
                 optimizer.step()
             net.eval()
             with torch.no_grad():
-                current = float(loss(validation))
+                current = float(loss(validation, held_out))
             since += 1
             if current < smallest:
                 smallest, best, since = current, copy.deepcopy(net.state_dict()), 0
