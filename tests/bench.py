@@ -27,7 +27,7 @@ def best(action: Callable[[], object], repeat: int = 5) -> float:
 def report(what: str, seconds: float, baseline: str, base_seconds: float, goal: str = "") -> None:
     """One line: both times, their ratio, and what is aimed at."""
     aim = f" (goal {goal})" if goal else ""
-    ratio = f"{base_seconds / seconds:.2g} times as fast"
+    ratio = f"{base_seconds / seconds:.3g} times as fast"
     print(f"{what}: {seconds:.3g} s; {baseline}: {base_seconds:.3g} s; {ratio}{aim}", flush=True)
 
 
