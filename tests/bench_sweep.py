@@ -1,9 +1,14 @@
-"""`make bench`: what a sweep costs beside the work of its cells, against Hydra's own composition of them."""
+"""`make bench`: what a sweep costs beside its cells' work, against Hydra's composing; with `locks`: what locks cost."""
 
 import contextlib
 import io
+import logging
+import multiprocessing
+import resource
+import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -12,6 +17,10 @@ from bench import best, report, tell_machine
 from fairpriv import run as cells
 from fairpriv.cli import CONF, main
 from fairpriv.config.compose import build, compose
+from fairpriv.result import Result
+from fairpriv.store import Store
+from fairpriv.sweep import listing
+from fairpriv.sweep.lock import HeldError, lock
 
 WORK = 0.05  # seconds of every cell
 
@@ -63,7 +72,46 @@ def bench_sweep(few: int = 5, many: int = 45) -> None:
     print(f"what a sweep costs once, its report included: {seconds['skipped'][few] - few * cost['skipped']:.3f} s")
 
 
+def visit(root: Path, count: int) -> Counter[str]:
+    """Do what a process does with each cell of a sweep beside composing and measuring; count what came of it."""
+    logging.disable(logging.CRITICAL)
+    store, found = Store(root), Counter[str]()
+    for cell in map("{:016x}".format, range(count)):
+        done = store.finished(cell, "failed") is not None
+        listing.enlist(root / "sweeps" / "locks", cell, finished=done)
+        if done:
+            found["skipped"] += 1
+            continue
+        try:
+            with lock(store.path(cell).parent / "lock"):
+                if store.finished(cell, "failed"):  # meanwhile
+                    found["skipped"] += 1
+                    continue
+                Result(cell, "completed", {"seed": 0}, {"eval/accuracy": 0.5}).write(store.path(cell))
+                found["made"] += 1
+        except HeldError:
+            found["held by another"] += 1
+    return found
+
+
+def bench_locks(count: int, processes: int) -> None:
+    """So many processes want the same cells at the same time, which take no time of their own."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(processes) as pool:
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = sum(pool.starmap(visit, [(Path(folder), count)] * processes, chunksize=1), Counter[str]())
+        wall = time.perf_counter() - start
+        pool.close()
+        pool.join()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{processes} processes, {count} cells: {wall:.1f} s, {busy:.1f} s of them computing; {dict(found)}")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["locks"]:
+        for count, processes in ((200, 8), (2000, 8), (2000, 1)):
+            bench_locks(count, processes)
+        sys.exit()
     torch.set_num_threads(1)
     tell_machine()
     cells.cell_of = Work
