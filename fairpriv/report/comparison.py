@@ -473,15 +473,16 @@ class Comparison:
     def columns(self) -> dict[str, Metric]:
         """The metrics of the table, in order."""
         if self.shown:
-            return {name: self.described[name] for name in self.shown}
+            return {name: self.described[name] for name in self.shown if not self.described[name].counted}
         found = {metric.name: metric for metric in self._placed if not metric.counted}
         more = self.pareto if found else [*self.pareto, *self.metrics[:6]]
         return found | {name: self.described[name] for name in more if name not in found}
 
     @cached_property
     def tallies(self) -> list[Metric]:
-        """The metrics that are counted over cells, in order; none where the table's were named."""
-        return [] if self.shown else [metric for metric in self._placed if metric.counted]
+        """The metrics that are counted over cells, in order; of those that were named for the table, if any were."""
+        placed = [self.described[name] for name in self.shown] or self._placed
+        return [metric for metric in placed if metric.counted]
 
     @property
     def _placed(self) -> list[Metric]:

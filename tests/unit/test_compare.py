@@ -423,6 +423,9 @@ def test_counts_of_seeds_are_k_of_n(tmp_path, capsys):
     assert "failed: feedfeedfeedfeed: adult, none, seed 3: NonFiniteLossError: loss is nan" in out
     row = only(rows(tmp_path), metric="privacy/accuracy_gap")
     assert (row["completed"], row["degenerate"], row["failed"]) == ("3", "1", "1")
+    compare([tmp_path], metrics="privacy/below_tau,privacy/accuracy_gap")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("adult")]
+    assert line.split()[-3:] == ["3/4", "2/3", "†1/3"]
 
 
 def test_later_cell_of_the_same_config_and_seed_replaces_the_earlier(tmp_path, capsys):
