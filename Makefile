@@ -61,7 +61,7 @@ bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench_compare.py
 
 studies: setup ## Run the studies that need no data of yours, some hours; experiments/README.md says what each took
-	$(BIN)/python experiments/studies.py run known_truth bound
+	$(BIN)/python experiments/studies.py run known_truth bound distribution_inference trade_off_classifier
 	$(BIN)/python experiments/studies.py tables
 
 studies-tables: setup ## Write the tables of the studies' pages anew from their results

@@ -10,6 +10,7 @@ A block of a page is made by the command that stands above it, so that no figure
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -28,7 +29,7 @@ from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare, markdown, selected
 from fairpriv.report.published import measured
 from fairpriv.report.reading import reading
-from fairpriv.result import DESCRIBED, write_whole
+from fairpriv.result import DESCRIBED, Result, write_whole
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -85,11 +86,17 @@ def printed(words: Sequence[str]) -> str:
 def compared(words: Sequence[str]) -> str:
     """Return what ``fairpriv compare`` prints with ``--format markdown``: the table, and how to read it."""
     given = commands()["compare"].parse_intermixed_args([*words])
-    results, skipped = find_results([ROOT / place for place in given.places])
+    results, skipped = results_below(tuple(ROOT / place for place in given.places))
     if skipped:
         raise InputError(f"{skipped[0][0]}: {skipped[0][1]}")
     table = selected(results, given.where, given.by, given.baseline, given.pareto, given.metrics)
     return markdown(table, reading(table))
+
+
+@functools.cache
+def results_below(places: tuple[Path, ...]) -> tuple[list[Result], list[tuple[Path, str]]]:
+    """Find the results below the places, once for all the blocks of a page."""
+    return find_results(places)
 
 
 def costs() -> Iterator[str]:
@@ -97,7 +104,7 @@ def costs() -> Iterator[str]:
     yield "| study | cells | seeds | hours | on |"
     yield "|---|---:|---:|---:|---|"
     for folder in studies():
-        cells = find_results([folder / "results"])[0]
+        cells = results_below((folder / "results",))[0]
         title = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         hours = sum(sum(cell.seconds.values()) for cell in cells) / 3600
         seeds = len({cell.config["seed"] for cell in cells})
@@ -130,7 +137,7 @@ def published() -> Iterator[str]:
 def ours(figure: Mapping[str, Any]) -> Iterator[str]:
     """Tell our figures of the same thing, a row of a study each, but for studies of the earlier design of the game."""
     for study in studies():
-        cells = find_results([study / "results"])[0]
+        cells = results_below((study / "results",))[0]
         table = Comparison.of(cell for cell in cells if cell.described)
         for group, told in measured(table, figure):
             yield f"[{study.name}]({study.name}/README.md): {table.name(group)}: {told}"

@@ -32,6 +32,7 @@ IN_MINIATURE = {
     "quickstart": ["dataset=german"],
     "distribution_inference": [
         "dataset=german",
+        "game.alpha=1.0,0.5",
         "defense=fine_tune",
         "game.adaptive=true",
         "game.shadows=4",
@@ -84,15 +85,6 @@ IN_MINIATURE = {
         "game.repeats=2",
         "attack.meta_classifier.epochs=5",
         "attack.own_queries.steps=5",
-    ],
-    "rivals": [
-        "dataset=german",
-        "defense=reweighting",
-        "attack=[kl]",
-        "game.adaptive=false",
-        "game.shadows=4",
-        "game.victims=2",
-        "game.repeats=2",
     ],
 }
 

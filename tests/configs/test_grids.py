@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.config.compose import compose, groups, is_grid, plain, register_schema
+from fairpriv.config.compose import groups, is_grid, register_schema
 from fairpriv.sweep.progress import cell_configs, cells_of
 from fairpriv.validation import validate
 
@@ -163,16 +163,16 @@ def test_validate_looks_into_every_grid(tmp_path, capsys, monkeypatch):
         assert reason in said[f"experiment={name}"]
 
 
-def test_the_study_of_rivals_holds_the_cells_of_the_study_of_attacks_and_both_their_null_arm(grid):
-    rivals, attacks = (
-        [frozenset(cell) for cell in grid(f"experiment={name}")] for name in ("rivals", "distribution_inference")
-    )
-    assert set(attacks) < set(rivals)
-    assert len(set(rivals)) == len(rivals) == 4 * 13 * 2 * 2 * 3
-    alike = {cell for cell in rivals if "game.alpha=0.5" in cell}
-    assert {cell - {"game.alpha=0.5"} | {"game.alpha=1.0"} for cell in alike} == set(rivals) - alike
-
-
-def test_the_studies_of_rivals_and_of_attacks_differ_in_their_grids_alone():
-    rivals, finished = (plain(compose(CONF, [], [f"experiment={n}"])) for n in ("rivals", "distribution_inference"))
-    assert rivals == finished
+def test_each_arm_of_the_study_of_attacks_stands_beside_no_defence_of_the_same_adversary_and_worlds(grid):
+    cells = grid("experiment=distribution_inference", "dataset=adult", "seed=0")
+    assert len(cells) == len({frozenset(cell) for cell in cells}) == 6 + 8 + 2 + 6 + 3 + 2
+    here = {"dataset=adult", "seed=0"}
+    none = {frozenset(cell - NONE - here | ({"game.alpha=1.0"} & cell)) for cell in cells if cell >= NONE}
+    assert none == {
+        frozenset({f"game.adaptive={adaptive}", f"game.alpha={alpha}"})
+        for adaptive in ("False", "True")
+        for alpha in ("1.0", "0.8", "0.5")
+    }
+    for cell in cells:
+        game = {word for word in cell if word.startswith(("game.alpha", "game.adaptive"))}
+        assert any(game <= other for other in none), cell
