@@ -22,6 +22,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "text.parse_math": False,  # a name with $ is no mathematics
+    "text.hinting": "no_hinting",  # text is as wide in a file of any resolution as where room is found for it
     "svg.fonttype": "none",  # text stays text
     "pdf.fonttype": 42,
     "svg.hashsalt": "fairpriv",  # the same numbers give the same file

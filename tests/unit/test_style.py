@@ -71,3 +71,16 @@ def test_titles_and_names_of_rows_lie_on_the_page(name):
         boxes = [text.get_window_extent() for text in texts if text.get_text()]
     assert boxes
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1 for box in boxes)
+
+
+def test_text_is_as_wide_in_every_file_as_in_the_layout():
+    """Else a long name that has room where the layout is made would be cut in the file, whose resolution is another."""
+
+    def inches(dpi):
+        with styled():
+            figure = new_figure(6, 1)
+            figure.set_dpi(dpi)
+            name = figure.text(0, 0.5, "fair_finetune, defense.penalty=validation", fontsize=7.5)
+            return name.get_window_extent().width / dpi
+
+    assert [inches(dpi) for dpi in (72, 100, 110)] == pytest.approx([inches(200)] * 3, abs=0.02)
