@@ -9,7 +9,8 @@ do not change the outcome::
         kind: ClassVar[str] = "spin"
         memory_budget: int | None = field(default=None, metadata={"outcome": False})
 
-A class that is not a dataclass lists them: ``not_outcome: ClassVar[tuple[str, ...]] = ("cache",)``.
+A class that is not a dataclass lists them: ``not_outcome: ClassVar[tuple[str, ...]] = ("cache",)``. A field that came
+later, and where it is None leaves what was done before, says ``metadata={"outcome": "unless None"}``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ OUTCOME_VERSION = 2
 _NOT_OUTCOME = frozenset({"logger", "paths", "hydra", "sweep", "retry", "threads", "task"})
 _LANGUAGE_MODELS_ONLY = frozenset({"judge", "evaluation", "utility", "analysis"})
 _CLASSIFIERS_ONLY = frozenset({"game", "training", "attack"})
-_LATER = frozenset({"grid_epochs"})  # keys of objects that were added later; null is what was done before
 _NOT_OUTCOME_WITHIN = {  # sections that are not objects of ours
     "trainer": {  # lightning.Trainer's: a batch size in the config is the global one, so devices change no outcome
         "accelerator",
@@ -106,19 +106,21 @@ def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, 
 
 
 @cache
-def declared(target: str) -> tuple[str, frozenset[str]]:
+def declared(target: str) -> tuple[str, frozenset[str], frozenset[str]]:
     """Read, from its source, what the class at an import path declares about identity; nothing is imported.
 
     Returns:
         The ``kind`` that the class itself declares, else the path, since a subclass does something else and inherits no
-        kind; and the fields that change no outcome, those of its bases included.
+        kind; the fields that change no outcome, and those that change none where they are None, those of its bases
+        included.
     """
     definition = class_definition(target)
     if definition is None:  # a function, say: one of ours counts by its name, since it may move
-        return target.rpartition(".")[2] if target.startswith("fairpriv.") else target, frozenset()
+        return target.rpartition(".")[2] if target.startswith("fairpriv.") else target, frozenset(), frozenset()
     (module, node), kind = definition, target
     bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != node.name]
-    without = {name for base in bases for name in declared(f"{module}.{base}")[1]}
+    above = [declared(f"{module}.{base}") for base in bases]
+    without, later = ({name for base in above for name in base[place]} for place in (1, 2))
     for line in node.body:
         match line:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
@@ -135,7 +137,8 @@ def declared(target: str) -> tuple[str, frozenset[str]]:
             elif isinstance(value, ast.Call):
                 said = [ast.literal_eval(word.value) for word in value.keywords if word.arg == "metadata"]
                 without |= {name for metadata in said if metadata.get("outcome") is False}
-    return kind, frozenset(without)
+                later |= {name for metadata in said if metadata.get("outcome") == "unless None"}
+    return kind, frozenset(without), frozenset(later)
 
 
 def kind_of(built: type) -> str:
@@ -166,8 +169,8 @@ def _counted(node: Any) -> Any:
         return node
     if "_target_" not in node:
         return {key: _counted(value) for key, value in node.items()}
-    kind, without = declared(str(node["_target_"]))
-    without |= {"_target_"} | {key for key in _LATER if node.get(key) is None}
+    kind, without, later = declared(str(node["_target_"]))
+    without |= {"_target_"} | {key for key in later if node.get(key) is None}
     return {"_kind_": kind} | {key: _counted(value) for key, value in node.items() if key not in without}
 
 

@@ -206,11 +206,12 @@ CLASSES = {target for _, target in shipped() if target.startswith("fairpriv.") a
 @pytest.mark.parametrize("target", sorted(CLASSES))
 def test_what_is_read_from_the_source_is_what_the_class_declares(target):
     found = get_object(target)
-    kind, without = declared(target)
+    kind, without, later = declared(target)
     assert kind == vars(found)["kind"]
     fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
     marked = {field.name for field in fields if field.metadata.get("outcome") is False}
     assert without == marked | set(getattr(found, "not_outcome", ()))
+    assert later == {field.name for field in fields if field.metadata.get("outcome") == "unless None"}
 
 
 TUNED = CONFIG | {
@@ -297,6 +298,7 @@ def house(tmp_path, monkeypatch):
 PART = "from dataclasses import dataclass, field\nfrom typing import ClassVar\n\n"
 PART += "@dataclass\nclass Part:\n    kind: ClassVar[str] = 'part'\n    a: int = 1\n"
 PART += "    b: int = field(default=1, metadata={'outcome': False})\n"
+PART += "    c: int | None = field(default=None, metadata={'outcome': 'unless None'})\n"
 
 
 def test_a_class_that_moves_keeps_its_id(house):
@@ -307,17 +309,18 @@ def test_a_class_that_moves_keeps_its_id(house):
 
     assert moved("cellar.Part") == moved("attic.Piece") == moved("door.Piece") == moved("attic.Piece", b=2)
     assert moved("cellar.Part", a=2) != moved("cellar.Part")
+    assert moved("cellar.Part", c=None) == moved("cellar.Part") != moved("cellar.Part", c=1)
 
 
 def test_a_subclass_inherits_no_kind_but_what_does_not_count(house):
     text = "from .cellar import Part\n\nclass Other(Part):\n    pass\n\nclass Named(Part):\n    kind = 'named'\n"
     package = house(cellar=PART, attic=text)
-    assert declared(f"{package}.attic.Other") == (f"{package}.attic.Other", {"b"})
-    assert declared(f"{package}.attic.Named") == ("named", {"b"})
+    assert declared(f"{package}.attic.Other") == (f"{package}.attic.Other", {"b"}, {"c"})
+    assert declared(f"{package}.attic.Named") == ("named", {"b"}, {"c"})
 
 
 def test_a_field_called_kind_and_what_is_no_class_name_none(house):
     text = "from dataclasses import dataclass\n\n@dataclass\nclass Part:\n    kind: str = 'x'\n\ndef make(): ...\n"
     package = house(cellar=text)
     for name in ("cellar.Part", "cellar.make", "cellar.missing", "nowhere.Part"):
-        assert declared(f"{package}.{name}") == (f"{package}.{name}", frozenset())
+        assert declared(f"{package}.{name}") == (f"{package}.{name}", frozenset(), frozenset())

@@ -98,7 +98,7 @@ class FairFineTuning(Defense):
     rehearsal: float = 0.5
     penalty: float | Literal["validation", "dual"] = "validation"
     grid: list[float] = field(default_factory=list)
-    grid_epochs: int | None = None
+    grid_epochs: int | None = field(default=None, metadata={"outcome": "unless None"})
     tolerance: float = 0.02
     epsilon: float = 0.05
     dual_rate: float = 0.5
