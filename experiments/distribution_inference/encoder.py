@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ def main(folder: Path, out: Path) -> None:
     own = {path for path, digest in digests.items() if int(digest[:8], 16) % 3 == 0}
     (out / "faces").mkdir(parents=True)
     for path in digests.keys() - own:
-        os.link(path, out / "faces" / path.name)
+        (out / "faces" / path.name).symlink_to(path.resolve())
     ages, images = [], []
     for path in sorted(own, key=digests.get):  # in no order of age
         if told := NAMED.fullmatch(path.name):
