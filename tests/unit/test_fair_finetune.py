@@ -231,6 +231,7 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
         ({"penalty": float("nan")}, "lambda must be a number of at least 0"),
         ({"penalty": "validation", "grid": []}, r"defense\.grid lists no lambda"),
         ({"grid_epochs": 0}, r"defense\.grid_epochs=0: must be from 1 to defense\.epochs=40, or null"),
+        ({"grid_epochs": 2, "penalty": 0.3}, r"grid_epochs=2: is read with defense\.penalty=validation, not 0\.3"),
         ({"grid_epochs": 41}, r"defense\.grid_epochs=41: must be from 1 to defense\.epochs=40"),
         ({"penalty": "dual", "dual_rate": 0.0}, r"defense\.dual_rate=0\.0, .* the rate is above 0"),
         ({"penalty": "dual", "epsilon": -0.1}, r"epsilon=-0\.1: .* epsilon at least 0"),

@@ -129,6 +129,10 @@ class FairFineTuning(Defense):
                 f"defense.grid_epochs={self.grid_epochs}: must be from 1 to defense.epochs={self.epochs}, or null to "
                 "tune every candidate in full"
             )
+        if self.grid_epochs is not None and self.penalty != "validation":
+            raise InputError(
+                f"defense.grid_epochs={self.grid_epochs}: is read with defense.penalty=validation, not {self.penalty}"
+            )
         if self.penalty == "dual" and not (0 < self.dual_rate < math.inf and self.epsilon >= 0):
             raise InputError(
                 f"defense.dual_rate={self.dual_rate}, epsilon={self.epsilon}: with defense.penalty=dual the rate is "
