@@ -15,6 +15,8 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -344,3 +346,28 @@ def test_padding_never_takes_a_token_without_a_row():
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == VOCAB
     assert respond(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=48) == expected
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("common", [9, 7])
+def test_what_prompts_begin_with_is_read_once(kind, common):
+    model, start = make(kind), make_prompts([common])[0]
+    prompts = [start, *([*start, *prompt] for prompt in make_prompts())]  # the first has nothing beside it
+    words = make_tokenizer()
+    expected = words.batch_decode([plain(model, prompt, 6) for prompt in prompts])
+    read = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].shape))
+    assert respond(model, words, prompts, max_new_tokens=6, batch_tokens=999) == expected
+    handle.remove()
+    once = kind != "lfm2" and common == 9  # convolutions keep a state; seven tokens are too few
+    assert read[:2] == ([(1, 8), (8, 12)] if once else [(8, common + 11), (8, 1)])
+
+
+def test_a_window_that_slides_over_padding_is_not_asked_to():
+    config = MistralConfig(**SIZES, sliding_window=12)
+    torch.manual_seed(0)
+    model, start = MistralForCausalLM(config).eval(), make_prompts([10])[0]
+    prompts = [[*start, *prompt] for prompt in make_prompts()]
+    words = make_tokenizer()
+    expected = words.batch_decode([plain(model, prompt, 6) for prompt in prompts])
+    assert respond(model, words, prompts, max_new_tokens=6, batch_tokens=999) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from fairpriv.errors import InputError, short_of_memory
 log = logging.getLogger(__name__)
 K = TypeVar("K")
 R = TypeVar("R")
+_SHARED = 8  # tokens that all prompts of a batch have in common are worth reading once from here on
 _STEP = 8  # tokens after which rows that have ended leave their batch
 
 
@@ -46,8 +48,9 @@ def respond(
 
     Each next token is the argmax of the model's logits: sampling flags, beams, penalties and length limits of the
     model's generation_config do not count, its end tokens do, and so does the tokenizer's. The answers do not depend
-    on ``batch_tokens``, up to rounding: in half precision padding can turn a near tie. Rows that have ended leave their
-    batch every few tokens. Where memory is short, batches are halved, once.
+    on ``batch_tokens``, up to rounding: in half precision padding can turn a near tie. What all prompts of a batch
+    begin with is read once, and rows that have ended leave their batch every few tokens. Where memory is short, batches
+    are halved, once.
 
     Args:
         model: causal LM of transformers, or a wrapper of one (PEFT, ReFT). Left in the mode it was in.
@@ -268,6 +271,19 @@ def selects_rows(hf: Any) -> bool:
     return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=hf.config).layers)
 
 
+def _beginning(batch: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all prompts begin with, such as a system prompt; 0 where reading them once saves little."""
+    most = len(batch[-1]) - 1  # a token of each prompt is left, whose logits are asked
+    count = next((i for i, tokens in enumerate(zip(*batch, strict=False)) if len({*tokens}) > 1 or i == most), 0)
+    return count if len(batch) > 1 and count >= _SHARED else 0
+
+
+def _takes_padding_within(hf: Any) -> bool:
+    """Tell whether a model's positions come from the mask alone, so that padding may lie between tokens."""
+    sliding = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=hf.config).layers)
+    return not sliding and "position_ids" in inspect.signature(hf.forward).parameters
+
+
 class _Finite(LogitsProcessor):
     """Stops at logits that are not finite; of rows that have ended nothing is asked."""
 
@@ -310,14 +326,22 @@ def _generate(
     model: Any, hf: Any, batch: Sequence[Sequence[int]], config: GenerationConfig, setting: str
 ) -> list[list[int]]:
     """Generate the new tokens of each prompt, longest first; after an end token there may be padding."""
-    width = len(batch[0])
-    ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-    ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(config.eos_token_id or [])
     leaves = selects_rows(hf)
+    begin = _beginning(batch) if leaves and model is hf and _takes_padding_within(hf) else 0
+    gaps = [len(batch[0]) - len(prompt) for prompt in batch]  # padding, on the left of what is read in one batch
+    ids = torch.tensor(
+        [[*p[:begin], *[config.pad_token_id] * gap, *p[begin:]] for p, gap in zip(batch, gaps, strict=True)]
+    )
+    mask = torch.tensor([[1] * begin + [0] * gap + [1] * (len(p) - begin) for p, gap in zip(batch, gaps, strict=True)])
+    ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(config.eos_token_id or [])
     rows: list[list[int]] = [[] for _ in batch]
     alive, left = list(range(len(batch))), int(config.max_new_tokens or 0)
     past: dict[str, Any] = {}
+    if begin:
+        cache = DynamicCache(config=hf.config)
+        hf(input_ids=ids[:1, :begin], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(batch))
+        past = {"past_key_values": cache}
     while alive and left:
         step = copy.copy(config)
         step.max_new_tokens = min(left, _STEP) if leaves else left
