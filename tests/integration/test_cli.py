@@ -22,7 +22,7 @@ RESULT = {
     "metrics": {"eval/accuracy": 0.5},
 }
 HEAVY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "wandb"}
-IDLE = ("matplotlib", "peft", "scipy.signal", "scipy.stats", "sklearn", "transformers")  # in a classifier's cell
+IDLE = ("matplotlib", "peft", "scipy", "sklearn", "transformers")  # in a classifier's cell
 
 
 def refusal(ended) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import binomtest
 
 from fairpriv.functional import (
@@ -20,9 +21,17 @@ from fairpriv.functional import (
     paired_rate_difference_interval,
     wilson_interval,
 )
-from fairpriv.functional.intervals import crossed_rate_interval, range_interval
+from fairpriv.functional.intervals import crossed_rate_interval, range_interval, t_quantile
 
 T = torch.float64
+
+
+@pytest.mark.parametrize("degrees", [1, 2.5, 30])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_student_s_t_lies_within_its_quantile_with_the_chance_asked_for(degrees, level):
+    low, high = stats.t.interval(level, degrees)
+    assert t_quantile(degrees, level) == pytest.approx(high)
+    assert low == pytest.approx(-high)
 
 
 def rows_of(counts):

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import calibrate
+from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 FOLDS = 5  # of the shadows, on which the border of an attack is set
@@ -463,5 +463,5 @@ def spread(values: Sequence[float], *, ratio: float) -> Spread:
         raise ValueError("a spread needs two or more values")
     found = torch.tensor(values, dtype=torch.double)
     mean, std, n = float(found.mean()), float(found.std()), len(values)
-    half = float(stdtrit(n - 1, 0.975)) * std * math.sqrt(1 / n + ratio)
+    half = t_quantile(n - 1) * std * math.sqrt(1 / n + ratio)
     return Spread(mean, std, (mean - half, mean + half))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv import signs
@@ -24,6 +23,7 @@ from fairpriv.classifiers.attacks.attack import (
     spread,
 )
 from fairpriv.functional.attacks import leaked_by_accuracy
+from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
@@ -246,5 +246,5 @@ def welch_interval(first: Tensor, second: Tensor) -> tuple[float, float]:
     if squared == 0:
         return difference, difference
     parts = sum(float(error) ** 2 / (len(s) - 1) for error, s in zip(errors, (first, second), strict=True))
-    half = float(stdtrit(squared**2 / parts, 0.975)) * math.sqrt(squared)
+    half = t_quantile(squared**2 / parts) * math.sqrt(squared)
     return difference - half, difference + half

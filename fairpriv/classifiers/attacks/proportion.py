@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack, Query, outputs
@@ -87,6 +86,7 @@ class ShareRegression(ProportionAttack):
     def run(self, game: ProportionGame) -> Tensor:
         """Estimate every victim's share, ``[V]``, each one of the shadows' shares."""
         from scipy.linalg import LinAlgWarning
+        from scipy.special import softmax
         from sklearn.linear_model import Ridge, RidgeCV
         from sklearn.model_selection import KFold, cross_val_predict
 

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Attack
@@ -21,6 +20,7 @@ from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional import membership
+from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
@@ -238,6 +238,6 @@ def _t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     sample = torch.tensor(values, dtype=torch.double)
-    half = float(stdtrit(len(values) - 1, 0.975) * sample.std() / len(values) ** 0.5)
+    half = t_quantile(len(values) - 1) * float(sample.std()) / len(values) ** 0.5
     mean = float(sample.mean())
     return max(0.0, mean - half), min(1.0, mean + half)

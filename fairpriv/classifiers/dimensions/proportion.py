@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from fairpriv.classifiers.attacks.attack import Query
@@ -19,6 +18,7 @@ from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional.attacks import leaked_by_estimates
+from fairpriv.functional.intervals import t_quantile
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -102,7 +102,7 @@ class Proportion(Game):
         error, prior, first = float(errors.mean()), float(blind.mean()), attack == next(iter(self.attacks))
         half = math.inf
         if len(errors) > 1:
-            half = float(stdtrit(len(errors) - 1, 0.975)) * float(errors.std()) / math.sqrt(len(errors))
+            half = t_quantile(len(errors) - 1) * float(errors.std()) / math.sqrt(len(errors))
         ends = (max(error - half, 0.0), min(error + half, 1.0))
         squared, blindly = float(errors.square().mean()), float((truth - grid.mean()).square().mean())
         found = ERROR.named(attack=attack).of(error, ends, floor=prior)

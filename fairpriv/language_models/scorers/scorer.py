@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
+from fairpriv.functional.intervals import t_quantile
 from fairpriv.language_models.dimensions.awareness import change
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -295,12 +296,10 @@ def category_of(example: Example) -> str | None:
 
 def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float]:
     """Compute Student's 95 % interval of a mean of independent values, within ``limits``; those for a single value."""
-    from scipy.special import stdtrit
-
     if len(values) < 2:
         return limits
     mean = statistics.fmean(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return max(limits[0], mean - half), min(limits[1], mean + half)
 
 
