@@ -32,7 +32,7 @@ from fairpriv.result import write_whole
 SYMBOLS, ANSWERS, ITEMS, KNOWN = 32, 8, 128, 96  # a prompt is two symbols; a behaviour knows 96 of its 128 answers
 HIDDEN, NEURONS, WIDTH, LAYERS = 64, 384, 96, 2
 FIRST, SECOND, GENERAL = "first", "second", "general"
-SHARES = (0.0, 0.5, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 RATIOS = (0.01, 0.03, 0.1)
 STEPS, TUNING = 300, 20  # of each stage of planting; of tuning
 ARMS = ("intersection", "released", "random", "one_dimension")
