@@ -34,6 +34,7 @@ HIDDEN, NEURONS, WIDTH, LAYERS = 64, 384, 96, 2
 FIRST, SECOND, GENERAL = "first", "second", "general"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 RATIOS = (0.01, 0.03, 0.1)
+RESULTS = Path(__file__).with_name("results.json")
 STEPS, TUNING = 300, 20  # of each stage of planting; of tuning
 ARMS = ("intersection", "released", "random", "one_dimension")
 
@@ -274,7 +275,7 @@ def spillover(row: Mapping[str, Any]) -> float:
     return float(row["tuned_loss"][SECOND] - row["edited_loss"][SECOND])
 
 
-def table(path: Path) -> list[str]:
+def table(path: Path = RESULTS) -> list[str]:
     """Return the study's tables as lines of Markdown."""
     rows = {(row["share"], row["seed"], row["arm"], row["ratio"]): row for row in json.loads(path.read_text())}
     seeds = sorted({key[1] for key in rows})
@@ -367,9 +368,7 @@ def main() -> None:
     """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="models of each share (10)")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).with_name("results.json"), help="what is there is kept"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="what is there is kept")
     parser.add_argument("--table", action="store_true", help="only print the tables of --out, and draw them")
     asked = parser.parse_args()
     torch.set_num_threads(1)

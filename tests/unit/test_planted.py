@@ -1,4 +1,4 @@
-"""The study of planted trade-offs: what is planted is so by construction, and its README tells its results."""
+"""The study of planted trade-offs: what is planted is so by construction."""
 
 import importlib.util
 from pathlib import Path
@@ -71,8 +71,3 @@ def test_controls_take_as_many_entries_of_each_matrix_as_the_intersection(plante
     top = set(scores[planted.FIRST]["w"].flatten().topk(200).indices.tolist())
     assert set(found["intersection"].tolist()) <= top
     assert set(found["one_dimension"].tolist()) <= top
-
-
-def test_the_readme_tells_the_results(planted):
-    text = (STUDY / "README.md").read_text()
-    assert "\n".join(planted.table(STUDY / "results.json")) in text
