@@ -63,7 +63,7 @@ def test_a_pools_sums_of_clipped_gradients_are_opacus_s_and_a_loops(monkeypatch,
     seen = pool_training.PoolClassifier._add_noise
 
     def watched(self, private, k):
-        noised.append([parameter.grad.clone() for parameter in self.parameters()])
+        noised.append([grad.clone() for grad in (*self.weights_grad, *self.biases_grad)])
         seen(self, private, k)
 
     monkeypatch.setattr(pool_training.PoolClassifier, "_add_noise", watched)
@@ -142,10 +142,11 @@ def test_noise_of_a_pool_has_the_promised_deviation_and_is_each_members_own(monk
     add = pool_training.PoolClassifier._add_noise
 
     def watched(self, private, k):
-        before = [parameter.grad.clone() for parameter in self.parameters()]
+        before = [grad.clone() for grad in (*self.weights_grad, *self.biases_grad)]
         add(self, private, k)
         expected = 40 / 5
-        noise = [p.grad * expected - b for p, b in zip(self.parameters(), before, strict=True)]
+        after = (*self.weights_grad, *self.biases_grad)
+        noise = [grad * expected - b for grad, b in zip(after, before, strict=True)]
         seen.append(torch.cat([part.flatten(1) for part in noise], 1))
 
     monkeypatch.setattr(pool_training.PoolClassifier, "_add_noise", watched)

@@ -38,7 +38,7 @@ from fairpriv.classifiers.nets.stopping import refuse_few_rows
 from fairpriv.errors import InputError
 from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.store import Store, checksum
-from fairpriv.trainer import EXPECTED_WARNINGS, TellLoss
+from fairpriv.trainer import EXPECTED_WARNINGS
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +331,6 @@ class _PoolFit:
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 enable_progress_bar=progress,
-                callbacks=[TellLoss()],
                 num_sanity_val_steps=0,
                 plugins=[LightningEnvironment()],  # whatever batch system the machine has
             ).fit(module, DataLoader(batches, batch_size=None))

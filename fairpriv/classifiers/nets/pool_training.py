@@ -12,13 +12,13 @@ from typing import Any, cast
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy, pad, softplus
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adamw import adamw
 from torch.utils.data import IterableDataset
 
+from fairpriv import signs
 from fairpriv.classifiers.data.batches import PoissonBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained
@@ -27,7 +27,8 @@ from fairpriv.functional import equalized_odds_gaps, label_gaps
 
 log = logging.getLogger(__name__)
 
-PoolBatch = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (None: all rows), weights [k, B]
+Step = tuple[Tensor | None, Tensor]  # places [k, B] in the stacked rows (None: all rows), weights [k, B]
+RUN = 8  # steps that Lightning hands over together, since what it does around a batch takes longer than a small step
 
 
 # Largest size of the widest activation of the members that pass through the network together. It is about what the
@@ -136,8 +137,8 @@ class PoolSettings:
         return self.patience is not None or self.dual is not None
 
 
-class PoolBatches(IterableDataset[PoolBatch]):
-    """The batches of all members that still learn, which are the first k, step by step.
+class PoolBatches(IterableDataset[list[Step]]):
+    """The batches of all members that still learn, which are the first k, `RUN` steps at a time.
 
     A member's batches are those of `ShuffledBatches` or, with ``steps_per_epoch``, `StratifiedBatches` under its own
     seed. A smaller batch is filled up with rows of weight 0. The weights of a batch are divided by its size, so that
@@ -171,7 +172,7 @@ class PoolBatches(IterableDataset[PoolBatch]):
         self.batch_size, self.private = settings.batch_size, settings.private is not None
         epoch = [settings.steps_per_epoch or -(-len(rows.y) // self.batch_size) for rows in members]
         steps = [number * length for number, length in zip(epochs, epoch, strict=True)]
-        self.order = sorted(range(len(members)), key=lambda i: -steps[i])
+        self.order = sorted(range(len(members)), key=lambda i: (-steps[i], len(members[i].y)))
         self.steps, self.epoch = [steps[i] for i in self.order], [epoch[i] for i in self.order]
         self.draws = [_draws(members[i], names[i], settings, epochs[i]) for i in self.order]
         self.counts = [len(members[i].y) for i in self.order]
@@ -184,51 +185,69 @@ class PoolBatches(IterableDataset[PoolBatch]):
         parts = [[getattr(members[i], name) for i in self.order] for name in "Xys"]
         if weights is not None:
             parts.append([weights[i] for i in self.order])
-        end_to_end = [
-            pad_sequence(part, batch_first=True).flatten(0, 1) if self.whole else torch.cat(part) for part in parts
-        ]
+        join = _filled_up if self.whole else _cat
+        end_to_end = [join(part) for part in parts]
         self.X, self.y, self.s = end_to_end[:3]
         self.weights = end_to_end[3] if weights is not None else None
 
     def __len__(self) -> int:
-        return self.steps[0]
+        return -(-self.steps[0] // RUN)
 
-    def __iter__(self) -> Iterator[PoolBatch]:
+    def __iter__(self) -> Iterator[list[Step]]:
+        steps = self._steps()
+        while run := list(itertools.islice(steps, RUN)):
+            yield run
+
+    def _steps(self) -> Iterator[Step]:
         counts = torch.tensor(self.counts)[:, None]
         if self.whole:
             weight = (torch.arange(self.width) < counts) / counts
             if self.weights is not None:
                 weight = weight * self.weights.view_as(weight)
-            yield from itertools.repeat((None, weight), len(self))
+            yield from itertools.repeat((None, weight), self.steps[0])
             return
         first = counts.cumsum(0) - counts
-        streams = [(self._sampled if self.private else self._stream)(*draws) for draws in self.draws]
-        for step in range(len(self)):
-            while self.steps[len(streams) - 1] <= step:
+        # Members with equal numbers of steps and rows are dealt with together.
+        alike = itertools.groupby(range(len(counts)), lambda i: (self.steps[i], self.counts[i], len(self.draws[i][1])))
+        groups = [(steps, [self.draws[i] for i in own]) for (steps, *_), own in alike]
+        streams = [self._sampled(group) if self.private else self._stream(group) for _, group in groups]
+        for step in range(self.steps[0]):
+            while groups[len(streams) - 1][0] <= step:
                 streams.pop()
-            index, weights, sizes = zip(*map(next, streams), strict=True)
-            width = max(1, *sizes)
-            places = (torch.stack(index) + first[: len(index)])[:, :width]
-            weight = torch.stack(weights)[:, :width]
+            parts = [next(stream) for stream in streams]
+            width = max(1, *(size for *_, size in parts))
+            index = torch.cat([index for index, _, _ in parts])[:, :width]
+            weight = torch.cat([weight for _, weight, _ in parts])[:, :width]
+            places = index + first[: len(index)]
             yield places, weight if self.weights is None else weight * self.weights[places]
 
-    def _stream(self, draws: Iterator[Tensor], weight: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield a member's batches: row numbers [width], weights [width], and how many rows count."""
-        size = min(self.batch_size, len(weight))
-        start, column = torch.arange(0, len(weight), size)[:, None], torch.arange(self.width)
-        real = (column < size) & (start + column < len(weight))
+    def _stream(self, group: list[tuple[Iterator[Tensor], Tensor]]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield the batches of g members: row numbers [g, width], weights [g, width], and how many rows count."""
+        weight = torch.stack([weight for _, weight in group])
+        size = min(self.batch_size, weight.shape[1])
+        start, column = torch.arange(0, weight.shape[1], size)[:, None], torch.arange(self.width)
+        real = (column < size) & (start + column < weight.shape[1])
         place = torch.where(real, start + column, 0)  # filled up with a row of the member's own
         count = real.sum(1)
-        weights, sizes = (weight[place] * real / count[:, None]).unbind(), count.tolist()
-        for drawn in draws:
-            yield from zip(drawn[place].unbind(), weights, sizes, strict=True)
+        weights, sizes = (weight[:, place] * real / count[:, None]).unbind(1), count.tolist()
+        for drawn in zip(*(draws for draws, _ in group), strict=True):
+            yield from zip(torch.stack(drawn)[:, place].unbind(1), weights, sizes, strict=True)
 
-    def _sampled(self, draws: Iterator[Tensor], _: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield a member's Poisson samples, in the form of `_stream`."""
-        for drawn in draws:
-            place, weight = torch.zeros(self.width, dtype=torch.int64), torch.zeros(self.width)
-            place[: len(drawn)], weight[: len(drawn)] = drawn, 1.0
-            yield place, weight, len(drawn)
+    def _sampled(self, group: list[tuple[Iterator[Tensor], Tensor]]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield Poisson samples of g members, in the form of `_stream`."""
+        for drawn in zip(*(draws for draws, _ in group), strict=True):
+            index, sizes = pad_sequence([*drawn], batch_first=True), torch.tensor([len(rows) for rows in drawn])
+            index = pad(index, (0, self.width - index.shape[1]))
+            yield index, (torch.arange(self.width) < sizes[:, None]).float(), int(sizes.max())
+
+
+def _filled_up(parts: list[Tensor]) -> Tensor:
+    return pad_sequence(parts, batch_first=True).flatten(0, 1)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Join tensors by numpy, whose large arrays lie in huge pages where Linux has them: rows are found faster there."""
+    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
 
 
 def _draws(rows: Rows, name: int, settings: PoolSettings, epochs: int) -> tuple[Iterator[Tensor], Tensor]:
@@ -311,8 +330,12 @@ class PoolClassifier(lightning.LightningModule):
             seeds = [noise_seed(member_seed(settings.seed, name)) for name in names]
             self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
-        self.weights = nn.ParameterList([W for W, _ in start])
-        self.biases = nn.ParameterList([b for _, b in start])
+        weights, biases = zip(*start, strict=True)
+        self.shapes = [tuple(part.shape[1:]) for part in (*weights, *biases)]
+        flat = torch.cat([part.flatten(1) for part in (*weights, *biases)], 1)
+        # All parameters of a member lie in one row, which the optimiser and all that looks at them take at once. Rows
+        # begin where lines of the caches do.
+        self.stacked = nn.Parameter(pad(flat, (0, -flat.shape[1] % 16)))
         groups = int(batches.s.max()) + 1
         self.classes = self.sizes[-1]
         self.cells = self.classes * groups
@@ -326,7 +349,8 @@ class PoolClassifier(lightning.LightningModule):
         self.diverged = torch.zeros(len(names), dtype=torch.bool)
         self.diverged[list(diverged)] = True
         self.best = BestEpoch(len(names), None if self.dual is not None else settings.patience)
-        self.kept: list[Tensor] = []  # every parameter as it was at its member's best epoch
+        self.kept: Tensor | None = None  # the parameters as they were at their member's best epoch
+        self.taken = 0  # steps
         self.kept_penalty = self.penalty.clone()
         self.met = torch.ones(len(names), dtype=torch.bool)
 
@@ -348,17 +372,35 @@ class PoolClassifier(lightning.LightningModule):
         room = min(self.block, len(self.names)) * self.width
         self.activations = [self.X.new_empty(room * size) for size in self.sizes[:-1]]
         self.ones = self.X.new_ones(1, 1, self.width)
+        self.difference = self.X.new_tensor([-1.0, 1.0] if self.classes == 2 else [1.0])  # of two logits
         self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
-        for parameter in self.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        self.stacked.grad = torch.zeros_like(self.stacked)
+        self.weights, self.biases = self._layers(self.stacked.detach())
+        self.weights_grad, self.biases_grad = self._layers(self.stacked.grad)
         if self.held_out is not None:
-            self.kept = [parameter.detach().clone() for parameter in self.parameters()]
+            self.kept = self.stacked.detach().clone()
+
+    def _layers(self, stacked: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return views of all layers' weights ``[M, in, out]`` and biases ``[M, out]`` in rows of `stacked`."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        parts = stacked[:, : sum(sizes)].split(sizes, 1)
+        views = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return views[: len(views) // 2], views[len(views) // 2 :]
 
     @torch.no_grad()
-    def training_step(self, batch: PoolBatch, step: int) -> None:
+    def training_step(self, batch: list[Step], _: int) -> None:
+        """Take some steps."""
+        for index, weight in batch:
+            self._step(index, weight, self.taken)
+            self.taken += 1
+            if signs.due():
+                signs.step(f"fit of {self.stage}, step {self.taken} of {int(self.steps[0])}")
+            if self.trainer.should_stop:
+                return
+
+    def _step(self, index: Tensor | None, weight: Tensor, step: int) -> None:
         """Take one step with the first k members, but for those that have stopped."""
         self._set_stopped_aside()
-        index, weight = batch
         members = self.order[: self.learning]
         members = members[: int(torch.searchsorted(members, len(weight)))]  # in ascending order
         k = len(members)
@@ -367,8 +409,7 @@ class PoolClassifier(lightning.LightningModule):
         finite = torch.ones(k, dtype=torch.bool, device=weight.device)
         for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
             finite[part] = self._gradients(part, members[part], index, weight[part]).isfinite()
-        for parameter in self.parameters():
-            finite &= cast(Tensor, parameter.grad)[:k].flatten(1).sum(1).isfinite()
+        finite &= cast(Tensor, self.stacked.grad)[:k].sum(1).isfinite()
         if self.private is not None:
             self._add_noise(self.private, members)
         frozen = self.optimizer.frozen
@@ -379,7 +420,7 @@ class PoolClassifier(lightning.LightningModule):
                 self.diverged[i] = True
             frozen[:k] |= broken
         self.optimizer.active = k
-        cast(LightningOptimizer, self.optimizers()).step()
+        self.optimizer.step()
         ended = (((step + 1) % self.epoch[members] == 0) & ~frozen[:k].cpu()).nonzero().flatten()
         if self.held_out is not None and len(ended):
             stopped = self._validate(ended, members[ended], step, self.held_out)
@@ -404,14 +445,11 @@ class PoolClassifier(lightning.LightningModule):
 
     def _add_noise(self, private: Private, members: Tensor) -> None:
         """Add noise to these members' sums of clipped gradients, and divide by the batches' expected size."""
-        k = len(members)
-        sizes = [parameter[0].numel() for parameter in self.parameters()]
-        drawn = torch.stack([torch.randn(sum(sizes), generator=self.generators[i]) for i in members.tolist()])
-        noises = (private.noise * private.clip * drawn).to(self.device).split(sizes, 1)
-        for parameter, noise in zip(self.parameters(), noises, strict=True):
-            gradient = cast(Tensor, parameter.grad)[:k]
-            expected = self.expected[members].to(gradient).view(k, *[1] * (gradient.dim() - 1))
-            gradient.add_(noise.view_as(gradient)).div_(expected)
+        size = sum(math.prod(shape) for shape in self.shapes)
+        drawn = torch.stack([torch.randn(size, generator=self.generators[i]) for i in members.tolist()])
+        gradient = cast(Tensor, self.stacked.grad)[: len(members), :size]
+        noise = (private.noise * private.clip * drawn).to(gradient)
+        gradient.add_(noise).div_(self.expected[members, None].to(gradient))
 
     def _validate(self, places: Tensor, members: Tensor, step: int, rows: HeldOut) -> Tensor:
         """Keep the weights of members whose best epoch just ended, and move lambdas; return who is to stop, a mask."""
@@ -455,8 +493,7 @@ class PoolClassifier(lightning.LightningModule):
         return h
 
     def _keep(self, places: Tensor, members: Tensor) -> None:
-        for kept, parameter in zip(self.kept, self.parameters(), strict=True):
-            kept[members] = parameter.detach()[places]
+        cast(Tensor, self.kept)[members] = self.stacked.detach()[places]
         self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
     def _gradients(self, part: slice, members: Tensor, index: Tensor | None, weight: Tensor) -> Tensor:
@@ -499,13 +536,12 @@ class PoolClassifier(lightning.LightningModule):
             clip_rows(inputs, [*deltas, both.transpose(1, 2)], self.private.clip)
             at_output = both[:, 1:] if self.classes == 2 else both
         for layer, delta in enumerate(deltas):
-            torch.bmm(inputs[layer].transpose(1, 2), delta, out=cast(Tensor, self.weights[layer].grad)[part])
-            cast(Tensor, self.biases[layer].grad)[part] = torch.bmm(self.ones.expand(k, 1, -1)[..., :width], delta)[
-                :, 0
-            ]
-        slope = torch.bmm(at_output, inputs[last]).transpose(1, 2), at_output.sum(2)
-        for parameter, grad in zip((self.weights[last], self.biases[last]), slope, strict=True):
-            cast(Tensor, parameter.grad)[part] = torch.cat((-grad, grad), -1) if self.classes == 2 else grad
+            torch.bmm(inputs[layer].transpose(1, 2), delta, out=self.weights_grad[layer][part])
+            ones = self.ones.expand(k, 1, -1)[..., :width]
+            torch.bmm(ones, delta, out=self.biases_grad[layer][part, None])
+        slope, shift = torch.bmm(at_output, inputs[last]).transpose(1, 2), at_output.sum(2)
+        torch.mul(slope, self.difference, out=self.weights_grad[last][part])
+        torch.mul(shift, self.difference, out=self.biases_grad[last][part])
         return losses
 
     def _loss(self, logits: Tensor, members: Tensor, rows: slice | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -550,11 +586,11 @@ class PoolClassifier(lightning.LightningModule):
         The weights are the last ones or, if validation rows decide, those of the members' best epochs.
         """
         places = self.order.argsort()
-        stand = self.kept or [parameter.detach()[places] for parameter in self.parameters()]
-        layers = len(self.weights)
-        weights = [(W.cpu(), b.cpu()) for W, b in zip(stand[:layers], stand[layers:], strict=True)]
-        told: dict[str, list[float]] = {"lambda": (self.kept_penalty if self.kept else self.penalty).tolist()}
-        told["epoch"] = (self.best.epoch if self.kept else self.optimizer.steps.cpu()[places] // self.epoch).tolist()
+        stand = self.stacked.detach()[places] if self.kept is None else self.kept
+        weights = [(W.contiguous(), b.contiguous()) for W, b in zip(*self._layers(stand.cpu()), strict=True)]
+        told: dict[str, list[float]] = {"lambda": (self.penalty if self.kept is None else self.kept_penalty).tolist()}
+        taken = self.optimizer.steps.cpu()[places]
+        told["epoch"] = (taken // self.epoch if self.kept is None else self.best.epoch).tolist()
         if self.dual is not None:
             told["constraint_met"] = self.met.double().tolist()
         return weights, self.diverged.nonzero().flatten().tolist(), told
