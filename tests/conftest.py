@@ -1,3 +1,5 @@
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,23 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+# Tests whose processes need not be started from nothing fork them from one that has the heavy imports behind it.
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(
+    ["fairpriv.run", "fairpriv.classifiers.experiment", "fairpriv.language_models.experiment", "fairpriv.report.page"]
+)
+
+
+@pytest.fixture(scope="session")
+def in_two_processes() -> Callable[..., None]:
+    """Calls a function in two processes, with 0 and 1 and the arguments given, and waits for both."""
+
+    def call(function: Callable[..., None], *args: object) -> None:
+        torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
+
+    return call
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -258,9 +258,29 @@ def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bo
         return asked[-1].endswith("=MULTIRUN")
     choices = [word for word in overrides if word.startswith(("experiment=", "debug="))]
     try:
-        return bool(choices) and compose(conf, folders, choices, hydra=True).hydra.mode is RunMode.MULTIRUN
+        if not _name_a_mode(groups([conf, *plugin_folders(), *folders]), choices):
+            return False
+        return compose(conf, folders, choices, hydra=True).hydra.mode is RunMode.MULTIRUN
     except CONFIG_ERRORS:  # an error that is explained when all overrides are composed
         return False
+
+
+def _name_a_mode(known: Mapping[str, Mapping[str, Path]], words: Sequence[str]) -> bool:
+    """Return whether a chosen file, or one that it is made of, has a key ``mode``; composing to see it takes long."""
+    from omegaconf import OmegaConf
+
+    chosen = [(word.partition("=")[0], word.partition("=")[2]) for word in words]
+    for group, option in chosen:  # which grows by the files that these are made of
+        file = known.get(group, {}).get(option)
+        text = file.read_text(encoding="utf-8") if file else ""
+        if re.search(r"\bmode\b['\"]?\s*:", text):
+            return True
+        read: Any = OmegaConf.to_container(OmegaConf.create(text)) if "defaults" in text else None
+        for item in (read.get("defaults") or []) if isinstance(read, dict) else []:
+            for key, options in item.items() if isinstance(item, dict) else [(f"/{group}", item)]:
+                where = key.split()[-1].partition("@")[0].rpartition("/")[2]
+                chosen += [(where, str(one)) for one in (options if isinstance(options, list) else [options])]
+    return False
 
 
 def left_to_cells(overrides: Sequence[str]) -> list[str]:

@@ -1,5 +1,8 @@
+import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ TINY = [  # a language model's cells with a model of the tests
     "evaluation.text_tokens=40",
     "threads=1",
 ]
+DRAWN = {"quickstart", "tug_of_war"}  # reports with pictures, which take longer than the cells of a miniature
 # What makes an experiment small beyond debug=fast.
 IN_MINIATURE = {
     "quickstart": ["dataset=german"],
@@ -105,15 +109,38 @@ def fairpriv(tmp_path, capfd, monkeypatch):
     root.handlers[:] = handlers
 
 
-def test_every_option_composes_and_a_user_sees_every_key_of_what_is_built(fairpriv, monkeypatch):
-    composed = []
-    monkeypatch.setattr(
-        validation, "compose", lambda *given: composed.append((given[2], found := compose(*given))) or found
-    )
-    status, out = fairpriv("validate")
-    assert status == 0
-    assert out == f"{sum(map(len, OPTIONS.values()))} configs checked, 0 with problems\n"
-    configs = {word: plain(config) for words, config in composed for word in words}
+VALIDATE = """
+import json, sys
+from fairpriv import validation
+from fairpriv.cli import main
+
+compose, plain, composed = validation.compose, validation.plain, []
+
+def compose_noted(conf, folders, words):
+    composed.append([words])
+    return compose(conf, folders, words)
+
+def plain_noted(config):
+    composed[-1].append(plain(config))
+    return composed[-1][1]
+
+validation.compose, validation.plain = compose_noted, plain_noted
+try:
+    main(["validate"])
+finally:
+    heavy = {"torch", "lightning", "transformers", "peft", "torchmetrics", "wandb"} & set(sys.modules)
+    print(json.dumps({"composed": composed, "heavy": sorted(heavy)}))
+"""
+
+
+def test_every_option_composes_with_every_key_of_what_is_built_and_nothing_heavy_is_imported():
+    ended = subprocess.run([sys.executable, "-c", VALIDATE], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    *said, noted = ended.stdout.splitlines()
+    assert said == [f"{sum(map(len, OPTIONS.values()))} configs checked, 0 with problems"]
+    noted = json.loads(noted)
+    assert noted["heavy"] == []
+    configs = {word: config for words, config in noted["composed"] for word in words}
     for group in ("dataset", "model", "defense", "attack", "judge", "analysis"):
         for option in OPTIONS[group]:
             node = configs[f"{group}={option}"][group]
@@ -160,7 +187,7 @@ def test_ls_of_one_group(fairpriv):
 
 
 def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path, monkeypatch):
-    # beside ours, which `test_every_option_composes_and_a_user_sees_every_key_of_what_is_built` checks
+    # beside ours, which the test of every option checks
     monkeypatch.setattr(validation, "groups", lambda folders: groups([f for f in folders if f != CONF]))
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
     (tmp_path / "mine" / "defense").mkdir()
@@ -187,7 +214,9 @@ def test_a_file_of_the_user_s_adds_a_dataset_or_a_defence(fairpriv, tmp_path, mo
 
 
 @pytest.mark.parametrize("experiment", OPTIONS["experiment"])
-def test_every_experiment_runs_in_miniature(fairpriv, tiny_lm, experiment):
+def test_every_experiment_runs_in_miniature(fairpriv, tiny_lm, monkeypatch, experiment):
+    if experiment not in DRAWN:
+        monkeypatch.setattr("fairpriv.report.page._write_plots", lambda *_: ({}, []))
     words = [f"experiment={experiment}", "debug=fast", "paths.root=out", *IN_MINIATURE.get(experiment, [])]
     status, out = fairpriv(*words, *([f"model.path={tiny_lm}"] if "model=hf" in words else []))
     results, left_out = find_results([Path("out")])
@@ -204,6 +233,23 @@ def test_a_grid_is_known_by_the_experiment():
     assert not is_grid(CONF, [], ["experiment=quickstart", "hydra.mode=RUN"])
     assert not is_grid(CONF, [], ["seed=0", "debug=fast"])
     assert not is_grid(CONF, [], ["experiment=quickstrat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("defaults: [quickstart]", True),
+        ("defaults:\n  - quickstart\n  - _self_\nhydra: {mode: RUN}", False),
+        ("defaults:\n  - override /trainer: all", True),  # whatever file says so
+        ("defaults:\n  - override /dataset: adult\nseed: 1", False),
+        ("seed: 1", False),
+    ],
+)
+def test_a_grid_is_known_by_what_the_experiment_is_made_of(tmp_path, text, expected):
+    for name, content in {"experiment/mine": text, "trainer/all": "hydra: {mode: MULTIRUN}"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+    assert is_grid(CONF, [tmp_path], ["experiment=mine"]) is expected
 
 
 def test_what_is_below_a_group_is_left_to_the_cells_of_a_grid():

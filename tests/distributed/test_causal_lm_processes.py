@@ -11,7 +11,6 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import multiprocessing
 from torch.distributed.fsdp import FSDPModule
 
 from fairpriv.cli import CONF
@@ -82,12 +81,12 @@ def process(rank: int, port: int, models, folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_rank(tmp_path_factory, tiny_lms):
+def by_rank(tmp_path_factory, tiny_lms, in_two_processes):
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(process, args=(port, tiny_lms, folder), nprocs=2)
+    in_two_processes(process, port, tiny_lms, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from fairlearn.metrics import equalized_odds_difference
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from fairpriv import EqualizedOddsGap
 
@@ -24,8 +24,8 @@ def measure(rank: int, folder) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gap_of_all_rows(tmp_path):
-    multiprocessing.spawn(measure, args=(tmp_path,), nprocs=2)
+def test_two_processes_have_the_gap_of_all_rows(tmp_path, in_two_processes):
+    in_two_processes(measure, tmp_path)
     preds, target, groups = rows()
     wanted = equalized_odds_difference(target, preds, sensitive_features=groups)
     for rank in range(2):

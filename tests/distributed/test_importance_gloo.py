@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fairpriv.functional import importance_scores
@@ -39,9 +39,9 @@ def score(rank: int, folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_rank(tmp_path_factory):
+def by_rank(tmp_path_factory, in_two_processes):
     folder = tmp_path_factory.mktemp("importance")
-    multiprocessing.spawn(score, args=(folder,), nprocs=2)
+    in_two_processes(score, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from fairpriv.classifiers.nets import pool as pools
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
@@ -57,9 +57,9 @@ def train(rank: int, folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_rank(tmp_path_factory):
+def by_rank(tmp_path_factory, in_two_processes):
     folder = tmp_path_factory.mktemp("pool")
-    multiprocessing.spawn(train, args=(folder,), nprocs=2)
+    in_two_processes(train, folder)
     return [{name: Pool(*parts) for name, parts in torch.load(folder / f"{rank}.pt").items()} for rank in range(2)]
 
 

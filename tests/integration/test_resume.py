@@ -23,9 +23,8 @@ from fairpriv.result import Result
 from fairpriv.sweep import lock
 from fairpriv.sweep.listing import entries
 
-# Sweeps that are killed run in processes forked from one that has the heavy imports behind it.
+# Sweeps that are killed run in processes forked from one that has the heavy imports behind it: see tests/conftest.py.
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["fairpriv.run", "fairpriv.classifiers.experiment", "fairpriv.report.page"])
 KILLS = int(os.environ.get("FAIRPRIV_KILLS", "5"))
 SEED = int(os.environ.get("FAIRPRIV_SEED", "0"))
 CHANGES = ("open", "os.rename", "os.remove", "os.utime", "os.truncate", "fcntl.flock")
@@ -143,7 +142,7 @@ def test_a_sweep_that_is_killed_at_random_points_loses_nothing_and_runs_nothing_
     # Every other attempt dies before a random change of a file, since only these make a difference to what is left
     # behind, and every other one at a random time. What is finished is kept under watch until the grid is whole.
     draw = random.Random(SEED)
-    start(grid, tmp_path / "warm").join()
+    start(["--version"], tmp_path / "warm").join()  # which waits for those imports
     began = time.monotonic()
     assert status(start(grid, tmp_path / "whole")) == 0, (tmp_path / "whole" / "stderr").read_text()
     seconds = time.monotonic() - began
