@@ -21,6 +21,8 @@ DATASET, DEFENCE, ALPHA = "dataset.name", "defense.name", "game.alpha"
 BASELINE = "none"  # the defence that comes first
 UNDEFENDED = (Condition(DEFENCE, "=", (BASELINE,)),)  # what paired differences refer to unless it is named
 
+_NESTED_SEED = re.compile(r"(^|[._])seed$")  # keys of seeds other than the cell's own
+
 FLOOR, NOTHING = "floor", "nothing"  # what stands beside an estimate: see `Group.floors`
 
 
@@ -336,6 +338,7 @@ class Comparison:
             seed = _seed(result)
             replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
             (part.completed if result.status == "completed" else part.failed)[seed] = result
+        _join_fixed_seeds(parts)
         told = [DATASET, DEFENCE, *_varying_keys([*parts.values()])]
         merged: dict[Any, list[Group]] = {}
         for part in parts.values():
@@ -577,6 +580,41 @@ def _value(group: Group, key: str) -> str:
     return value if key in (DATASET, DEFENCE) else f"{short(key)}={value}"
 
 
+def _join_fixed_seeds(parts: dict[frozenset[tuple[str, str]], Group]) -> None:
+    """Join parts that differ only in nested seeds that were taken to follow the cell's own, and do not.
+
+    Where ``evaluation.seed`` is 0 in every cell, it is left out of the cell of seed 0 alone, as if it followed. Such a
+    part has one seed, which is what the other part says of the key.
+    """
+    alike: dict[frozenset[tuple[str, str]], list[frozenset[tuple[str, str]]]] = {}
+    if not any(_NESTED_SEED.search(key) for part in parts.values() for key in part.leaves):
+        return
+    for forms in parts:
+        alike.setdefault(frozenset(item for item in forms if not _NESTED_SEED.search(item[0])), []).append(forms)
+    for same in alike.values():
+        whole: list[Group] = []
+        for forms in sorted(same, key=lambda forms: (-len(forms), sorted(forms))):
+            part = parts[forms]
+            host = next((other for other in whole if _left_out(part, other) and _left_out(other, part)), None)
+            if host is None:
+                whole.append(part)
+                continue
+            del parts[forms]
+            host.leaves |= part.leaves
+            host.__dict__.pop("forms", None)
+            for cells, found in ((part.completed, host.completed), (part.failed, host.failed)):
+                found |= cells
+
+
+def _left_out(part: Group, other: Group) -> bool:
+    """Tell whether each nested seed that ``part`` lacks, and ``other`` has, is the one seed of the part's cells."""
+    seeds = {*part.completed, *part.failed}
+    given = other.completed.keys() | other.failed.keys()
+    lacking = other.leaves.keys() - part.leaves.keys()
+    agreed = all(comparable(part, key) == comparable(other, key) for key in other.leaves.keys() & part.leaves.keys())
+    return agreed and not seeds & given and all(seeds == {show(other.leaves[key])} for key in lacking)
+
+
 def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:
     """Merge groups into one; its cells are named by seed and by the keys of ``told`` that the parts differ in."""
     if len(parts) == 1:
@@ -670,7 +708,7 @@ def _leaves(
         if isinstance(value, dict) and value:
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))
-        elif not (key.endswith("seed") and value == seed and re.search(r"(^|[._])seed$", key)):
+        elif not (key.endswith("seed") and value == seed and _NESTED_SEED.search(key)):
             yield key, portable(value)
 
     def portable(value: Any) -> Any:

@@ -218,6 +218,19 @@ def test_cells_that_differ_only_in_seed_are_one_row():
     assert [(group.defence, len(group.completed)) for group in table.groups] == [("none", 3), ("scratch", 1)]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0), (0, 2)])
+def test_a_seed_that_is_fixed_distinguishes_no_cells_where_it_is_the_cell_s_own_by_chance(order):
+    def made(seed, draw, split):
+        return cell(seed=seed, config={"dataset": {"name": "adult", "draw": {"seed": draw}, "split": {"seed": split}}})
+
+    fixed = [made(seed, draw, 1) for draw in (0, 5) for seed in order]
+    table = Comparison.of(fixed)
+    assert sorted(tuple(sorted(group.completed)) for group in table.groups) == [tuple(map(str, sorted(order)))] * 2
+    assert table.keys == ["dataset.draw.seed"]
+    following = Comparison.of([*(made(seed, seed, 7) for seed in order), made(3, 0, 7)])
+    assert sorted(len(group.completed) for group in following.groups) == [1, len(order)]
+
+
 def test_only_keys_that_a_reader_needs_become_columns():
     grid = [
         cell(dataset, defence, game={"alpha": alpha}, config={"trainer": {"max_epochs": 5 if defence == "none" else 9}})
