@@ -134,7 +134,7 @@ class Estimate:
 def _mean_and_half(values: Sequence[float], overlap: float | None, components: int = 1) -> tuple[float, float]:
     """Mean, and half the width of its t interval, as one of so many ``components`` that hold jointly."""
     n = len(values)
-    mean = math.fsum(values) / n
+    mean = min(max(math.fsum(values) / n, min(values)), max(values))  # not beside equal values, by rounding
     # statistics.stdev takes twenty times as long.
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, _t_quantile(n - 1, components) * math.sqrt(variance * (1 / n + (overlap or 0.0)))
@@ -581,38 +581,26 @@ def _value(group: Group, key: str) -> str:
 
 
 def _join_fixed_seeds(parts: dict[frozenset[tuple[str, str]], Group]) -> None:
-    """Join parts that differ only in nested seeds that were taken to follow the cell's own, and do not.
+    """Give nested seeds back to cells in which they were taken to follow the cell's own, and do not.
 
-    Where ``evaluation.seed`` is 0 in every cell, it is left out of the cell of seed 0 alone, as if it followed. Such a
-    part has one seed, which is what the other part says of the key.
+    Where ``evaluation.seed`` is 0 in every cell, it is left out of those of seed 0 alone, as if it followed. Where
+    other cells show it as fixed to 0, it is so in a part of seed 0 alone, too, which may then be part of another.
     """
-    alike: dict[frozenset[tuple[str, str]], list[frozenset[tuple[str, str]]]] = {}
-    if not any(_NESTED_SEED.search(key) for part in parts.values() for key in part.leaves):
-        return
-    for forms in parts:
-        alike.setdefault(frozenset(item for item in forms if not _NESTED_SEED.search(item[0])), []).append(forms)
-    for same in alike.values():
-        whole: list[Group] = []
-        for forms in sorted(same, key=lambda forms: (-len(forms), sorted(forms))):
-            part = parts[forms]
-            host = next((other for other in whole if _left_out(part, other) and _left_out(other, part)), None)
-            if host is None:
-                whole.append(part)
-                continue
-            del parts[forms]
-            host.leaves |= part.leaves
-            host.__dict__.pop("forms", None)
-            for cells, found in ((part.completed, host.completed), (part.failed, host.failed)):
-                found |= cells
-
-
-def _left_out(part: Group, other: Group) -> bool:
-    """Tell whether each nested seed that ``part`` lacks, and ``other`` has, is the one seed of the part's cells."""
-    seeds = {*part.completed, *part.failed}
-    given = other.completed.keys() | other.failed.keys()
-    lacking = other.leaves.keys() - part.leaves.keys()
-    agreed = all(comparable(part, key) == comparable(other, key) for key in other.leaves.keys() & part.leaves.keys())
-    return agreed and not seeds & given and all(seeds == {show(other.leaves[key])} for key in lacking)
+    fixed = {
+        (key, show(value)) for part in parts.values() for key, value in part.leaves.items() if _NESTED_SEED.search(key)
+    }
+    for forms, part in [*parts.items()] if fixed else []:
+        cells = part.completed | part.failed
+        lacking = {key for key, seed in fixed if {seed} == cells.keys() and key not in part.leaves}
+        config = next(iter(cells.values())).config
+        back = {key: value for key in lacking if (value := value_at(config, key)) == config.get("seed")}
+        if not back:
+            continue
+        del parts[forms]
+        given = Group(part.leaves | back, part.completed, part.failed, unread=part.unread)
+        host = parts.setdefault(frozenset(given.forms.items()), given)
+        host.completed |= part.completed
+        host.failed |= part.failed
 
 
 def _together(parts: Sequence[Group], told: Sequence[str]) -> Group:

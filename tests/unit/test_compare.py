@@ -218,6 +218,14 @@ def test_cells_that_differ_only_in_seed_are_one_row():
     assert [(group.defence, len(group.completed)) for group in table.groups] == [("none", 3), ("scratch", 1)]
 
 
+def test_equal_values_have_no_spread():
+    value = 24.959805069859208  # three times which, rounded, is not three of it
+    estimate = (
+        Comparison.of(cell(seed=s, metrics={"eval/loss": value}) for s in range(3)).groups[0].estimates["eval/loss"]
+    )
+    assert (estimate.mean, estimate.half) == (value, 0.0)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0), (0, 2)])
 def test_a_seed_that_is_fixed_distinguishes_no_cells_where_it_is_the_cell_s_own_by_chance(order):
     def made(seed, draw, split):
@@ -227,6 +235,8 @@ def test_a_seed_that_is_fixed_distinguishes_no_cells_where_it_is_the_cell_s_own_
     table = Comparison.of(fixed)
     assert sorted(tuple(sorted(group.completed)) for group in table.groups) == [tuple(map(str, sorted(order)))] * 2
     assert table.keys == ["dataset.draw.seed"]
+    alone = cell(defence="scratch", config=made(0, 0, 1).config | {"defense": {"name": "scratch"}})
+    assert Comparison.of([*fixed, alone]).keys == ["dataset.draw.seed"]
     following = Comparison.of([*(made(seed, seed, 7) for seed in order), made(3, 0, 7)])
     assert sorted(len(group.completed) for group in following.groups) == [1, len(order)]
 
