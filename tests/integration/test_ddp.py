@@ -1,6 +1,7 @@
 """Cells that two processes train are those of one process; and what becomes of them when a process dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from fairpriv.report.finding import find_results
 from fairpriv.result import Result
 from fairpriv.sweep import ddp
 
+LAB = Path(__file__).parents[1] / "plugin"
 FAKE = """#!/bin/sh
 env > "$FAKE_FOLDER/$RANK"
 if [ $RANK = 1 ]; then echo "first words" >&2; echo "last words" >&2; {dies}; fi
@@ -61,8 +63,14 @@ def test_a_language_model_is_tuned_and_scored_by_two_processes(fairpriv, words, 
 
 
 @pytest.mark.slow
-def test_fair_fine_tuning_is_shared_in_a_sweep_and_a_failing_cell_ends_alone(fairpriv, small, tmp_path):
-    """Batches of 101 rows, dealt 51 and 50; lambda follows dual ascent, which every process must do alike."""
+def test_fair_fine_tuning_is_shared_in_a_sweep_and_a_failing_cell_ends_alone(fairpriv, mine, tmp_path):
+    """Batches of 101 rows, dealt 51 and 50; lambda follows dual ascent, which every process must do alike.
+
+    A class of the user's folder, which every process must find, reads the data.
+    """
+    shutil.copytree(LAB / "mine", tmp_path / "lab")
+    shutil.copy(mine / "people.csv", tmp_path / "lab" / "fairpriv_lab")
+    small = ["--config-dir", tmp_path / "lab", "dataset=lab_people", "debug=fast"]
     more = ["-m", "defense=fair_finetune", "defense.penalty=dual", "defense.epochs=3", "defense.batch_size=101"]
     more += ["defense.epsilon=0", "defense.dual_rate=20", "defense.lr=1e30,0.003", "logger=none"]
     one, two = (tmp_path / name for name in ("one", "two"))
@@ -71,6 +79,7 @@ def test_fair_fine_tuning_is_shared_in_a_sweep_and_a_failing_cell_ends_alone(fai
     assert ended.status == 1
     alone, shared = ({r.status: r for r in find_results([root])[0]} for root in (one, two))
     same(alone["completed"], shared["completed"])
+    assert shared["completed"].device.startswith("2 x ")
     assert alone["completed"].metrics["defense/lambda"] > 0.1
     assert alone["failed"].error.startswith("NonFiniteLossError: ")
     assert shared["failed"].error.startswith("RuntimeError: rank ")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from fairpriv import validation
 from fairpriv.config.compose import groups
 from fairpriv.report.finding import find_results
 
+LAB = Path(__file__).parents[1] / "plugin"
 NAME = "größe (1), it's [a]{b}=~c #&%20?* +x ${y}z"
 
 
@@ -28,14 +30,19 @@ def folder(mine, tmp_path, monkeypatch):
     return place
 
 
-def test_a_grid_runs_on_slots_and_is_compared(fairpriv, folder):
+def test_a_grid_of_the_users_classes_runs_on_slots_and_is_compared(fairpriv, folder):
+    shutil.copytree(LAB / "mine", folder / "mine", dirs_exist_ok=True)
     command = ["--config-dir", folder / "mine", "experiment=grid", "debug=fast", "hydra/launcher=local_slots"]
     command += [f"dataset.source.folder={folder / 'mine'}", f"paths.root={folder / 'out'}"]
+    command += ["defense=none,lab_noise", "attack=[lab_mean]", "game.shadows=3", "game.victims=2"]
     command += ["hydra.launcher.slots=1", "logger=none"]
     ended = fairpriv(*command)
     assert ended.status == 0, ended.err
     assert "cells: 2 completed" in ended.out
-    assert len(find_results([folder / "out"])[0]) == 2
+    found = {result.config["defense"]["name"]: result for result in find_results([folder / "out"])[0]}
+    assert found.keys() == {"none", "lab_noise"}
+    assert found["lab_noise"].metrics["defense/sigma"] == 0.25
+    assert {"attack/lab_mean/advantage", "attack/lab_mean/accuracy"} <= set(found["none"].metrics)
     assert fairpriv("compare", folder / "out").status == 0
     assert fairpriv("status", folder / "out").status == 0
     assert sorted(path.name for path in folder.iterdir()) == ["mine", "out"]

@@ -118,17 +118,6 @@ def test_the_parts_of_a_plug_in_are_listed_and_shown(lab):
     assert "did you mean 'lab_noise'?" in lab("defense=lab_noize").err
 
 
-@pytest.mark.parametrize("lab", ["folder"], indirect=True)
-def test_a_classifier_s_parts_of_a_plug_in_run_on_slots(lab):
-    words = ["dataset=lab_people", "defense=none,lab_noise", "attack=[lab_mean]", "game.shadows=3", "game.victims=2"]
-    ended = lab("-m", *words, "debug=fast", "paths.root=out", "hydra/launcher=local_slots", "hydra.launcher.slots=1")
-    assert ended.status == 0, ended.err
-    found = {result.config["defense"]["name"]: result for result in find_results([Path("out")])[0]}
-    assert found.keys() == {"none", "lab_noise"}
-    assert found["lab_noise"].metrics["defense/sigma"] == 0.25
-    assert {"attack/lab_mean/advantage", "attack/lab_mean/accuracy"} <= set(found["none"].metrics)
-
-
 @pytest.mark.parametrize("lab", ["wheel"], indirect=True)
 def test_a_language_model_s_parts_of_a_plug_in_run_on_slots(lab, words):
     more = ["dimension=[lab_brief,fairness]", "judge=lab_words", "defense=none", "dataset.dimensions=[fairness]"]
@@ -137,16 +126,6 @@ def test_a_language_model_s_parts_of_a_plug_in_run_on_slots(lab, words):
     (result,) = find_results([Path("out")])[0]
     assert {"eval/lab_brief/score", "eval/fairness/awareness"} <= set(result.metrics)
     assert result.config["judge"]["unsafe"] == ["never"]
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_classes_of_a_config_folder(fairpriv):
-    words = ["dataset=lab_people", "defense=lab_noise", "debug=fast", "trainer.devices=2", "paths.root=out"]
-    ended = fairpriv("--config-dir", LAB / "mine", *words)
-    assert ended.status == 0, ended.err
-    (result,) = find_results([Path("out")])[0]
-    assert result.device.startswith("2 x ")
-    assert result.metrics["defense/sigma"] == 0.25
 
 
 def test_a_plug_in_without_configs_and_one_of_a_taken_name_are_refused(fairpriv, tmp_path, monkeypatch):
