@@ -33,6 +33,7 @@ from fairpriv.classifiers.nets.pool_training import (
     PoolSettings,
     Private,
     member_seed,
+    pool_logits,
 )
 from fairpriv.classifiers.nets.stopping import refuse_few_rows
 from fairpriv.errors import InputError
@@ -142,9 +143,8 @@ class Pool(Models):
         for i, j in itertools.product(range(0, len(self), members), range(0, len(X), rows)):
             part = slice(i, i + members)
             h = X[j : j + rows].expand(len(self.weights[0][0][part]), -1, -1)
-            for depth, (W, b) in enumerate(self.weights):
-                h = torch.baddbmm(b[part, None], h.relu_() if depth else h, W[part])
-            probs[part, j : j + rows] = h.softmax(-1) if classes > 2 else (h[..., 1] - h[..., 0]).sigmoid()
+            logits = pool_logits([(W[part], b[part]) for W, b in self.weights], h)
+            probs[part, j : j + rows] = logits.softmax(-1) if classes > 2 else logits.sigmoid()
         return probs
 
 
@@ -339,11 +339,16 @@ class _PoolFit:
 
 def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
     features, *hidden, classes = sizes
-    nets = []
+    net = MLP(features, classes, hidden=hidden)
+    drawn = []
     for seed in seeds:
         torch.default_generator.manual_seed(seed)
-        nets.append(MLP(features, classes, hidden=hidden))
-    return Pool.of(nets)
+        for layer in net:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()  # as when it is made
+        drawn.append([parameter.detach().clone() for parameter in net.parameters()])
+    stacked = [torch.stack(parts) for parts in zip(*drawn, strict=True)]
+    return Pool([(W.transpose(1, 2).contiguous(), b) for W, b in zip(stacked[::2], stacked[1::2], strict=True)])
 
 
 def _rows(

@@ -456,16 +456,17 @@ class PoolClassifier(lightning.LightningModule):
         y, s, real = (part[members].to(self.device) for part in (rows.y, rows.s, rows.real))
         block = max(1, BLOCK.get(self.device.type, BLOCK["cpu"]) // (rows.X.shape[1] * max(self.sizes)))
         parts = zip(places.split(block), members.split(block), strict=True)
-        logits = torch.cat([self.pool_logits(part, rows.X[own].to(self.device)) for part, own in parts])
-        count = real.sum(1)
-        each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
-        loss = (each * real).sum(1) / count
+        logits = torch.cat([self._logits(part, _of(rows.X, own).to(self.device)) for part, own in parts])
+        if self.classes == 2:
+            each = softplus((1 - 2 * y) * logits)
+        else:
+            each = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        loss = (each * real).sum(1) / real.sum(1)
         epoch = (step + 1) // self.epoch[members]
-        probs = logits.softmax(-1)
         if self.dual is not None:
             # one by one, because each member has its own rows, which fill other cells
-            own = zip(probs, y, s, real, strict=True)
-            gap = torch.stack([_gap(p[r], labels[r], groups[r], self.classes) for p, labels, groups, r in own])
+            own = zip((logits > 0).long() if self.classes == 2 else logits.argmax(-1), y, s, real, strict=True)
+            gap = torch.stack([_gap(preds[r], labels[r], groups[r], self.classes) for preds, labels, groups, r in own])
             better, stopped = self.best.update(members, epoch, constrained(loss.cpu(), gap, self.dual.epsilon))
             self._keep(places[better], members[better])
             self.met[members[better]] = gap[better] <= self.dual.epsilon
@@ -474,8 +475,8 @@ class PoolClassifier(lightning.LightningModule):
         if self.settings.penalty:
             cells = self.classes * rows.groups
             cell = torch.where(real, y * rows.groups + s, cells)
-            shown = probs[..., 1] if self.classes == 2 else probs
-            loss = loss + self.penalty[members] * equalized_odds_penalties(shown, cell, cells)
+            probs = logits.sigmoid() if self.classes == 2 else logits.softmax(-1)
+            loss = loss + self.penalty[members] * equalized_odds_penalties(probs, cell, cells)
         better, stopped = self.best.update(members, epoch, loss)
         self._keep(places[better], members[better])
         return stopped
@@ -485,12 +486,10 @@ class PoolClassifier(lightning.LightningModule):
         excess = (gap - dual.epsilon).to(self.penalty)
         self.penalty[ended] = (self.penalty[ended] + dual.rate * excess).clamp(min=0)
 
-    def pool_logits(self, places: Tensor, X: Tensor) -> Tensor:
-        """Return the logits ``[k, V, C]`` of the members in these places, each on its own rows ``[k, V, F]``."""
-        h = X
-        for layer, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(b[places, None], h.relu_() if layer else h, W[places])
-        return h
+    def _logits(self, places: Tensor, X: Tensor) -> Tensor:
+        """Return the `pool_logits` of the members in these places."""
+        layers = zip(self.weights, self.biases, strict=True)
+        return pool_logits([(W[places], b[places]) for W, b in layers], X)
 
     def _keep(self, places: Tensor, members: Tensor) -> None:
         cast(Tensor, self.kept)[members] = self.stacked.detach()[places]
@@ -596,9 +595,33 @@ class PoolClassifier(lightning.LightningModule):
         return weights, self.diverged.nonzero().flatten().tolist(), told
 
 
-def _gap(probs: Tensor, y: Tensor, s: Tensor, classes: int) -> Tensor:
+def pool_logits(layers: Sequence[tuple[Tensor, Tensor]], X: Tensor) -> Tensor:
+    """Return the logits ``[M, N, C]`` of M members on rows of their own; of two classes their difference, ``[M, N]``.
+
+    Args:
+        layers: weights ``[M, in, out]`` and biases ``[M, out]``.
+        X: ``[M, N, F]``.
+    """
+    h = X
+    for W, b in layers[:-1]:
+        h = torch.baddbmm(b[:, None], h, W).relu_()
+    W, b = layers[-1]
+    if b.shape[1] > 2:
+        return torch.baddbmm(b[:, None], h, W)
+    # rows along the last dimension: a product whose result is a few columns wide is slow
+    W, b = (W[..., 1:] - W[..., :1]).transpose(1, 2), b[:, 1:] - b[:, :1]
+    return torch.baddbmm(b[..., None], W, h.transpose(1, 2))[:, 0]
+
+
+def _of(X: Tensor, members: Tensor) -> Tensor:
+    """Return the rows of these members, in ascending order; without a copy where none is left out between them."""
+    first, last = int(members[0]), int(members[-1])
+    return X[first : last + 1] if last - first < len(members) else X[members]
+
+
+def _gap(preds: Tensor, y: Tensor, s: Tensor, classes: int) -> Tensor:
     """Return the equalized-odds gap of one member, on the CPU; cells without rows are left out."""
-    return equalized_odds_gaps(probs.argmax(-1)[None], y, s, classes=classes)[0].cpu()
+    return equalized_odds_gaps(preds[None], y, s, classes=classes)[0].cpu()
 
 
 def _view(space: Tensor, *shape: int) -> Tensor:
