@@ -18,7 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from multiprocessing.connection import Connection, Pipe, wait
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -320,4 +322,6 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     descriptor = int(sys.argv.pop())
     os.set_inheritable(descriptor, False)
+    # Into a pipe, what a job prints would wait for more, and be lost where a later job ends the process.
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     work(Connection(descriptor))

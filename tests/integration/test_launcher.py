@@ -133,7 +133,8 @@ def test_workers_stay_have_devices_of_their_own_and_are_replaced_when_they_die(f
     monkeypatch.setattr(Staff, "run", lambda *args: returned.extend(run(*args)) or returned)
     monkeypatch.setattr("fairpriv.cli.job", light.job)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(name, raising=False)
     names = ["meet1", "meet2", "die", "noise", "leave", "join1", "join2"]
     ended = fairpriv(*jobs(*names), SLOTS, "+hydra.callbacks.mine._target_=light.Noting")
     assert ended.status == 1
@@ -143,7 +144,7 @@ def test_workers_stay_have_devices_of_their_own_and_are_replaced_when_they_die(f
     fates = [{"die": died, "leave": left}.get(name, "completed") for name in names]
     cells = [re.sub(r"^\[ +\d/7\] |, [0-9.]+ s", "", line) for line in lines if line.startswith("[")]
     assert sorted(cells) == sorted(f"game.property={name}: {fate}" for name, fate in zip(names, fates, strict=True))
-    assert {"said to stdout", "said to stderr", "last words"} <= set(lines)
+    assert {"said to stdout", "said to stderr", "words before the last", "last words"} <= set(lines)
     assert [job.overrides[0] for job in returned] == [f"game.property={name}" for name in names]
     assert [f"failed: {job.return_value['error']}" for job in returned if job.return_value["error"]] == [died, left]
     for name, fate in (("die", died), ("leave", left)):
