@@ -11,6 +11,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
     LlamaConfig,
@@ -363,10 +365,29 @@ def test_what_prompts_begin_with_is_read_once(kind, common):
     assert read[:2] == ([(1, 8), (8, 12)] if once else [(8, common + 11), (8, 1)])
 
 
-def test_a_window_that_slides_over_padding_is_not_asked_to():
-    config = MistralConfig(**SIZES, sliding_window=12)
+WINDOWS = {
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=12)),
+    "gpt_neo": lambda: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=VOCAB,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            window_size=12,
+            max_position_embeddings=64,
+            initializer_range=0.6,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_a_window_that_slides_over_padding_is_not_asked_to(kind):
     torch.manual_seed(0)
-    model, start = MistralForCausalLM(config).eval(), make_prompts([10])[0]
+    model, start = WINDOWS[kind]().eval(), make_prompts([10])[0]
     prompts = [[*start, *prompt] for prompt in make_prompts()]
     words = make_tokenizer()
     expected = words.batch_decode([plain(model, prompt, 6) for prompt in prompts])

@@ -281,6 +281,7 @@ def _beginning(batch: Sequence[Sequence[int]]) -> int:
 def _takes_padding_within(hf: Any) -> bool:
     """Tell whether a model's positions come from the mask alone, so that padding may lie between tokens."""
     sliding = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=hf.config).layers)
+    sliding |= getattr(hf.config, "window_size", None) is not None  # GPT-Neo's local layers, which the cache knows not
     return not sliding and "position_ids" in inspect.signature(hf.forward).parameters
 
 
