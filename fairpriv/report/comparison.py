@@ -592,6 +592,7 @@ def _join_fixed_seeds(parts: dict[frozenset[tuple[str, str]], Group]) -> None:
     for forms, part in [*parts.items()] if fixed else []:
         cells = part.completed | part.failed
         lacking = {key for key, seed in fixed if {seed} == cells.keys() and key not in part.leaves}
+        lacking -= {key for key in lacking if part.unread and _of_pairs(key)}
         config = next(iter(cells.values())).config
         back = {key: value for key in lacking if (value := value_at(config, key)) == config.get("seed")}
         if not back:
