@@ -411,15 +411,27 @@ def _source(module: str) -> Path | None:
 def _definitions(module: str) -> tuple[dict[str, ast.stmt], list[str]]:
     """List what a module's top level defines, assigns or imports, by name, and modules it imports ``*`` from."""
     path = _source(module)
+    if path is None:
+        return {}, []
+    file = path.stat()
+    return _parsed(module, path, file.st_mtime_ns, file.st_size)
+
+
+@cache
+def _parsed(module: str, path: Path, changed: int, size: int) -> tuple[dict[str, ast.stmt], list[str]]:
+    """Parse a file as it was at a time, once: parsing takes longer than all the rest of checking a config."""
     found: dict[str, ast.stmt] = {}
     stars: list[str] = []
     try:
-        nodes = ast.parse(path.read_bytes()).body if path else []
+        nodes = ast.parse(path.read_bytes()).body
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
     while nodes:
         node = nodes.pop(0)
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            for function in node.body if isinstance(node, ast.ClassDef) else [node]:
+                if isinstance(function, ast.FunctionDef):
+                    function.body = []  # nobody reads it, and the garbage collector would visit all of its nodes
             found.setdefault(node.name, node)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:

@@ -406,6 +406,17 @@ def test_annotations_that_are_no_types_take_anything(package):
     assert parameters("lab.things.make") == ({"a": Any, "b": Any, "c": list[3]}, False)
 
 
+def test_a_file_that_was_edited_is_read_again_once_modules_are_forgotten(package):
+    package("things.py", "def make(a: int): ...")
+    assert parameters("lab.things.make") == ({"a": int}, False)
+    package("things.py", "def make(b: str): ...")
+    forget_sources()
+    assert parameters("lab.things.make") == ({"b": str}, False)
+    package("things.py", "def make(b: str, c: int): ...")
+    forget_sources()
+    assert parameters("lab.things.make") == ({"b": str, "c": int}, False)
+
+
 def test_a_file_that_is_no_python_is_named_with_its_line(package):
     package("things.py", "class Here\n")
     with pytest.raises(InputError, match=r"things\.py, line 2: expected ':'"):
