@@ -508,9 +508,9 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         explain,
         is_grid,
         left_to_cells,
+        prepare_hydra,
         readable,
         refuse_repeated_dimensions,
-        register_schema,
         several_judges,
     )
     from fairpriv.sweep import progress
@@ -532,7 +532,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
             raise InputError(
                 f"{group}={no_name[0]}: name one of its options (fairpriv ls {group}), or leave it out{how}"
             )
-    register_schema()
+    prepare_hydra()
     patches.check_cells_before_the_first_runs()
     patches.take_the_mode_from_the_words()
     logging.raiseExceptions = False  # it is no error if nobody reads a line of --info

@@ -53,6 +53,44 @@ def take_the_mode_from_the_words() -> None:
     Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
 
 
+def compose_with_less_work() -> None:
+    """Take a third off each composition: what Hydra and OmegaConf make and nobody asks for, and YAML read in Python.
+
+    Upstream: https://github.com/omry/omegaconf/pull/1150 (libyaml, in OmegaConf 2.4),
+    https://github.com/hydra-ecosystem/hydra/issues/1543 (copies), https://github.com/hydra-ecosystem/hydra/issues/1328
+    """
+    import copy
+
+    import yaml  # type: ignore[import-untyped]
+    from hydra._internal import config_repository, defaults_list
+    from omegaconf import _utils
+
+    if yaml.__with_libyaml__:
+        python_s = yaml.SafeLoader
+        yaml.SafeLoader = yaml.CSafeLoader  # of which OmegaConf makes a class of its own, at each call
+        try:
+            loader = _utils.get_yaml_loader()
+        finally:
+            yaml.SafeLoader = python_s
+        _utils.get_yaml_loader = lambda: loader
+
+    choices_map = defaults_list._create_interpolation_map
+
+    def where_a_default_asks(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        asked = any(default.is_interpolation() for default in defaults if not default.is_self())
+        return choices_map(overrides, defaults, self_added) if asked else None
+
+    defaults_list._create_interpolation_map = where_a_default_asks  # type: ignore[assignment]
+
+    def copied(repository: Any, memo: Any) -> Any:
+        """Copy a repository with its list of sources, which are never changed, rather than all that these hold."""
+        other = copy.copy(repository)
+        other.sources = [*repository.sources]
+        return other
+
+    config_repository.ConfigRepository.__deepcopy__ = copied  # type: ignore[attr-defined]
+
+
 def load_lightning(*, alone: bool) -> None:
     """Import Lightning, and on demand without what torchmetrics, which it imports, imports beside itself.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
+from fairpriv import patches
 from fairpriv.config.plugins import plugin_folders
 from fairpriv.config.schema import TASKS, nearest, of_other_task, tasks_of
 from fairpriv.errors import InputError
@@ -119,10 +121,12 @@ def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
     return 0
 
 
-def register_schema() -> None:
-    """Register the root's dataclasses with Hydra, under the names that the defaults lists of tasks use."""
+@functools.cache
+def prepare_hydra() -> None:
+    """Register the root's dataclasses with Hydra, by the names that defaults lists of tasks use, and spare it work."""
     from hydra.core.config_store import ConfigStore
 
+    patches.compose_with_less_work()
     for name, task in TASKS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=task.config)
 
@@ -132,7 +136,7 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    register_schema()
+    prepare_hydra()
     places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
     search = [f"hydra.searchpath=[{places}]"] if folders else []
     with initialize_config_dir(str(conf), version_base="1.3"):

@@ -249,13 +249,13 @@ def cell_configs(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) 
         emptied,
         left_to_cells,
         plain,
+        prepare_hydra,
         readable,
-        register_schema,
         several_judges,
     )
     from fairpriv.config.schema import check
 
-    register_schema()
+    prepare_hydra()
     search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
     words = left_to_cells(emptied(several_judges(map(readable, overrides))))
     with initialize_config_dir(str(conf), version_base="1.3"):

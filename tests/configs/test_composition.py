@@ -1,13 +1,18 @@
+from importlib.util import find_spec, module_from_spec
+
 import pytest
+import yaml
 from hydra import initialize_config_dir
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, _utils
 
 from fairpriv.cli import CONF
-from fairpriv.config.compose import register_schema
+from fairpriv.config.compose import compose, prepare_hydra
 from fairpriv.sweep.composition import shared_composition
 
 GRIDS = [
@@ -29,7 +34,7 @@ GRIDS = [
 
 @pytest.fixture
 def loader():
-    register_schema()
+    prepare_hydra()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield GlobalHydra.instance().config_loader()
 
@@ -74,3 +79,71 @@ def test_what_hydra_refuses_is_refused(loader, wrong):
         loader.load_sweep_config(master, ["defense=fine_tune", "seed=1"])
         with pytest.raises(HydraException):
             loader.load_sweep_config(master, ["defense=fine_tune", wrong])
+
+
+@pytest.fixture
+def unspared(monkeypatch):
+    """Gives Hydra and OmegaConf back, on demand, what they do by themselves."""
+
+    def as_installed(module):
+        spec = find_spec(module.__name__)
+        found = module_from_spec(spec)
+        spec.loader.exec_module(found)
+        return found
+
+    def give_back():
+        monkeypatch.setattr(_utils, "get_yaml_loader", as_installed(_utils).get_yaml_loader)
+        name = "_create_interpolation_map"
+        monkeypatch.setattr(defaults_list, name, getattr(as_installed(defaults_list), name))
+        monkeypatch.delattr(ConfigRepository, "__deepcopy__")
+
+    return give_back
+
+
+MINE = """\
+# @package _global_
+defaults:
+  - optional /more@game: ${experiment}
+  - _self_
+  - override /dataset: german
+seed: 017
+game: {rows: 1_000}  # as YAML 1.1 has it
+paths: {data: "~/größe: 1"}
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["experiment=quickstart", "debug=fast"],
+        ["experiment=spin_paper", "debug=fast", "judge=[refusal,pairs]"],
+        ["dataset=csv", "attack=[kl,loss_test]", "dimension=[membership]", "+dataset.recode.x={from: a}"],
+        ["dataset=pairs", "~judge", "evaluation.text=null"],
+        ["experiment=mine"],
+    ],
+)
+def test_a_config_is_the_same_whatever_work_hydra_is_spared(tmp_path, unspared, words):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(MINE, encoding="utf-8")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "mine.yaml").write_text("rows: 3\nalpha: .5\n")
+
+    def composed():
+        return OmegaConf.to_container(compose(CONF, [tmp_path], words, hydra=True))
+
+    spared = composed()
+    assert "mine" not in "".join(words) or (spared["game"]["rows"], spared["game"]["alpha"]) == (1000, 0.5)
+    assert yaml.CSafeLoader in _utils.get_yaml_loader().__mro__
+    unspared()
+    assert yaml.CSafeLoader not in _utils.get_yaml_loader().__mro__
+    assert composed() == spared
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: [1\nthreads: 2\n")
+    with pytest.raises(yaml.MarkedYAMLError) as raised:
+        compose(CONF, [tmp_path], ["experiment=mine"])
+    assert raised.value.problem_mark.name == str(tmp_path / "experiment" / "mine.yaml")
+    assert raised.value.problem_mark.line in (2, 3)

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
-from fairpriv.config.compose import groups, is_grid, register_schema
+from fairpriv.config.compose import groups, is_grid, prepare_hydra
 from fairpriv.sweep.progress import cell_configs, cells_of
 from fairpriv.validation import validate
 
@@ -32,7 +32,7 @@ def spin(ratios=("2e-06", "1e-05", "0.0001"), rules=("intersection", "released")
 @pytest.fixture
 def grid():
     """The cells of a command line: its words, and what ``hydra.sweeper`` says beside the experiment's."""
-    register_schema()
+    prepare_hydra()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
 
         def cells(*words: str, **sweeper: object) -> list[set[str]]:

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, RunMode
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fairpriv.cli import CONF
-from fairpriv.config.compose import register_schema
+from fairpriv.config.compose import prepare_hydra
 from fairpriv.errors import InputError
 from fairpriv.sweep.search import Search, distribution, front, parts, read, report
 from hydra_plugins.fairpriv_sweep.search import SearchSweeper
@@ -126,7 +126,7 @@ def test_a_search_for_other_objectives_or_values_is_not_gone_on_with(tmp_path):
 
 
 def test_where_folders_are_changes_nothing_that_a_search_compares():
-    register_schema()
+    prepare_hydra()
     sweeper = SearchSweeper(OBJECTIVES, 1, 1, 0, None)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
