@@ -124,12 +124,21 @@ class PoolOwner:
         return [tuning_rows(own, other, rehearsal, self.seed + i) for i, (own, other) in enumerate(pairs)]
 
     def validation(self) -> list[Rows]:
-        """Return each member's validation rows of both worlds, which stop every tuning."""
-        return [deal.half.take(torch.cat(deal.validation)) for deal in self.deals]
+        """Return each member's validation rows of both worlds, which stop every tuning; equal ones as one object."""
+        return self._held_out([deal.validation for deal in self.deals])
 
     def own_validation(self) -> list[Rows]:
-        """Return each member's validation rows of the world it is trained on."""
-        return [deal.half.take(deal.validation[world]) for world, deal in zip(self._worlds, self.deals, strict=True)]
+        """Return each member's validation rows of the world it is trained on; equal ones as one object."""
+        return self._held_out([(deal.validation[world],) for world, deal in zip(self._worlds, self.deals, strict=True)])
+
+    def _held_out(self, places: list[tuple[Tensor, ...]]) -> list[Rows]:
+        """Return the rows in these places of every member's half; those of the same tensors are taken once."""
+        keys = [(id(deal.half), *map(id, parts)) for deal, parts in zip(self.deals, places, strict=True)]
+        taken: dict[tuple[int, ...], Rows] = {}
+        for key, deal, parts in zip(keys, self.deals, places, strict=True):
+            if key not in taken:
+                taken[key] = deal.half.take(torch.cat(parts))
+        return [taken[key] for key in keys]
 
     def base(self) -> Pool:
         """Train the members on their own worlds; later calls read them from the cache."""

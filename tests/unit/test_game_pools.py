@@ -109,6 +109,13 @@ def test_members_sample_their_own_world_of_their_own_part(data):
     assert len({tuple(sorted(rows.index.tolist())) for rows in own}) == 6  # every member its own
 
 
+def test_validation_rows_in_the_same_places_are_taken_once(data):
+    owner = own_pool(data, "adversary", 3, FIT, TRAINING)
+    alike = replace(owner, deals=[owner.deals[0]] * 6)
+    counts = [len(set(rows)) for rows in (owner.validation(), alike.validation(), alike.own_validation())]
+    assert counts == [6, 1, 2]  # as objects
+
+
 def test_shadows_do_not_start_from_the_victims_initial_weights(data):
     seeds = {own_pool(data, side, 1, FIT, TRAINING).seed for side in ("victim", "adversary")}
     assert len(seeds) == 2

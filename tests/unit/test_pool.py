@@ -173,6 +173,25 @@ def test_members_in_several_blocks_are_the_same(monkeypatch):
             assert largest_difference(whole, fit_pool(UNEVEN, **how)) < ROUNDING
 
 
+@pytest.mark.parametrize("how", [STOPPING, STOPPING | PENALISED, DUAL | {"steps_per_epoch": 4}])
+def test_validation_rows_that_all_members_share_are_held_once_and_decide_as_copies_do(monkeypatch, how):
+    held = []
+    made = pool_training.HeldOut.__init__
+
+    def watched(self, members):
+        made(self, members)
+        held.append(self.X.untyped_storage().nbytes())
+
+    monkeypatch.setattr(pool_training.HeldOut, "__init__", watched)
+    rows = HELD_OUT[0]
+    shared = fit_pool(UNEVEN, **HOW | how | {"validation": [rows] * 5})
+    copies = fit_pool(UNEVEN, **HOW | how | {"validation": [tuple(part.clone() for part in rows) for _ in UNEVEN]})
+    assert held == [rows[0].nbytes, 5 * rows[0].nbytes]
+    assert len(set(shared.told["epoch"])) > 1
+    assert shared.told == copies.told
+    assert largest_difference(shared, copies) < ROUNDING
+
+
 def test_members_that_have_stopped_cost_no_gradients(monkeypatch):
     counts = []
     gradients = pool_training.PoolClassifier._gradients

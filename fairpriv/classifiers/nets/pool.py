@@ -6,6 +6,7 @@ weights and batches follow from the seed ``member_seed(seed, i)`` and do not dep
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -288,11 +289,11 @@ class _PoolFit:
 
     @property
     def key(self) -> dict[str, Any]:
-        weights = self.weights
+        weights, hashed = self.weights, functools.cache(content)
         return {
-            "rows": [content(rows) for rows in self.members],
+            "rows": [hashed(rows) for rows in self.members],
             "weights": weights and [hashlib.sha256(w.numpy().tobytes()).hexdigest() for w in weights],
-            "validation": [content(rows) for rows in self.held_out],
+            "validation": [hashed(rows) for rows in self.held_out],
             "settings": asdict(self.settings),
             "epochs": self.epochs,
             "numbers": self.numbers,
@@ -354,10 +355,17 @@ def _fresh(sizes: Sequence[int], seeds: Sequence[int]) -> Pool:
 def _rows(
     datasets: Sequence[Sequence[Any]], classes: int, what: str, *, grouped: bool
 ) -> tuple[list[Rows], list[Tensor] | None]:
-    """Return the datasets as rows, with common group codes 0, 1, ..., and the rows' weights, if there are any."""
-    members: list[Rows] = []
-    weights: list[Tensor] = []
-    for i, dataset in enumerate(datasets):
+    """Return the datasets as rows, with common group codes 0, 1, ..., and the rows' weights, if there are any.
+
+    Datasets of the same tensors are the same rows.
+    """
+    given = [tuple(dataset) for dataset in datasets]  # keeps the parts alive, so that unlike ones have unlike ids
+    first: dict[tuple[int, ...], int] = {}
+    same = [first.setdefault(tuple(map(id, dataset)), i) for i, dataset in enumerate(given)]
+    members: dict[int, Rows] = {}
+    weights: dict[int, Tensor] = {}
+    for i in first.values():
+        dataset = given[i]
         if len(dataset) not in (2, 3, 4) or (grouped and len(dataset) < 3):
             wanted = "(X, y, groups), since the penalty compares groups" if grouped else "(X, y) or (X, y, groups)"
             raise InputError(f"{what}[{i}] has {len(dataset)} parts; it is {wanted}")
@@ -373,15 +381,16 @@ def _rows(
             raise InputError(f"{what}[{i}] has labels {y.unique().tolist()[:5]}; they are {known}")
         if s.is_floating_point():
             raise InputError(f"{what}[{i}] has groups of {s.dtype}; they are integer codes")
-        weights.append(rest[1].float() if len(rest) == 2 else torch.ones(len(X)))
-        if not ((weights[-1] >= 0) & weights[-1].isfinite()).all():
+        weights[i] = rest[1].float() if len(rest) == 2 else torch.ones(len(X))
+        if not ((weights[i] >= 0) & weights[i].isfinite()).all():
             raise InputError(f"{what}[{i}] has weights that are negative or not finite")
-        members.append(Rows(X.float(), y.long(), s.long(), torch.arange(len(X))))
+        members[i] = Rows(X.float(), y.long(), s.long(), torch.arange(len(X)))
     if not members:
         raise InputError(f"{what} is empty: a pool has at least one member")
-    codes = torch.cat([rows.s for rows in members]).unique()
-    members = [Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for rows in members]
-    return members, weights if any(len(dataset) == 4 for dataset in datasets) else None
+    codes = torch.cat([rows.s for rows in members.values()]).unique()
+    members = {i: Rows(rows.X, rows.y, torch.searchsorted(codes, rows.s), rows.index) for i, rows in members.items()}
+    weighted = any(len(dataset) == 4 for dataset in given)
+    return [members[i] for i in same], [weights[i] for i in same] if weighted else None
 
 
 def _parts(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Any]]:

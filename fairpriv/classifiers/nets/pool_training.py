@@ -154,8 +154,9 @@ class PoolBatches(IterableDataset[list[Step]]):
 
     Attributes:
         order: the places in ``members`` of the first, second, ... member here; those with the most steps come first.
-        X, y, s: the rows of all members in that order, end to end: ``[rows, F]``, ``[rows]``, ``[rows]``; filled up to
-            equal numbers if every batch is the whole data.
+        X, y, s: the rows of all members in that order, end to end: ``[rows, F + 1]``, features and a 1, of which the
+            first layer's bias is the weight; ``[rows]``; ``[rows]``. Filled up to equal numbers if every batch is the
+            whole data.
         steps, epoch: numbers of steps of every member, in that order: ``steps`` in all epochs, ``epoch`` in one.
         width: rows of the largest batch.
     """
@@ -182,13 +183,11 @@ class PoolBatches(IterableDataset[list[Step]]):
         else:
             self.width = max(min(self.batch_size, len(weight)) for _, weight in self.draws)
         self.whole = self.batch_size >= max(self.counts) and not self.private
-        parts = [[getattr(members[i], name) for i in self.order] for name in "Xys"]
-        if weights is not None:
-            parts.append([weights[i] for i in self.order])
-        join = _filled_up if self.whole else _cat
-        end_to_end = [join(part) for part in parts]
-        self.X, self.y, self.s = end_to_end[:3]
-        self.weights = end_to_end[3] if weights is not None else None
+        ordered = [members[i] for i in self.order]
+        join = _filled_up if self.whole else torch.cat
+        self.X = _with_ones([rows.X for rows in ordered], self.width if self.whole else None)
+        self.y, self.s = join([rows.y for rows in ordered]), join([rows.s for rows in ordered])
+        self.weights = join([weights[i] for i in self.order]) if weights is not None else None
 
     def __len__(self) -> int:
         return -(-self.steps[0] // RUN)
@@ -245,9 +244,18 @@ def _filled_up(parts: list[Tensor]) -> Tensor:
     return pad_sequence(parts, batch_first=True).flatten(0, 1)
 
 
-def _cat(parts: list[Tensor]) -> Tensor:
-    """Join tensors by numpy, whose large arrays lie in huge pages where Linux has them: rows are found faster there."""
-    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
+def _with_ones(parts: list[Tensor], length: int | None) -> Tensor:
+    """Join features ``[N, F]`` end to end, filled up to ``length`` rows each if it is given, with a last column of 1.
+
+    The memory is numpy's, whose large arrays lie in huge pages where Linux has them: rows are found faster there.
+    """
+    lengths = [length or len(part) for part in parts]
+    joined = torch.from_numpy(np.empty((sum(lengths), parts[0].shape[1] + 1), np.float32))
+    for part, place in zip(parts, joined.split(lengths), strict=True):
+        place[: len(part), :-1] = part
+        place[len(part) :] = 0
+        place[:, -1] = 1
+    return joined
 
 
 def _draws(rows: Rows, name: int, settings: PoolSettings, epochs: int) -> tuple[Iterator[Tensor], Tensor]:
@@ -268,7 +276,7 @@ def _draws(rows: Rows, name: int, settings: PoolSettings, epochs: int) -> tuple[
 
 
 class HeldOut:
-    """Validation rows of all members, filled up to equal numbers.
+    """Validation rows of all members, filled up to equal numbers; those that all members share are held once.
 
     Args:
         members: the rows of each member, at least one.
@@ -280,10 +288,11 @@ class HeldOut:
     """
 
     def __init__(self, members: list[Rows]) -> None:
-        self.X, self.y, self.s = (pad_sequence([getattr(rows, name) for rows in members], True) for name in "Xys")
-        sizes = torch.tensor([len(rows.y) for rows in members])
-        self.real = torch.arange(self.y.shape[1]) < sizes[:, None]
-        self.groups = int(self.s.max()) + 1
+        own = members[:1] if all(rows is members[0] for rows in members) else members
+        X, y, s = (pad_sequence([getattr(rows, name) for rows in own], True) for name in "Xys")
+        real = torch.arange(y.shape[1]) < torch.tensor([len(rows.y) for rows in own])[:, None]
+        self.X, self.y, self.s, self.real = (part.expand(len(members), *part.shape[1:]) for part in (X, y, s, real))
+        self.groups = int(s.max()) + 1
 
 
 class PoolClassifier(lightning.LightningModule):
@@ -302,7 +311,7 @@ class PoolClassifier(lightning.LightningModule):
         held_out: validation rows, if they decide which epoch is kept; else None.
     """
 
-    X: Tensor  # [rows, F]
+    X: Tensor  # [rows, F + 1], the last column 1
     y: Tensor  # [rows]
     sign: (
         Tensor  # [rows]: 1 for label 0, -1 for label 1, so that the cross-entropy of two is softplus(sign * (z1 - z0))
@@ -330,12 +339,9 @@ class PoolClassifier(lightning.LightningModule):
             seeds = [noise_seed(member_seed(settings.seed, name)) for name in names]
             self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
-        weights, biases = zip(*start, strict=True)
-        self.shapes = [tuple(part.shape[1:]) for part in (*weights, *biases)]
-        flat = torch.cat([part.flatten(1) for part in (*weights, *biases)], 1)
-        # All parameters of a member lie in one row, which the optimiser and all that looks at them take at once. Rows
-        # begin where lines of the caches do.
-        self.stacked = nn.Parameter(pad(flat, (0, -flat.shape[1] % 16)))
+        # The first layer's bias is one more row of its weights: of a product that is as large, adding it takes long.
+        first = torch.cat((start[0][0], start[0][1][:, None]), 1)
+        self.stacked = nn.ParameterList([first, *(part.clone() for layer in start[1:] for part in layer)])
         groups = int(batches.s.max()) + 1
         self.classes = self.sizes[-1]
         self.cells = self.classes * groups
@@ -349,7 +355,7 @@ class PoolClassifier(lightning.LightningModule):
         self.diverged = torch.zeros(len(names), dtype=torch.bool)
         self.diverged[list(diverged)] = True
         self.best = BestEpoch(len(names), None if self.dual is not None else settings.patience)
-        self.kept: Tensor | None = None  # the parameters as they were at their member's best epoch
+        self.kept: list[Tensor] | None = None  # the parameters as they were at their member's best epoch
         self.taken = 0  # steps
         self.kept_penalty = self.penalty.clone()
         self.met = torch.ones(len(names), dtype=torch.bool)
@@ -370,22 +376,18 @@ class PoolClassifier(lightning.LightningModule):
         budget = BLOCK.get(self.device.type, BLOCK["cpu"])
         self.block = max(1, budget // (self.width * max(self.sizes)))
         room = min(self.block, len(self.names)) * self.width
-        self.activations = [self.X.new_empty(room * size) for size in self.sizes[:-1]]
+        self.activations = [self.X.new_empty(room * size) for size in (self.sizes[0] + 1, *self.sizes[1:-1])]
         self.ones = self.X.new_ones(1, 1, self.width)
         self.difference = self.X.new_tensor([-1.0, 1.0] if self.classes == 2 else [1.0])  # of two logits
         self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
-        self.stacked.grad = torch.zeros_like(self.stacked)
-        self.weights, self.biases = self._layers(self.stacked.detach())
-        self.weights_grad, self.biases_grad = self._layers(self.stacked.grad)
+        self.parts = [part.detach() for part in self.stacked]
+        self.parts_grad = [torch.zeros_like(part) for part in self.parts]
+        for part, grad in zip(self.stacked, self.parts_grad, strict=True):
+            part.grad = grad
+        self.weights, self.biases = _layers(self.parts)
+        self.weights_grad, self.biases_grad = _layers(self.parts_grad)
         if self.held_out is not None:
-            self.kept = self.stacked.detach().clone()
-
-    def _layers(self, stacked: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return views of all layers' weights ``[M, in, out]`` and biases ``[M, out]`` in rows of `stacked`."""
-        sizes = [math.prod(shape) for shape in self.shapes]
-        parts = stacked[:, : sum(sizes)].split(sizes, 1)
-        views = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        return views[: len(views) // 2], views[len(views) // 2 :]
+            self.kept = [part.clone() for part in self.parts]
 
     @torch.no_grad()
     def training_step(self, batch: list[Step], _: int) -> None:
@@ -409,7 +411,7 @@ class PoolClassifier(lightning.LightningModule):
         finite = torch.ones(k, dtype=torch.bool, device=weight.device)
         for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
             finite[part] = self._gradients(part, members[part], index, weight[part]).isfinite()
-        finite &= cast(Tensor, self.stacked.grad)[:k].sum(1).isfinite()
+        finite &= torch.stack([grad[:k].flatten(1).sum(1) for grad in self.parts_grad]).sum(0).isfinite()
         if self.private is not None:
             self._add_noise(self.private, members)
         frozen = self.optimizer.frozen
@@ -445,15 +447,18 @@ class PoolClassifier(lightning.LightningModule):
 
     def _add_noise(self, private: Private, members: Tensor) -> None:
         """Add noise to these members' sums of clipped gradients, and divide by the batches' expected size."""
-        size = sum(math.prod(shape) for shape in self.shapes)
-        drawn = torch.stack([torch.randn(size, generator=self.generators[i]) for i in members.tolist()])
-        gradient = cast(Tensor, self.stacked.grad)[: len(members), :size]
-        noise = (private.noise * private.clip * drawn).to(gradient)
-        gradient.add_(noise).div_(self.expected[members, None].to(gradient))
+        gradients = [grad[: len(members)] for grad in (*self.weights_grad, *self.biases_grad)]
+        sizes = [grad[0].numel() for grad in gradients]
+        drawn = torch.stack([torch.randn(sum(sizes), generator=self.generators[i]) for i in members.tolist()])
+        noise = (private.noise * private.clip * drawn).to(self.X)
+        for grad, own in zip(gradients, noise.split(sizes, 1), strict=True):
+            grad.add_(own.view_as(grad))
+        for grad in self.parts_grad:
+            grad[: len(members)].transpose(0, -1).div_(self.expected[members].to(grad))
 
     def _validate(self, places: Tensor, members: Tensor, step: int, rows: HeldOut) -> Tensor:
         """Keep the weights of members whose best epoch just ended, and move lambdas; return who is to stop, a mask."""
-        y, s, real = (part[members].to(self.device) for part in (rows.y, rows.s, rows.real))
+        y, s, real = (_of(part, members).to(self.device) for part in (rows.y, rows.s, rows.real))
         block = max(1, BLOCK.get(self.device.type, BLOCK["cpu"]) // (rows.X.shape[1] * max(self.sizes)))
         parts = zip(places.split(block), members.split(block), strict=True)
         logits = torch.cat([self._logits(part, _of(rows.X, own).to(self.device)) for part, own in parts])
@@ -492,7 +497,8 @@ class PoolClassifier(lightning.LightningModule):
         return pool_logits([(W[places], b[places]) for W, b in layers], X)
 
     def _keep(self, places: Tensor, members: Tensor) -> None:
-        cast(Tensor, self.kept)[members] = self.stacked.detach()[places]
+        for kept, part in zip(cast(list[Tensor], self.kept), self.parts, strict=True):
+            kept[members] = part[places]
         self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
     def _gradients(self, part: slice, members: Tensor, index: Tensor | None, weight: Tensor) -> Tensor:
@@ -503,22 +509,24 @@ class PoolClassifier(lightning.LightningModule):
             x = self.X[rows].view(k, width, -1)
         else:
             rows = index[part].flatten()
-            x = _view(self.activations[0], k, width, self.sizes[0])
+            x = _view(self.activations[0], k, width, self.sizes[0] + 1)
             torch.index_select(self.X, 0, rows, out=x.flatten(0, 1))
         inputs = [x]  # of every layer
         last = len(self.weights) - 1
         for layer in range(last):
             out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
-            torch.baddbmm(self.biases[layer][part, None], inputs[layer], self.weights[layer][part], out=out)
+            if layer == 0:
+                torch.bmm(x, self.parts[0][part], out=out)
+            else:
+                torch.baddbmm(self.biases[layer][part, None], inputs[layer], self.weights[layer][part], out=out)
             inputs.append(out.relu_())
         # Rows lie along the last dimension of outputs and their gradients, because products whose result is a few
         # columns wide are slow; of two classes only the difference of logits counts.
         W, b = self.weights[last][part].transpose(1, 2), self.biases[last][part]
         if self.classes == 2:
-            W, b = W[:, 1:] - W[:, :1], b[:, 1:] - b[:, :1]
-        losses, at_output = self._loss(
-            torch.baddbmm(b[..., None], W, inputs[last].transpose(1, 2)), members, rows, weight
-        )
+            W, b = _differences(W), _differences(b)
+        h = inputs[last][..., : self.sizes[last]]  # without the column of 1 if there is one layer
+        losses, at_output = self._loss(torch.baddbmm(b[..., None], W, h.transpose(1, 2)), members, rows, weight)
         deltas: list[Tensor] = []  # the loss's gradients at the outputs of the layers before, first layer first
         for layer in range(last, 0, -1):
             out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
@@ -532,13 +540,17 @@ class PoolClassifier(lightning.LightningModule):
             deltas.insert(0, delta)
         if self.private is not None:
             both = torch.cat((-at_output, at_output), 1) if self.classes == 2 else at_output
-            clip_rows(inputs, [*deltas, both.transpose(1, 2)], self.private.clip)
+            features = [x[..., : self.sizes[0]], *inputs[1:]]
+            clip_rows(features, [*deltas, both.transpose(1, 2)], self.private.clip)
             at_output = both[:, 1:] if self.classes == 2 else both
         for layer, delta in enumerate(deltas):
-            torch.bmm(inputs[layer].transpose(1, 2), delta, out=self.weights_grad[layer][part])
-            ones = self.ones.expand(k, 1, -1)[..., :width]
-            torch.bmm(ones, delta, out=self.biases_grad[layer][part, None])
-        slope, shift = torch.bmm(at_output, inputs[last]).transpose(1, 2), at_output.sum(2)
+            if layer == 0:
+                torch.bmm(x.transpose(1, 2), delta, out=self.parts_grad[0][part])
+            else:
+                torch.bmm(inputs[layer].transpose(1, 2), delta, out=self.weights_grad[layer][part])
+                ones = self.ones.expand(k, 1, -1)[..., :width]
+                torch.bmm(ones, delta, out=self.biases_grad[layer][part, None])
+        slope, shift = torch.bmm(at_output, h).transpose(1, 2), at_output.sum(2)
         torch.mul(slope, self.difference, out=self.weights_grad[last][part])
         torch.mul(shift, self.difference, out=self.biases_grad[last][part])
         return losses
@@ -585,14 +597,20 @@ class PoolClassifier(lightning.LightningModule):
         The weights are the last ones or, if validation rows decide, those of the members' best epochs.
         """
         places = self.order.argsort()
-        stand = self.stacked.detach()[places] if self.kept is None else self.kept
-        weights = [(W.contiguous(), b.contiguous()) for W, b in zip(*self._layers(stand.cpu()), strict=True)]
+        stand = [part[places] for part in self.parts] if self.kept is None else self.kept
+        weights = [(W.contiguous(), b.contiguous()) for W, b in zip(*_layers([p.cpu() for p in stand]), strict=True)]
         told: dict[str, list[float]] = {"lambda": (self.penalty if self.kept is None else self.kept_penalty).tolist()}
         taken = self.optimizer.steps.cpu()[places]
         told["epoch"] = (taken // self.epoch if self.kept is None else self.best.epoch).tolist()
         if self.dual is not None:
             told["constraint_met"] = self.met.double().tolist()
         return weights, self.diverged.nonzero().flatten().tolist(), told
+
+
+def _layers(parts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return views of all layers' weights ``[M, in, out]`` and biases ``[M, out]`` in what `stacked` holds."""
+    first, *others = parts
+    return [first[:, :-1], *others[::2]], [first[:, -1], *others[1::2]]
 
 
 def pool_logits(layers: Sequence[tuple[Tensor, Tensor]], X: Tensor) -> Tensor:
@@ -609,12 +627,25 @@ def pool_logits(layers: Sequence[tuple[Tensor, Tensor]], X: Tensor) -> Tensor:
     if b.shape[1] > 2:
         return torch.baddbmm(b[:, None], h, W)
     # rows along the last dimension: a product whose result is a few columns wide is slow
-    W, b = (W[..., 1:] - W[..., :1]).transpose(1, 2), b[:, 1:] - b[:, :1]
+    W, b = _differences(W.transpose(1, 2)), _differences(b)
     return torch.baddbmm(b[..., None], W, h.transpose(1, 2))[:, 0]
 
 
+def _differences(of_classes: Tensor) -> Tensor:
+    """Return the second minus the first of two classes, ``[M, 1, ...]`` for ``[M, 2, ...]``.
+
+    Strides are as of memory in one piece, for which products are fast; slices of length 1 would keep theirs.
+    """
+    return (of_classes[:, 1] - of_classes[:, 0])[:, None]
+
+
 def _of(X: Tensor, members: Tensor) -> Tensor:
-    """Return the rows of these members, in ascending order; without a copy where none is left out between them."""
+    """Return the rows of these members, in ascending order.
+
+    Where they are the same for all, or none is left out between these members, they are not copied.
+    """
+    if X.stride(0) == 0:
+        return X[: len(members)]
     first, last = int(members[0]), int(members[-1])
     return X[first : last + 1] if last - first < len(members) else X[members]
 
