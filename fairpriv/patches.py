@@ -6,6 +6,7 @@ They are valid for the versions in constraints.txt; each can be removed when its
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import sys
 from argparse import ArgumentParser
@@ -173,6 +174,29 @@ def lost_jobs_fail() -> Iterator[None]:
         yield
     finally:
         Job.results = results
+
+
+@contextlib.contextmanager
+def gguf_parsed_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once within the block.
+
+    By itself it does so for the tokenizer, the config and the weights, five times in all, and makes a map of all names
+    of weights anew for each module of the model. Upstream: https://github.com/huggingface/transformers/pull/48656
+
+    Raises:
+        ImportError: the package gguf is not installed.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    kept = {name: getattr(gguf, name) for name in names}
+    for name, own in kept.items():
+        setattr(gguf, name, functools.cache(own))
+    try:
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(gguf, name, own)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,6 +19,7 @@ import yaml
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from fairpriv import patches
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, plain
 from fairpriv.errors import InputError
@@ -236,6 +238,28 @@ def packaged(hub, tiny_lm, tmp_path, monkeypatch):
         cache=tmp_path / "cache" / "models",
         file=file,
     )
+
+
+def test_a_gguf_is_parsed_once_while_it_is_dequantised(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_vocab_size(3)
+    writer.add_tensor("token_embd.weight", np.zeros((3, 4), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parsed, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda file: parsed.append(file) or reader(file))
+    own = load_gguf_checkpoint(tmp_path / "tiny.gguf")
+    with patches.gguf_parsed_once():
+        assert load_gguf_checkpoint(tmp_path / "tiny.gguf") == load_gguf_checkpoint(tmp_path / "tiny.gguf") == own
+    assert len(parsed) == 2
+    load_gguf_checkpoint(tmp_path / "tiny.gguf")
+    assert len(parsed) == 3
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/evil", "a/b", "..", "größe (1)"])

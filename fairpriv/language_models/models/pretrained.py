@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from fairpriv import patches
 from fairpriv.data.checkpoints import Pretrained, tell_unexpected, unreadable
 from fairpriv.errors import InputError
 from fairpriv.store import Store
@@ -239,9 +240,10 @@ class PretrainedLM(Pretrained):
             print(f"{self.name}: dequantising {file.name} into {folder.parent} (half a minute, once)", file=sys.stderr)
             source = {"gguf_file": file.name}
             try:
-                AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
-                config = AutoConfig.from_pretrained(file.parent, **source)
-                loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+                with patches.gguf_parsed_once():
+                    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+                    config = AutoConfig.from_pretrained(file.parent, **source)
+                    loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
             except ImportError as error:
                 told = f"model={self.name}: `pip install --no-deps gguf` reads GGUF files ({error})"
                 raise InputError(told) from None
