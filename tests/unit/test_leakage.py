@@ -6,7 +6,9 @@ import math
 import random
 import statistics
 
+import numpy
 import pytest
+import scipy.stats
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -297,6 +299,11 @@ def test_a_loss_that_falls_on_members_alone_gives_them_away(subject):
     assert (found.measured.intervals["score"][0] < 0.2 < found.measured.intervals["score"][1]) is True
     member = torch.tensor([record["member"] for record in now])
     assert metrics["loss_auc"] == membership_auc(-torch.tensor([record["loss"] for record in now]), member)
+    for which, losses in (("members", now[:100]), ("held_out", now[100:])):
+        values = [record["loss"] for record in losses]
+        assert metrics[f"{which}_loss"] == pytest.approx(numpy.mean(values))
+        exact = scipy.stats.t.interval(0.95, 99, numpy.mean(values), scipy.stats.sem(values))
+        assert found.measured.intervals[f"{which}_loss"] == pytest.approx(exact)
     assert scorer.rescore(first.records) == 1
     assert scorer.rescore(found.records[:100]) is None
 

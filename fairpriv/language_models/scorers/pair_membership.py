@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -16,7 +18,7 @@ from fairpriv.language_models.data.pairs import Pairs
 from fairpriv.language_models.data.tokens import encode, pad_token_id
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.log_likelihood import token_likelihoods
-from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject, mean_interval
 from fairpriv.metrics import SHARE, Measured, Metric
 
 LEAST = 20  # pairs of each kind, below which an interval of the AUC says nothing
@@ -40,6 +42,14 @@ TPR = Metric(
     1.0,
 )
 PAIRS = Metric("{which}", "{which}", "Pairs.", "pairs", low=0.0)
+LOSS = Metric(
+    "{which}_loss",
+    "loss of {which} pairs",
+    "Mean over {which} pairs of the mean loss of the response's tokens, as training computes it.",
+    "nats per token",
+    "less",
+    0.0,
+)
 
 
 @dataclass
@@ -60,8 +70,10 @@ class PairMembership(Scorer):
 
     Metrics of each attack: ``<attack>_auc`` with the interval of method 5 of Newcombe (2006), and
     ``<attack>_tpr_at_1`` at 1 % false positives with the exact one of Clopper and Pearson (1934), where so many pairs
-    are held out; ``members`` and ``held_out``. The headline ``score`` (ours) is 2 (1 - AUC) of ``difference``, at most
-    1: 1 where it is not better than guessing, as for an untouched model, and 0 where every pair is told.
+    are held out; ``members`` and ``held_out``, and the mean loss of each with Student's interval over pairs. That of
+    held-out pairs is a validation loss, by which a learning rate can be chosen. The headline ``score`` (ours) is
+    2 (1 - AUC) of ``difference``, at most 1: 1 where it is not better than guessing, as for an untouched model, and 0
+    where every pair is told.
 
     Attributes:
         pairs: of each kind, at most; None: all.
@@ -132,7 +144,7 @@ class PairMembership(Scorer):
         return _score(membership_auc(torch.tensor(_differences(records)), member))
 
     def digest(self) -> Any:
-        return [self.pairs, self.k, self.fpr]
+        return [self.pairs, self.k, self.fpr, "with losses"]
 
     def _measure(self, records: Sequence[Mapping[str, Any]]) -> Measured:
         member = torch.tensor([record["member"] for record in records])
@@ -143,6 +155,11 @@ class PairMembership(Scorer):
         if "reference" in records[0]:
             scores["difference"] = _differences(records)
         measured = PAIRS.named(which="members").of(n1) | PAIRS.named(which="held_out").of(n0)
+        for which, chosen in (("members", member), ("held_out", ~member)):
+            losses = [record["loss"] for record, taken in zip(records, chosen.tolist(), strict=True) if taken]
+            about = LOSS.named(which=which)
+            interval = mean_interval(losses, (0.0, math.inf)) if len(losses) > 1 else None
+            measured |= about.of(statistics.fmean(losses), interval)
         for attack, values in scores.items():
             area, (low, high) = auc(values, member)
             about = replace(AUC.named(attack=attack), column=73 if attack == "difference" else None)
