@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,23 @@ def in_two_processes() -> Callable[..., None]:
 def _one_thread():
     """Small tensors on shared cores: more threads only wait for one another."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen():
+    """Take what was imported to collect tests out of the garbage collector's sight: some tests, and cells, collect."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def imported(_frozen) -> None:
+    """Take what cells import out of its sight, too: every language model's cell collects several times."""
+    import fairpriv.classifiers.experiment
+    import fairpriv.language_models.experiment  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

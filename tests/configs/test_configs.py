@@ -94,7 +94,7 @@ IN_MINIATURE = {
 
 
 @pytest.fixture
-def fairpriv(tmp_path, capfd, monkeypatch):
+def fairpriv(imported, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]

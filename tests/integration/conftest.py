@@ -1,4 +1,3 @@
-import gc
 import logging
 import random
 import sys
@@ -23,23 +22,13 @@ class Ended:
     err: str
 
 
-@pytest.fixture(scope="session")
-def _imported() -> None:
-    """Take what the libraries hold out of the garbage collector's sight: every language model's cell collects."""
-    import fairpriv.classifiers.experiment
-    import fairpriv.language_models.experiment  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
 def drawn() -> None:
     """For a test that looks at the pictures of a report. Drawing them takes longer than the cells of most tests."""
 
 
 @pytest.fixture
-def fairpriv(request, _imported, tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
+def fairpriv(request, imported, tmp_path, capfd, monkeypatch) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
     if "drawn" not in request.fixturenames:
