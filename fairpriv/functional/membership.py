@@ -90,8 +90,8 @@ class _Confidence:
             raise ValueError(
                 f"row {row} has {int(counts[row])} reference models trained {which} it: two are needed, train more"
             )
-        mean = torch.where(chosen, references, 0).sum(0) / counts
-        squares = torch.where(chosen, references - mean, 0).square().sum(0)
+        mean = (references * chosen).sum(0) / counts
+        squares = (references - mean).mul_(chosen).square_().sum(0)
         if variance == "global":
             deviation = (squares.sum() / (counts - 1).sum()).sqrt().expand(len(mean))
         else:
@@ -151,7 +151,7 @@ def _mean(references: Tensor, chosen: Tensor, which: str) -> Tensor:
     counts = chosen.sum(0)
     if (counts < 1).any():
         raise ValueError(f"row {int((counts < 1).nonzero()[0])} has no reference model trained {which} it: train more")
-    return torch.where(chosen, references, 0).sum(0) / counts
+    return (references * chosen).sum(0) / counts
 
 
 def min_k_plus_plus(log_probs: Tensor, means: Tensor, deviations: Tensor, *, share: float = 0.2) -> float:

@@ -15,7 +15,13 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets import pool_training
 from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
-from fairpriv.classifiers.nets.pool_training import Dual, PoolAdamW, equalized_odds_penalties, member_seed
+from fairpriv.classifiers.nets.pool_training import (
+    Dual,
+    PoolAdamW,
+    equalized_odds_penalties,
+    member_seed,
+    penalties_and_slopes,
+)
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.store import Store
@@ -270,6 +276,9 @@ def test_penalties_and_their_gradients_are_the_functional_ones_member_by_member(
     cell[1] = 0  # one label, one group
     ours = equalized_odds_penalties(probs, cell, 2 * groups)
     (gradient,) = torch.autograd.grad(ours.sum(), probs)
+    same, slopes = penalties_and_slopes(probs.detach(), cell, 2 * groups)
+    assert torch.equal(same, ours)
+    assert torch.allclose(slopes[cell < 2 * groups], gradient[cell < 2 * groups], rtol=0, atol=1e-12)
     for member in range(60):
         real = cell[member] < 2 * groups
         p = probs[member].detach().requires_grad_()

@@ -567,29 +567,32 @@ class PoolClassifier(lightning.LightningModule):
             The losses ``[k]``, and their gradients at ``logits``.
         """
         smoothing, penalised = self.settings.smoothing, self.settings.penalty > 0 or self.dual is not None
-        if self.classes == 2:
-            sign = self.sign[rows].view_as(weight)
-            z = logits[:, 0]
+        if penalised:
+            penalty = self.penalty[members]
+            cell = torch.where(weight > 0, self.cell[rows].view_as(weight), self.cells)
+        if self.classes == 2:  # by hand, because a graph costs more than these few products
+            z, sign = logits[:, 0], self.sign[rows].view_as(weight)
             wrong = sign * z
-            if not penalised and not smoothing:  # by hand, because a graph costs more than these few products
-                dz = torch.ops.aten.softplus_backward(weight.contiguous(), wrong, 1, 20) * sign
-                return (weight * softplus(wrong)).sum(1), dz[:, None]
+            losses = (weight * softplus(wrong)).sum(1)
+            dz = torch.ops.aten.softplus_backward(weight.contiguous(), wrong, 1, 20)
+            if smoothing:
+                losses = losses - smoothing / 2 * (weight * wrong).sum(1)
+                dz = dz - smoothing / 2 * weight
+            dz = dz * sign
+            if penalised:
+                probs = z.sigmoid()
+                penalties, slopes = penalties_and_slopes(probs, cell, self.cells)
+                losses = losses + penalty * penalties
+                dz += torch.ops.aten.sigmoid_backward(penalty[:, None] * slopes, probs)
+            return losses, dz[:, None]
         with torch.enable_grad():
-            if self.classes == 2:
-                z.requires_grad_()
-                wrong = sign * z
-                each = softplus(wrong) - smoothing / 2 * wrong
-            else:
-                z = logits.clone().requires_grad_()
-                labels = self.y[rows].view_as(weight)
-                each = cross_entropy(z, labels, reduction="none", label_smoothing=smoothing)
+            z = logits.clone().requires_grad_()
+            each = cross_entropy(z, self.y[rows].view_as(weight), reduction="none", label_smoothing=smoothing)
             losses = (weight * each).sum(1)
             if penalised:
-                cell = torch.where(weight > 0, self.cell[rows].view_as(weight), self.cells)
-                probs = z.sigmoid() if self.classes == 2 else z.softmax(1).transpose(1, 2)
-                losses = losses + self.penalty[members] * equalized_odds_penalties(probs, cell, self.cells)
+                losses = losses + penalty * equalized_odds_penalties(z.softmax(1).transpose(1, 2), cell, self.cells)
             (dz,) = torch.autograd.grad(losses.sum(), z)
-        return losses.detach(), dz[:, None] if self.classes == 2 else dz
+        return losses.detach(), dz
 
     def trained(self) -> tuple[list[tuple[Tensor, Tensor]], list[int], dict[str, list[float]]]:
         """Return the weights, the members that diverged, and what the training reports of every member.
@@ -757,10 +760,22 @@ def equalized_odds_penalties(probs: Tensor, cell: Tensor, cells: int) -> Tensor:
         rows = empty[..., 0].scatter_add(1, cell, torch.ones_like(probs[..., 0]))[:, :cells, None]
         means = (sums / rows.clamp(min=1)).masked_fill(rows == 0, torch.nan)
         return label_gaps(means.view(len(probs), classes, -1, classes)).sum(1)
+    return penalties_and_slopes(probs, cell, cells)[0]
+
+
+def penalties_and_slopes(probs: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Compute the `equalized_odds_penalties` ``[M]`` of two classes, and their gradients at ``probs``, ``[M, B]``.
+
+    Where several groups of a label have its largest or smallest mean, the gradient is spread evenly over them.
+    """
     empty = probs.new_zeros(len(probs), cells + 1)
     sums, rows = (empty.scatter_add(1, cell, values)[:, :cells] for values in (probs, torch.ones_like(probs)))
-    means = (sums / rows.clamp(min=1)).view(len(probs), 2, -1)
-    present = rows.view_as(means) > 0
-    high = torch.where(present, means, -torch.inf).amax(-1)
-    low = torch.where(present, means, torch.inf).amin(-1)
-    return torch.where(present.any(-1), high - low, 0.0).sum(1)
+    rows = rows.view(len(probs), 2, -1)
+    means = sums.view_as(rows) / rows  # NaN without rows, which equals nothing
+    high = means.nan_to_num(-torch.inf).amax(-1, keepdim=True)
+    low = means.nan_to_num(torch.inf).amin(-1, keepdim=True)
+    top, bottom = means == high, means == low
+    spread = top / top.sum(-1, keepdim=True) - bottom / bottom.sum(-1, keepdim=True)
+    slopes = (spread / rows).nan_to_num(0)  # of cells without rows; no row reads them
+    penalties = torch.where(top.any(-1), (high - low)[..., 0], 0.0).sum(1)
+    return penalties, pad(slopes.flatten(1), (0, 1)).gather(1, cell)
