@@ -1,4 +1,5 @@
 import logging
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ def fairpriv(request, imported, tmp_path, capfd, monkeypatch) -> Iterator[Callab
         monkeypatch.setattr("fairpriv.report.page._write_plots", lambda *_: ({}, []))
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which folders of configs are added
     modules = set(sys.modules)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # which waits for the disk, and no test cuts the power
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("WANDB_MODE", "offline")  # which Lightning sets and leaves
     loggers = [logging.getLogger(name) for name in (None, "fairpriv", "lightning.pytorch")]
