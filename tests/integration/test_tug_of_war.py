@@ -373,16 +373,16 @@ def test_several_judges_are_asked_and_compared_and_the_first_one_counts(cell, mo
     assert set(told[0]["said"]) == {"pairs", "refusal"}
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "null", "{}", '["same"]', '{"key": 1'])
-def test_answers_and_verdicts_of_another_shape_are_made_again(cell, tmp_path, content):
+def test_answers_and_verdicts_of_another_shape_are_made_again(cell, tmp_path):
     first, _ = cell("defense=none")
     files = {path: path.read_bytes() for path in (tmp_path / "out" / "cache").rglob("*.json")}
     assert {path.relative_to(tmp_path / "out" / "cache").parts[0] for path in files} >= {"responses", "verdicts"}
-    for path in files:
-        path.write_text(content)
-    again, _ = cell("defense=none", "retry=all")
-    assert (again.status, again.metrics) == ("completed", first.metrics)
-    assert {path: path.read_bytes() for path in files} == files
+    for content in ("[1, 2]", "null", "{}", '["same"]', '{"key": 1'):
+        for path in files:
+            path.write_text(content)
+        again, _ = cell("defense=none", "retry=all")
+        assert (again.status, again.metrics) == ("completed", first.metrics), content
+        assert {path: path.read_bytes() for path in files} == files, content
 
 
 def test_an_answer_that_is_always_the_same_is_marked(cell, monkeypatch):
