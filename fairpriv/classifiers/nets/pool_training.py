@@ -431,9 +431,9 @@ class PoolClassifier(lightning.LightningModule):
                 self.trainer.should_stop = True
 
     def _set_stopped_aside(self) -> None:
-        """Move the members that have stopped behind the others, once they are an eighth of those before them."""
+        """Move the members that have stopped behind the others, once they are a sixteenth of those before them."""
         stopped = self.optimizer.frozen[: self.learning].cpu()
-        if 8 * int(stopped.sum()) < max(self.learning, 8):
+        if 16 * int(stopped.sum()) < max(self.learning, 16):
             return
         places = stopped.byte().argsort(stable=True)
         left = places[: self.learning - int(stopped.sum())]
