@@ -245,12 +245,9 @@ def _filled_up(parts: list[Tensor]) -> Tensor:
 
 
 def _with_ones(parts: list[Tensor], length: int | None) -> Tensor:
-    """Join features ``[N, F]`` end to end, filled up to ``length`` rows each if it is given, with a last column of 1.
-
-    The memory is numpy's, whose large arrays lie in huge pages where Linux has them: rows are found faster there.
-    """
+    """Join features ``[N, F]`` end to end, filled up to ``length`` rows each if it is given, with a last column of 1."""
     lengths = [length or len(part) for part in parts]
-    joined = torch.from_numpy(np.empty((sum(lengths), parts[0].shape[1] + 1), np.float32))
+    joined = torch.empty(sum(lengths), parts[0].shape[1] + 1)
     for part, place in zip(parts, joined.split(lengths), strict=True):
         place[: len(part), :-1] = part
         place[len(part) :] = 0
