@@ -245,7 +245,7 @@ def _filled_up(parts: list[Tensor]) -> Tensor:
 
 
 def _with_ones(parts: list[Tensor], length: int | None) -> Tensor:
-    """Join features ``[N, F]`` end to end, filled up to ``length`` rows each if it is given, with a last column of 1."""
+    """Join features ``[N, F]`` end to end, filled up to ``length`` rows each if given, with a last column of 1."""
     lengths = [length or len(part) for part in parts]
     joined = torch.empty(sum(lengths), parts[0].shape[1] + 1)
     for part, place in zip(parts, joined.split(lengths), strict=True):
