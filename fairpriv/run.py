@@ -192,9 +192,10 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
 
 
 def device_name() -> str:
-    """Name the accelerator, else the CPU with the threads that torch may use."""
+    """Name the accelerator, and whether it rounds factors of float32, else the CPU with torch's threads."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        rounded = torch.get_float32_matmul_precision() != "highest"
+        return torch.cuda.get_device_name() + (", float32 products in TF32" if rounded else "")
     return f"cpu, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
 
 

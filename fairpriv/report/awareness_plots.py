@@ -71,6 +71,11 @@ def curve_figure(table: Comparison) -> Figure | None:
                 ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(label(key, [group for points in lines.values() for _, group in points]))
             ax.set_ylabel(table.described[metric].title)
+            means = [g.estimates[metric].mean for points in lines.values() for _, g in points if metric in g.estimates]
+            if means and 0 < 100 * min(means) < max(means):  # a broken model's perplexity would hide all others
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
             plain(ax)
     handles = {
         text: handle

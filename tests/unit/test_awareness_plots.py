@@ -41,6 +41,15 @@ def test_awareness_is_drawn_over_the_share_of_the_second_dimension():
     assert figure.axes[0].get_xlabel() == "share of fairness pairs in the mix"
 
 
+@pytest.mark.parametrize(("worst", "scale"), [(40.0, "linear"), (350000.0, "log")])
+def test_a_broken_model_s_perplexity_hides_no_other(worst, scale):
+    cells = [cell(10), cell(100), cell(1000)]
+    for one, value in zip(cells, (20.0, 25.0, worst), strict=True):
+        one.metrics["eval/utility/perplexity"] = value
+    axes = drawn(cells).axes
+    assert [ax.get_yscale() for ax in axes] == ["linear", "linear", scale]
+
+
 def test_defences_are_lines_of_their_own():
     figure = drawn([cell(n, defence=d) for n in (10, 100) for d in ("lora", "full")])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lora", "full"]

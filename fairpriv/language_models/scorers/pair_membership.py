@@ -44,7 +44,7 @@ TPR = Metric(
 PAIRS = Metric("{which}", "{which}", "Pairs.", "pairs", low=0.0)
 LOSS = Metric(
     "{which}_loss",
-    "loss of {which} pairs",
+    "{which} loss",
     "Mean over {which} pairs of the mean loss of the response's tokens, as training computes it.",
     "nats per token",
     "less",
