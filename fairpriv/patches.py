@@ -65,6 +65,7 @@ def compose_with_less_work() -> None:
     import yaml  # type: ignore[import-untyped]
     from hydra._internal import config_repository, defaults_list
     from omegaconf import _utils
+    from omegaconf.base import Container
 
     if yaml.__with_libyaml__:
         python_s = yaml.SafeLoader
@@ -90,6 +91,14 @@ def compose_with_less_work() -> None:
         return other
 
     config_repository.ConfigRepository.__deepcopy__ = copied  # type: ignore[attr-defined]
+
+    invalidate = Container._invalidate_flags_cache
+
+    def where_there_is_one(container: Container) -> None:  # before the original imports what it needs for it
+        if container.__dict__["_flags_cache"] is not None:
+            invalidate(container)
+
+    Container._invalidate_flags_cache = where_there_is_one  # type: ignore[method-assign, assignment]
 
 
 def load_lightning(*, alone: bool) -> None:

@@ -9,7 +9,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf, _utils
+from omegaconf import OmegaConf, _utils, base
 
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, prepare_hydra
@@ -96,6 +96,8 @@ def unspared(monkeypatch):
         name = "_create_interpolation_map"
         monkeypatch.setattr(defaults_list, name, getattr(as_installed(defaults_list), name))
         monkeypatch.delattr(ConfigRepository, "__deepcopy__")
+        name = "_invalidate_flags_cache"
+        monkeypatch.setattr(base.Container, name, getattr(as_installed(base).Container, name))
 
     return give_back
 
