@@ -41,7 +41,7 @@ run: $(RUN_STAMP) ## Install what both quickstarts need and run them: classifier
 	$(BIN)/fairpriv experiment=quickstart
 	$(BIN)/fairpriv experiment=quickstart_llm
 
-# Side by side, since mypy, without its cache, is busy for minutes on one core.
+# Side by side, since mypy, without its cache, is busy on one core for most of a minute.
 test: setup ## Run lint and all tests
 	@$(MAKE) --no-print-directory --jobs=2 lint pytest
 

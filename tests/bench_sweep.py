@@ -66,7 +66,7 @@ def bench_sweep(few: int = 5, many: int = 45) -> None:
                 took[count] = time.perf_counter() - start
     cost = {what: (took[many] - took[few]) / (many - few) for what, took in seconds.items()}
     composing = best(lambda: [compose(CONF, [], ["dataset=csv", "seed=1"], hydra=True) for _ in range(2)])
-    baseline = "Hydra's two compositions of it"
+    baseline = "two compositions of it"
     report(f"a sweep's own cost a cell, beside {WORK} s of work", cost["run"] - WORK, baseline, composing)
     report("a cell that is skipped", cost["skipped"], baseline, composing)
     print(f"what a sweep costs once, its report included: {seconds['skipped'][few] - few * cost['skipped']:.3f} s")

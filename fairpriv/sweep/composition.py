@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 def shared_composition() -> Iterator[None]:
     """Let Hydra, within the block, compose each cell from a similar one where they differ in plain values only.
 
-    Hydra composes every cell twice, once to check the grid and once to run it, and each time takes a fifth of a second
-    or more, which is longer than a small cell trains. ``python tests/bench_sweep.py`` shows a cell's whole cost here
-    beside those two compositions. Upstream: https://github.com/hydra-ecosystem/hydra/issues/1324
+    Hydra composes every cell twice, once to check the grid and once to run it, and each time takes about a tenth of a
+    second, as long as a small cell trains. ``python tests/bench_sweep.py`` shows a cell's whole cost here beside those
+    two compositions. Upstream: https://github.com/hydra-ecosystem/hydra/issues/1324
 
     Here the first cell of each form is kept. A form is the cell's overrides, without the values of those that set a
     plain value. Another cell of the form puts its own values into a copy, as Hydra does in its own last step.
