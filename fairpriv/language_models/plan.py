@@ -371,7 +371,8 @@ def weights_of(judge: Any) -> int:
     import transformers
 
     where = (path, getattr(judge, "revision", None), getattr(judge, "trust_remote_code", False))
-    config = config_at(*where, f"judge={judge.name}: judge.path")
+    carried = getattr(judge, "package", None), getattr(judge, "inside", None)
+    config = config_at(*where, f"judge={judge.name}: judge.path", *carried)
     kind = "AutoModelForCausalLM" if hasattr(judge, "max_new_tokens") else "AutoModel"
     with torch.device("meta"):
         dtype = dtype_of(getattr(judge, "dtype", "float32"), config)
@@ -400,7 +401,7 @@ class _Place(Pretrained):
 
 @functools.cache  # cells of a grid ask for the same ones
 def config_at(
-    path: str, revision: str | None, trust: bool, key: str, package: str | None = None, gguf: str | None = None
+    path: str, revision: str | None, trust: bool, key: str, package: str | None = None, inside: str | None = None
 ) -> Any:
     """Read the config.json of a folder, or of a model on the hub, of which nothing else is fetched, or in a package.
 
@@ -414,7 +415,7 @@ def config_at(
         where: str = str(folder)
         commit: str | None = None
         if not folder.is_dir():
-            where, commit = _Place("", path, revision, package, gguf)._found
+            where, commit = _Place("", path, revision, package, inside)._found
         if where.startswith("gguf:"):
             file = Path(where.removeprefix("gguf:"))
             return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)

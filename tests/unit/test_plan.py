@@ -2,13 +2,14 @@
 
 import gc
 import json
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fairpriv.api import compose
 from fairpriv.cli import main
@@ -137,6 +138,17 @@ def test_a_plan_counts_cells_by_arm_and_says_what_does_not_fit(folder, capsys):
     assert "(--tflops): an order of magnitude" in out
     assert not (folder / "cells").exists()  # nothing is run
     assert told(capsys, *words, "defense=none", "--memory", "1")[0] == 0
+
+
+def test_a_judge_that_a_package_carries_is_counted(folder, tmp_path, monkeypatch):
+    (tmp_path / "carried").mkdir()
+    (tmp_path / "carried" / "config.json").write_text(json.dumps(SIZES | {"num_hidden_layers": 2}))
+    (tmp_path / "carried" / "model.safetensors").touch()
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: SimpleNamespace(locate_file=tmp_path.joinpath))
+    judge = ["judge=pairs", "judge.path=nobody/has-this", "judge.package='carrier==1.0'", "judge.inside=carried"]
+    expected = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path / "carried"), dtype=torch.float32)
+    found = planner(folder, "defense=none", *judge).judge_weights
+    assert found == [sum(p.numel() * p.element_size() for p in expected.parameters())]
 
 
 def test_a_plan_names_a_defence_that_refuses_the_model(folder, capsys):
