@@ -24,6 +24,12 @@ def best(action: Callable[[], object], repeat: int = 5) -> float:
     return min(seconds)
 
 
+def now() -> float:
+    """Read the clock or, where torch has one thread, processor time, which a busy machine does not lengthen."""
+    torch = sys.modules.get("torch")
+    return time.process_time() if torch and torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def report(what: str, seconds: float, baseline: str, base_seconds: float, goal: str = "") -> None:
     """One line: both times, their ratio, and what is aimed at."""
     aim = f" (goal {goal})" if goal else ""

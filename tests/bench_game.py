@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from typing import Any
 
 import torch
-from bench import quiet, report, tell_machine
+from bench import now, quiet, report, tell_machine
 
 from fairpriv.classifiers.attacks.play import play
 from fairpriv.classifiers.data.game import GameDataModule
@@ -28,17 +27,17 @@ def config_of(arm: str, root: str) -> dict[str, Any]:
 
 
 def seconds(arm: str) -> tuple[float, float]:
-    """Wall-clock time of dealing and playing one game, nothing being cached, and how much of it attacks take."""
+    """Time of dealing and playing one game, nothing cached, and that of its attacks: processor time on one thread."""
     with tempfile.TemporaryDirectory() as root:
         config = config_of(arm, root)
         cell = DistributionInference(config, build(config, "dataset"), build(config, "defense"))
         data = GameDataModule(cell.dataset, cell.settings.game, seed=0)
         data.setup()
-        start = time.perf_counter()
+        start = now()
         splits = cell.splits(data)
-        trained = time.perf_counter()
+        trained = now()
         play(splits, cell.attacks, pure=data.pure)
-        end = time.perf_counter()
+        end = now()
         return end - start, end - trained
 
 

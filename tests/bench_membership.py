@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 
 import torch
-from bench import quiet, report, tell_machine
+from bench import now, quiet, report, tell_machine
 from bench_pool import plain as plain_loop
 
 from fairpriv.classifiers.contract import Defended, PoolOwner
@@ -24,7 +23,7 @@ from fairpriv.undefended import Undefended
 
 
 def seconds(data: GameDataModule, models: int, victims: int, fit: Callable[..., Pool]) -> float:
-    """Wall-clock time of training the models by ``fit`` and attacking them."""
+    """Time of training the models by ``fit`` and attacking them: processor time on one thread."""
     subject = Subject(
         Defended(None),
         Undefended(),
@@ -33,9 +32,9 @@ def seconds(data: GameDataModule, models: int, victims: int, fit: Callable[..., 
         lambda deals: PoolOwner(deals, len(deals), 0, fit, TrainingSettings()),
         lambda attacks: Measured(),
     )
-    start = time.perf_counter()
+    start = now()
     Membership("membership", models=models, victims=victims).measure(subject)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,11 +6,10 @@ import argparse
 import copy
 import itertools
 import math
-import time
 from collections.abc import Callable
 
 import torch
-from bench import quiet, report, tell_machine
+from bench import now, quiet, report, tell_machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -103,10 +102,10 @@ def pooled(data: Data, *, epochs: int, batch_size: int) -> Pool:
 
 
 def seconds(run: Callable[..., object], data: Data, epochs: int, batch_size: int) -> float:
-    """Wall-clock time of one run."""
-    start = time.perf_counter()
+    """Time of one run: processor time on one thread."""
+    start = now()
     run(data, epochs=epochs, batch_size=batch_size)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def main(arguments: list[str] | None = None) -> None:
