@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
+    DynamicLayer,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from fairpriv.errors import InputError
+from fairpriv.language_models.engines import generation
 from fairpriv.language_models.engines.generation import respond
 
 VOCAB = 100
@@ -392,3 +394,34 @@ def test_a_window_that_slides_over_padding_is_not_asked_to(kind):
     words = make_tokenizer()
     expected = words.batch_decode([plain(model, prompt, 6) for prompt in prompts])
     assert respond(model, words, prompts, max_new_tokens=6, batch_tokens=999) == expected
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_cache_with_room_holds_what_one_without_holds(heads):
+    torch.manual_seed(0)
+    roomy, plain = generation._Roomy(room=6), DynamicLayer()
+
+    def grow(rows, tokens):
+        states = torch.randn(2, rows, heads, tokens, 4)
+        for ours, theirs in zip(roomy.update(*states), plain.update(*states), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def both(change, argument):
+        getattr(roomy, change)(argument)
+        getattr(plain, change)(argument)
+
+    grow(1, 5)
+    both("batch_repeat_interleave", 4)
+    held = roomy.keys
+    for _ in range(9):  # past what there was room for
+        grow(4, 1)
+    assert torch.equal(roomy.keys[:, :, :5], held)
+    place = roomy.keys.data_ptr()
+    grow(4, 1)
+    assert roomy.keys.data_ptr() == place  # nothing was copied
+    both("batch_select_indices", torch.tensor([0, 2, 3]))
+    for _ in range(3):
+        grow(3, 2)
+    both("batch_select_indices", torch.tensor([1]))
+    grow(1, 3)
+    assert roomy.get_seq_length() == plain.get_seq_length() == 24
