@@ -338,7 +338,13 @@ class PoolClassifier(lightning.LightningModule):
             self.expected = torch.tensor(batches.counts) / self.epoch  # rows of a batch
         # The first layer's bias is one more row of its weights: of a product that is as large, adding it takes long.
         first = torch.cat((start[0][0], start[0][1][:, None]), 1)
-        self.stacked = nn.ParameterList([first, *(part.clone() for layer in start[1:] for part in layer)])
+        # Large weights lie in one piece each, for the products that write their gradients; small parts lie together,
+        # since the optimiser takes time for every tensor.
+        hidden, last = start[1:-1], start[1:][-1:]
+        small = [b for _, b in hidden] + [part.flatten(1) for layer in last for part in layer]
+        self.small = [part.shape[1] for part in small]
+        together = [torch.cat(small, 1)] if small else []
+        self.stacked = nn.ParameterList([first, *(W.clone() for W, _ in hidden), *together])
         groups = int(batches.s.max()) + 1
         self.classes = self.sizes[-1]
         self.cells = self.classes * groups
@@ -374,17 +380,25 @@ class PoolClassifier(lightning.LightningModule):
         self.block = max(1, budget // (self.width * max(self.sizes)))
         room = min(self.block, len(self.names)) * self.width
         self.activations = [self.X.new_empty(room * size) for size in (self.sizes[0] + 1, *self.sizes[1:-1])]
-        self.ones = self.X.new_ones(1, 1, self.width)
         self.difference = self.X.new_tensor([-1.0, 1.0] if self.classes == 2 else [1.0])  # of two logits
         self.deltas = [self.X.new_empty(room * size) for size in self.sizes[1:-1]]
         self.parts = [part.detach() for part in self.stacked]
         self.parts_grad = [torch.zeros_like(part) for part in self.parts]
         for part, grad in zip(self.stacked, self.parts_grad, strict=True):
             part.grad = grad
-        self.weights, self.biases = _layers(self.parts)
-        self.weights_grad, self.biases_grad = _layers(self.parts_grad)
+        self.weights, self.biases = self._layers(self.parts)
+        self.weights_grad, self.biases_grad = self._layers(self.parts_grad)
         if self.held_out is not None:
             self.kept = [part.clone() for part in self.parts]
+
+    def _layers(self, parts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return views of all layers' weights ``[M, in, out]`` and biases ``[M, out]`` in what `stacked` holds."""
+        weights, biases = [parts[0][:, :-1]], [parts[0][:, -1]]
+        if len(parts) > 1:
+            *of_hidden, W, b = parts[-1].split(self.small, 1)
+            weights += [*parts[1:-1], W.unflatten(1, self.sizes[-2:])]
+            biases += [*of_hidden, b]
+        return weights, biases
 
     @torch.no_grad()
     def training_step(self, batch: list[Step], _: int) -> None:
@@ -545,8 +559,7 @@ class PoolClassifier(lightning.LightningModule):
                 torch.bmm(x.transpose(1, 2), delta, out=self.parts_grad[0][part])
             else:
                 torch.bmm(inputs[layer].transpose(1, 2), delta, out=self.weights_grad[layer][part])
-                ones = self.ones.expand(k, 1, -1)[..., :width]
-                torch.bmm(ones, delta, out=self.biases_grad[layer][part, None])
+                torch.sum(delta, 1, out=self.biases_grad[layer][part])
         slope, shift = torch.bmm(at_output, h).transpose(1, 2), at_output.sum(2)
         torch.mul(slope, self.difference, out=self.weights_grad[last][part])
         torch.mul(shift, self.difference, out=self.biases_grad[last][part])
@@ -598,19 +611,15 @@ class PoolClassifier(lightning.LightningModule):
         """
         places = self.order.argsort()
         stand = [part[places] for part in self.parts] if self.kept is None else self.kept
-        weights = [(W.contiguous(), b.contiguous()) for W, b in zip(*_layers([p.cpu() for p in stand]), strict=True)]
+        weights = [
+            (W.contiguous(), b.contiguous()) for W, b in zip(*self._layers([p.cpu() for p in stand]), strict=True)
+        ]
         told: dict[str, list[float]] = {"lambda": (self.penalty if self.kept is None else self.kept_penalty).tolist()}
         taken = self.optimizer.steps.cpu()[places]
         told["epoch"] = (taken // self.epoch if self.kept is None else self.best.epoch).tolist()
         if self.dual is not None:
             told["constraint_met"] = self.met.double().tolist()
         return weights, self.diverged.nonzero().flatten().tolist(), told
-
-
-def _layers(parts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return views of all layers' weights ``[M, in, out]`` and biases ``[M, out]`` in what `stacked` holds."""
-    first, *others = parts
-    return [first[:, :-1], *others[::2]], [first[:, -1], *others[1::2]]
 
 
 def pool_logits(layers: Sequence[tuple[Tensor, Tensor]], X: Tensor) -> Tensor:
