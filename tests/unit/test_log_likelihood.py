@@ -18,7 +18,7 @@ from transformers import (
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded, encode, encode_continuation
 from fairpriv.language_models.engines import log_likelihood
-from fairpriv.language_models.engines.log_likelihood import _start, likelihoods, log_likelihoods
+from fairpriv.language_models.engines.log_likelihood import _start, _summed, likelihoods, log_likelihoods
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.scorers.scorer import Subject
 
@@ -200,3 +200,9 @@ def test_rows_that_the_model_cannot_read_are_refused(models):
     for row, message in (([1] * 66, "65 tokens do not fit into the model's 64 positions"), ([1, 90], "the token 90")):
         with pytest.raises(InputError, match=message):
             log_likelihoods(model, [Encoded(row, [NO_TARGET, *row[1:]])], pad_id=0, batch_tokens=1)
+
+
+def test_of_equal_logits_the_first_is_what_the_model_would_write():
+    logits = torch.tensor([0.0, 2.0, 1.0, 2.0]).repeat(3, 2, 1)
+    labels = torch.tensor([[1, 1], [1, 3], [NO_TARGET, 1]])
+    assert [greedy for _, greedy in _summed(logits, labels)] == [True, False, True]

@@ -238,7 +238,11 @@ def _summed(logits: Tensor, labels: Tensor) -> list[Found]:
         scores = logits[row[part], place[part]].float()
         lost = cross_entropy(scores, targets[part], reduction="none")
         sums.index_add_(0, row[part].cpu(), -lost.double().cpu())
-        missed.index_add_(0, row[part].cpu(), (scores.argmax(1) != targets[part]).long().cpu())
+        # Of equal logits the first counts as the likeliest. To look for it takes long: only where it may be the target.
+        best = (scores.gather(1, targets[part, None])[:, 0] == scores.amax(1)).nonzero()[:, 0]
+        wrong = torch.ones_like(part)
+        wrong[best] = (scores[best].argmax(1) != targets[part][best]).long()
+        missed.index_add_(0, row[part].cpu(), wrong.cpu())
     return list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
 
 
