@@ -38,7 +38,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 run: $(RUN_STAMP) ## Install what both quickstarts need and run them: classifiers, then a small language model
-	$(BIN)/fairpriv experiment=quickstart
+	$(BIN)/fairpriv experiment=quickstart hydra/launcher=local_slots hydra.launcher.slots=2
 	$(BIN)/fairpriv experiment=quickstart_llm
 
 # Side by side, since mypy, without its cache, is busy on one core for most of a minute.

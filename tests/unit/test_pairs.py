@@ -32,6 +32,16 @@ def prompts(pairs, dimensions, seed=0):
     return [example.prompt for example in pairs.draw(dimensions, seed)]
 
 
+def test_copies_among_the_pairs_are_told_of_once(tmp_path, caplog):
+    (tmp_path / "c.csv").write_text("prompt,response\n" + "a?,b\n" * 614 + "".join(f"c {i}?,d\n" for i in range(386)))
+    copied = Dimension("copied", {"safe": Texts(Files(["c.csv"], folder=str(tmp_path)), COLUMNS)})
+    assert len(copied.pairs("safe")) == len(copied.pairs("safe")) == 1000
+    message = (
+        "dimension copied: of 1,000 safe pairs 387 are different: the others are copies, each as likely to be drawn"
+    )
+    assert caplog.messages == [message]
+
+
 def test_the_split_and_the_dimension_say_what_is_read(dimensions):
     assert sorted(prompts(Pairs(["privacy"], "unsafe"), dimensions)) == [f"u {i}?" for i in range(8)]
     (example,) = Pairs(["fairness"], samples=1).draw(dimensions, 0)

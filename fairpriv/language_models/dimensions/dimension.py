@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -13,6 +15,13 @@ from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.contract import require_base
 from fairpriv.language_models.judges.judge import Judge
 from fairpriv.language_models.scorers.scorer import Scorer
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache  # said once a process
+def _tell_of_copies(what: str) -> None:
+    log.warning("%s: the others are copies, each as likely to be drawn", what)
 
 
 @dataclass
@@ -76,7 +85,10 @@ class Dimension:
             raise InputError(f"dimensions.{self.name}.train has no split {split!r}; it has {has}")
         if "response" not in self.train[split].columns:
             raise InputError(f"dimensions.{self.name}.train.{split}.columns names no response")
-        return self.train[split].load()
+        examples = self.train[split].load()
+        if (different := len({(one.prompt, one.response) for one in examples})) < len(examples):
+            _tell_of_copies(f"dimension {self.name}: of {len(examples):,} {split} pairs {different:,} are different")
+        return examples
 
     def measured_on(self) -> list[Example] | None:
         """Load what it is measured on; None: nothing. `InputError` for a row that its scorer cannot read."""
