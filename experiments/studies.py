@@ -171,12 +171,16 @@ def keep(name: str, folder: Path) -> None:
     for path in results.glob("*.json"):
         path.unlink()
     described: dict[str, Any] = {}
-    for path in found:
-        told = json.loads(path.read_bytes())
+    cells = [json.loads(path.read_bytes()) for path in found]
+    alike = all(told["config"].get("dimensions") == cells[0]["config"].get("dimensions") for told in cells)
+    for told in cells:
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
+        if alike and "dimensions" in told["config"]:  # so that no row differs by them: their names are enough
+            told["config"]["dimensions"] = {name: {} for name in told["config"]["dimensions"]}
+        told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
         text, paths = json.dumps(told), told["config"].get("paths") or {}
@@ -187,6 +191,15 @@ def keep(name: str, folder: Path) -> None:
     if described:
         write_whole(results / DESCRIBED, json.dumps(described, indent=1).encode() + b"\n")
     print(f"{results.relative_to(ROOT)}: {len(found)} cells")
+
+
+def _rounded(value: Any) -> Any:
+    """Keep nine digits of each number, three times as many as a table shows."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def main(words: Sequence[str]) -> None:
