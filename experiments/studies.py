@@ -194,12 +194,12 @@ def keep(name: str, folder: Path) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Keep nine digits of each number, three times as many as a table shows."""
+    """Keep seven digits of each number, where a table shows four."""
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_rounded(one) for one in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def main(words: Sequence[str]) -> None:
