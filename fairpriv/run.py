@@ -194,7 +194,10 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
 def device_name() -> str:
     """Name the accelerator, and whether it rounds factors of float32, else the CPU with torch's threads."""
     if torch.cuda.is_available():
-        rounded = torch.get_float32_matmul_precision() != "highest"
+        matmul = (
+            torch.backends.cuda.matmul
+        )  # before PyTorch 2.9 it has `allow_tf32` alone; later ones refuse to mix the two
+        rounded = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
         return torch.cuda.get_device_name() + (", float32 products in TF32" if rounded else "")
     return f"cpu, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
 

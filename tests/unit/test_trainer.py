@@ -1,9 +1,11 @@
 """The device that a model is measured on is the one that it is trained on, and is named."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from fairpriv.run import device_name
 from fairpriv.trainer import device_of
 
 
@@ -16,9 +18,19 @@ def test_a_listed_gpu_is_the_one(monkeypatch, devices, expected):
     assert device_of({"trainer": {"accelerator": "cpu", "devices": devices}}) == torch.device("cpu")
 
 
-def test_a_gpu_that_rounds_factors_says_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
-    assert device_name() == "H100"
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert device_name() == "H100, float32 products in TF32"
+@pytest.mark.parametrize("way", ["of all backends", "of old", "of the products"])
+def test_a_gpu_that_rounds_factors_says_so_however_it_was_told(way):
+    code = f"""
+import torch
+from fairpriv.run import device_name
+torch.cuda.is_available, torch.cuda.get_device_name = lambda: True, lambda: "H100"
+assert device_name() == "H100"
+if {way!r} == "of old":
+    torch.set_float32_matmul_precision("high")
+elif {way!r} == "of the products":
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+else:
+    torch.backends.fp32_precision = "tf32"
+assert device_name() == "H100, float32 products in TF32", device_name()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # what is set holds for the process
