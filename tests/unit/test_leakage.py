@@ -308,6 +308,18 @@ def test_a_loss_that_falls_on_members_alone_gives_them_away(subject):
     assert scorer.rescore(found.records[:100]) is None
 
 
+def test_of_copies_of_a_pair_one_is_attacked(tmp_path):
+    rows = [f"p {i}?,{i} answer" for i in range(60)]
+    (tmp_path / "c.csv").write_text("\n".join(["prompt,response", *rows, *rows[:30], *rows[:30]]))
+    source = Files(["c.csv"], folder=str(tmp_path))
+    copied = Dimension("privacy", {"safe": Texts(source, {"prompt": "prompt", "response": "response"})})
+    pairs = Pairs(["privacy"], samples=50)
+    examples = PairMembership().of_training(pairs, {"privacy": copied}, 0)
+    assert len({example.prompt for example in examples}) == len(examples) == 60
+    trained = list(dict.fromkeys(example.prompt for example in pairs.chosen({"privacy": copied}, 0)))
+    assert [example.prompt for example in examples if example.fields["member"]] == trained
+
+
 def test_membership_with_too_few_pairs_is_refused(privacy):
     with pytest.raises(InputError, match=r"dataset\.samples=61: 61 pairs to train on and 19 held out, and leakage_mem"):
         PairMembership().of_training(Pairs(["privacy"], samples=61), privacy(80), 0)

@@ -64,7 +64,8 @@ class PairMembership(Scorer):
     - ``difference``: the untouched model's loss minus this one's, which takes out how easy a pair is in itself
       (Mireshghallah et al., EMNLP 2022). An untouched model has none.
 
-    Held-out pairs are what ``dataset.samples`` leaves of the same dimensions and split, mixed alike. Where a defence
+    Held-out pairs are what ``dataset.samples`` leaves of the same dimensions and split, mixed alike. Of copies one is
+    attacked, since intervals take pairs for independent. Where a defence
     trains on nothing these are the pairs that others are trained on: AUCs are then about 0.5, or the two kinds differ
     without any model.
 
@@ -96,8 +97,8 @@ class PairMembership(Scorer):
             raise InputError(f"scorer.fpr={self.fpr}: rates lie between 0 and 1")
 
     def of_training(self, pairs: Pairs, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
-        members = pairs.chosen(dimensions, seed)[: self.pairs]
-        others = pairs.held_out(dimensions, seed)[: self.pairs]
+        members = _different(pairs.chosen(dimensions, seed))[: self.pairs]
+        others = _different(pairs.held_out(dimensions, seed))[: self.pairs]
         least = max([float(LEAST), *(1 / rate for rate in self.fpr or [])])
         if len(members) < LEAST or len(others) < least - 1e-9:
             raise InputError(
@@ -144,7 +145,7 @@ class PairMembership(Scorer):
         return _score(membership_auc(torch.tensor(_differences(records)), member))
 
     def digest(self) -> Any:
-        return [self.pairs, self.k, self.fpr, "with losses"]
+        return [self.pairs, self.k, self.fpr, "losses"]
 
     def _measure(self, records: Sequence[Mapping[str, Any]]) -> Measured:
         member = torch.tensor([record["member"] for record in records])
@@ -171,6 +172,14 @@ class PairMembership(Scorer):
             if attack == "difference":
                 measured |= SCORE.of(_score(area), (_score(high), _score(low)))
         return measured if "difference" in scores else measured | SCORE.of(1.0)
+
+
+def _different(examples: Sequence[Example]) -> list[Example]:
+    """Leave out copies of a pair, behind the first."""
+    found: dict[tuple[str, str | None], Example] = {}
+    for one in examples:
+        found.setdefault((one.prompt, one.response), one)
+    return list(found.values())
 
 
 def _differences(records: Sequence[Mapping[str, Any]]) -> list[float]:
