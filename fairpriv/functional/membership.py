@@ -65,9 +65,10 @@ def lira_scores(
         ``[V, N]`` float64.
 
     Raises:
-        ValueError: a row has fewer than two references of a kind that is needed.
+        ValueError: a row has fewer than two references of a kind that is needed, or a value is not finite.
     """
     references, victims = references.double(), victims.double()
+    _require_finite(victims, references)
     without = _Confidence.of(references, ~inside, "without", variance)
     if not online:
         # log of the normal's distribution function, which does not underflow far below the mean
@@ -132,8 +133,9 @@ def rmia_scores(
         ``[V, N]`` float64 in [0, 1].
 
     Raises:
-        ValueError: a row has no reference of a kind that is needed.
+        ValueError: a row has no reference of a kind that is needed, or a value is not finite.
     """
+    _require_finite(victims, references, population, reference_population)
     references = references.double()
     outside = _mean(references, ~inside, "without")
     if online:
@@ -145,6 +147,12 @@ def rmia_scores(
     # how many of the population's ratios lie at or below ratio / gamma, by a sorted search
     below = torch.searchsorted(others.sort(1).values, (ratios / gamma).contiguous(), right=True)
     return below.double() / others.shape[1]
+
+
+def _require_finite(*values: Tensor) -> None:
+    """Raise `ValueError` for NaN or infinity, which would reach sums that leave their model out, or sort last."""
+    if not all(part.isfinite().all() for part in values):
+        raise ValueError("a model's value is not finite: leave diverged models out, take `confidences` for log odds")
 
 
 def _mean(references: Tensor, chosen: Tensor, which: str) -> Tensor:

@@ -166,3 +166,19 @@ def test_randomised_response_meets_the_bound_of_differential_privacy_and_nothing
     assert all(np.diff(bounds) >= -1e-12)
     assert bounds[-1] == 1
     assert all(bound >= fpr for bound, fpr in zip(bounds, grid, strict=True))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("where", ["victims", "references", "population", "reference_population"])
+def test_a_value_that_is_not_finite_is_refused(value, where):
+    of_rows = {"victims": torch.full((1, 3), 0.5), "references": torch.full((4, 3), 0.5)}
+    others = {"population": torch.full((1, 5), 0.5), "reference_population": torch.full((4, 5), 0.5)}
+    inside = torch.tensor([True, True, False, False])[:, None].expand(4, 3)
+    assert lira_scores(**of_rows, inside=inside).isfinite().all()
+    assert rmia_scores(**of_rows, inside=inside, **others).isfinite().all()
+    (of_rows | others)[where][0, 1] = value  # of a model that some sums leave out
+    with pytest.raises(ValueError, match="a model's value is not finite: leave diverged models out"):
+        rmia_scores(**of_rows, inside=inside, **others)
+    if where in of_rows:
+        with pytest.raises(ValueError, match="a model's value is not finite"):
+            lira_scores(**of_rows, inside=inside)
