@@ -181,14 +181,13 @@ class DistributionInference:
         settings = self.settings
 
         def fit_one(*args: Any, **more: Any) -> Pool:
-            return fit_pool(
-                *args,
-                hidden=settings.architecture.pool_hidden(),
-                classes=len(data.label_names),
-                store=settings.store,
-                accelerator=settings.accelerator,
-                **more,
-            )
+            same = {
+                "hidden": settings.architecture.pool_hidden(),
+                "classes": len(data.label_names),
+                "store": settings.store,
+                "accelerator": settings.accelerator,
+            }
+            return fit_pool(*args, **same | more)  # a defence may give its own: `store=None` keeps nothing
 
         return fit_one
 

@@ -165,7 +165,7 @@ def test_validate_looks_into_every_grid(tmp_path, capsys, monkeypatch):
 
 def test_each_arm_of_the_study_of_attacks_stands_beside_no_defence_of_the_same_adversary_and_worlds(grid):
     cells = grid("experiment=distribution_inference", "dataset=adult", "seed=0")
-    assert len(cells) == len({frozenset(cell) for cell in cells}) == 6 + 8 + 2 + 6 + 3 + 2
+    assert len(cells) == len({frozenset(cell) for cell in cells}) == 6 + 8 + 2 + 7 + 3 + 2
     here = {"dataset=adult", "seed=0"}
     none = {frozenset(cell - NONE - here | ({"game.alpha=1.0"} & cell)) for cell in cells if cell >= NONE}
     assert none == {
