@@ -2,6 +2,7 @@
 
 python experiments/studies.py run NAME... [KEY=VALUE...]   runs the commands of a study's README, keeps what they give
 python experiments/studies.py keep NAME FOLDER             makes what lies below FOLDER the study's results
+python experiments/studies.py add NAME FOLDER              adds what lies below FOLDER to the study's results
 python experiments/studies.py tables                       writes every block from "made by" to "end" anew, and pictures
 
 A block of a page is made by the command that stands above it, so that no figure of a table is typed by hand.
@@ -21,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fairpriv.cli import CONF, commands
 from fairpriv.errors import InputError
@@ -171,35 +172,52 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> None:
         keep(name, root)
 
 
-def keep(name: str, folder: Path) -> None:
-    """Put what is needed to compare the cells below a folder into the study's results, in place of what is there."""
+def keep(name: str, folder: Path, *, beside: bool = False) -> None:
+    """Put what comparing needs of a folder's cells into a study's results, in place of what is there or beside it."""
     results = HERE / name / "results"
-    found = sorted(folder.glob("cells/*/result.json"))
-    if not found:
+    cells = {told["id"]: told for told in map(_read, sorted(folder.glob("cells/*/result.json")))}
+    if not cells:
         raise InputError(f"{folder}: holds no cell")
-    for path in results.glob("*.json"):
-        path.unlink()
     described: dict[str, Any] = {}
-    cells = [json.loads(path.read_bytes()) for path in found]
-    alike = all(told["config"].get("dimensions") == cells[0]["config"].get("dimensions") for told in cells)
-    for told in cells:
+    there = sorted(path for path in results.glob("*.json") if path.name != DESCRIBED)
+    if beside:
+        described = _read(results / DESCRIBED)
+        cells = {told["id"]: told for told in map(_read, there)} | cells
+    # What is alike in all cells splits no row, and is read where the commands are: names are enough.
+    named = [part for part in ("attack", "dimensions") if _alike([told["config"].get(part) for told in cells.values()])]
+    for path in there:
+        path.unlink()
+    for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
-        if alike and "dimensions" in told["config"]:  # so that no row differs by them: their names are enough
-            told["config"]["dimensions"] = {name: {} for name in told["config"]["dimensions"]}
+        config = told["config"]
+        config |= {part: {key: {} for key in config[part]} for part in named if part in config}
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
         text, paths = json.dumps(told), told["config"].get("paths") or {}
-        for place, name in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
+        for place, where in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
             if Path(paths.get(place) or "").is_absolute():
-                text = text.replace(json.dumps(paths[place])[1:-1], name)
+                text = text.replace(json.dumps(paths[place])[1:-1], where)
         write_whole(results / f"{told['id']}.json", text.encode() + b"\n")
     if described:
         write_whole(results / DESCRIBED, json.dumps(described, indent=1).encode() + b"\n")
-    print(f"{results.relative_to(ROOT)}: {len(found)} cells")
+    print(f"{results.relative_to(ROOT)}: {len(cells)} cells")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(path.read_bytes()))
+
+
+def _alike(parts: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Return whether parts of configs are equal but for those that were emptied before, of which the names are."""
+    names, whole = (
+        {json.dumps([*(part or {})]) for part in parts},
+        [part for part in parts if any((part or {}).values())],
+    )
+    return len(names) == 1 and all(part == whole[0] for part in whole)
 
 
 def _rounded(value: Any) -> Any:
@@ -218,6 +236,8 @@ def main(words: Sequence[str]) -> None:
             run([word for word in rest if "=" not in word], [word for word in rest if "=" in word])
         case ["keep", name, folder]:
             keep(name, Path(folder))
+        case ["add", name, folder]:
+            keep(name, Path(folder), beside=True)
         case ["tables"]:
             tables()
             pictures()

@@ -181,7 +181,7 @@ class DistributionInference:
         settings = self.settings
 
         def fit_one(*args: Any, **more: Any) -> Pool:
-            same = {
+            same: dict[str, Any] = {
                 "hidden": settings.architecture.pool_hidden(),
                 "classes": len(data.label_names),
                 "store": settings.store,

@@ -118,6 +118,34 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
     assert {one.id: one.metric("eval/accuracy").label for one in found} == labels
 
 
+def test_parts_that_are_alike_in_all_cells_are_kept_by_name_and_later_cells_beside_them(studies, tmp_path, monkeypatch):
+    def result(name, root, width, **metrics):
+        config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}}
+        described = {metric: Metric(metric) for metric in metrics}
+        Result(name, "completed", config, metrics, described).write(tmp_path / root / "cells" / name / "result.json")
+
+    def kept():
+        return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "small" / "results").glob("*.json")}
+
+    result("a", "first", 32, accuracy=0.5)
+    result("b", "second", 32, accuracy=0.7, gap=0.1)
+    result("c", "third", 64, accuracy=0.6)
+    monkeypatch.setattr(studies, "HERE", tmp_path)
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    studies.keep("small", tmp_path / "first")
+    studies.main(["add", "small", str(tmp_path / "second")])
+    told = kept()
+    assert told.pop("described").keys() == {"accuracy", "gap"}
+    assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
+    assert all(told[name]["described"] == {} for name in "ab")
+    studies.keep("small", tmp_path / "second")
+    assert kept().keys() == {"b", "described"}
+    result("b", "third", 32)
+    studies.keep("small", tmp_path / "third")
+    told = kept()
+    assert [told[name]["config"]["attack"] for name in "bc"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
+
+
 def test_without_a_command_the_commands_are_told(studies):
     with pytest.raises(SystemExit, match=r"studies\.py run NAME"):
         studies.main([])
