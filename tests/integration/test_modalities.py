@@ -105,6 +105,22 @@ def test_images_are_trained_and_fair_fine_tuned(cell):
     assert {"eval/calibration/ece/White", "eval/group_fairness/demographic_parity_gap"} <= set(metrics)
 
 
+def test_networks_of_pixels_are_trained_and_attacked_from_end_to_end(cell):
+    words = ["dataset=utkface", "dataset.size=16", "dataset.groups.race=[White,Black]", "model=pixel_mlp"]
+    words += ["model.side=4", "model.hidden=[8]", "game.validation_share=0.25", "defense=rehearsal"]
+    ended, metrics = cell(
+        *words, "training.epochs=20", "training.batch_size=16", "defense.epochs=2", "defense.batch_size=60",
+        "attack=[kl,meta_classifier]", "game.shadows=4", "game.victims=2", "game.adaptive=true",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    assert metrics["eval/accuracy"] > 0.7
+    for attack in ("kl", "meta_classifier"):
+        assert 0 <= metrics[f"attack/{attack}/leakage"] <= 0.5
+    ended, _ = cell(*words, "model.side=17")
+    assert ended.status == 2
+    assert "model.side=17: images have 16 pixels per side (dataset.size)" in ended.err
+
+
 def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
     from transformers import ViTConfig, ViTModel
 
@@ -126,7 +142,10 @@ def test_images_are_attacked_on_a_frozen_encoders_features(cell, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dataset=utkface"], "model=mlp reads tables and dataset=utkface holds images: choose model=resnet or vit"),
+        (
+            ["dataset=utkface"],
+            "model=mlp reads tables and dataset=utkface holds images: choose model=resnet, vit or pixel_mlp",
+        ),
         (["dataset=bias_in_bios", "model=resnet"], "reads images and dataset=bias_in_bios holds texts: choose"),
         (["dataset=adult", "model=vit"], "reads images and dataset=adult holds tables: choose model=mlp"),
         (

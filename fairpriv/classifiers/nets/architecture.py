@@ -49,13 +49,13 @@ class Architecture(ABC):
         """
         raise InputError(
             f"model={self.name}: attacks and dimensions such as membership train pools of model=mlp with "
-            "model.dropout=0, or of such networks on a frozen encoder's features (model.tune=head), and of no other"
+            "model.dropout=0 (or pixel_mlp), or of such networks on a frozen encoder's features (model.tune=head), and of no other"
         )
 
     def refuse_other_than(self, modality: str, dataset: str) -> None:
         """Raise InputError if a dataset holds what the model cannot read."""
         if self.modality != modality:
-            fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet or vit"}[modality]
+            fitting = {"table": "mlp", "text": "text_encoder", "image": "resnet, vit or pixel_mlp"}[modality]
             raise InputError(
                 f"model={self.name} reads {self.modality}s and dataset={dataset} holds {modality}s: choose "
                 f"model={fitting}"
