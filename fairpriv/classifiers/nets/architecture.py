@@ -49,7 +49,8 @@ class Architecture(ABC):
         """
         raise InputError(
             f"model={self.name}: attacks and dimensions such as membership train pools of model=mlp with "
-            "model.dropout=0 (or pixel_mlp), or of such networks on a frozen encoder's features (model.tune=head), and of no other"
+            "model.dropout=0 (or pixel_mlp), or of such networks on a frozen encoder's features (model.tune=head), and "
+            "of no other"
         )
 
     def refuse_other_than(self, modality: str, dataset: str) -> None:
