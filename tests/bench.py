@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ def report(what: str, seconds: float, baseline: str, base_seconds: float, goal: 
     aim = f" (goal {goal})" if goal else ""
     ratio = f"{base_seconds / seconds:.3g} times as fast"
     print(f"{what}: {seconds:.3g} s; {baseline}: {base_seconds:.3g} s; {ratio}{aim}", flush=True)
+
+
+def report_growth(what: str, unit: str, sizes: Sequence[int], seconds: Callable[[int], float]) -> None:
+    """One line: seconds a unit at each size, smallest first, and whether they grow."""
+    costs = [seconds(size) / size for size in sizes]
+    last = costs[-1] / min(costs[:-1])
+    verdict = "grows" if last > 1.2 else "falls" if last < 1 / 1.2 else "is constant, to a fifth"
+    each = ", ".join(f"{cost:.3g} s ({size:,})" for cost, size in zip(costs, sizes, strict=True))
+    print(f"growth, {what}: {each} a {unit}; the cost {verdict}", flush=True)
 
 
 def tell_machine() -> None:

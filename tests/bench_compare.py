@@ -1,4 +1,7 @@
-"""`make bench`: what `fairpriv compare` takes for 1,000 and 10,000 results, and what `json.loads` takes for them."""
+"""`make bench`: what `fairpriv compare` takes for 1,000 and 10,000 results, and what `json.loads` takes for them.
+
+With ``--growth``: what it takes a result, for 100, 1,000 and 10,000.
+"""
 
 import itertools
 import json
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import report, tell_machine
+from bench import report, report_growth, tell_machine
 
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, plain
@@ -80,6 +83,17 @@ def write(
                 path.write_text(json.dumps(written | own, indent=1) + "\n")
 
 
+def growth(count: int) -> float:
+    """Processor time of comparing so many results, of 5 seeds each."""
+    with tempfile.TemporaryDirectory() as folder:
+        alphas = np.linspace(0.5, 1, count // 100).round(4).tolist()
+        write(Path(folder), DATASETS, DEFENCES, alphas, range(5))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "fairpriv", "compare", folder], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def seconds(action: Callable[[], object]) -> float:
     """The fastest of three runs."""
     times = []
@@ -92,6 +106,9 @@ def seconds(action: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     tell_machine()
+    if sys.argv[1:] == ["--growth"]:
+        report_growth("fairpriv compare, rows of 5 seeds, processor time", "result", [100, 1000, 10000], growth)
+        sys.exit()
     for shape, axes in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), *axes)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from bench import now, quiet, report, tell_machine
+from bench import now, quiet, report, report_growth, tell_machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -109,10 +109,10 @@ def seconds(run: Callable[..., object], data: Data, epochs: int, batch_size: int
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the ratios and the growth with M; times are the best of several runs, the sides taking turns."""
+    """Print the ratios, or the growth with M; times are the best of several runs, the sides taking turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=128)
-    parser.add_argument("--growth", type=int, nargs="*", default=[32, 128, 512])
+    parser.add_argument("--growth", type=int, nargs="*", help="growth alone, with as many models")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 256])
@@ -120,8 +120,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     quiet()
     tell_machine()
-    data = datasets(max([options.members, *options.growth]))
     epochs, members = options.epochs, options.members
+    if options.growth is not None:
+        sizes, batch_size = options.growth or [4, 40, 400], options.batch_size[0]
+        data = datasets(max(sizes))
+        torch.set_num_threads(options.threads[0])
+        report_growth(
+            f"pool, {ROWS} rows a model, {epochs} epochs, batch {batch_size}",
+            *("model", sizes),
+            lambda M: min(seconds(pooled, data[:M], epochs, batch_size) for _ in range(options.repeat)),
+        )
+        return
+    data = datasets(members)
     X = data[0][0]
     one = [run(data[:2], epochs=1, batch_size=options.batch_size[0]).predict_proba(X) for run in (plain, pooled)]
     print(
@@ -137,10 +147,6 @@ def main(arguments: list[str] | None = None) -> None:
         what = f"pool of {members}, batch {batch_size}, {threads} threads"
         report(what, best[0], "plain loop", best[1], "5")
         report(what, best[0], "its matrix products alone", best[2], "0.77")
-    batch_size = options.batch_size[0]
-    for count in options.growth:
-        pool = min(seconds(pooled, data[:count], epochs, batch_size) for _ in range(options.repeat))
-        print(f"growth, pool of {count}, batch {batch_size}: {pool:.3g} s; {1000 * pool / count:.2g} ms a member")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""`make bench`: what a sweep costs beside its cells' work, against Hydra's composing; with `locks`: what locks cost."""
+"""`make bench`: what a sweep costs beside its cells' work, against Hydra's composing.
+
+With ``locks``: what locks cost; with ``--growth``: what 10, 100 and 1,000 cells cost each.
+"""
 
 import contextlib
 import io
@@ -9,10 +12,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench import best, report, tell_machine
+from bench import best, report, report_growth, tell_machine
 
 from fairpriv import run as cells
 from fairpriv.cli import CONF, main
@@ -53,23 +57,36 @@ def sweep(count: int, root: Path) -> None:
     assert status == 0, said.getvalue()
 
 
+def timed(count: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """What a sweep of that many cells takes, and what it takes again where all of them are finished."""
+    took = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "people.csv").write_text("age,sex,hired\n" + "30,f,yes\n40,m,no\n" * 500)
+        for what in ("run", "skipped"):
+            start = clock()
+            sweep(count, root)
+            took[what] = clock() - start
+    return took
+
+
+def bench_growth(sizes: tuple[int, ...] = (10, 100, 1000)) -> None:
+    """Processor time a cell; the first sweep pays for the imports."""
+    timed(2)
+    took = {count: timed(count, time.process_time) for count in sizes}
+    for what, told in (("run", "cells that run, beside their work"), ("skipped", "finished cells of a sweep")):
+        report_growth(f"{told}, processor time", "cell", sizes, lambda count, what=what: took[count][what])
+
+
 def bench_sweep(few: int = 5, many: int = 45) -> None:
     """Seconds per cell are those of a large grid minus those of a small one, so that what is paid once cancels out."""
-    seconds: dict[str, dict[int, float]] = {"run": {}, "skipped": {}}
-    for count in (2, few, many):  # the first one pays for the imports
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            (root / "people.csv").write_text("age,sex,hired\n" + "30,f,yes\n40,m,no\n" * 500)
-            for took in seconds.values():
-                start = time.perf_counter()
-                sweep(count, root)
-                took[count] = time.perf_counter() - start
-    cost = {what: (took[many] - took[few]) / (many - few) for what, took in seconds.items()}
+    took = {count: timed(count) for count in (2, few, many)}  # the first one pays for the imports
+    cost = {what: (took[many][what] - took[few][what]) / (many - few) for what in took[many]}
     composing = best(lambda: [compose(CONF, [], ["dataset=csv", "seed=1"], hydra=True) for _ in range(2)])
     baseline = "two compositions of it"
     report(f"a sweep's own cost a cell, beside {WORK} s of work", cost["run"] - WORK, baseline, composing)
     report("a cell that is skipped", cost["skipped"], baseline, composing)
-    print(f"what a sweep costs once, its report included: {seconds['skipped'][few] - few * cost['skipped']:.3f} s")
+    print(f"what a sweep costs once, its report included: {took[few]['skipped'] - few * cost['skipped']:.3f} s")
 
 
 def visit(root: Path, count: int) -> Counter[str]:
@@ -115,4 +132,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     tell_machine()
     cells.cell_of = Work
-    bench_sweep()
+    bench_growth() if sys.argv[1:] == ["--growth"] else bench_sweep()
