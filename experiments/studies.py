@@ -38,6 +38,8 @@ ROOT = HERE.parent
 DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+\.png)\)")
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
+_VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
+
 
 def studies() -> list[Path]:
     """List the folders of studies that keep cells."""
@@ -181,29 +183,37 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     described: dict[str, Any] = {}
     there = sorted(path for path in results.glob("*.json") if path.name != DESCRIBED)
     if beside:
-        described = _read(results / DESCRIBED)
+        described = _read(results / DESCRIBED) if (results / DESCRIBED).exists() else {}
         cells = {told["id"]: told for told in map(_read, there)} | cells
     # What is alike in all cells splits no row, and is read where the commands are: names are enough.
     named = [part for part in ("attack", "dimensions") if _alike([told["config"].get(part) for told in cells.values()])]
-    for path in there:
-        path.unlink()
+    texts: dict[str, str] = {}
     for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
+        # constraints.txt and conf/ of the commit say the rest.
+        told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told["versions"]}
         config = told["config"]
+        for key in ("urls", "sha256", "cache"):
+            ((config.get("dataset") or {}).get("source") or {}).pop(key, None)
         config |= {part: {key: {} for key in config[part]} for part in named if part in config}
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
-        text, paths = json.dumps(told), told["config"].get("paths") or {}
+        text, paths = json.dumps(told, separators=(",", ":")), told["config"].get("paths") or {}
         for place, where in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
             if Path(paths.get(place) or "").is_absolute():
                 text = text.replace(json.dumps(paths[place])[1:-1], where)
-        write_whole(results / f"{told['id']}.json", text.encode() + b"\n")
+        texts[f"{told['id']}.json"] = text
     if described:
-        write_whole(results / DESCRIBED, json.dumps(described, indent=1).encode() + b"\n")
+        texts[DESCRIBED] = json.dumps(described, indent=1)
+    for path in there:
+        if path.name not in texts:
+            path.unlink()
+    for file, text in texts.items():
+        write_whole(results / file, text.encode() + b"\n")
     print(f"{results.relative_to(ROOT)}: {len(cells)} cells")
 
 

@@ -84,7 +84,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
         cell.mkdir(parents=True)
         told = {"id": "a", "metrics": {"data/rows": 3, "eval/accuracy": 0.5}, "artifacts": {"x": "y"}}
         told["config"] = {"paths": {"root": "/home/me/out", "data": "data"}, "model": {"cache": "/home/me/out/cache"}}
-        told |= {key: {} for key in ("outcome", "described", "intervals", "signed")}
+        told |= {key: {} for key in ("outcome", "described", "intervals", "signed", "versions")}
         (cell / "result.json").write_text(json.dumps(told))
         return subprocess.CompletedProcess(words, 0)
 
