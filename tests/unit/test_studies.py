@@ -32,7 +32,7 @@ def test_every_block_is_what_its_command_gives(page, studies, monkeypatch):
         spec = importlib.util.spec_from_file_location("table", ROOT / words[1])
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return "\n".join(module.table()) + "\n"
+        return "\n".join(module.table(*(word for word in words[2:] if not word.startswith("-")))) + "\n"
 
     monkeypatch.setattr(studies, "printed", table_of)
     text = page.read_text()
