@@ -38,6 +38,7 @@ ROOT = HERE.parent
 DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+\.png)\)")
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
+_READING = ("columns", "numeric", "features", "filters", "recode")  # keys of a data set that say how its file is read
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 
@@ -190,6 +191,9 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
         cells = {told["id"]: told for told in map(_read, there)} | cells
     # What is alike in all cells splits no row, and is read where the commands are: names are enough.
     named = [part for part in ("attack", "dimensions") if _alike([told["config"].get(part) for told in cells.values()])]
+    read_alike = [
+        key for key in _READING if _alike_by_name(key, [told["config"].get("dataset") for told in cells.values()])
+    ]
     texts: dict[str, str] = {}
     for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
@@ -201,6 +205,8 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
         config = told["config"]
         for key in ("urls", "sha256", "cache"):
             ((config.get("dataset") or {}).get("source") or {}).pop(key, None)
+        for key in read_alike:
+            config["dataset"].pop(key, None)
         config |= {part: {key: {} for key in config[part]} for part in named if part in config}
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
@@ -222,6 +228,12 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(path.read_bytes()))
+
+
+def _alike_by_name(key: str, datasets: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Return whether all cells of a data set that have the key say the same by it."""
+    said = {(one["name"], json.dumps(one[key])) for one in datasets if one and key in one}
+    return bool(said) and len(said) == len({name for name, _ in said})
 
 
 def _alike(parts: Sequence[Mapping[str, Any] | None]) -> bool:

@@ -119,8 +119,9 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
 
 
 def test_parts_that_are_alike_in_all_cells_are_kept_by_name_and_later_cells_beside_them(studies, tmp_path, monkeypatch):
-    def result(name, root, width, **metrics):
+    def result(name, root, width, columns=("x", "y"), **metrics):
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}}
+        config["dataset"] = {"name": "german", "columns": list(columns), "source": {"files": ["a"], "urls": ["b"]}}
         described = {metric: Metric(metric) for metric in metrics}
         Result(name, "completed", config, metrics, described).write(tmp_path / root / "cells" / name / "result.json")
 
@@ -138,12 +139,14 @@ def test_parts_that_are_alike_in_all_cells_are_kept_by_name_and_later_cells_besi
     assert told.pop("described").keys() == {"accuracy", "gap"}
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
     assert all(told[name]["described"] == {} for name in "ab")
+    assert all(told[name]["config"]["dataset"] == {"name": "german", "source": {"files": ["a"]}} for name in "ab")
     studies.keep("small", tmp_path / "second")
     assert kept().keys() == {"b", "described"}
-    result("b", "third", 32)
+    result("b", "third", 32, columns=("y", "x"))
     studies.keep("small", tmp_path / "third")
     told = kept()
     assert [told[name]["config"]["attack"] for name in "bc"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
+    assert [told[name]["config"]["dataset"]["columns"] for name in "bc"] == [["y", "x"], ["x", "y"]]
 
 
 def test_without_a_command_the_commands_are_told(studies):
