@@ -152,9 +152,9 @@ class SmolLM2(World):
     results, picture = HERE / "smollm2.json", HERE / "smollm2.png"
     items, known = 48, 32
     width, layers, window = 64, 3, 16
-    shares, ratios = (0.0, 0.5, 1.0), (0.003,)
-    seeds = 5
-    steps, lr, tuning, tuning_lr = 45, 5e-3, 16, 0.05
+    shares, ratios = (0.0, 0.5, 1.0), (0.001, 0.003, 0.01)
+    seeds = 8
+    steps, lr, tuning, tuning_lr = 80, 5e-3, 25, 0.05
 
     def __init__(self, seed: int) -> None:
         """Draw prompts of the two kinds, and as many windows of text, whose answer is the token that follows."""
@@ -536,7 +536,7 @@ def main() -> None:
     """Run the study, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", nargs="?", choices=WORLDS, default="small", help="what is planted in (small)")
-    parser.add_argument("--seeds", type=int, help="models of each share (small 10, smollm2 5)")
+    parser.add_argument("--seeds", type=int, help="models of each share (small 10, smollm2 8)")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there, and draw them")
     asked = parser.parse_args()
     world = WORLDS[asked.world]
