@@ -38,7 +38,8 @@ ROOT = HERE.parent
 DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+\.png)\)")
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-_READING = ("columns", "numeric", "features", "filters", "recode")  # keys of a data set that say how its file is read
+ALIKE = "alike.json"  # beside results: what their configs have in common, see `in_common`
+_READING = ("source", "columns", "numeric", "features", "filters", "recode")  # keys that say how a data set is read
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 
@@ -185,29 +186,26 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     if not cells:
         raise InputError(f"{folder}: holds no cell")
     described: dict[str, Any] = {}
-    there = sorted(path for path in results.glob("*.json") if path.name != DESCRIBED)
+    there = sorted(path for path in results.glob("*.json") if path.name not in (DESCRIBED, ALIKE))
     if beside:
         described = _read(results / DESCRIBED) if (results / DESCRIBED).exists() else {}
-        cells = {told["id"]: told for told in map(_read, there)} | cells
-    # What is alike in all cells splits no row, and is read where the commands are: names are enough.
-    named = [part for part in ("attack", "dimensions") if _alike([told["config"].get(part) for told in cells.values()])]
-    read_alike = [
-        key for key in _READING if _alike_by_name(key, [told["config"].get("dataset") for told in cells.values()])
-    ]
+        alike = _read(results / ALIKE) if (results / ALIKE).exists() else {}
+        before = {told["id"]: told for told in map(_read, there)}
+        for told in before.values():
+            put_back(told["config"], alike)
+        cells = before | cells
+    for told in cells.values():
+        ((told["config"].get("dataset") or {}).get("source") or {}).pop("cache", None)  # a place of this machine
+    alike = in_common([told["config"] for told in cells.values()])
     texts: dict[str, str] = {}
     for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
             told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
-        # constraints.txt and conf/ of the commit say the rest.
+        # constraints.txt of the commit says the rest.
         told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told["versions"]}
-        config = told["config"]
-        for key in ("urls", "sha256", "cache"):
-            ((config.get("dataset") or {}).get("source") or {}).pop(key, None)
-        for key in read_alike:
-            config["dataset"].pop(key, None)
-        config |= {part: {key: {} for key in config[part]} for part in named if part in config}
+        leave_out(told["config"], alike)
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
@@ -218,7 +216,9 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
         texts[f"{told['id']}.json"] = text
     if described:
         texts[DESCRIBED] = json.dumps(described, indent=1)
-    for path in there:
+    if alike:
+        texts[ALIKE] = json.dumps(alike, indent=1)
+    for path in results.glob("*.json"):
         if path.name not in texts:
             path.unlink()
     for file, text in texts.items():
@@ -230,19 +230,40 @@ def _read(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(path.read_bytes()))
 
 
-def _alike_by_name(key: str, datasets: Sequence[Mapping[str, Any] | None]) -> bool:
-    """Return whether all cells of a data set that have the key say the same by it."""
-    said = {(one["name"], json.dumps(one[key])) for one in datasets if one and key in one}
-    return bool(said) and len(said) == len({name for name, _ in said})
+def in_common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what splits no row: attacks and dimensions that all have alike, and how each data set is read."""
+    found = {part: configs[0][part] for part in ("attack", "dimensions") if configs[0].get(part)}
+    found = {part: said for part, said in found.items() if all(config.get(part) == said for config in configs)}
+    datasets: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        if dataset := config.get("dataset"):
+            datasets.setdefault(dataset["name"], []).append(dataset)
+    read = {
+        name: {
+            key: ones[0][key] for key in _READING if key in ones[0] and all(_same(key, one, ones[0]) for one in ones)
+        }
+        for name, ones in sorted(datasets.items())
+    }
+    read = {name: keys for name, keys in read.items() if keys}
+    return found | ({"dataset": read} if read else {})
 
 
-def _alike(parts: Sequence[Mapping[str, Any] | None]) -> bool:
-    """Return whether parts of configs are equal but for those that were emptied before, of which the names are."""
-    names, whole = (
-        {json.dumps([*(part or {})]) for part in parts},
-        [part for part in parts if any((part or {}).values())],
-    )
-    return len(names) == 1 and all(part == whole[0] for part in whole)
+def _same(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return key in one and one[key] == other[key]
+
+
+def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
+    """Leave of a config's parts that are `in_common` their names only, and nothing of how its data set is read."""
+    config |= {part: {name: {} for name in alike[part]} for part in ("attack", "dimensions") if part in alike}
+    for key in alike.get("dataset", {}).get((config.get("dataset") or {}).get("name"), {}):
+        del config["dataset"][key]
+
+
+def put_back(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
+    """Undo `leave_out`."""
+    config |= {part: alike[part] for part in ("attack", "dimensions") if part in alike}
+    if dataset := config.get("dataset"):
+        config["dataset"] = dataset | alike.get("dataset", {}).get(dataset["name"], {})
 
 
 def _rounded(value: Any) -> Any:

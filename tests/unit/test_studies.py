@@ -118,35 +118,56 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
     assert {one.id: one.metric("eval/accuracy").label for one in found} == labels
 
 
-def test_parts_that_are_alike_in_all_cells_are_kept_by_name_and_later_cells_beside_them(studies, tmp_path, monkeypatch):
-    def result(name, root, width, columns=("x", "y"), **metrics):
+@pytest.fixture
+def result(studies, tmp_path, monkeypatch):
+    """Writes a cell of a study that is kept below ``tmp_path``."""
+    monkeypatch.setattr(studies, "HERE", tmp_path)
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+
+    def write(name, root, width, columns=("x", "y"), **metrics):
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}}
-        config["dataset"] = {"name": "german", "columns": list(columns), "source": {"files": ["a"], "urls": ["b"]}}
+        source = {"files": ["a"], "cache": f"/{root}"}
+        config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
         described = {metric: Metric(metric) for metric in metrics}
         Result(name, "completed", config, metrics, described).write(tmp_path / root / "cells" / name / "result.json")
 
-    def kept():
-        return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "small" / "results").glob("*.json")}
+    return write
 
+
+@pytest.fixture
+def kept(tmp_path):
+    return lambda: {path.stem: json.loads(path.read_text()) for path in (tmp_path / "small" / "results").glob("*.json")}
+
+
+def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(studies, result, tmp_path, kept):
     result("a", "first", 32, accuracy=0.5)
     result("b", "second", 32, accuracy=0.7, gap=0.1)
-    result("c", "third", 64, accuracy=0.6)
-    monkeypatch.setattr(studies, "HERE", tmp_path)
-    monkeypatch.setattr(studies, "ROOT", tmp_path)
     studies.keep("small", tmp_path / "first")
     studies.main(["add", "small", str(tmp_path / "second")])
     told = kept()
     assert told.pop("described").keys() == {"accuracy", "gap"}
+    assert told.pop("alike") == {
+        "attack": {"meta": {"width": 32}},
+        "dataset": {"german": {"source": {"files": ["a"]}, "columns": ["x", "y"]}},
+    }
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
     assert all(told[name]["described"] == {} for name in "ab")
-    assert all(told[name]["config"]["dataset"] == {"name": "german", "source": {"files": ["a"]}} for name in "ab")
+    assert all(told[name]["config"]["dataset"] == {"name": "german"} for name in "ab")
+    found, skipped = find_results([tmp_path / "small"])
+    assert (sorted(one.id for one in found), skipped) == (["a", "b"], [])
     studies.keep("small", tmp_path / "second")
-    assert kept().keys() == {"b", "described"}
-    result("b", "third", 32, columns=("y", "x"))
-    studies.keep("small", tmp_path / "third")
+    assert kept().keys() == {"b", "described", "alike"}
+
+
+def test_a_cell_of_other_settings_beside_kept_ones_gives_these_their_own_back(studies, result, tmp_path, kept):
+    result("a", "first", 32, accuracy=0.5)
+    result("b", "second", 64, columns=("y", "x"), accuracy=0.6)
+    studies.keep("small", tmp_path / "first")
+    studies.main(["add", "small", str(tmp_path / "second")])
     told = kept()
-    assert [told[name]["config"]["attack"] for name in "bc"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
-    assert [told[name]["config"]["dataset"]["columns"] for name in "bc"] == [["y", "x"], ["x", "y"]]
+    assert told.pop("alike") == {"dataset": {"german": {"source": {"files": ["a"]}}}}
+    assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
+    assert [told[name]["config"]["dataset"]["columns"] for name in "ab"] == [["x", "y"], ["y", "x"]]
 
 
 def test_without_a_command_the_commands_are_told(studies):
