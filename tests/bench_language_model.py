@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--text-tokens", type=int, default=4096)
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=2, help="the best counts; the first one also loads and warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", default="", help="only those whose names begin so")
     parser.add_argument("--slots", type=int, nargs="+", default=[32], help="of llama.cpp's server")
