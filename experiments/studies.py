@@ -39,7 +39,12 @@ DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 ALIKE = "alike.json"  # beside results: what their configs have in common, see `in_common`
-_READING = ("source", "columns", "numeric", "features", "filters", "recode")  # keys that say how a data set is read
+# Keys that say how a data set is read; those that a sweep would set stay with every cell.
+_FILES = ("_target_", "source", "separator", "skip_initial_space", "comment", "skip_rows", "pattern", "max_unreadable")
+_NUMBERS = ("decimal", "thousands", "units", "missing_values", "bins", "numeric", "features", "categorical")
+_COLUMNS = ("columns", "rename", "decode", "recode", "drop", "filters", "where", "text", "max_categories", "duplicates")
+_LABELS = ("positive", "negative", "positive_above", "label_names", "groups", "values", "proxies", "keep_proxies")
+_READING = (*_FILES, *_NUMBERS, *_COLUMNS, *_LABELS)
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 
@@ -231,8 +236,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def in_common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what splits no row: attacks and dimensions that all have alike, and how each data set is read."""
-    found = {part: configs[0][part] for part in ("attack", "dimensions") if configs[0].get(part)}
+    """Return what splits no row: attacks, dimensions and trainer that all have alike, and how each data set is read."""
+    found = {part: configs[0][part] for part in ("attack", "dimensions", "trainer") if configs[0].get(part)}
     found = {part: said for part, said in found.items() if all(config.get(part) == said for config in configs)}
     datasets: dict[str, list[Mapping[str, Any]]] = {}
     for config in configs:
@@ -253,15 +258,17 @@ def _same(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
-    """Leave of a config's parts that are `in_common` their names only, and nothing of how its data set is read."""
+    """Leave of what is `in_common` the names of attacks and dimensions, and the precision of training."""
     config |= {part: {name: {} for name in alike[part]} for part in ("attack", "dimensions") if part in alike}
+    if "trainer" in alike:
+        config["trainer"] = {key: alike["trainer"][key] for key in ("precision",) if key in alike["trainer"]}
     for key in alike.get("dataset", {}).get((config.get("dataset") or {}).get("name"), {}):
         del config["dataset"][key]
 
 
 def put_back(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
     """Undo `leave_out`."""
-    config |= {part: alike[part] for part in ("attack", "dimensions") if part in alike}
+    config |= {part: alike[part] for part in ("attack", "dimensions", "trainer") if part in alike}
     if dataset := config.get("dataset"):
         config["dataset"] = dataset | alike.get("dataset", {}).get(dataset["name"], {})
 

@@ -125,7 +125,8 @@ def result(studies, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "ROOT", tmp_path)
 
     def write(name, root, width, columns=("x", "y"), **metrics):
-        config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}}
+        trainer = {"accelerator": "auto", "precision": "32-true"}
+        config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}, "trainer": trainer}
         source = {"files": ["a"], "cache": f"/{root}"}
         config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
         described = {metric: Metric(metric) for metric in metrics}
@@ -149,7 +150,9 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
     assert told.pop("alike") == {
         "attack": {"meta": {"width": 32}},
         "dataset": {"german": {"source": {"files": ["a"]}, "columns": ["x", "y"]}},
+        "trainer": {"accelerator": "auto", "precision": "32-true"},
     }
+    assert [told[name]["config"]["trainer"] for name in "ab"] == [{"precision": "32-true"}] * 2
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
     assert all(told[name]["described"] == {} for name in "ab")
     assert all(told[name]["config"]["dataset"] == {"name": "german"} for name in "ab")
@@ -165,7 +168,8 @@ def test_a_cell_of_other_settings_beside_kept_ones_gives_these_their_own_back(st
     studies.keep("small", tmp_path / "first")
     studies.main(["add", "small", str(tmp_path / "second")])
     told = kept()
-    assert told.pop("alike") == {"dataset": {"german": {"source": {"files": ["a"]}}}}
+    alike = told.pop("alike")
+    assert (alike.keys(), alike["dataset"]) == ({"dataset", "trainer"}, {"german": {"source": {"files": ["a"]}}})
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
     assert [told[name]["config"]["dataset"]["columns"] for name in "ab"] == [["x", "y"], ["y", "x"]]
 
