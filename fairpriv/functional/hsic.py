@@ -129,6 +129,7 @@ def _kernels(x: Values, y: Values, kernel: str, bandwidth: float | str) -> tuple
 def _kernel(rows: Tensor, kernel: str, bandwidth: float | str) -> Tensor:
     rows = rows.double()
     if kernel == "linear":
+        rows = rows - rows.mean(0)  # no estimate depends on the origin, but far from it the products lose their digits
         values = rows @ rows.T
     else:
         distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")

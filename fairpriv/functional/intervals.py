@@ -314,7 +314,6 @@ def balanced_accuracy_gap_bound_interval(
         composition1: p_1(s | y), ``[Y, S]``, taken as known.
         draws: number of bootstrap draws.
         seed: seed of the draws.
-        seed: of the draws.
 
     Returns:
         (lo, hi), which contains the bound at the observed rates.
@@ -352,7 +351,6 @@ def accuracy_gap_bound_interval(
         prior1: pi_1(y), ``[Y]``, taken as known.
         draws: number of bootstrap draws.
         seed: seed of the draws.
-        seed: of the draws.
 
     Returns:
         (lo, hi), which contains the bound at the observed rates.
@@ -388,6 +386,8 @@ def _family(
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Ends of delta_y ``[Y]``, and of the range over labels of recall in world 0 (0 without its composition)."""
     counts = counts.cpu()  # one generator, so the same draws whatever the device
+    if counts.shape[-1] == 1:  # a constant model's rows do not show the class that it might have predicted
+        counts = torch.nn.functional.pad(counts, (0, 1))
     labels, _, classes = counts.shape
     present = counts.sum(-1) > 0
     pairs = (present[:, :, None] & present[:, None]).triu(1)

@@ -56,6 +56,15 @@ def test_single_precision_integers_and_scale_make_no_difference():
     assert float(hsic(whole.long(), y)) == float(hsic(whole, y))
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_the_linear_kernel_finds_as_much_far_from_the_origin(offset):
+    x = normal(40, 3, 0)
+    y = x[:, :2] + normal(40, 2, 1)
+    (estimate, p), (same, far) = (hsic_test(x + o, y - o, kernel="linear", permutations=200) for o in (0, offset))
+    assert float(same) == pytest.approx(float(estimate), rel=1e-7)
+    assert p == far == 1 / 201
+
+
 def test_it_is_zero_in_the_mean_for_independent_rows_and_not_for_dependent_ones():
     independent = torch.stack([hsic(normal(12, 2, s), normal(12, 2, 999 + s)) for s in range(400)])
     error = float(independent.std()) / 20

@@ -255,6 +255,17 @@ def test_rates_of_zero_and_one_do_not_give_zero_width():
     assert ((lo > 0.6) & (lo < 0.98)).all()
 
 
+@pytest.mark.parametrize("answer", [0, 1, 7])
+def test_a_constant_model_s_interval_is_that_of_a_class_it_never_predicts(answer):
+    counts = torch.tensor([[[40, 0], [25, 0]], [[30, 0], [60, 0]]])
+    _, target, groups = rows_of(counts)
+    lo, hi = equalized_odds_interval(torch.full_like(target, answer), target, groups)
+    assert lo == 0
+    assert hi == pytest.approx(float(delta_intervals(counts)[1].amax()), abs=1e-12)
+    assert 0.04 < hi < 0.25
+    assert torch.equal(delta_intervals(counts[..., :1])[1], delta_intervals(counts)[1])
+
+
 def test_absent_cells_and_single_groups_have_no_interval_of_their_own():
     counts = torch.tensor([[[30, 10], [0, 0], [20, 20]], [[10, 30], [0, 0], [0, 0]]])
     lo, hi = delta_intervals(counts)
