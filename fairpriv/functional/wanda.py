@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,13 +47,17 @@ def wanda_scores(
 
     hooks = [layer.register_forward_pre_hook(listen(name)) for name, layers in matrices.items() for layer in layers]
     modes = [(module, module.training) for module in model.modules()]
+    takes = inspect.signature(model.forward).parameters
     model.eval()
     try:
         for batch in batches:
             device = next(model.parameters()).device
             ids, mask = batch["input_ids"].to(device), batch.get("attention_mask")
             attended = mask.to(device).bool() if mask is not None else None
-            model(input_ids=ids, attention_mask=mask.to(device) if mask is not None else None, use_cache=False)
+            more = {"attention_mask": mask.to(device)} if mask is not None else {}
+            if mask is not None and "position_ids" in takes:  # padding on the left counts for no place
+                more["position_ids"] = (more["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            model(input_ids=ids, use_cache=False, **more)
     finally:
         for hook in hooks:
             hook.remove()
