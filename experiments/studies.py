@@ -140,7 +140,7 @@ def published() -> Iterator[str]:
     for file in sorted((CONF / "published").glob("*.yaml")):
         told = yaml.safe_load(file.read_text(encoding="utf-8"))
         for figure in told["figures"]:
-            here = "; ".join(ours(figure)) or f"not run: needs {figure['needs']}"
+            here = "<br>".join(ours(figure)) or f"not run: needs {figure['needs']}"
             of = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in figure["where"].items())
             cells = [
                 figure["what"],

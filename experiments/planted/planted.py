@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -435,6 +435,11 @@ def spillover(row: Mapping[str, Any]) -> float:
     return float(row["tuned_loss"][SECOND] - row["edited_loss"][SECOND])
 
 
+def precisions(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Return the share of suppressed weights that are shared, of each model that has shared and suppressed weights."""
+    return [row["right"] / row["suppressed"] for row in rows if row["suppressed"] and row["planted"]]
+
+
 def table(name: str = "small") -> list[str]:
     """Return the tables of what is planted in a world as lines of Markdown."""
     world = WORLDS[name]
@@ -474,8 +479,9 @@ def table(name: str = "small") -> list[str]:
     for share, ratio, arm in itertools.product(world.shares, world.ratios, ARMS):
         both = list(zip([rows[share, seed, arm, ratio] for seed in seeds], untouched(share), strict=True))
         count = statistics.fmean(row["suppressed"] for row, _ in both)
-        right = [row["right"] / row["suppressed"] for row, _ in both if row["suppressed"]]
-        shown = [f"{share:.0%}", str(ratio), arm, f"{count:.0f}", told(right) if share and right else "-"]
+        right = precisions(row for row, _ in both)
+        fewer = f", {len(right)} of {len(both)} models" if len(right) < len(both) else ""
+        shown = [f"{share:.0%}", str(ratio), arm, f"{count:.0f}", told(right) + fewer if len(right) > 1 else "-"]
         shown += [told([row["right"] / row["planted"] for row, _ in both], 3) if share else "-"]
         changes = [[row["edited"][one] - other["edited"][one] for row, other in both] for one in (FIRST, SECOND)]
         changes += [[spillover(other) - spillover(row) for row, other in both]]
@@ -504,19 +510,19 @@ def draw(world: type[World]) -> None:
 
     rows = json.loads(world.results.read_text())
     ratio = world.ratios[len(world.ratios) // 2]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
     base = {(row["share"], row["seed"]): spillover(row) for row in rows if row["arm"] == "none"}
     for arm in ARMS:
-        for axes, of in (
-            (left, lambda row: row["right"] / max(1, row["suppressed"])),
-            (right, lambda row: base[row["share"], row["seed"]] - spillover(row)),
-        ):
-            ends = [
-                interval([of(row) for row in rows if (row["share"], row["arm"], row["ratio"]) == (share, arm, ratio)])
-                for share in world.shares
-            ]
+        of_arm = {
+            share: [row for row in rows if (row["share"], row["arm"], row["ratio"]) == (share, arm, ratio)]
+            for share in world.shares
+        }
+        less = {share: [base[share, row["seed"]] - spillover(row) for row in ones] for share, ones in of_arm.items()}
+        for axes, values in ((left, {share: precisions(ones) for share, ones in of_arm.items()}), (right, less)):
+            shares = [share for share in world.shares if len(values[share]) > 1]
+            ends = [interval(values[share]) for share in shares]
             axes.errorbar(
-                [share + 0.01 * ARMS.index(arm) for share in world.shares],
+                [share + 0.01 * ARMS.index(arm) for share in shares],
                 [mean for mean, *_ in ends],
                 [[mean - low for mean, low, *_ in ends], [high - mean for mean, _, high, _ in ends]],
                 label=arm.replace("_", " "),
