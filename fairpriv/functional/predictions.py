@@ -1,7 +1,8 @@
 """Measures of predictions ``(probs, y)`` or ``(probs, y, groups)``: utility, calibration and group fairness.
 
-``probs`` are P(y=1) ``[N]`` of two classes, or ``[N, C]``; ``y`` are labels ``[N]`` and ``groups`` codes ``[N]``. Each
-function returns one number. The predicted class is the most probable one; of two classes, class 1 above one half.
+``probs`` are P(y=1) ``[N]`` of two classes, or ``[N, C]``, or answers: predicted classes ``[N]``, integers, of as many
+classes as answers and labels name. ``y`` are labels ``[N]`` and ``groups`` codes ``[N]``. Each function returns one
+number. The predicted class is the most probable one; of two classes, class 1 above one half.
 Intervals take ``units``, too: the same integer ``[N]`` for rows that come together, which are counted by what they are
 worth (:func:`~fairpriv.functional.effective_rows`); None: every row by itself.
 """
@@ -22,6 +23,8 @@ _LEAST = 1e-12  # lower probabilities are raised to this in log loss, like sciki
 
 def predicted(probs: Tensor) -> Tensor:
     """Return predicted classes ``[N]``, int64."""
+    if not probs.is_floating_point():
+        return probs.long()
     return probs.argmax(-1) if probs.dim() == 2 else (probs > 0.5).long()
 
 
@@ -41,7 +44,7 @@ def auroc(probs: Tensor, y: Tensor) -> float:
 
     With more than two classes it is the mean over labels, each against the rest. NaN where all rows have one label.
     """
-    columns = probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)
+    columns = _columns(probs, y)
     labels = y.unique().tolist()
     if len(labels) < 2:
         return float("nan")
@@ -68,7 +71,7 @@ def brier_score(probs: Tensor, y: Tensor) -> float:
 
     For two classes it is (p - y)^2, half of the sum over both; for more, half of the sum over all classes.
     """
-    columns = (probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)).double()
+    columns = _columns(probs, y).double()
     hot = torch.nn.functional.one_hot(y.long(), columns.shape[1]).double()
     return float((columns - hot).square().sum(1).mean() / 2)
 
@@ -123,7 +126,7 @@ def _bins(probs: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _binned(probs: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's bin, confidence, and whether its label is predicted, 1.0 or 0.0; ``[N]``."""
-    columns = (probs if probs.dim() == 2 else torch.stack([1 - probs, probs], 1)).double()
+    columns = _columns(probs, y).double()
     confidence, label = columns.max(1)
     return (confidence * bins).ceil().long().clamp(1, bins) - 1, confidence, (label == y).double()
 
@@ -161,7 +164,7 @@ def worst_group_accuracy_interval(
 def demographic_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     """Return the largest range over groups of the rate at which a class is predicted; of two classes, class 1."""
     preds = predicted(probs)
-    return max(_range((preds == c).double(), groups) for c in _classes(probs))
+    return max(_range((preds == c).double(), groups) for c in _classes(probs, y))
 
 
 def demographic_parity_interval(
@@ -170,7 +173,7 @@ def demographic_parity_interval(
     """Return a 95 % interval of :func:`demographic_parity_gap`, which can cover 0 (:func:`_range_interval`)."""
     preds = predicted(probs)
     return _range_interval(
-        ((torch.ones_like(preds, dtype=torch.bool), preds == c) for c in _classes(probs)), groups, units
+        ((torch.ones_like(preds, dtype=torch.bool), preds == c) for c in _classes(probs, y)), groups, units
     )
 
 
@@ -181,7 +184,7 @@ def equal_opportunity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     out; NaN where all are.
     """
     preds = predicted(probs)
-    return _largest(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs))
+    return _largest(_range((preds == c).double()[y == c], groups[y == c]) for c in _classes(probs, y))
 
 
 def equal_opportunity_interval(
@@ -189,7 +192,7 @@ def equal_opportunity_interval(
 ) -> tuple[float, float]:
     """Return a 95 % interval of :func:`equal_opportunity_gap`, which can cover 0 (:func:`_range_interval`)."""
     preds = predicted(probs)
-    return _range_interval(((y == c, preds == c) for c in _classes(probs)), groups, units)
+    return _range_interval(((y == c, preds == c) for c in _classes(probs, y)), groups, units)
 
 
 def equalized_odds(probs: Tensor, y: Tensor, groups: Tensor) -> float:
@@ -204,7 +207,8 @@ def predictive_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:
     group has are left out; NaN where all are.
     """
     preds = predicted(probs)
-    found = [_range((y == c).double()[preds == c], groups[preds == c]) for c in _classes(probs) if (preds == c).any()]
+    told = [c for c in _classes(probs, y) if (preds == c).any()]
+    found = [_range((y == c).double()[preds == c], groups[preds == c]) for c in told]
     return _largest(found) if found else 0.0
 
 
@@ -216,9 +220,9 @@ def predictive_parity_interval(
     It is [0, 1] where nobody is predicted 1, since nothing is known of the gap then.
     """
     preds = predicted(probs)
-    if not any((preds == c).any() for c in _classes(probs)):
+    if not any((preds == c).any() for c in _classes(probs, y)):
         return 0.0, 1.0
-    return _range_interval(((preds == c, y == c) for c in _classes(probs)), groups, units)
+    return _range_interval(((preds == c, y == c) for c in _classes(probs, y)), groups, units)
 
 
 def calibration_gap(probs: Tensor, y: Tensor, groups: Tensor, bins: int = 15) -> float:
@@ -228,13 +232,27 @@ def calibration_gap(probs: Tensor, y: Tensor, groups: Tensor, bins: int = 15) ->
     )
 
 
+def _columns(probs: Tensor, y: Tensor) -> Tensor:
+    """Return the probability of every class, ``[N, C]``: 1 for an answer's own."""
+    if probs.dim() == 2:
+        return probs
+    if probs.is_floating_point():
+        return torch.stack([1 - probs, probs], 1)
+    classes = 1 + max(1, int(probs.max()), int(y.max()))
+    return torch.nn.functional.one_hot(probs.long(), classes).double()
+
+
 def _own(probs: Tensor, y: Tensor) -> Tensor:
+    if not probs.is_floating_point():
+        return (probs == y).double()
     probs = probs.double()
     return probs.gather(1, y.long()[:, None])[:, 0] if probs.dim() == 2 else torch.where(y.bool(), probs, 1 - probs)
 
 
-def _classes(probs: Tensor) -> range:
-    return range(probs.shape[1]) if probs.dim() == 2 else range(1, 2)
+def _classes(probs: Tensor, y: Tensor) -> range:
+    """Return the classes whose rates are compared: of two only class 1, since the other one's follow from them."""
+    classes = _columns(probs, y).shape[1]
+    return range(classes) if probs.dim() == 2 or classes > 2 else range(1, 2)
 
 
 def _range(values: Tensor, groups: Tensor) -> float:

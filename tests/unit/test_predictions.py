@@ -1,5 +1,7 @@
 """Measures of predictions against scikit-learn, torchmetrics and fairlearn."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,24 @@ def test_groups_by_a_loop(sample):
     assert predictions.equal_opportunity_gap(probs, y, groups) == pytest.approx(max(map(spread, recalls)))
     worst = max(predictions.expected_calibration_error(probs[groups == g], y[groups == g]) for g in range(3))
     assert predictions.calibration_gap(probs, y, groups) == worst
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        "accuracy", "balanced_accuracy", "worst_group_accuracy", "equalized_odds", "demographic_parity_gap",
+        "equal_opportunity_gap", "predictive_parity_gap", "worst_group_accuracy_interval",
+        "demographic_parity_interval", "equal_opportunity_interval", "predictive_parity_interval", "calibration_gap",
+        "auroc", "log_loss", "brier_score", "expected_calibration_error",
+    ],
+)  # fmt: skip
+def test_answers_count_as_probabilities_of_one(sample, measure):
+    probs, y, groups = sample
+    answers = columns(probs).argmax(1)
+    certain = torch.nn.functional.one_hot(answers).double() if probs.dim() == 2 else answers.double()
+    called = getattr(predictions, measure)
+    more = [groups] if "groups" in inspect.signature(called).parameters else []
+    assert called(answers, y, *more) == pytest.approx(called(certain, y, *more))
 
 
 def test_a_model_that_ignores_its_input_has_no_gap_between_groups():
