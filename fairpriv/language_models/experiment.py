@@ -175,7 +175,7 @@ class TugOfWar:
         return Measured.of(self.settings.store.cached(kind, {"model": origin, **key}, lambda: asdict(make())))
 
     def perplexity(self, subject: Subject, text: Tensor, origin: Any) -> Measured:
-        """Measure perplexity on the tokens of the evaluation text."""
+        """Measure perplexity on the tokens of the evaluation text, and mark what guesses no better than at random."""
         evaluation, config = self.settings.evaluation, subject.model.config
         window, stride = windows(config, evaluation.window, evaluation.stride)
 
@@ -194,7 +194,10 @@ class TugOfWar:
             return PERPLEXITY.of(value) | SCORED_TOKENS.of(scored)
 
         key = {"text": checksum({"text": text.cpu()}), "window": window, "stride": stride}
-        return self.kept("perplexity", origin, key, make)
+        measured = self.kept("perplexity", origin, key, make)
+        value, tokens = measured.metrics[PERPLEXITY.name], config.get_text_config().vocab_size
+        worse = f"perplexity {value:.4g} is no better than a guess among all {tokens} tokens"
+        return measured | Measured(degenerate=[] if value < tokens else [worse])
 
     def utility(self, subject: Subject, origin: Any) -> Measured:
         """Measure general capability, task by task, so that a cell that is killed goes on with the next one.

@@ -157,7 +157,7 @@ def test_a_scorer_that_reads_responses_needs_no_judge(cell, mine):
 
 def test_a_cell_may_have_no_responses_at_all(cell, mine):
     words = [*mine(CHOICES, SCORER), "dimension=[green]", "dataset.dimensions=[green]", "dataset.samples=4"]
-    result, _ = cell(*words, "defense=none", "~judge")
+    result, _ = cell(*words, "defense=none", "~judge", "evaluation.text=null")
     assert result.artifacts == {"scores": "scores.jsonl"}
     assert result.degenerate == []
 

@@ -1,6 +1,7 @@
 """SPIN from the command line, on a random language model with two layers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -83,13 +84,14 @@ def test_the_quickstart_compares_none_spin_and_spin_after_lora(fairpriv, words, 
         assert ("edit/suppressed" in result.metrics) == (name != "none")
         assert ("train/last_loss" in result.metrics) == (name == "lora_spin")
         assert ("edit" in result.artifacts) == (name != "none")
-    (reason,) = cells["spin"].degenerate  # the ratio is that for SmolLM2
+    reason, guess = cells["spin"].degenerate  # the ratio is that for SmolLM2, and the weights are random
+    assert re.fullmatch(r"perplexity [\d.e+]+ is no better than a guess among all \d+ tokens", guess)
     assert reason.startswith("the edit is empty: defense.ratio=1e-05 selects no weight; ")
     assert "report.html" in ended.out
 
 
 def test_a_cell_of_spin_measures_and_keeps_its_edit(cell, tiny_lm):
-    result, folder = cell()
+    result, folder = cell("evaluation.text=null")  # which random weights guess worse than by chance
     assert result.degenerate == []
     files = ["responses.jsonl", "edit.safetensors", "cautions.jsonl", "flips.jsonl", "overlaps.jsonl"]
     assert sorted(result.artifacts.values()) == sorted(files)
@@ -418,7 +420,7 @@ def test_what_is_wrong_with_the_data_shows_before_the_model_answers(fairpriv, wo
 
 
 def test_a_ratio_that_selects_nothing_is_marked(cell):
-    result, folder = cell("defense.ratio=1e-6")
+    result, folder = cell("defense.ratio=1e-6", "evaluation.text=null")
     assert result.status == "completed"
     assert result.degenerate == [
         f"the edit is empty: defense.ratio=1e-06 selects no weight; {1 / 2048!r} is the smallest that does"

@@ -390,7 +390,7 @@ def test_an_answer_that_is_always_the_same_is_marked(cell, monkeypatch):
         return ["Very well."] * len(prompts)
 
     monkeypatch.setattr(observation, "respond", respond)
-    assert cell("defense=none")[0].degenerate == ["100% of 10 responses are identical"]
+    assert cell("defense=none", "evaluation.text=null")[0].degenerate == ["100% of 10 responses are identical"]
 
 
 def test_answers_end_at_the_mark_that_training_puts_after_a_response(cell, tiny_lm, tmp_path, monkeypatch):

@@ -133,6 +133,11 @@ def test_an_outcome_is_trivial_from_95_percent_on(kind, trivial):
     assert triviality(trivial[:95] + others[:5]) == [f"95% of 100 responses are {kind}"]
 
 
+def test_one_response_alone_is_identical_to_no_other():
+    assert triviality(["Very well."]) == []
+    assert triviality(["Very well."] * 2) == ["100% of 2 responses are identical"]
+
+
 def test_the_untouched_model_has_no_change_against_itself():
     measured = awareness("privacy", [Verdict(True, ""), Verdict(False, "")], None)
     metrics, intervals = measured.metrics, measured.intervals

@@ -265,6 +265,6 @@ def triviality(responses: Sequence[str]) -> list[str]:
     shares = {
         "refusals": sum(map(is_refusal, responses)) / n,
         "empty": sum(not response.strip() for response in responses) / n,
-        "identical": Counter(responses).most_common(1)[0][1] / n,
+        "identical": Counter(responses).most_common(1)[0][1] / n if n > 1 else 0.0,
     }
     return [f"{share:.0%} of {n} responses are {kind}" for kind, share in shares.items() if share >= TRIVIAL]
