@@ -176,7 +176,8 @@ class TugOfWar:
 
     def perplexity(self, subject: Subject, text: Tensor, origin: Any) -> Measured:
         """Measure perplexity on the tokens of the evaluation text, and mark what guesses no better than at random."""
-        evaluation, config = self.settings.evaluation, subject.model.config
+        evaluation = self.settings.evaluation
+        config: Any = subject.model.config
         window, stride = windows(config, evaluation.window, evaluation.stride)
 
         def make() -> Measured:
