@@ -24,7 +24,7 @@ from fairpriv.language_models.scorers.contains import Contains, contains
 from fairpriv.language_models.scorers.multiple_choice import MultipleChoice, mc1_mc2
 from fairpriv.language_models.scorers.paired_likelihood import PairedLikelihood, neutrality
 from fairpriv.language_models.scorers.pattern_rate import PatternRate
-from fairpriv.language_models.scorers.scorer import SCORE, SCORE_CHANGE, Scored, Subject, scores
+from fairpriv.language_models.scorers.scorer import SCORE, SCORE_CHANGE, Scored, Subject, bootstrap_interval, scores
 from fairpriv.language_models.scorers.stereoset import LABELS, Choice, StereoSet, icat, stereoset_scores
 from fairpriv.metrics import Measured, Metric
 
@@ -529,16 +529,20 @@ def test_the_change_of_a_score_that_is_no_share_is_of_pairs_where_its_scorer_can
             {"target": draw.choice("ab"), "stereotyped": draw.random() < p, "related": draw.randrange(3)}
             for _ in range(60)
         ]
-        for p in (0.5, 0.95)
+        for p in (0.7, 0.98)
     )
-    rescore = StereoSet().rescore
+
+    def rescore(records):
+        return min(StereoSet().rescore(records))
+
     told = [Scored(Measured({"score": rescore(records)}, {}), records) for records in (now, before)]
-    measured = scores("d", *told, rescore)
+    measured = scores("d", *told, StereoSet().rescore)
     metrics, intervals = measured.metrics, measured.intervals
     lo, hi = intervals["eval/d/score_change"]
     assert 0 < lo < metrics["eval/d/score_change"] == rescore(now) - rescore(before) < hi < 1
-    same = scores("d", told[0], told[0], rescore).intervals["eval/d/score_change"]
-    assert same == (0, 0)  # drawn in pairs
+    for each in told:
+        same = scores("d", each, each, StereoSet().rescore).intervals["eval/d/score_change"]
+        assert same == (0, 0)  # drawn in pairs
     generator, n = np.random.default_rng(1), len(now)
     changes = []
     for row in generator.integers(n, size=(1000, n)):
@@ -548,7 +552,26 @@ def test_the_change_of_a_score_that_is_no_share_is_of_pairs_where_its_scorer_can
 
 def test_the_score_of_records_is_that_of_the_model():
     records = [{"prefers_stereotype": value} for value in (True, True, True, False)]
-    assert PairedLikelihood().rescore(records) == 0.5
+    assert min(PairedLikelihood().rescore(records)) == 0.5
+    records = [{"target": "a", "stereotyped": i < 3, "related": 1 + (i < 2)} for i in range(4)]
+    assert min(StereoSet().rescore(records)) == icat(75, 75) / 100 == 0.375
+    assert bootstrap_interval(lambda records: [len(records)], records, records) == (0, 0)
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5), (0.5, 0.6), (0.7, 0.65)])
+def test_the_change_of_a_score_is_covered_also_where_a_model_has_no_preference(shares):
+    generator, n, draws = np.random.default_rng(0), 80, 120
+    rescore = PairedLikelihood().rescore
+    covered = 0
+    for _ in range(draws):
+        drawn = np.where(generator.random(n) < 0.3, generator.random((2, n)), generator.random(n))
+        prefers = [(row < share).tolist() for row, share in zip(drawn, shares, strict=True)]
+        now, before = ([{"prefers_stereotype": one} for one in row] for row in prefers)
+        lo, hi = bootstrap_interval(rescore, now, before)
+        covered += lo - 1e-9 <= neutrality(shares[0]) - neutrality(shares[1]) <= hi + 1e-9
+        assert lo - 1e-9 <= min(rescore(now)) - min(rescore(before)) <= hi + 1e-9
+    assert bootstrap_interval(rescore, before, now) == pytest.approx((-hi, -lo))
+    assert covered >= 107  # 3 standard errors below 95 %
 
 
 SCORERS = {
