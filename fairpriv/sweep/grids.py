@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from fairpriv.config.compose import bare_or_quoted
 
@@ -77,6 +79,21 @@ def cells(
     for override in arms:
         listed = list({frozenset(cell): cell for cell in _in_arm(override, listed)}.values())
     return listed
+
+
+def distinct(cells: list[list[str]], config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
+    """Leave out cells whose config is an earlier one's: where grids overlap, one may say what is another's default.
+
+    Nothing is composed where all cells set the same keys, so that their values tell them apart.
+    """
+    if len({frozenset(word.partition("=")[0] for word in cell) for cell in cells}) < 2:
+        return cells
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        said: Any = OmegaConf.to_container(loader.load_sweep_config(config, list(cell)), enum_to_str=True)
+        del said["hydra"]
+        found.setdefault(json.dumps(said, sort_keys=True, default=str), cell)
+    return list(found.values())
 
 
 def _in_arm(override: Override, cells: Sequence[list[str]]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -119,7 +120,7 @@ class SweepProgress(Callback):
             self.bar.add_task("", total=self.total)
 
     def expect(self, total: int, done: int) -> None:
-        """Set, for a sweeper that chooses as it goes, the highest possible number of cells and how many are over."""
+        """Set the number of cells where the sweeper knows better, the highest possible one, and how many are over."""
         self.total = total - done
         if self.bar:
             self.bar.update(self.bar.task_ids[0], total=self.total)
@@ -265,7 +266,8 @@ def cell_configs(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) 
         )
     if not found:
         raise InputError("plan: a search chooses its cells as it goes; name one of them")
-    cells = [plain(compose(conf, folders, [w for w in cell if not w.startswith("hydra.")])) for cell in found]
+    composed = [plain(compose(conf, folders, [w for w in cell if not w.startswith("hydra.")])) for cell in found]
+    cells = list({json.dumps(cell, sort_keys=True, default=str): cell for cell in composed}.values())  # grids overlap
     for cell in cells:
         check(cell)
     return cells

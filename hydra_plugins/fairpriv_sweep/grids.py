@@ -16,7 +16,8 @@ from fairpriv.errors import InputError
 from fairpriv.result import write_whole
 from fairpriv.secrets import without_secrets
 from fairpriv.sweep.engines import watched
-from fairpriv.sweep.grids import cells
+from fairpriv.sweep.grids import cells, distinct
+from fairpriv.sweep.progress import SweepProgress
 
 
 @dataclass
@@ -61,7 +62,12 @@ class GridSweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         """The cells, in batches."""
         assert self.hydra_context is not None
-        grid = cells(self.params, self.grids, overrides, self.hydra_context.config_loader)
-        if not grid:
+        assert self.config is not None
+        loader = self.hydra_context.config_loader
+        listed = cells(self.params, self.grids, overrides, loader)
+        if not listed:
             raise InputError("the grid has no cells: one of its keys, a glob(...) or range(...), has no values")
+        grid = distinct(listed, self.config, loader)
+        if len(grid) < len(listed) and (display := SweepProgress.current):
+            display.expect(len(grid), 0)
         return list(self.split_overrides_to_chunks(grid, max_batch_size))

@@ -2,6 +2,7 @@ import contextlib
 import json
 import platform
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -65,6 +66,33 @@ def test_a_cell_is_made_once_whatever_sweep_asks_for_it(fairpriv, small, fits, t
     assert len(list((tmp_path / "out" / "sweeps").iterdir())) == 2
     everything = fairpriv("compare", tmp_path / "out")
     assert re.search(r"people +none .* 3 ", everything.out)
+
+
+def test_a_cell_of_two_grids_is_counted_and_run_once(fairpriv, mine, tmp_path):
+    shutil.copytree(mine, tmp_path / "own")
+    (tmp_path / "own" / "experiment").mkdir()
+    (tmp_path / "own" / "experiment" / "overlap.yaml").write_text(
+        """# @package _global_
+# One grid says what is the other's default
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    grids:
+      - {defense: none, game.adaptive: "true,false"}
+      - {defense: "none,top1"}
+      - {defense: top1, defense.digits: 1}
+"""
+    )
+    words = ["experiment=overlap", "--config-dir", tmp_path / "own", "dataset=people", "debug=fast", "paths.root=out"]
+    ended = fairpriv(*words)
+    assert ended.status == 1
+    told = [line.partition(": defense.answers=")[0] for line in lines(ended)]
+    assert told == [  # top1 hides nothing of two labels
+        "[  1/3] defense=none game.adaptive=True: completed",
+        "[  2/3] defense=none game.adaptive=False: completed",
+        "[  3/3] defense=top1: failed",
+    ]
+    assert fairpriv("plan", *words).out.startswith("3 cells")
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(fairpriv, small, tmp_path, fits):
