@@ -118,6 +118,23 @@ def test_mean_rate_intervals_cover():
     assert gap / trials > 0.93
 
 
+@pytest.mark.parametrize(
+    ("rates", "n"), [([0.5] * 30, 1), ([0.8] * 28, 5), ([0.8] * 10, 20), ([0.2, 0.5, 0.9] * 20, 3), ([0.8, 0.95], 6)]
+)
+def test_mean_rate_intervals_cover_many_rates_of_few_rows(rates, n):
+    generator = torch.Generator().manual_seed(0)
+    true, trials = torch.tensor(rates, dtype=T), 600
+    hits = torch.binomial(torch.full((trials, 2, len(rates)), n, dtype=T), true.expand(trials, 2, -1), generator)
+    rows, mean, gap = [n] * len(rates), 0, 0
+    for first, second in hits.tolist():
+        lo, hi = mean_rate_interval(first, rows)
+        mean += lo <= float(true.mean()) <= hi
+        assert lo - 1e-12 <= sum(first) / sum(rows) <= hi + 1e-12
+        gap += mean_rate_gap_interval(first, rows, second, rows)[0] == 0
+    assert mean >= 553  # 3 standard errors below 95 %
+    assert gap >= 553
+
+
 @pytest.mark.parametrize("only_first", [0, 1, 2, 5, 13, 200])
 @pytest.mark.parametrize("only_second", [0, 1, 3, 5, 40, 1500])
 def test_mcnemar_is_the_binomial_test_of_discordant_pairs(only_first, only_second):
