@@ -1,6 +1,7 @@
 """Dimensions of a classifier, on worlds where the right value is known."""
 
 import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -129,6 +130,12 @@ def test_every_group_is_measured_and_the_gap_has_a_floor(subject):
     low, high = found.intervals["eval/mine/it_gap"]
     assert low == 0  # the groups are alike here
     assert found.metrics["eval/mine/it_gap"] < high < 0.15
+
+
+def test_a_draw_in_which_a_group_has_no_value_is_left_out_of_the_gap_s_floor(subject):
+    told = itertools.chain([0.8, 0.9, 0.7], itertools.cycle([0.9, math.nan, 0.9, 0.7, math.nan, 0.9]))
+    found = dimension(measure=lambda probs, y: next(told), interval=lambda probs, y: (0, 1), per_group=True)
+    assert found.measure(subject()).metrics["eval/mine/it_gap_floor"] == pytest.approx(0.2)
 
 
 def test_the_floor_of_a_calibration_error_is_that_of_a_calibrated_model(subject):

@@ -174,7 +174,7 @@ class Predictions(Probe):
         def dealt() -> float:
             drawn = _dealt(sample, generator)
             of_group = [metric.value(drawn.take(drawn.groups == code)) for code in range(len(names))]
-            return max(of_group) - min(of_group)
+            return max(of_group) - min(of_group) if all(map(math.isfinite, of_group)) else math.nan
 
         interval = None
         if len(ends) == len(values):
