@@ -323,11 +323,16 @@ class Comparison:
         asked = [*by, *(condition.key for condition in baseline)]
         inputs: dict[tuple[str, str], Any] = {}
         read: dict[Any, dict[str, Any]] = {}
+        places: dict[tuple[str, str], str] = {}
         known: dict[Any, Group] = {}
-        for result in results:
+        results = list(results)
+        # Completed cells first: what a failed one had not read is looked up among what they read.
+        first = sorted(range(len(results)), key=lambda place: results[place].status != "completed")
+        sections_of = {place: _leaves(results[place], inputs, places, read) for place in first}
+        for number, result in enumerate(results):
             leaves = {key: value for key in asked if (value := value_at(result.config, key)) is not None}
             unread = _reads_no_pairs(result)
-            sections = _leaves(result, inputs, read)
+            sections = sections_of[number]
             # Cells of the same sections are alike, and what they hold is not compared again.
             alike = (unread, *(_form(leaves.get(key)) for key in asked), *map(id, sections))
             if (part := known.get(alike)) is None:
@@ -673,14 +678,19 @@ def _reads_no_pairs(result: Result) -> bool:
 
 
 def _leaves(
-    result: Result, inputs: dict[tuple[str, str], Any], read: dict[Any, dict[str, Any]]
+    result: Result,
+    inputs: dict[tuple[str, str], Any],
+    places: dict[tuple[str, str], str],
+    read: dict[Any, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """List dotted keys and values of what determines the outcome, without the seed; paths as they are on any machine.
 
     Each section of the config is a mapping. It is kept in ``read``, so that a section that cells share is read once.
 
     An input that was hashed by its content is shown with the path of the config that first named this content, by key
-    and content in ``inputs``: where equal files lie does not distinguish cells.
+    and content in ``inputs``: where equal files lie does not distinguish cells. A cell that failed before it had read
+    its inputs has no contents. Each is taken to be what the last cell found at the same place, by key and place in
+    ``places``; else such a cell would differ from all others in all its inputs.
     """
     config = result.config
     seed = config.get("seed")
@@ -691,9 +701,14 @@ def _leaves(
     folders.sort(key=lambda item: -len(item[0]))
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and set(value) == {"content"} and isinstance(value["content"], str):
-            yield f"{key}.content", value["content"]
-            value = inputs.setdefault((key, value["content"]), portable(value_at(config, key)))
+        content = value["content"] if isinstance(value, dict) and set(value) == {"content"} else None
+        if content is None and places and result.status != "completed":
+            content = places.get((key, _form(portable(value_at(config, key)))))
+        if isinstance(content, str):
+            yield f"{key}.content", content
+            here = portable(value_at(config, key))
+            places[key, _form(here)] = content
+            value = inputs.setdefault((key, content), here)
         if isinstance(value, dict) and value:
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))

@@ -80,6 +80,21 @@ def test_cells_are_grouped_by_what_was_hashed():
     assert table.place == ["dataset.name", "defense.name", "dataset.source.content"]
 
 
+def test_a_cell_that_failed_before_its_inputs_were_read_stands_in_the_row_of_its_config():
+    done = [hashed("/one/adult", "01ab", seed) for seed in (0, 1)]
+    source = {"_kind_": "files", "folder": "/one/adult"}
+    early = hashed("/one/adult", "01ab", 2, status="failed", error="data: no connection")
+    early.outcome["config"]["dataset"]["source"] = source
+    table = Comparison.of([early, *done])
+    assert [[*group.completed, *group.failed] for group in table.groups] == [["0", "1", "2"]]
+    assert table.place == ["dataset.name", "defense.name"]
+    later = Comparison.of([early, *done, hashed("/one/adult", "01ab", 2)])  # the same cell, with what it has read
+    assert [[*group.completed] for group in later.groups] == [["0", "1", "2"]]
+    assert later.replaced == [early]
+    early.config["dataset"]["source"]["folder"] = source["folder"] = "/two/adult"
+    assert [[*group.completed] for group in Comparison.of([early, *done]).groups] == [["0", "1"], []]
+
+
 def test_equal_data_below_two_roots_tell_no_rows_apart():
     cells = [hashed(f"/{root}/adult", "01ab", seed) for seed, root in enumerate("aab")]
     for made, root in zip(cells, "aab", strict=True):
