@@ -361,6 +361,11 @@ BAD_INPUT = [
     ({"decode": {"j": "j_"}}, "j_a,j_b,sex,hired\n1,1,f,yes\n0,1,m,no\n", r"decode\.j: 1 rows .*exactly one 1"),
     ({"columns": ["a", "b", "c"]}, PEOPLE, r"it has 4 columns, dataset\.columns 3 names"),
     ({}, "x,x,sex,hired\n1,2,f,yes\n1,1,m,no\n", r"two columns 'x' that differ"),
+    (
+        {"features": ["age"], "missing": "drop"},
+        PEOPLE + "33,cook, junior,m,no\n34,f,yes\n",  # a field too many, and one too few
+        r"people\.csv cannot be read as a table: .*line 6",
+    ),
 ]
 
 

@@ -411,8 +411,8 @@ def check_quotes(content: bytes, path: Path, separator: str, fields: int) -> Non
 
 
 def is_rectangular(content: bytes, separator: str, fields: int) -> bool:
-    """Return True if a count of separators proves that every line has as many fields as the header."""
+    """Return True if counts of separators prove that every line has as many fields as the header."""
     if len(separator) != 1 or b'"' in content:
         return False
-    lines = content.count(b"\n") + (not content.endswith(b"\n"))
-    return content.count(separator.encode()) == lines * (fields - 1)
+    mark = separator.encode()
+    return all(line.count(mark) == fields - 1 for line in io.BytesIO(content))
