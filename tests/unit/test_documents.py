@@ -166,6 +166,29 @@ def test_the_label_is_blotted_out_where_the_text_says_it(tmp_path):
     assert len(kept.y) == 3
 
 
+def test_a_label_that_is_a_code_or_no_plain_word_is_blotted_out_by_its_name(tmp_path):
+    told = [
+        ("She is a nurse with 13 wards.", 13, 1),
+        ("He nurses; a male Nurse.", 13, 0),
+        ("She is a software engineer in Leeds.", 24, 1),
+        ("He, a Software-Engineer and software_engineer, sails.", 24, 0),
+        ("She raps.", 23, 1),
+        ("He is no rapper's rapper.", 23, 0),
+    ]
+    assert list(bios(tmp_path, told, mask=["profession"]).load().features) == [
+        "She is a _ with 13 wards.",
+        "He nurses; a male _.",
+        "She is a _ in Leeds.",
+        "He, a _ and _, sails.",
+        "She raps.",
+        "He is no _'s _.",
+    ]
+    (tmp_path / "said.csv").write_text("text,skill,sex\nWrites C++ and C.,C++,f\n(c++),C++,m\nC or C++,C,f\nC.,C,m\n")
+    source = Files(["said.csv"], folder=str(tmp_path))
+    table = Documents(name="said", source=source, text="text", target="skill", sensitive="sex", mask=["skill"]).load()
+    assert list(table.features) == ["Writes _ and C.", "(_)", "_ or _++", "_."]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -26,8 +26,8 @@ class Documents(Attributed):
 
     text: str  # column of the text
     where: dict[str, Any] = field(default_factory=dict)  # column: condition; rows that do not fulfil it are left out
-    # Columns whose value is replaced by "_" if it stands in the text as a whole word, since a label in the text would
-    # give itself away.
+    # Columns whose value, or its name in ``values``, is replaced by "_" wherever it stands in the text by itself, since a
+    # label in the text would give itself away. Blanks, hyphens and underscores within it are the same.
     mask: list[str] = field(default_factory=list)
     missing: Literal["error", "drop"] = "error"  # rows with an empty text, label or group: drop leaves them out
 
@@ -62,9 +62,14 @@ class Documents(Attributed):
         frame = frame.iloc[chosen.index]
         texts = list(frame[self.text])
         for name in self.mask:
-            texts = [
-                re.sub(rf"\b{re.escape(str(word).strip())}\b", "_", value, flags=re.IGNORECASE)
-                for word, value in zip(frame[name], texts, strict=True)
-            ]
+            named = {text(old): text(new) for old, new in self.values.get(name, {}).items()}
+            words = [named.get(text(word), text(word)) for word in frame[name]]
+            texts = [_masked(value, word) for value, word in zip(texts, words, strict=True)]
         items = np.array(texts, dtype=object)
         return chosen.table(self, items, np.ones(len(items), dtype=bool), missing=missing)
+
+
+def _masked(value: str, phrase: str) -> str:
+    """Replace a phrase by "_" wherever it stands in a text by itself, in any case."""
+    words = r"[\s_-]+".join(re.escape(word) for word in re.split(r"[\s_-]+", phrase) if word)
+    return re.sub(rf"(?<!\w){words}(?!\w)", "_", value, flags=re.IGNORECASE) if words else value
