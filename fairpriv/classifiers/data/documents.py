@@ -26,8 +26,8 @@ class Documents(Attributed):
 
     text: str  # column of the text
     where: dict[str, Any] = field(default_factory=dict)  # column: condition; rows that do not fulfil it are left out
-    # Columns whose value, or its name in ``values``, is replaced by "_" wherever it stands in the text by itself, since a
-    # label in the text would give itself away. Blanks, hyphens and underscores within it are the same.
+    # Columns whose value, or its name in ``values``, is replaced by "_" wherever it stands in the text by itself, since
+    # a label in the text would give itself away. Blanks, hyphens and underscores within it are the same.
     mask: list[str] = field(default_factory=list)
     missing: Literal["error", "drop"] = "error"  # rows with an empty text, label or group: drop leaves them out
 
@@ -62,8 +62,8 @@ class Documents(Attributed):
         frame = frame.iloc[chosen.index]
         texts = list(frame[self.text])
         for name in self.mask:
-            named = {text(old): text(new) for old, new in self.values.get(name, {}).items()}
-            words = [named.get(text(word), text(word)) for word in frame[name]]
+            names = {text(old): text(new) for old, new in self.values.get(name, {}).items()}
+            words = [names.get(text(word), text(word)) for word in frame[name]]
             texts = [_masked(value, word) for value, word in zip(texts, words, strict=True)]
         items = np.array(texts, dtype=object)
         return chosen.table(self, items, np.ones(len(items), dtype=bool), missing=missing)
