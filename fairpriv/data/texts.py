@@ -26,8 +26,8 @@ from fairpriv.errors import InputError
 log = logging.getLogger(__name__)
 
 _CONDITIONS: dict[str, Callable[[str, list[str]], bool]] = {
-    "in": lambda value, listed: value in listed,
-    "not_in": lambda value, listed: value not in listed,
+    "in": lambda value, listed: _whole(value) in map(_whole, listed),
+    "not_in": lambda value, listed: _whole(value) not in map(_whole, listed),
     "contains": lambda value, parts: any(part.casefold() in value.casefold() for part in parts),
     "not_contains": lambda value, parts: not any(part.casefold() in value.casefold() for part in parts),
 }
@@ -71,8 +71,8 @@ class Texts:
 
     ``where`` keeps the rows that fulfil every condition: a value, a list of values, or some of
     ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared as text
-    (1, 1.0 and "1" are the same, and so are true and "True"; a list is its items, joined by commas), and parts of a
-    text without regard to case. A row whose value is null or absent is left out.
+    (1, 1.0, "1" and "1.0" are the same, and so are true and "True"; a list is its items, joined by commas), and parts
+    of a text without regard to case. A row whose value is null or absent is left out.
     """
 
     kind: ClassVar[str] = "texts"
@@ -331,6 +331,11 @@ def _spelling(value: Any) -> str:
         return str(int(value))
     spelled = str(value).strip()
     return spelled.lower() if spelled.lower() in ("true", "false") else spelled
+
+
+def _whole(spelled: str) -> str:
+    """Spell a whole number without decimals, as tables write codes beside empty cells."""
+    return re.sub(r"\A([+-]?[0-9]+)\.0*\Z", r"\1", spelled)
 
 
 _Rows = list[tuple[str, dict[str, Any]]]  # place in the file, as 'line 12', and the row's columns

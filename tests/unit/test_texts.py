@@ -173,6 +173,20 @@ def test_filter_compares_the_text_of_a_table_with_booleans_and_numbers(tmp_path)
         assert "".join(e.prompt for e in found) == kept
 
 
+def test_filter_finds_whole_numbers_that_a_table_writes_with_decimals(tmp_path):
+    """As pandas does where a cell of the column is empty."""
+    table = "prompt,unsafe\na,1.0\nb,0.0\nc,\nd,1\ne,0.5\nf,v1.0\n"
+    for where, kept in [
+        ({"unsafe": 1}, "ad"),
+        ({"unsafe": "1.00"}, "ad"),
+        ({"unsafe": [0, 0.5]}, "be"),
+        ({"unsafe": {"not_in": [1]}}, "bcef"),
+        ({"unsafe": {"contains": "1.0"}}, "af"),  # a part of a text stays as it is written
+    ]:
+        found = texts(tmp_path, "a.csv", table, {"prompt": "prompt"}, where).load()
+        assert "".join(e.prompt for e in found) == kept
+
+
 def test_missing_column_names_the_nearest_and_what_there_is(tmp_path):
     message = refused(tmp_path, "a.csv", "promt,answer\na,b\n")
     assert "columns.prompt: no column 'prompt' in a.csv; the nearest is promt; there are promt, answer" in message
