@@ -355,7 +355,7 @@ class Observer:
         scorer = prompts.dimension.scorer
         if prompts.kind != "scored" or scorer is None:
             return None
-        texts = [[example.prompt, example.fields] for example in prompts.examples]
+        texts = [[example.prompt, example.messages, example.response, example.fields] for example in prompts.examples]
         key = {
             "scorer": prompts.dimension.scoring,
             "asked": subject.asked,

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import statistics
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -23,10 +24,12 @@ from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.log_likelihood import token_likelihoods
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
+from fairpriv.language_models.observation import Observer, PromptSet
 from fairpriv.language_models.scorers.exposure import Exposure, mean_exposure
 from fairpriv.language_models.scorers.extraction import Extraction, digits_told, holds, least_distance
 from fairpriv.language_models.scorers.pair_membership import PairMembership
 from fairpriv.language_models.scorers.scorer import Scored, Subject
+from fairpriv.store import Store
 
 SMALL = Canaries(n=2, repeats=3, secret="##")
 
@@ -318,6 +321,33 @@ def test_of_copies_of_a_pair_one_is_attacked(tmp_path):
     assert len({example.prompt for example in examples}) == len(examples) == 60
     trained = list(dict.fromkeys(example.prompt for example in pairs.chosen({"privacy": copied}, 0)))
     assert [example.prompt for example in examples if example.fields["member"]] == trained
+
+
+@pytest.mark.parametrize("changed", [{"split": "unsafe"}, {"template": "Well: {prompt}"}])
+def test_the_untouched_models_losses_are_kept_apart_by_all_that_a_pair_is(subject, tmp_path, changed):
+    """Also where prompts are the same: as of safe and unsafe responses to them, or of a prompt in a template."""
+    (tmp_path / "p.csv").write_text(
+        "\n".join(["prompt,safe,unsafe", *(f"Question {i}?,no {i},yes" for i in range(40))])
+    )
+    scorer = PairMembership()
+    leakage = Dimension("leakage", scorer=scorer)
+    observer = Observer([], SimpleNamespace(store=Store(tmp_path)))
+    losses = []
+    for given in ({}, changed):
+        splits = {
+            split: Texts(
+                Files(["p.csv"], folder=str(tmp_path)),
+                {"prompt": "prompt", "response": split},
+                template=given.get("template"),
+            )
+            for split in ("safe", "unsafe")
+        }
+        pairs = Pairs(["privacy"], split=given.get("split", "safe"), samples=20)
+        examples = scorer.of_training(pairs, {"privacy": Dimension("privacy", splits)}, 0)
+        found = observer._scored(subject, PromptSet(leakage, "scored", examples), [], "the same model")
+        assert found.records == scorer.score(subject, examples, []).records
+        losses.append([record["loss"] for record in found.records])
+    assert losses[0] != losses[1]
 
 
 def test_membership_with_too_few_pairs_is_refused(privacy):
