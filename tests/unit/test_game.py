@@ -304,6 +304,8 @@ def test_values_alone_make_twins_not_the_kind_of_missing(tmp_path):
     frame = pd.DataFrame({"x": [1.0, 1.0, np.nan, np.nan, 1.0], "k": pd.Categorical(list("uuvvu"))})
     table = SimpleNamespace(features=frame, y=np.array([0, 0, 1, 1, 1]), s=np.array([0, 0, 0, 0, 0]))
     assert twins(table).tolist() == [0, 0, 1, 1, 2]
+    signed = SimpleNamespace(features=pd.DataFrame({"x": [0.0, -0.0, 1.0]}), y=np.zeros(3), s=np.zeros(3))
+    assert twins(signed).tolist() == [0, 0, 1]
     texts = SimpleNamespace(features=np.array(["a", "b", "a"], dtype=object), y=np.zeros(3), s=np.zeros(3))
     assert twins(texts).tolist() == [0, 1, 0]
     pixels = SimpleNamespace(features=np.array([[[1, 2]], [[2, 1]], [[1, 2]]], np.uint8), y=np.zeros(3), s=np.zeros(3))

@@ -494,7 +494,9 @@ def twins(table: Table) -> NDArray[np.int64]:
     """Number the rows ``[N]``: two rows have the same number exactly if features, label and group are equal."""
     features = table.features
     if isinstance(features, pd.DataFrame):
-        content = pd.util.hash_pandas_object(features, index=False).to_numpy()
+        # -0.0 becomes 0.0, which it equals and is not hashed like
+        numbers = {str(name): column + 0.0 for name, column in features.select_dtypes("number").items()}
+        content = pd.util.hash_pandas_object(features.assign(**numbers), index=False).to_numpy()
     else:
         items = (item.tobytes() if isinstance(item, np.ndarray) else str(item).encode() for item in features)
         digests = (hashlib.blake2b(item, digest_size=8).digest() for item in items)
