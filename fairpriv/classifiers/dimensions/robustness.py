@@ -24,7 +24,7 @@ _RATE: dict[str, Any] = {"unit": SHARE, "better": "greater", "low": 0.0, "high":
 
 @dataclass
 class Robustness(Probe):
-    """Accuracy on test rows under noise and under a projected-gradient attack, both bounded for each feature.
+    """Accuracy on test rows under noise and under a projected-gradient attack, which is bounded for each feature.
 
     Encoded numeric features have mean 0 and deviation 1, so ``epsilon`` is in deviations. Features with two values stay
     unchanged unless ``categories``, because a category cannot change by a tenth. The attack is that of Madry et al.
