@@ -96,6 +96,15 @@ def test_clipping_takes_layers_together_and_leaves_short_gradients():
     assert torch.allclose(deltas[0], torch.tensor([[[4 / math.sqrt(160)], [0.1]]]), atol=1e-5)  # of norm 4 * |(3, 1)|
 
 
+def test_several_batches_a_step_are_refused_since_the_budget_does_not_count_them():
+    rows, trainer = table(40), functools.partial(TRAINER, accumulate_grad_batches=2)
+    module = PrivateClassifier(
+        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0, seed=0
+    )
+    with pytest.raises(InputError, match=r"trainer.accumulate_grad_batches=2: .* steps of one batch each"):
+        fit(module, PoissonBatches(rows, 4, 0), epochs=1, trainer=trainer, validation=rows)
+
+
 def test_one_model_by_opacus_and_a_pool_of_one_are_the_same_where_there_is_no_noise():
     rows, seed = table(100), 3
     torch.manual_seed(member_seed(seed, 0))

@@ -218,7 +218,8 @@ class PrivateClassifier(Classifier):
         seed: of the noise.
 
     Raises:
-        InputError: a layer for which Opacus cannot compute gradients by row, or several processes.
+        InputError: a layer for which Opacus cannot compute gradients by row, several processes, or several batches a
+            step.
     """
 
     def __init__(self, *args: Any, private: Private, expected: float, seed: int, **kwargs: Any) -> None:
@@ -234,6 +235,11 @@ class PrivateClassifier(Classifier):
         """Make an AdamW behind Opacus's clipping and noise."""
         if self.trainer.world_size > 1:
             raise InputError(f"defense={self.stage} trains in one process: leave trainer.devices at 1")
+        if self.trainer.accumulate_grad_batches != 1:  # a row might be in several batches of one step
+            raise InputError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: defense={self.stage} counts "
+                "its budget for steps of one batch each: leave it at 1"
+            )
         try:
             hooks = _opacus("grad_sample").GradSampleModule(self.net, loss_reduction="sum")
         except NotImplementedError as error:
