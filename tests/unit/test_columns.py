@@ -1,6 +1,7 @@
 """Tables as people write them: what is missing, what is a number, what is one group, what looks odd."""
 
 import logging
+import re
 import zipfile
 
 import numpy as np
@@ -162,6 +163,33 @@ def test_decimal_commas_are_named_and_read(tmp_path):
     assert read.tolist() == [float(value) for value in plain["income"]]
     with pytest.raises(InputError, match="two different characters"):
         dataset(tmp_path, plain, decimal=",", thousands=",")
+
+
+@pytest.mark.parametrize(
+    ("cell", "settings", "read"),
+    [
+        ("2,5", {"thousands": ","}, None),  # not 25
+        ("1234,567", {"thousands": ","}, None),
+        ("1,00,000", {"thousands": ","}, 100_000),
+        ("-1,234.5", {"thousands": ","}, -1234.5),
+        ("12.5", {"decimal": ",", "thousands": "."}, None),  # not 125
+        ("1.234,5", {"decimal": ",", "thousands": "."}, 1234.5),
+        ("1.500", {"decimal": ","}, None),  # not 1.5, for all that can be told
+        ("0.75", {"decimal": ","}, 0.75),
+        ("$1.500", {"decimal": ",", "units": ["$"]}, None),
+    ],
+)
+def test_a_mark_in_the_wrong_place_makes_no_other_number(tmp_path, cell, settings, read):
+    frame = people()
+    frame["income"] = [value.replace(".", settings.get("decimal", ".")) for value in frame["income"]]
+    frame.loc[3, "income"] = cell
+    if read is not None:
+        assert dataset(tmp_path, frame, **settings).load().features["income"][3] == read
+        return
+    for more in ({}, {"numeric": ["income"]}, {"filters": {"income": {"min": 0}}}):
+        with pytest.raises(InputError, match=rf"'income' .*'{re.escape(cell)}', which is no number where dataset\.dec"):
+            dataset(tmp_path, frame, **settings, **more).load()
+    assert cell in dataset(tmp_path, frame, **settings, categorical=["income"]).load().features["income"].tolist()
 
 
 def test_a_comma_is_a_decimal_one_where_some_cell_cannot_be_thousands():

@@ -136,15 +136,50 @@ class Notation:
             numbers = pd.to_numeric(part.map(self._plain, na_action="ignore"), errors="coerce")
             if (numbers.isna() & part.notna()).any():
                 return None
-        return numbers
+        return None if any(map(self.misplaced, known.dropna())) else numbers
+
+    def misplaced(self, cell: str) -> bool:
+        """Tell whether a mark stands where this notation has none: as in 2,5 where commas mark thousands.
+
+        So does the point of 1.500 where a comma is the decimal mark, unless points mark thousands.
+        """
+        whole, _, rest = self._bare(cell).partition(self.decimal)
+        if self.thousands and self.thousands in whole + rest:
+            mark = re.escape(self.thousands)
+            grouped = rf"[+-]?\d{{1,3}}({mark}\d{{2,3}})*{mark}\d{{3}}"
+            return self.thousands in rest or not re.fullmatch(grouped, whole, re.ASCII)
+        return self.decimal != "." and bool(_DOTTED.fullmatch(whole))
+
+    def refuse_misplaced(self, column: pd.Series, files: str) -> None:
+        """Raise `InputError` if a text column is one of numbers, some of which have a mark in the wrong place."""
+        if pd.api.types.is_numeric_dtype(column):
+            return
+        counts = column.value_counts()
+        written = {cell: found for cell in counts.index if (found := _written(str(cell))) is not None}
+        wrong = [  # whatever else is odd about a cell is told by `refuse_odd_numbers`
+            cell
+            for cell, found in written.items()
+            if not {"negative", "suffix"} & dict(found).keys() and self.misplaced(str(cell))
+        ]
+        if wrong and counts[[*written]].sum() >= _MOSTLY * counts.sum():
+            raise InputError(
+                f"column '{column.name}' of {files} holds '{wrong[0]}', which is no number where dataset.decimal="
+                f"'{self.decimal}' and thousands={self.thousands and repr(self.thousands)}: set them otherwise, mend "
+                "the cell, or list the column in dataset.categorical"
+            )
 
     def _plain(self, cell: str) -> str:
-        cell = _ascii(cell)
-        for unit in self.units:
-            cell = cell.replace(unit, "")
+        cell = self._bare(cell)
         if self.thousands:
             cell = cell.replace(self.thousands, "")
         return cell.replace(self.decimal, ".").strip()
+
+    def _bare(self, cell: str) -> str:
+        """Write a cell without units."""
+        cell = _ascii(cell)
+        for unit in self.units:
+            cell = cell.replace(unit, "")
+        return cell.strip()
 
 
 def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.categorical") -> None:

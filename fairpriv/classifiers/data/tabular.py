@@ -280,6 +280,7 @@ class TabularDataset(Dataset):
             raise InputError(f"dataset: no feature is left of the columns of {files}")
         for name in names:
             if name not in (*(self.numeric or ()), *(self.categorical or ())):
+                self._notation.refuse_misplaced(kept[name], files)
                 refuse_odd_numbers(kept[name], files)
         frame = self._complete(kept, names, files)
         dropped["missing"] = len(kept) - len(frame)
@@ -336,8 +337,15 @@ class TabularDataset(Dataset):
             frames.append(frame)
         whole = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         # All files are typed together, because one may write a code as 1 and another as 1.0
-        written = Notation(self.missing_values, self.decimal, self.thousands, self.units)
-        return pd.DataFrame({name: written.read(whole[name]) for name in whole.columns})
+        return pd.DataFrame({name: self._notation.read(whole[name]) for name in whole.columns})
+
+    @property
+    def _notation(self) -> Notation:
+        return Notation(self.missing_values, self.decimal, self.thousands, self.units)
+
+    def _numbers(self, column: pd.Series, files: str) -> pd.Series:
+        self._notation.refuse_misplaced(column, files)
+        return _numbers(column, files)
 
     def _parse_text(self, path: Path) -> tuple[pd.DataFrame, list[str]]:
         """Read all cells of the needed columns as text; also return these columns' names in the header line."""
@@ -443,7 +451,7 @@ class TabularDataset(Dataset):
         for name, conditions in self.filters.items():
             keep &= frame[name].notna()
             for condition, bound in conditions.items():
-                column = frame[name] if condition in ("in", "not_in") else _numbers(frame[name], files)
+                column = frame[name] if condition in ("in", "not_in") else self._numbers(frame[name], files)
                 keep &= _FILTERS[condition](column, bound)
         return frame[keep]
 
@@ -550,7 +558,7 @@ class TabularDataset(Dataset):
         rule = f"dataset.positive={self.positive}"
         if self.positive_above is not None:
             rule = f"dataset.positive_above={self.positive_above}"
-            y = np.asarray(_numbers(column, files) > self.positive_above, dtype=np.int64)
+            y = np.asarray(self._numbers(column, files) > self.positive_above, dtype=np.int64)
             names = (f"<={text(self.positive_above)}", f">{text(self.positive_above)}")
         else:
             positive = [text(value) for value in self.positive or ()]
@@ -582,7 +590,7 @@ class TabularDataset(Dataset):
         name = str(column.name)
         inferred = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         if name in (self.numeric or ()) or (inferred and name not in (self.categorical or ())):
-            numbers = _numbers(column, files)
+            numbers = self._numbers(column, files)
             if np.isinf(numbers).any():
                 raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
             return numbers
