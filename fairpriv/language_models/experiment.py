@@ -27,7 +27,7 @@ from fairpriv.language_models.data.pairs import Pairs, drawn
 from fairpriv.language_models.data.tokens import Encoded, pad_token_id
 from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity, windows
-from fairpriv.language_models.inputs import Loaded, encoded, load, read
+from fairpriv.language_models.inputs import Loaded, encoded, load, read, trained_on
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.observation import Comparison, Observation, Observer, compare
 from fairpriv.language_models.records import Records, flip_rows, judge_rows, response_rows, score_rows
@@ -90,7 +90,7 @@ class TugOfWar:
             data = read(settings)
             observer = Observer(data.sets, settings)
             if first:  # a judge that is no good is refused before anything is trained
-                result.add(observer.quality)
+                result.add(observer.quality | trained_on(data))
         with stage("model"):
             loaded = load(settings, data)
             subject = loaded.subject

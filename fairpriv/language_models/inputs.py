@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,19 @@ from fairpriv.language_models.models.sharding import require_shardable
 from fairpriv.language_models.observation import PromptSet, prompt_sets
 from fairpriv.language_models.scorers.scorer import Subject
 from fairpriv.language_models.settings import Settings
+from fairpriv.metrics import SHARE, Measured, Metric
+
+log = logging.getLogger(__name__)
+
+TRAINED_ON = Metric(
+    "eval/{dimension}/trained_on",
+    "{dimension} prompts trained on",
+    "Share of the dimension's prompts that are also prompts of pairs that the defence trains on, or is made from; left "
+    "out where none is.",
+    SHARE,
+    low=0.0,
+    high=1.0,
+)
 
 
 @dataclass
@@ -61,6 +75,29 @@ def read(settings: Settings) -> Data:
         settings.analysis.draw(dimensions, defense, evaluation.seed) if settings.analysis is not None else [],
         "\n\n".join(map(_joined, settings.text.load())) if settings.text is not None else None,
     )
+
+
+def trained_on(data: Data) -> Measured:
+    """Measure which share of a dimension's prompts the defence reads pairs of, and warn of it; nothing where it is 0.
+
+    What a model does with a prompt that it was trained on tells little of what it does with another. Prompts are
+    compared without outer blanks.
+    """
+    read = {pair.prompt.strip() for pairs in (data.pairs, *data.asked.values()) for pair in pairs} - {""}
+    measured = Measured()
+    for prompts in data.sets:
+        if prompts.kind == "benign" or prompts.dimension.evaluate is None:  # leakage asks about what is trained on
+            continue
+        n, known = len(prompts.examples), sum(example.prompt.strip() in read for example in prompts.examples)
+        if known:
+            log.warning(
+                "dimension %s: %d of its %d prompts are also prompts of pairs that the defence reads",
+                prompts.name,
+                known,
+                n,
+            )
+            measured |= TRAINED_ON.named(dimension=prompts.name).of(known / n)
+    return measured
 
 
 def load(settings: Settings, data: Data) -> Loaded:

@@ -1,14 +1,19 @@
 """Which pairs are trained on, and in which step and process each row is read."""
 
+import logging
+
 import pytest
 
-from fairpriv.data.sources import Files
-from fairpriv.data.texts import Texts
+from fairpriv.data.sources import Bundled, Files
+from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.canaries import Canaries
 from fairpriv.language_models.data.pairs import Pairs, TokenBatches
 from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.dimensions.dimension import Dimension
+from fairpriv.language_models.inputs import Data, trained_on
+from fairpriv.language_models.observation import PromptSet
+from fairpriv.language_models.scorers.pair_membership import PairMembership
 
 COLUMNS = {"prompt": "prompt", "response": "response"}
 
@@ -144,6 +149,25 @@ def test_each_pair_stands_against_a_response_of_the_other_split(dimensions, tmp_
     for contrast in ("prompt", "any"):
         with pytest.raises(InputError, match=r"dimensions\.fairness\.train has no split 'unsafe'; it has safe"):
             against(contrast, Pairs(["fairness"])).draw(dimensions, 0)
+
+
+def test_prompts_that_are_trained_on_are_counted_and_told_of(caplog):
+    def sets(kind, evaluate, *asked):
+        texts = Texts(Bundled(["privacy_evaluate.csv"]), {"prompt": "prompt"}) if evaluate else None
+        dimension = Dimension("privacy", evaluate=texts, scorer=None if evaluate else PairMembership())
+        return PromptSet(dimension, kind, [Example(prompt, None, "a row") for prompt in asked])
+
+    def found(*sets, pairs=(), asked=()):
+        data = Data(list(sets), list(pairs), {("privacy", "safe", None): list(asked)}, [], None)
+        return trained_on(data).metrics
+
+    told = sets("evaluate", True, "Who is she?", "Where is he?", "", "Who is she?")
+    pairs = [Example(" Who is she?\n", "A nurse.", "a row"), Example("", "Yes.", "a row")]
+    with caplog.at_level(logging.WARNING, logger="fairpriv"):
+        assert found(told, pairs=pairs) == found(told, asked=pairs) == {"eval/privacy/trained_on": 0.5}
+    assert "dimension privacy: 2 of its 4 prompts are also prompts of pairs" in caplog.text
+    assert found(told) == found(told, pairs=pairs[1:]) == {}
+    assert found(sets("benign", True, "Who is she?"), sets("scored", False, "Who is she?"), pairs=pairs) == {}
 
 
 def test_pairs_without_responses_are_no_pairs(tmp_path):
