@@ -18,10 +18,17 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import enum
+import functools
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fairpriv.config.schema import class_definition
@@ -146,6 +153,56 @@ def kind_of(built: type) -> str:
     return declared(f"{built.__module__}.{built.__qualname__}")[0]
 
 
+def code_of(*classes: Any) -> list[list[str]]:
+    """Name those of some classes or functions, bases included, that are a user's own, each with a hash of its source.
+
+    Its id counts such a class by its name, so that finished cells stay where code changes. What is kept for other cells
+    to read has to be kept under the code as well. The source is that of the class's file, and of the files beside it
+    that it imports, as they were when this process first asked.
+
+    Returns:
+        Names and hashes, in the order of names; none for classes of fairpriv and of libraries whose versions are told
+        apart elsewhere.
+    """
+    every = {one for given in classes for one in getattr(given, "__mro__", (given,))}
+    own = [one for one in every if not _of_a_library(one.__module__ or "builtins")]
+    return sorted([f"{one.__module__}.{one.__qualname__}", _source_hash(one)] for one in own)
+
+
+def described(part: Any, known: frozenset[int] = frozenset()) -> Any:
+    """Turn an object into plain data that tell what it was built of: its class's kind and its public attributes.
+
+    Args:
+        part: a setting of whatever kind: plain data, a dataclass, a ``functools.partial``, a function, any object.
+        known: the objects that it is a part of, which are not described again.
+    """
+    if part is None or isinstance(part, str | int | float):
+        return part
+    if id(part) in known:
+        return "itself"
+    tell = functools.partial(described, known=known | {id(part)})
+    if isinstance(part, functools.partial):
+        return [tell(part.func), *([tell(part.args)] if part.args else []), tell(part.keywords)]
+    if isinstance(part, Mapping):
+        return {str(key): tell(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [*map(tell, part)]
+    if isinstance(part, set | frozenset):
+        return sorted(map(tell, part), key=str)
+    if hasattr(part, "tolist"):  # an array or a tensor
+        return tell(part.tolist())
+    if isinstance(part, enum.Enum):
+        return str(part)
+    if hasattr(part, "__qualname__"):  # a class or a function
+        return f"{part.__module__}.{part.__qualname__}"
+    if dataclasses.is_dataclass(part):
+        return [kind_of(type(part)), {one.name: tell(getattr(part, one.name)) for one in dataclasses.fields(part)}]
+    if hasattr(part, "__dict__"):
+        public = {name: value for name, value in vars(part).items() if not name.startswith("_")}
+        return [kind_of(type(part)), tell(public)]
+    return repr(part)
+
+
 def content_hash(obj: Any) -> str:
     """Hash plain data (mappings, lists, strings, numbers, booleans, None): 16 hexadecimal digits of its SHA-256.
 
@@ -159,6 +216,50 @@ def content_hash(obj: Any) -> str:
 def derived_seed(*parts: Any) -> int:
     """Derive a seed in [0, 2^31) from plain data, such as another seed and a number."""
     return int(content_hash(parts), 16) % 2**31
+
+
+# Beside Python's own: ours, told by OUTCOME_VERSION, and those whose classes are bases of others.
+_LIBRARIES = frozenset({"fairpriv", "torch", "transformers", "peft", "lightning", "torchmetrics"})
+
+
+def _of_a_library(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__")
+
+
+@cache  # the code that runs is that of the file as it was imported
+def _source_hash(built: Any) -> str:
+    module = sys.modules.get(built.__module__)
+    if module is None or not getattr(module, "__file__", None):  # of a notebook, say
+        try:
+            return content_hash(inspect.getsource(built))
+        except (OSError, TypeError):
+            return ""
+    return content_hash(dict(_sources(module)))
+
+
+def _sources(module: ModuleType) -> Iterator[tuple[str, str]]:
+    """Yield names and texts of a module and of those that it imports from beside it, and these in turn."""
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    root, left, seen = Path(str(top.__file__)).resolve().parent, [module], set()
+    while left:
+        one = left.pop()
+        path = Path(getattr(one, "__file__", None) or "").resolve()
+        inside = path.suffix == ".py" and path.is_relative_to(root)
+        if one.__name__ in seen or not inside or "site-packages" in path.relative_to(root).parts:
+            continue
+        seen.add(one.__name__)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        yield one.__name__, text
+        names: list[str] = []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                base = resolve_name(base, getattr(one, "__package__", None) or "") if node.level else base
+                names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        left += [sys.modules[name] for name in names if name in sys.modules]
 
 
 def _counted(node: Any) -> Any:

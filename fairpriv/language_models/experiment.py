@@ -20,7 +20,7 @@ from fairpriv import processes
 from fairpriv.data.texts import Example
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
-from fairpriv.identity import content_hash
+from fairpriv.identity import code_of, content_hash
 from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
@@ -106,7 +106,9 @@ class TugOfWar:
             tuned = defense.tune(self.owner(loaded, fit, records, result))
         subject = replace(subject, model=tuned.model)
         result.add(tuned.measured)
-        now = origin if not defense.changes else None if tuned.content is None else [origin, tuned.content]
+        made_by = code_of(type(defense))  # a user's own says what determines the model, and not how
+        content = None if tuned.content is None else [origin, tuned.content, *([made_by] if made_by else [])]
+        now = content if defense.changes else origin
         with stage("evaluate"):
             after = observer.observe(subject, now) if defense.changes else before
             if first:

@@ -16,7 +16,7 @@ from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
 from fairpriv.functional.verdicts import Known
-from fairpriv.identity import content_hash, kind_of
+from fairpriv.identity import code_of, content_hash, kind_of
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
 from fairpriv.language_models.data.pairs import Pairs
 from fairpriv.language_models.data.tokens import Prompt, opens_thinking, without_thinking
@@ -346,7 +346,7 @@ class Observer:
             again.update({pair: one for pair, one in asked.items() if one.ask_again})
             return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}
 
-        known = self.settings.store.cached_each("verdicts", {"judge": key}, list(by_pair), ask)
+        known = self.settings.store.cached_each("verdicts", {"judge": key, **_code(judge)}, list(by_pair), ask)
         verdicts = {pair: Verdict(*told) for pair, told in known.items()} | again
         return [verdicts[pair] for pair in pairs]
 
@@ -358,6 +358,7 @@ class Observer:
         texts = [[example.prompt, example.messages, example.response, example.fields] for example in prompts.examples]
         key = {
             "scorer": prompts.dimension.scoring,
+            **_code(scorer),
             "asked": subject.asked,
             "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
         }
@@ -369,6 +370,11 @@ class Observer:
         if origin is None:
             return make()
         return self.settings.store.cached(kind, {"model": origin, **key}, make)
+
+
+def _code(part: object) -> dict[str, Any]:
+    """Return what a key of the cache holds of a user's own code, beside a part's digest."""
+    return {"code": code} if (code := code_of(type(part))) else {}
 
 
 @dataclass(frozen=True)

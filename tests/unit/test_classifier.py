@@ -1,11 +1,15 @@
 """The LightningModule and its fit: cache, modes, non-finite losses, dual ascent."""
 
+import copy
 import functools
+import importlib.util
 import json
+import sys
 
 import lightning
 import pytest
 import torch
+from torch import nn
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
@@ -67,6 +71,99 @@ def test_a_non_finite_loss_names_stage_and_step():
     rows.X[7, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match=r"loss became nan at step 0 of the test"):
         trained(rows=rows, stage="the test")
+
+
+LAYER = """
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(2, 2), factor
+
+    def forward(self, x):
+        return {factor} * self.linear(x)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a file of a user's and imports it in place of an earlier one, as another process would."""
+
+    def written(content: str):
+        folder = tmp_path / f"code{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "mine_of_tests.py").write_text(content)
+        spec = importlib.util.spec_from_file_location("mine_of_tests", folder / "mine_of_tests.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "mine_of_tests", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return written
+
+
+def kept_fit(folder, net, made=Classifier) -> dict:
+    """Fit a network from its weights as they are, and return what became of them."""
+    module = made(net, classes=2, lr=0.1, weight_decay=0.0)
+    rows = biased_rows(60)
+    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
+    fit(module, ShuffledBatches(rows, 60, 0), epochs=2, trainer=trainer, validation=rows, store=Store(folder))
+    return module.net.state_dict()
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_fit_is_not_read_for_a_network_whose_settings_are_in_no_weight(tmp_path, own):
+    layer = own(LAYER.format(factor="self.factor")).Scaled
+    nets = [layer(), layer(factor=3.0)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    apart = [kept_fit(tmp_path / str(i), copy.deepcopy(net)) for i, net in enumerate(nets)]
+    assert not same(*apart)
+    assert [same(kept_fit(tmp_path / "one", net), alone) for net, alone in zip(nets, apart, strict=True)] == [True] * 2
+
+
+def test_a_fit_is_not_read_for_attention_of_another_number_of_heads(tmp_path):
+    class Attending(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(4, heads, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            states = x[:, :, None].expand(-1, -1, 4) * torch.tensor([1.0, -1.0, 0.5, 2.0])
+            return self.last(self.attention(states, states, states)[0].mean(1))
+
+    nets = [Attending(1), Attending(4)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    kept_fit(tmp_path, nets[0])
+    kept_fit(tmp_path, nets[1])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_fit_is_not_read_for_a_class_whose_code_has_changed(tmp_path, own):
+    weights, found = nn.Linear(2, 2).state_dict(prefix="linear."), []
+    for factor in (1, 3, 1):
+        net = own(LAYER.format(factor=factor)).Scaled()
+        net.load_state_dict(weights)
+        found.append(kept_fit(tmp_path / "out", net))
+    first, other, third = found
+    assert not same(first, other)
+    assert same(first, third)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_fit_is_not_read_for_another_way_to_train(tmp_path, own):
+    still = own(
+        "from fairpriv.classifiers.nets.classifier import Classifier\n\n\nclass Still(Classifier):\n"
+        "    def training_step(self, batch, index):\n        return 0 * super().training_step(batch, index)\n"
+    ).Still
+    net = MLP(2, 2, hidden=[4])
+    before = copy.deepcopy(net.state_dict())
+    assert not same(kept_fit(tmp_path / "out", copy.deepcopy(net)), before)
+    assert same(kept_fit(tmp_path / "out", net, still), before)
 
 
 def test_a_finished_fit_is_read_and_not_done_again(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import hashlib
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from hydra.utils import get_object
 
 from fairpriv import identity
 from fairpriv.config.schema import class_definition
-from fairpriv.identity import content_hash, declared, outcome, outcome_config
+from fairpriv.config.settings import EvaluationSettings
+from fairpriv.identity import code_of, content_hash, declared, described, outcome, outcome_config
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -324,3 +327,60 @@ def test_a_field_called_kind_and_what_is_no_class_name_none(house):
     package = house(cellar=text)
     for name in ("cellar.Part", "cellar.make", "cellar.missing", "nowhere.Part"):
         assert declared(f"{package}.{name}") == (f"{package}.{name}", frozenset(), frozenset())
+
+
+def test_the_code_of_a_users_class_is_that_of_its_bases_and_of_what_they_import(tmp_path, monkeypatch):
+    def code(name="Part", **changed):
+        files = {
+            "part": "import json\nfrom .shared import FACTOR\nfrom .base import Base\n\nclass Part(Base): ...\n"
+            "class Other(Base): ...\n",
+            "base": "class Base: ...\n",
+            "shared": "from . import deep\nFACTOR = deep.FACTOR\n",
+            "deep": "FACTOR = 1\n",
+            "unread": "",
+        }
+        folder = tmp_path / f"at{len(list(tmp_path.iterdir()))}"
+        (folder / "barn").mkdir(parents=True)
+        for file, text in {"__init__": "", **files, **changed}.items():
+            (folder / "barn" / f"{file}.py").write_text(text)
+        for loaded in [one for one in sys.modules if one.partition(".")[0] == "barn"]:
+            monkeypatch.delitem(sys.modules, loaded)
+        with monkeypatch.context() as path:
+            path.syspath_prepend(str(folder))
+            return code_of(getattr(importlib.import_module("barn.part"), name))
+
+    first = code()
+    assert [name for name, _ in first] == ["barn.base.Base", "barn.part.Part"]
+    assert code() == first == code(unread="LATER = 1")
+    for changed in ({"base": "class Base:\n    more = 1\n"}, {"deep": "FACTOR = 2\n"}, {"name": "Other"}):
+        assert code(**changed) != first
+
+
+def test_classes_of_ours_and_of_libraries_have_no_code_of_a_users():
+    from torch import nn
+
+    assert code_of(nn.Linear, dict, type(None), EvaluationSettings, print) == []
+    assert [name for name, _ in code_of(type("Mine", (nn.Linear,), {"__module__": "nowhere"}))] == ["nowhere.Mine"]
+
+
+def test_an_object_is_described_by_its_kind_and_its_public_attributes():
+    import torch
+
+    class Mine:
+        def __init__(self, **settings):
+            self.__dict__ |= settings
+
+    def alike(one, other):
+        return json.dumps(described(one)) == json.dumps(described(other))
+
+    assert alike(Mine(a=1, b=[{2, 1}], _c=3), Mine(a=1, b=[{1, 2}], _c=4))
+    assert alike(functools.partial(max, key=abs), functools.partial(max, key=abs))
+    different = [
+        *(1, "1", None, [1], {"a": 1}, {"a": 2}, Mine(a=1), Mine(a=2), Mine(a=Mine(a=1)), Mine, max, torch.float16),
+        *(functools.partial(max, 1), functools.partial(max, 2), functools.partial(min, 1)),
+        *(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), EvaluationSettings(), EvaluationSettings(prompts=3)),
+    ]
+    assert len({json.dumps(described(one), sort_keys=True) for one in different}) == len(different)
+    ring = Mine(a=1)
+    ring.ring = ring
+    assert alike(ring, ring)

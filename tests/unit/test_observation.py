@@ -1,6 +1,8 @@
 """What two models say on the same prompts, compared; and parts that do not inherit from the base of their kind."""
 
 import functools
+import importlib
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from fairpriv.language_models.judges.judge import Judge, Verdict
 from fairpriv.language_models.observation import Observation, Observer, PromptSet, compare
 from fairpriv.language_models.records import response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
+from fairpriv.store import Store
 
 PROMPTS = [Example(f"the prompt {i}", None, f"line {i}") for i in range(4)]
 SAFE, UNSAFE = Verdict(True, "it refuses"), Verdict(False, "it answers")
@@ -161,6 +164,44 @@ def test_a_part_without_what_it_must_have_is_not_built():
 
     with pytest.raises(TypeError, match="judge"):
         Mute()
+
+
+PARTS = """
+from fairpriv.language_models.judges.judge import Judge, Verdict
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
+
+
+class Mine(Judge, Scorer):
+    name, required = "mine", ("prompt",)
+
+    def judge(self, prompts, responses):
+        return [Verdict({safe}, "so")] * len(prompts)
+
+    def score(self, subject, examples, responses):
+        return Scored(SCORE.of({score}), [])
+
+    def digest(self):
+        return None
+"""
+
+
+def test_what_a_user_s_judge_and_scorer_found_is_not_read_after_their_code_has_changed(tmp_path, monkeypatch):
+    observer = Observer([], SimpleNamespace(store=Store(tmp_path)))
+    found = []
+    for number, values in enumerate([(True, 0.25), (False, 0.75), (True, 0.25)]):
+        folder = tmp_path / f"code{number}"
+        folder.mkdir()
+        (folder / "mine_of_tests.py").write_text(PARTS.format(safe=values[0], score=values[1]))
+        monkeypatch.delitem(sys.modules, "mine_of_tests", raising=False)
+        with monkeypatch.context() as path:
+            path.syspath_prepend(str(folder))
+            part = importlib.import_module("mine_of_tests").Mine()
+        told = observer._verdicts((part, ["mine", part.digest()]), [("a prompt", "a response")])
+        prompts = PromptSet(dimension("length", part), "scored", PROMPTS)
+        score = observer._scored(SimpleNamespace(asked=None), prompts, [], "a model").measured.metrics[SCORE.name]
+        found.append((told[0].safe, score))
+    assert found == [(True, 0.25), (False, 0.75), (True, 0.25)]
+    assert [len(list((tmp_path / "cache" / kind).rglob("*.json"))) for kind in ("verdicts", "scored")] == [2, 2]
 
 
 def test_processes_share_the_prompts_and_each_has_all_answers(monkeypatch):

@@ -23,7 +23,7 @@ from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
 from fairpriv.errors import NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
-from fairpriv.identity import kind_of, outcome_config
+from fairpriv.identity import code_of, described, kind_of, outcome_config
 from fairpriv.store import Store, checksum
 from fairpriv.trainer import EXPECTED_WARNINGS
 
@@ -309,7 +309,9 @@ def _fit_key(
     seed: int,
 ) -> dict[str, Any]:
     settings = outcome_config({"trainer": getattr(trainer, "keywords", {})})
-    layers = [[name, kind_of(type(layer)), layer.extra_repr()] for name, layer in module.net.named_modules()]
+    layers = [[name, *_told(layer)] for name, layer in module.net.named_modules()]
+    classes = {type(part) for part in (module, batches, *module.net.modules())}
+    code = code_of(*classes)
     return {
         "initial": checksum(module.net.state_dict()),
         "net": layers,  # dropout has no weights
@@ -319,7 +321,18 @@ def _fit_key(
         "epochs": epochs,
         "seed": seed,
         "trainer": {key: str(value) for key, value in settings["trainer"].items()},
-    }
+    } | ({"code": code} if code else {})
+
+
+def _told(layer: nn.Module) -> list[Any]:
+    """Return plain data that tell what a layer computes, beside its weights."""
+    found = [kind_of(type(layer)), layer.extra_repr()]
+    if type(layer).__module__.partition(".")[0] in ("fairpriv", "transformers"):  # which `extra_repr` of ours tells
+        return found
+    # A number of heads, or a factor, is in no weight; nor is a buffer that is not saved.
+    public = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "training"}
+    settings = {name: value for name, value in public.items() if not isinstance(value, nn.Module)}
+    return [*found, described(settings | dict(layer.named_buffers(recurse=False)))]
 
 
 def _saved(module: Classifier) -> tuple[dict[str, Tensor], dict[str, Any]]:

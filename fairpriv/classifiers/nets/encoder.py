@@ -29,6 +29,7 @@ from fairpriv.classifiers.nets.architecture import Architecture
 from fairpriv.classifiers.nets.classifier import MLP, LargeNetwork
 from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder, computed, width_of, without_pooler
 from fairpriv.errors import InputError
+from fairpriv.identity import code_of
 from fairpriv.store import Store
 
 log = logging.getLogger(__name__)
@@ -364,11 +365,13 @@ class EncoderReader(Reader):
     def _frozen(self, items: NDArray[Any]) -> NDArray[np.float32]:
         assert self.spec.weights is not None
         digest = hashlib.sha256("\0".join(items).encode() if items.dtype == object else items.tobytes()).hexdigest()
-        key = {
+        key: dict[str, Any] = {
             "items": [digest, *items.shape],
             "encoder": self.spec.weights.digest(),
             "settings": self.spec.depends_on,
         }
+        if code := code_of(type(self.spec)):
+            key["code"] = code
         features = Store(self.spec.cache).cached(
             "features",
             key,

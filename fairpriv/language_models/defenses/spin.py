@@ -20,6 +20,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, smallest_ratio, top_weights
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
+from fairpriv.identity import code_of
 from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning, require_base
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.pretrained import quantised
@@ -147,7 +148,8 @@ class Spin(Tuning):
             found = {f"{name}.indices": index for name, index in edit.indices.items()} | {
                 f"{name}.values": values for name, values in edit.originals.items()
             }
-            content = [self.kind, before.content, self.strength, checksum(found)]
+            first = code_of(type(self.after))
+            content = [self.kind, before.content, *([first] if first else []), self.strength, checksum(found)]
         return Tuned(before.model, before.measured | measured, content, edit, self._narrowed(tops))
 
     def edit(

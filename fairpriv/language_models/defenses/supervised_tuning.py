@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
-from fairpriv.identity import kind_of
+from fairpriv.identity import code_of, described, kind_of
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.models.causal_lm import CausalLM, require_masters
@@ -175,22 +174,10 @@ class SupervisedTuning(Tuning):
 
     def recipe(self) -> Any:
         """Return plain data that determine the fit of given pairs."""
-
-        def told(part: Any) -> Any:
-            if isinstance(part, functools.partial):
-                return [told(part.func), told(part.keywords)]
-            if is_dataclass(part) and not isinstance(part, type):
-                return [kind_of(type(part)), {one.name: told(getattr(part, one.name)) for one in fields(part)}]
-            if isinstance(part, Mapping):
-                return {str(key): told(value) for key, value in part.items()}
-            if isinstance(part, list | tuple | set | frozenset):
-                return sorted(map(told, part), key=str) if isinstance(part, set | frozenset) else [*map(told, part)]
-            if isinstance(part, type):
-                return f"{part.__module__}.{part.__qualname__}"
-            return part if part is None or isinstance(part, str | int | float) else repr(part)
-
         counted = [one.name for one in fields(self) if one.metadata.get("outcome") is not False and one.name != "name"]
-        return [kind_of(type(self)), {name: told(getattr(self, name)) for name in counted}]
+        code = code_of(type(self), type(self.adapter), getattr(self.optimizer, "func", object))
+        told = [kind_of(type(self)), {name: described(getattr(self, name)) for name in counted}]
+        return [*told, code] if code else told
 
     def _merged(self, module: CausalLM, rows: list[Encoded]) -> nn.Module:
         """Return the trained model without its adapter where the merge is exact, else as it is."""
