@@ -218,8 +218,8 @@ def derived_seed(*parts: Any) -> int:
     return int(content_hash(parts), 16) % 2**31
 
 
-# Beside Python's own: ours, told by OUTCOME_VERSION, and those whose classes are bases of others.
-_LIBRARIES = frozenset({"fairpriv", "torch", "transformers", "peft", "lightning", "torchmetrics"})
+# Beside Python's own: ours, told by OUTCOME_VERSION, and those whose classes are bases of others, of a version each.
+_LIBRARIES = frozenset({"fairpriv", "torch", "transformers", "peft", "lightning", "torchmetrics", "lm_eval"})
 
 
 def _of_a_library(module: str) -> bool:
@@ -239,18 +239,19 @@ def _source_hash(built: Any) -> str:
 
 
 def _sources(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yield names and texts of a module and of those that it imports from beside it, and these in turn."""
+    """Yield places, from where the package lies, and texts of a module and of what it imports from beside it."""
     top = sys.modules.get(module.__name__.partition(".")[0], module)
-    root, left, seen = Path(str(top.__file__)).resolve().parent, [module], set()
+    root = Path(str(top.__file__)).resolve().parent
+    left, seen = [module], set[Path]()
     while left:
         one = left.pop()
         path = Path(getattr(one, "__file__", None) or "").resolve()
         inside = path.suffix == ".py" and path.is_relative_to(root)
-        if one.__name__ in seen or not inside or "site-packages" in path.relative_to(root).parts:
+        if path in seen or not inside or "site-packages" in path.relative_to(root).parts:
             continue
-        seen.add(one.__name__)
+        seen.add(path)
         text = path.read_text(encoding="utf-8", errors="replace")
-        yield one.__name__, text
+        yield str(path.relative_to(root)), text
         names: list[str] = []
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):

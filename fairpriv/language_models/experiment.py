@@ -62,7 +62,8 @@ class TugOfWar:
         if settings.text is not None:
             found["evaluation.text.source"] = settings.text.source.digest()
         if settings.harness.tasks:
-            found["utility.tasks"] = settings.harness.digest()
+            tasks = settings.harness.digest()
+            found["utility.tasks"] = content_hash([tasks, self._utility_batches]) if settings.model.half else tasks
         if settings.judges:
             judging = list(settings.judging.values())
             found["judge"] = content_hash(judging[0] if len(judging) == 1 else judging)
@@ -165,7 +166,8 @@ class TugOfWar:
             rows=rows,
             file=records.file,
             store=settings.store,
-            origin={"revision": settings.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")},
+            origin={"revision": settings.model.digest(), "dtype": str(model.dtype).removeprefix("torch.")}
+            | ({"code": "its own"} if settings.model.trust_remote_code else {}),
             name=name,
             fitting=[settings.model.origin(model, None), settings.fitting],
         )
@@ -208,9 +210,13 @@ class TugOfWar:
         Of several processes each measures a share of the tasks.
         """
 
+        settings = self.settings
+
         def of(task: Harness) -> Measured:
             which = [task.limit, *(["first"] if task.first else [])]
             key = {"task": task.digest(), "settings": [*which, task.chat, *subject.asked]}
+            if settings.model.half:
+                key["batches"] = self._utility_batches
             make = functools.partial(
                 task.measure,
                 subject.model,
@@ -222,8 +228,13 @@ class TugOfWar:
             )
             return self.kept("utility", origin, key, make)
 
-        jobs = [functools.partial(of, task) for task in self.settings.harness.apart()]
+        jobs = [functools.partial(of, task) for task in settings.harness.apart()]
         return functools.reduce(operator.or_, processes.dealt(jobs), Measured())
+
+    @property
+    def _utility_batches(self) -> str:
+        """What rounds likelihoods of lm-eval's tasks, beside the weights, in half precision."""
+        return f"batches of {self.settings.harness.batch_size}"
 
     def analyse(
         self, subject: Subject, tuned: Tuned, edit: SpinEdit, examples: Sequence[Example], records: Records

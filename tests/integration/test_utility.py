@@ -125,3 +125,22 @@ def test_a_task_that_is_asked_by_another_chat_template_is_measured_again(fairpri
         ended = fairpriv(*words, *mine, "defense=none", "utility.limit=2", "evaluation.prompts=2", *told)
         assert ended.status == 0, ended.err
     assert asked == ["Why?", "Say: Why?"]
+
+
+@pytest.mark.parametrize(("dtype", "cells"), [("float32", 1), ("bfloat16", 2)])
+def test_the_batch_size_of_tasks_counts_where_padding_rounds_their_likelihoods(
+    fairpriv, words, mine, tmp_path, dtype, cells
+):
+    asked = [
+        *words,
+        *mine,
+        "utility.tasks=[choices]",
+        "utility.limit=2",
+        "evaluation.prompts=1",
+        f"model.dtype={dtype}",
+    ]
+    for size in (1, 64):
+        ended = fairpriv(*asked, "defense=none", f"utility.batch_size={size}")
+        assert ended.status == 0, ended.err
+    assert len(find_results([tmp_path / "out"])[0]) == cells
+    assert len(list((tmp_path / "out" / "cache" / "utility").iterdir())) == cells

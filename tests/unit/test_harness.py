@@ -285,6 +285,32 @@ def test_a_digest_is_of_what_is_asked_and_not_of_where_it_lies(tmp_path):
     assert len({first, *others}) == 4
 
 
+def test_a_digest_is_of_the_code_that_a_task_s_functions_call(tmp_path):
+    def asked(place, helper):
+        folder = tmp_path / place
+        folder.mkdir()
+        more = f"doc_to_text: !function own.shown\nprocess_results: !function own.results\n{METRICS}"
+        data = write_data(folder, documents(6))
+        write_task(folder, "mine", data)
+        text = (folder / "mine.yaml").read_text().replace('doc_to_text: "{{text}}"\n', "").replace(METRICS, more)
+        (folder / "mine.yaml").write_text(text)
+        (folder / "own.py").write_text(
+            f"def _asked(text):\n    return {helper}\n\n\ndef shown(doc):\n    return _asked(doc['text'])\n\n\n"
+            "def results(doc, told):\n    return {'acc': told[0][0] > told[1][0], 'acc_norm': 0}\n"
+        )
+        harness._load.cache_clear()
+        own = Harness(["mine"], include=str(folder))
+        return own.digest(), own._loaded().tasks["mine"].doc_to_text({"text": "Why?"})
+
+    (first, plain), (again, same), (other, loud) = (
+        asked("here", "text"),
+        asked("there", "text"),
+        asked("loud", "text.upper()"),
+    )
+    assert (plain, same, loud) == ("Why?", "Why?", "WHY?")
+    assert first == again != other
+
+
 def test_a_group_asks_for_something_else_than_its_tasks_and_than_another_average(folder):
     asked = (["averaged"], ["even"], ["small", "large"])
     assert len({Harness(tasks, include=folder).digest() for tasks in asked}) == 3

@@ -24,8 +24,13 @@ from fairpriv.cli import CONF
 from fairpriv.config.compose import compose, plain
 from fairpriv.errors import InputError
 from fairpriv.language_models.data.tokens import PromptFormat, encode, encode_prompt, response_end
+from fairpriv.language_models.experiment import TugOfWar
+from fairpriv.language_models.inputs import Loaded
 from fairpriv.language_models.models import precision
 from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.language_models.records import Records
+from fairpriv.language_models.scorers.scorer import Subject
+from fairpriv.store import Store
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -473,3 +478,14 @@ def test_numbers_by_code_of_the_model_s_own_are_kept_apart(tiny_lm):
     model = PretrainedLM("tiny", str(tiny_lm)).load()[0]
     kept = [PretrainedLM("tiny", str(tiny_lm), trust_remote_code=own).origin(model, 64) for own in (False, True)]
     assert kept[0] != kept[1]
+
+
+def test_a_defence_is_told_of_code_of_the_model_s_own(tiny_lm, tmp_path):
+    origins = []
+    for own in (False, True):
+        model = PretrainedLM("tiny", str(tiny_lm), trust_remote_code=own)
+        cell = TugOfWar.__new__(TugOfWar)
+        cell.settings = SimpleNamespace(model=model, seed=0, store=Store(tmp_path), fitting={})
+        loaded = Loaded(Subject(*model.load()), ([], 0), {}, None)
+        origins.append(cell.owner(loaded, lambda: None, Records(tmp_path, {}), None).origin)
+    assert origins[0] != origins[1]

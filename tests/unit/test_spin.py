@@ -27,6 +27,7 @@ from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.store import Store, read_tensors
+from fairpriv.undefended import Undefended
 
 DIMENSIONS = ["fairness", "privacy"]
 RATIO = 0.05  # of 2,048 weights, as many as each matrix of a tiny MLP has
@@ -203,6 +204,19 @@ def test_what_the_caller_calls_the_model_stands_for_its_weights_in_the_cache(mod
         spin().edit(model, ROWS, store=Store(tmp_path), origin={"revision": "b"})
     with pytest.raises(TypeError):
         spin().edit(model.to(torch.bfloat16), ROWS, store=Store(tmp_path), origin={"revision": "a"})
+
+
+def test_in_half_precision_which_padding_rounds_scores_of_another_batch_size_are_kept_apart(model, tmp_path):
+    for dtype, entries in ((torch.float32, 3), (torch.bfloat16, 9)):
+        for size in (1, 4):
+            indices(model.to(dtype), store=Store(tmp_path), batch_size=size)
+        assert len(list((tmp_path / "cache" / "top_weights").iterdir())) == entries
+
+
+def test_after_another_defence_scores_of_equal_weights_in_another_model_are_kept_apart(model, tmp_path):
+    for revision in ("its config", "another config"):
+        spin(after=Undefended()).tune(owner(copy.deepcopy(model), tmp_path, origin={"revision": revision}))
+    assert len(list((tmp_path / "cache" / "top_weights").iterdir())) == 6
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])

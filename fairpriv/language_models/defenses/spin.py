@@ -135,7 +135,8 @@ class Spin(Tuning):
         before = self.after.tune(owner) if self.after is not None else Tuned(owner.model)
         rows = {name: owner.rows(name, split, samples) for name, split, samples in self.sets}
         origin = owner.origin if self.after is None else _weights_hash(before.model)
-        tops = self.tops(before.model, rows, pad_id=owner.pad_id, store=owner.store, origin=origin)
+        known = owner.origin if self.after is None else [owner.origin, origin]  # equal weights may compute otherwise
+        tops = self.tops(before.model, rows, pad_id=owner.pad_id, store=owner.store, origin=known)
         edit, measured = self.edit(before.model, rows, seed=owner.seed, origin=origin, tops=tops)
         after = self.after.name if self.after is not None else None
         edit.metadata.update({"name": owner.name, "base": owner.origin, "after": after})
@@ -326,6 +327,10 @@ class Spin(Tuning):
         }
         if scope != "all":
             key["target"] = scope
+        if kind != "magnitude" and any(weight.dtype.itemsize < 4 for weight in model.parameters()):
+            key["batch_size"] = self.batch_size  # padding changes how half precision rounds
+        if code := code_of(type(self)):
+            key["code"] = code
 
         def make() -> dict[str, TopWeights]:
             return self._scored(which, kind, model, rows, pad_id, scope)

@@ -11,14 +11,14 @@ import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.config.schema import nearest
 from fairpriv.data.checkpoints import gated
 from fairpriv.errors import InputError, short_of_memory
-from fairpriv.identity import content_hash
+from fairpriv.identity import code_of, content_hash
 from fairpriv.metrics import SHARE, Better, Measured, Metric
 from fairpriv.patches import hidden_bars
 
@@ -267,6 +267,8 @@ def _load(tasks: str, include: str | None, fewshot: int | None) -> _Loaded:
                 how = {
                     key: [map(vars, one.aggregate_metric_list or []), one.child_names] for key, one in groups.items()
                 }
+                if code := code_of(*_functions([one.aggregate_metric_list for one in groups.values()])):
+                    how["code"] = [source for _, source in code]
                 loaded.digests[f"group {name}"] = content_hash(json.dumps(how, sort_keys=True, default=_plain))
     return loaded
 
@@ -330,8 +332,24 @@ def _digest(task: Any) -> str:
     without = ("metadata", "dataset_path", "dataset_name", "dataset_kwargs")  # where the documents lie
     asked = {key: value for key, value in task.dump_config().items() if key not in without}
     examples = task.fewshot_docs() if asked.get("num_fewshot") else []
-    text = json.dumps([asked, [*task.eval_docs], [*examples]], sort_keys=True, default=_plain)
+    told = [asked, [*task.eval_docs], [*examples]]
+    if code := code_of(type(task), *_functions(task.config)):  # whose helpers no definition holds
+        told.append([source for _, source in code])
+    text = json.dumps(told, sort_keys=True, default=_plain)
     return content_hash(re.sub(r" at 0x\w+", "", text))  # of functions
+
+
+def _functions(part: Any) -> Iterator[Any]:
+    """Find the functions in the definition of a task or group."""
+    if is_dataclass(part):
+        part = vars(part)
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        for one in part:
+            yield from _functions(one)
+    elif callable(part):
+        yield part
 
 
 def _seed() -> None:
