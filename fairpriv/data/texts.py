@@ -132,7 +132,7 @@ class Texts:
         Unchanged files are read once a process, since a sweep asks in every cell.
         """
         paths = self.source.locate()
-        key = (self.digest(), *map(str, paths))
+        key = (f"{type(self).__module__}.{type(self).__qualname__}", self.digest(), *map(str, paths))
         if key not in _examples:
             _examples[key] = self._load(paths)
         return list(_examples[key])
@@ -435,7 +435,16 @@ def _json(text: str, path: Path, under: Sequence[str]) -> _Rows:
 
 def _lines(text: str, path: Path) -> _Rows:
     lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [(f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows: _Rows = [(f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip()]
+    where, first = rows[0]
+    names = [name.strip(' "') for name in re.split("[,\t]", first["prompt"])]
+    if "prompt" in names and all(re.fullmatch(r"\w+", name) for name in names):
+        # As a table it has the same bytes, and a cell's id does not tell how they were read.
+        raise InputError(
+            f"{path}, {where} is {first['prompt'].strip()!r}, as a table begins: name the file .csv or .tsv, or leave "
+            "that line out"
+        )
+    return rows
 
 
 def _matches(text: str, path: Path, pattern: str) -> _Rows:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,28 @@ def test_text_file_is_a_prompt_a_line(tmp_path):
 
 
 BLOCKS = "# head\n<1>\nOne?\nTwo?\n</1>\n\n<2>\nThree?\n</2>\n"
+
+
+def test_a_table_under_the_name_of_a_text_file_is_refused_since_its_bytes_do_not_tell(tmp_path):
+    columns = {"prompt": "prompt"}
+    for header in ("prompt", '"prompt"', "id,prompt", "prompt\tsafe"):
+        told = refused(tmp_path, "a.txt", f"\n{header}\nWhy?\n", columns)
+        assert f"a.txt, line 2 is {header!r}, as a table begins: name the file .csv or .tsv" in told
+    for first in ("Prompt me, please.", "A prompt.", "Say: prompt, then stop."):
+        assert [one.prompt for one in texts(tmp_path, "a.txt", f"{first}\nWhy?", columns).load()] == [first, "Why?"]
+
+
+def test_a_class_of_the_same_name_reads_for_itself(tmp_path):
+    def made(suffix):
+        def load(self, paths):
+            return [replace(one, prompt=one.prompt + suffix) for one in Texts._load(self, paths)]
+
+        return type("Texts", (Texts,), {"_load": load, "__module__": f"of{suffix}"})
+
+    (tmp_path / "a.txt").write_text("Who?")
+    for suffix in ("", "!", "?"):
+        read = made(suffix)(Files(["a.txt"], folder=str(tmp_path)), {"prompt": "prompt"}).load()
+        assert [one.prompt for one in read] == [f"Who?{suffix}"]
 
 
 def test_text_file_of_blocks_is_read_by_a_pattern_that_says_what_it_passes_over(tmp_path, caplog):

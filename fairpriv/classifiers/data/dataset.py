@@ -100,7 +100,7 @@ class Dataset(ABC):
     def load(self) -> Table:
         """Read everything, once per process for the same description and content; raises `InputError`."""
         described = [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self)) if f.name != "source"]
-        key = (self.source.digest(), repr((type(self).__name__, described)))
+        key = (self.source.digest(), repr((type(self), described)))
         if key not in _tables:
             _tables[key] = self._load()
             _tables[key].warn()
