@@ -484,6 +484,8 @@ def test_a_digest_holds_what_decides_verdicts_and_nothing_else(bert, chatter, tm
     for make in (classifier, lambda **options: guard(chatter, **options).digest()):  # where padding turns near ties
         assert make(dtype="bfloat16", batch_size=2) != make(dtype="bfloat16", batch_size=9)
     assert guard("a/b", revision="1").digest() != guard("a/b").digest()
+    for make in (classifier, lambda **options: guard(chatter, **options).digest()):
+        assert make(trust_remote_code=True) != make()
     assert guard("a/b", unsafe="bad").digest() != guard("a/b").digest() != guard("a/b", base_url="http://h").digest()
 
 

@@ -179,7 +179,7 @@ class GenerativeJudge(Judge):
         if self.base_url is not None:
             named = self.model or self.path
             return shown | {"base_url": self.base_url, "model": named, "reasoning": self.reasoning}
-        model = model_digest(str(self.path), self.revision)
+        model = model_digest(str(self.path), self.revision, own_code=self.trust_remote_code)
         return shown | {"model": model, "dtype": precision(self.dtype, self.batch_size)}
 
     def release(self) -> None:

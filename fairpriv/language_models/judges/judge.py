@@ -149,12 +149,17 @@ def precision(dtype: str, batch_size: int) -> str:
     return dtype if dtype in ("float32", "float64") else f"{dtype}, batches of {batch_size}"
 
 
-def model_digest(path: str, revision: str | None) -> Any:
-    """Return what identifies a model: sha256 of a folder's files by name; else its name on the hub and revision."""
+def model_digest(path: str, revision: str | None, *, own_code: bool) -> Any:
+    """Return what identifies a model: sha256 of a folder's files by name; else its name on the hub and revision.
+
+    Args:
+        path, revision: as of `load_pretrained`.
+        own_code: whether code that comes with it runs, which may compute something else.
+    """
     folder = Path(path).expanduser()
+    digests = {"code": "its own"} if own_code else {}
     if not folder.is_dir():
-        return {"path": path, "revision": revision}
-    digests = {}
+        return {"path": path, "revision": revision} | digests
     for file in sorted(folder.iterdir()):
         if file.is_file():
             with file.open("rb") as handle:

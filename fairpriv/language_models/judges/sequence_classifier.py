@@ -115,7 +115,7 @@ class Classifier(Judge):
     def digest(self) -> Any:
         """Return the weights (a local folder's content, or name and revision on the hub) and how they are read."""
         return {
-            "model": model_digest(self.path, self.revision),
+            "model": model_digest(self.path, self.revision, own_code=self.trust_remote_code),
             "dtype": precision(self.dtype, self.batch_size),
             "safe_labels": sorted(self.safe_labels),
             "template": self.template,
