@@ -104,12 +104,19 @@ def own(tmp_path, monkeypatch):
     return written
 
 
-def kept_fit(folder, net, made=Classifier) -> dict:
+def kept_fit(folder, net, made=Classifier, measured=False, **how) -> dict:
     """Fit a network from its weights as they are, and return what became of them."""
-    module = made(net, classes=2, lr=0.1, weight_decay=0.0)
+    module = made(net, classes=2, lr=0.1, weight_decay=0.0, **how)
     rows = biased_rows(60)
-    trainer = functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False)
-    fit(module, ShuffledBatches(rows, 60, 0), epochs=2, trainer=trainer, validation=rows, store=Store(folder))
+    fit(
+        module,
+        ShuffledBatches(rows, 60, 0),
+        epochs=4,
+        trainer=functools.partial(lightning.Trainer, accelerator="cpu", enable_progress_bar=False),
+        validation=rows,
+        measured=measured,
+        store=Store(folder),
+    )
     return module.net.state_dict()
 
 
@@ -124,6 +131,16 @@ def test_a_fit_is_not_read_for_a_network_whose_settings_are_in_no_weight(tmp_pat
     apart = [kept_fit(tmp_path / str(i), copy.deepcopy(net)) for i, net in enumerate(nets)]
     assert not same(*apart)
     assert [same(kept_fit(tmp_path / "one", net), alone) for net, alone in zip(nets, apart, strict=True)] == [True] * 2
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_a_curve_of_validation_changes_no_weight(tmp_path, patience):
+    net = MLP(2, 2, hidden=[8], dropout=0.3)
+    found = [
+        kept_fit(tmp_path / str(measured), copy.deepcopy(net), measured=measured, patience=patience)
+        for measured in (False, True)
+    ]
+    assert same(*found)
 
 
 def test_a_fit_is_not_read_for_attention_of_another_number_of_heads(tmp_path):

@@ -277,7 +277,9 @@ def _train(
 ) -> None:
     torch.manual_seed(seed + processes.rank())  # of dropout, which each process draws for other rows
     loader: DataLoader[Batch] = DataLoader(batches, batch_size=None)
-    held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None)
+    # A pass over a loader draws from torch's generator, as dropout does: one for a curve alone has its own generator.
+    aside = None if module.selects else torch.Generator()
+    held_out = DataLoader(ShuffledBatches(validation, len(validation.y), seed=0), batch_size=None, generator=aside)
     module.train()  # Lightning keeps a module's mode, and cached models are in eval mode
     with warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
