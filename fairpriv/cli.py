@@ -475,6 +475,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     try:
         check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
         patches.load_lightning(alone=not foreign_code())
+        from fairpriv.identity import contents
         from fairpriv.run import run
 
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
@@ -491,6 +492,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     if single:
         show(result)
     told: dict[str, Any] = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
+    told["inputs"] = contents(result.outcome)
     told["better"] = {name: result.metric(name).better for name in result.metrics}
     # for searches: a control is not a better find than a trivial outcome
     return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}

@@ -112,6 +112,16 @@ def outcome(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, 
     return {"outcome_version": OUTCOME_VERSION, "config": kept}
 
 
+def contents(outcome: Any, key: str = "") -> dict[str, str]:
+    """Find the content of every input in what `outcome` returned, by its dotted config key."""
+    if not isinstance(outcome, Mapping):
+        return {}
+    if outcome.keys() == {"content"}:
+        return {key.removeprefix("config."): str(outcome["content"])}
+    parts = [contents(value, f"{key}.{name}".lstrip(".")) for name, value in outcome.items()]
+    return {name: content for part in parts for name, content in part.items()}
+
+
 @cache
 def declared(target: str) -> tuple[str, frozenset[str], frozenset[str]]:
     """Read, from its source, what the class at an import path declares about identity; nothing is imported.

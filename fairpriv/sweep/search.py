@@ -91,10 +91,18 @@ class Search:
 
         Args:
             trial: a trial that `ask` returned.
-            outcomes: ``id``, ``status``, ``error``, ``metrics`` and ``degenerate`` of each cell.
+            outcomes: ``id``, ``status``, ``error``, ``metrics`` and ``degenerate`` of each cell, and the content of its
+                ``inputs``.
+
+        Raises:
+            InputError: a cell read other content than earlier trials, as of a file that was changed; or has no
+                direction for an objective.
         """
+        inputs = {key: content for one in outcomes for key, content in one.get("inputs", {}).items()}
+        self._require_same(inputs)
         row = next(r for r in self.trials if r["state"] == "running" and r["params"] == trial.params)
         row["cells"] = [outcome.get("id") for outcome in outcomes]
+        row["inputs"] = inputs
         row["degenerate"] = sum(bool(outcome.get("degenerate")) for outcome in outcomes)
         reasons = [outcome.get("error") or "failed" for outcome in outcomes if outcome.get("status") != "completed"]
         values = []
@@ -121,6 +129,17 @@ class Search:
             signs = [self._turned.get(metric, 1) for metric in self.directions]
             self.study.tell(trial, [sign * value for sign, value in zip(signs, values, strict=True)])
         self._write()
+
+    def _require_same(self, inputs: Mapping[str, str]) -> None:
+        searched = {key.partition(".")[0] for key in self.space}  # may choose an input
+        for row in self.trials:
+            before = row.get("inputs", {})
+            differ = sorted(key for key in inputs.keys() & before.keys() if inputs[key] != before[key])
+            if differ := [key for key in differ if key.partition(".")[0] not in searched]:
+                raise InputError(
+                    f"{self.path}: the content of {', '.join(differ)} is not that of its earlier trials: name another "
+                    "sweep=NAME"
+                )
 
     def _learn(self, metric: str, outcome: Mapping[str, Any]) -> None:
         """Take a metric's direction from the first completed cell; raise `InputError` where the cell has none."""

@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from fairpriv import identity
 from fairpriv.config.schema import class_definition
 from fairpriv.config.settings import EvaluationSettings
-from fairpriv.identity import code_of, content_hash, declared, described, outcome, outcome_config
+from fairpriv.identity import code_of, content_hash, contents, declared, described, outcome, outcome_config
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -384,3 +384,10 @@ def test_an_object_is_described_by_its_kind_and_its_public_attributes():
     ring = Mine(a=1)
     ring.ring = ring
     assert alike(ring, ring)
+
+
+def test_the_contents_of_inputs_are_found_in_what_was_hashed():
+    digests = {"model.path": "one", "dataset.source": "two"}
+    config = {"task": "language_model", "model": {"path": "x", "dtype": "y"}, "dataset": {"source": {"files": ["z"]}}}
+    assert contents(outcome(config, digests)) == digests
+    assert contents({}) == {}

@@ -125,6 +125,22 @@ def test_a_search_for_other_objectives_or_values_is_not_gone_on_with(tmp_path):
         search(tmp_path)
 
 
+def test_a_search_whose_data_have_changed_is_not_gone_on_with(tmp_path):
+    def told(content, model="m"):
+        return outcome(0.5, 0.1) | {"inputs": {"dataset.source": content, "defense.file": model}}
+
+    first = search(tmp_path)
+    for _ in range(2):
+        first.tell(first.ask(1)[0][0], [told("abc", str(_))])  # defense.lr is searched: its part may read other files
+    again = search(tmp_path)
+    trial = again.ask(1)[0][0]
+    with pytest.raises(InputError, match=r"search\.json: the content of dataset\.source is not that of its earlier"):
+        again.tell(trial, [told("abd")])
+    assert [row["state"] for row in search(tmp_path).trials] == ["completed"] * 2
+    again = search(tmp_path)
+    again.tell(again.ask(1)[0][0], [told("abc")])
+
+
 def test_where_folders_are_changes_nothing_that_a_search_compares():
     prepare_hydra()
     sweeper = SearchSweeper(OBJECTIVES, 1, 1, 0, None)
