@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+# endings of what transformers, or code of the model's own, reads in a folder
+_READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+
 
 @dataclass
 class Pretrained:
@@ -161,9 +164,7 @@ def _hashed(file: Path, changed: int, size: int) -> str:
 
 def _folder_digest(folder: Path) -> str:
     """Hash a model folder's weights, configs and tokenizer, by name and content."""
-    files = sorted(
-        f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
-    )
+    files = sorted(f for f in folder.iterdir() if f.suffix in _READ)
     if not any(f.name == "config.json" for f in files):
         raise InputError(f"model.path={folder}: the folder holds no config.json of a Hugging Face model")
     if not any(f.suffix in (".safetensors", ".bin") for f in files):

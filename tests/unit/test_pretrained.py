@@ -109,7 +109,9 @@ def test_equal_content_has_equal_digests_and_changed_weights_another(copy, tiny_
     stat = weights.stat()
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert PretrainedLM("b", str(copy)).digest() != digest  # in the same process, too
+    assert (other := PretrainedLM("b", str(copy)).digest()) != digest  # in the same process, too
+    (copy / "words.tiktoken").write_text("a tokenizer that comes with code of its own")
+    assert PretrainedLM("b", str(copy)).digest() not in (digest, other)
 
 
 def test_a_relative_path_is_another_model_in_another_folder(tiny_lms, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ class SupervisedTuning(Tuning):
     adapter: Any = None
     epochs: int = 1
     batch_size: int = 16  # pairs of an optimiser step, all processes together
-    # pairs of one forward pass: lower it when memory runs out
+    # pairs of one forward pass: lower it when memory runs out; dropout then draws other masks
     micro_batch_size: int = field(default=4, metadata={"outcome": False})
     optimizer: Any = None  # makes it of parameters, lr and weight_decay; null: AdamW
     lr: float = 1e-4
