@@ -251,6 +251,8 @@ def _source_hash(built: Any) -> str:
 def _sources(module: ModuleType) -> Iterator[tuple[str, str]]:
     """Yield places, from where the package lies, and texts of a module and of what it imports from beside it."""
     top = sys.modules.get(module.__name__.partition(".")[0], module)
+    if getattr(top, "__file__", None) is None:  # a package without __init__.py
+        top = module
     root = Path(str(top.__file__)).resolve().parent
     left, seen = [module], set[Path]()
     while left:

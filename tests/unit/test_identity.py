@@ -330,7 +330,7 @@ def test_a_field_called_kind_and_what_is_no_class_name_none(house):
 
 
 def test_the_code_of_a_users_class_is_that_of_its_bases_and_of_what_they_import(tmp_path, monkeypatch):
-    def code(name="Part", **changed):
+    def code(name="Part", init=True, **changed):
         files = {
             "part": "import json\nfrom .shared import FACTOR\nfrom .base import Base\n\nclass Part(Base): ...\n"
             "class Other(Base): ...\n",
@@ -341,7 +341,7 @@ def test_the_code_of_a_users_class_is_that_of_its_bases_and_of_what_they_import(
         }
         folder = tmp_path / f"at{len(list(tmp_path.iterdir()))}"
         (folder / "barn").mkdir(parents=True)
-        for file, text in {"__init__": "", **files, **changed}.items():
+        for file, text in {**({"__init__": ""} if init else {}), **files, **changed}.items():
             (folder / "barn" / f"{file}.py").write_text(text)
         for loaded in [one for one in sys.modules if one.partition(".")[0] == "barn"]:
             monkeypatch.delitem(sys.modules, loaded)
@@ -349,6 +349,8 @@ def test_the_code_of_a_users_class_is_that_of_its_bases_and_of_what_they_import(
             path.syspath_prepend(str(folder))
             return code_of(getattr(importlib.import_module("barn.part"), name))
 
+    unnamed = [code(init=False), code(init=False, base="class Base:\n    more = 1\n")]
+    assert unnamed[0] != unnamed[1]
     first = code()
     assert [name for name, _ in first] == ["barn.base.Base", "barn.part.Part"]
     assert code() == first == code(unread="LATER = 1")
