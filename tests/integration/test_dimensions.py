@@ -125,7 +125,8 @@ def test_a_scorer_is_chosen_in_the_yaml(cell, mine, monkeypatch):
     words = [*mine(CHOICES, SCORER), "dataset.dimensions=[green]", "dataset.samples=4", "evaluation.prompts=4"]
     tuned, folder = cell(*words, "defense=full", "defense.lr=0.01")
     assert asked == [4, 4]
-    names = {f"eval/green/{name}" for name in ("score", "mc1", "mc2", "score_change", "mcnemar_p")}
+    told = ("score", "mc1", "mc2", "score_change", "mcnemar_p", "trained_on")  # its questions are in the pairs
+    names = {f"eval/green/{name}" for name in told}
     assert {name for name in tuned.metrics if name.startswith("eval/green/")} == names
     assert tuned.artifacts == {**tuned.artifacts, "scores": "scores.jsonl"}
     told = lines(folder / "scores.jsonl")
