@@ -187,7 +187,8 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> None:
 def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     """Put what comparing needs of a folder's cells into a study's results, in place of what is there or beside it."""
     results = HERE / name / "results"
-    cells = {told["id"]: told for told in map(_read, sorted(folder.glob("cells/*/result.json")))}
+    found = map(_read, sorted(folder.glob("cells/*/result.json")))
+    cells = {told["id"]: _anywhere(told) for told in found}
     if not cells:
         raise InputError(f"{folder}: holds no cell")
     described: dict[str, Any] = {}
@@ -214,11 +215,7 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
-        text, paths = json.dumps(told, separators=(",", ":")), told["config"].get("paths") or {}
-        for place, where in (("data", "data"), ("root", "outputs")):  # no path of the machine that ran it
-            if Path(paths.get(place) or "").is_absolute():
-                text = text.replace(json.dumps(paths[place])[1:-1], where)
-        texts[f"{told['id']}.json"] = text
+        texts[f"{told['id']}.json"] = json.dumps(told, separators=(",", ":"))
     if described:
         texts[DESCRIBED] = json.dumps(described, indent=1)
     if alike:
@@ -229,6 +226,15 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     for file, text in texts.items():
         write_whole(results / file, text.encode() + b"\n")
     print(f"{results.relative_to(ROOT)}: {len(cells)} cells")
+
+
+def _anywhere(told: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without paths of the machine that ran it, so that cells of two machines have these in common."""
+    text, paths = json.dumps(told), told["config"].get("paths") or {}
+    for place, where in (("data", "data"), ("root", "outputs")):
+        if Path(paths.get(place) or "").is_absolute():
+            text = text.replace(json.dumps(paths[place])[1:-1], where)
+    return cast(dict[str, Any], json.loads(text))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def result(studies, tmp_path, monkeypatch):
     def write(name, root, width, columns=("x", "y"), **metrics):
         trainer = {"accelerator": "auto", "precision": "32-true"}
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}, "trainer": trainer}
-        source = {"files": ["a"], "cache": f"/{root}"}
+        source = {"files": ["a"], "folder": f"/{root}/german", "cache": f"/{root}/cache"}
+        config["paths"] = {"root": "outputs", "data": f"/{root}"}  # of two machines
         config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
         described = {metric: Metric(metric) for metric in metrics}
         Result(name, "completed", config, metrics, described).write(tmp_path / root / "cells" / name / "result.json")
@@ -149,7 +150,7 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
     assert told.pop("described").keys() == {"accuracy", "gap"}
     assert told.pop("alike") == {
         "attack": {"meta": {"width": 32}},
-        "dataset": {"german": {"source": {"files": ["a"]}, "columns": ["x", "y"]}},
+        "dataset": {"german": {"source": {"files": ["a"], "folder": "data/german"}, "columns": ["x", "y"]}},
         "trainer": {"accelerator": "auto", "precision": "32-true"},
     }
     assert [told[name]["config"]["trainer"] for name in "ab"] == [{"precision": "32-true"}] * 2
@@ -169,7 +170,10 @@ def test_a_cell_of_other_settings_beside_kept_ones_gives_these_their_own_back(st
     studies.main(["add", "small", str(tmp_path / "second")])
     told = kept()
     alike = told.pop("alike")
-    assert (alike.keys(), alike["dataset"]) == ({"dataset", "trainer"}, {"german": {"source": {"files": ["a"]}}})
+    assert (alike.keys(), alike["dataset"]) == (
+        {"dataset", "trainer"},
+        {"german": {"source": {"files": ["a"], "folder": "data/german"}}},
+    )
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
     assert [told[name]["config"]["dataset"]["columns"] for name in "ab"] == [["x", "y"], ["y", "x"]]
 
