@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from fairpriv.functional.arrays import Values, as_tensor
+from fairpriv.functional.cross_entropy import cross_entropies
 from fairpriv.functional.decoder import text_decoder
 
 _TARGETS = {
@@ -270,8 +270,9 @@ class _Gradients:
         if "logits_to_keep" not in extra:
             logits = logits[:, positions]
         wanted = wanted[:, positions]
-        losses = cross_entropy(logits[wanted].float(), labels[:, positions + 1][wanted], reduction="none")
-        loss = (losses / counts[:, None].expand_as(wanted)[wanted]).sum()
+        rows = wanted.flatten().nonzero()[:, 0]
+        losses = cross_entropies(logits.flatten(0, 1), rows, labels[:, positions + 1].flatten()[rows])
+        loss = (losses / counts[rows // len(positions)]).sum()
         del logits, losses
         if loss.requires_grad:  # else no scored layer was called
             loss.backward()

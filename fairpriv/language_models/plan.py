@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,6 +27,7 @@ from fairpriv.config.compose import build
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.checkpoints import Pretrained
 from fairpriv.errors import InputError
+from fairpriv.functional.cross_entropy import cross_entropies
 from fairpriv.functional.importance import matrices_of
 from fairpriv.language_models.defenses.spin import Spin
 from fairpriv.language_models.defenses.steering import Steering
@@ -316,8 +316,8 @@ class Planner:
 def train_on(lm: Any, rows: int, tokens: int) -> None:
     """Pass rows of tokens, all of them targets, forward and back."""
     ids = torch.zeros(rows, tokens, dtype=torch.long)
-    logits = lm(input_ids=ids, use_cache=False).logits[:, :-1]
-    loss = cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].flatten(), reduction="none").sum()
+    logits = lm(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+    loss = cross_entropies(logits, torch.arange(rows * (tokens - 1)), ids[:, 1:].flatten()).sum()
     del logits
     loss.backward()
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from fairpriv.errors import InputError
+from fairpriv.functional.cross_entropy import BLOCK
 from fairpriv.language_models.data.tokens import NO_TARGET, PLAIN, Encoded, encode, encode_continuation
-from fairpriv.language_models.engines import log_likelihood
 from fairpriv.language_models.engines.log_likelihood import _start, _summed, likelihoods, log_likelihoods
 from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.scorers.scorer import Subject
@@ -105,7 +105,7 @@ def choices(count):
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2", "lfm2", "reft"])
 @pytest.mark.parametrize("batch_tokens", [1, 150, 9999])
 def test_batches_give_what_each_row_alone_gives(models, kind, batch_tokens, monkeypatch):
-    monkeypatch.setattr(log_likelihood, "_CHUNK", 7)
+    monkeypatch.setitem(BLOCK, "cpu", 7 * 90)
     model = models(kind).train()
     rows = [*random_rows(8), *choices(5)]
     found = log_likelihoods(model, [*rows, rows[3]], pad_id=0, batch_tokens=batch_tokens)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, GenerationMixin
 
+from fairpriv.functional.cross_entropy import rows_at_once
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.engines.generation import (
     evaluating,
@@ -24,7 +25,6 @@ from fairpriv.language_models.engines.generation import (
 )
 from fairpriv.language_models.models.reft import ReftModel
 
-_CHUNK = 256  # targets whose logits are in float32 at a time: a vocabulary has up to 256,000 entries
 _SHARED = 8  # tokens of a context from which on it pays to read it once for all that follows it
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens and labels
@@ -234,7 +234,7 @@ def _summed(logits: Tensor, labels: Tensor) -> list[Found]:
     row, place = row.to(logits.device), place.to(logits.device)
     sums = torch.zeros(len(labels), dtype=torch.float64)
     missed = torch.zeros(len(labels), dtype=torch.int64)
-    for part in torch.arange(len(targets), device=logits.device).split(_CHUNK):
+    for part in torch.arange(len(targets), device=logits.device).split(rows_at_once(logits)):
         scores = logits[row[part], place[part]].float()
         lost = cross_entropy(scores, targets[part], reduction="none")
         sums.index_add_(0, row[part].cpu(), -lost.double().cpu())
@@ -251,7 +251,7 @@ def _spread(logits: Tensor, labels: Tensor) -> list[Tensor]:
     row, place = (labels != NO_TARGET).nonzero(as_tuple=True)
     targets = labels[row, place].to(logits.device)
     told = []
-    for part in torch.arange(len(targets)).split(_CHUNK):
+    for part in torch.arange(len(targets)).split(rows_at_once(logits)):
         at = part.to(logits.device)
         scores = logits[row.to(logits.device)[at], place.to(logits.device)[at]].float().log_softmax(1)
         probs = scores.exp()

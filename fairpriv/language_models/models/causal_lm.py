@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from fairpriv import processes
 from fairpriv.errors import InputError, NonFiniteLossError, short_of_memory
+from fairpriv.functional.cross_entropy import cross_entropies
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.models.sharding import gather, shard
@@ -157,11 +158,10 @@ class CausalLM(lightning.LightningModule):
         """Compute the cross-entropy [K] of the batch's target tokens, in float32."""
         device = next(self.model.parameters()).device
         batch = {name: values.to(device) for name, values in batch.items()}
-        logits = self.model(**batch, use_cache=False).logits[:, :-1]
-        target = batch["labels"][:, 1:]
-        wanted = target != NO_TARGET
-        # Only where there is a target: the logits of a vocabulary in float32 are most of a small model's memory.
-        return cross_entropy(logits[wanted].float(), target[wanted], reduction="none")
+        logits = self.model(**batch, use_cache=False).logits
+        targets = pad(batch["labels"][:, 1:], (0, 1), value=NO_TARGET).flatten()
+        rows = (targets != NO_TARGET).nonzero()[:, 0]
+        return cross_entropies(logits.flatten(0, 1), rows, targets[rows])
 
     def _over_processes(self, value: Tensor, how: str) -> Tensor:
         return self.trainer.strategy.reduce(value, reduce_op=how) if self.trainer.world_size > 1 else value
