@@ -389,6 +389,8 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
             "}"
         ):
             return f"cannot read {error.override!r}: it ends before its bracket; write it without spaces, or in quotes"
+        if re.search(r"[=,]\s*,|[^=],\s*$", error.override):
+            return f"cannot read {error.override!r}: there is no value beside one of its commas"
         if "=" in error.override:
             return f"cannot read {error.override!r}: quote a text that holds quotes or brackets: key='...'"
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
@@ -417,6 +419,8 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         return where + of_other_task(section)
     if nothing := re.search(r"Could not override '([^']+)'.\s+No match in the defaults list", text):
         return f"{where}there is no group {nothing[1]}{nearest(nothing[1], options)}"
+    if removed := re.search(r"Error merging override ~([\w.]+)", text):
+        return f"{where}~{removed[1]}: every cell needs this key: set it, or leave out ~{removed[1]}"
     key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if key and re.search(r"[Kk]ey '[^']*' (is )?not in ", text):
         if key[1] in ("experiment", "debug"):

@@ -85,10 +85,19 @@ def own_configs(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:
-    """Raise `InputError` for a config of ``folders`` that has another's name, since Hydra would take the first."""
+    """Raise `InputError` for a config of ``folders`` that cannot be found or read.
+
+    It has another's name, of which Hydra would take the first; or it is in another encoding than UTF-8.
+    """
     first: dict[Path, Path] = {}
     for folder in (conf, *folders):
         for file in sorted(folder.glob("*/*.yaml")):
             if (other := first.setdefault(file.relative_to(folder), folder)) != folder:
                 owner = "fairpriv" if other == conf else other
                 raise InputError(f"{file}: {owner} has a {file.parent.name} of that name, which goes first: rename it")
+            if folder != conf:
+                try:
+                    file.read_text(encoding="utf-8")
+                except UnicodeDecodeError as error:
+                    line = error.object[: error.start].count(b"\n") + 1
+                    raise InputError(f"{file}, line {line}: is not UTF-8: save it in that encoding") from None

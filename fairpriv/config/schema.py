@@ -167,6 +167,8 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     if misplaced := task.foreign & set(config):
         raise InputError(of_other_task(min(misplaced)))
     _check_fields(config, task.config, "")
+    if lacking := [f.name for f in dataclasses.fields(Config) if f.name not in config]:  # as after ~seed
+        raise InputError(f"{lacking[0]} is not in the config, and every cell needs it: set it")
     retries = ("none", "failed", "all")
     if config["retry"] not in retries:
         raise InputError(f"retry={config['retry']}: must be one of {', '.join(retries)}")

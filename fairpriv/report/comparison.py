@@ -695,9 +695,8 @@ def _leaves(
     config = result.config
     seed = config.get("seed")
     paths = config.get("paths")
-    folders = (
-        [(str(path), f"${{paths.{name}}}") for name, path in paths.items() if path] if isinstance(paths, dict) else []
-    )
+    named = paths.items() if isinstance(paths, dict) else ()
+    folders = [(str(path).rstrip("/"), f"${{paths.{name}}}") for name, path in named if path]
     folders.sort(key=lambda item: -len(item[0]))
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -721,7 +720,7 @@ def _leaves(
         if isinstance(value, list):
             return [portable(item) for item in value]
         for folder, name in folders:
-            if isinstance(value, str) and value.startswith(folder):
+            if isinstance(value, str) and f"{value}/".startswith(f"{folder}/"):  # not a word that begins alike
                 return name + value[len(folder) :]
         return value
 

@@ -62,6 +62,14 @@ def test_a_config_beside_its_class_is_checked_against_it(fairpriv, folder, old, 
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize("words", [["ls"], ["show", "attack=mean_output"], ["validate"], ["seed=1", "debug=fast"]])
+def test_a_config_that_is_not_utf8_is_refused_with_its_line(fairpriv, folder, words):
+    (folder / "attack" / "mean_output.yaml").write_bytes(NODE.encode() + "label: Männer\n".encode("latin-1"))
+    ended = fairpriv("--config-dir", folder, *words)
+    assert (ended.status, ended.out) == (2, "")
+    assert "mean_output.yaml, line 5: is not UTF-8" in ended.err
+
+
 def test_a_class_that_cannot_be_imported_is_told_of_in_one_line(fairpriv, folder):
     (folder / "my_attack.py").write_text("import nothing_of_that_name\n" + ATTACK)
     ended = fairpriv("--config-dir", folder, "attack=[mean_output]", "dataset=german", "debug=fast")

@@ -104,6 +104,17 @@ def test_equal_data_below_two_roots_tell_no_rows_apart():
     assert group.leaves["dataset.source.folder"] == "${paths.root}/adult"
 
 
+def test_words_that_begin_like_a_root_tell_no_rows_apart():
+    data = {"name": "german", "columns": ["duration", "credit"]}
+    cells = [cell(seed=seed, config={"dataset": dict(data)}) for seed in (0, 1)]
+    for made, root in zip(cells, ("dur", "/runs/outputs/"), strict=True):
+        made.config["paths"] = {"root": root}
+        made.config["dataset"]["folder"] = f"{root.rstrip('/')}/german"
+    (group,) = Comparison.of(cells).groups
+    assert group.leaves["dataset.columns"] == ["duration", "credit"]
+    assert group.leaves["dataset.folder"] == "${paths.root}/german"
+
+
 def written(tmp_path, *cells):
     for i, result in enumerate(cells):
         path = tmp_path / "cells" / str(i) / "result.json"

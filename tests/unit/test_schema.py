@@ -13,6 +13,8 @@ CONFIG = {
     "seed": 0,
     "retry": "failed",
     "threads": 1,
+    "sweep": None,
+    "dimensions": {},
     "model": {"_target_": "fairpriv.classifiers.nets.classifier.MLP", "name": "mlp", "hidden": [8], "dropout": 0.0},
     "dataset": {
         "_target_": "fairpriv.classifiers.data.tabular.TabularDataset",
