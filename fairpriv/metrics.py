@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, SupportsFloat, get_args
 
+from fairpriv.errors import InputError
+
 Better = Literal["greater", "less", "neither"]
 YES_OR_NO = "yes or no"  # the unit of a metric that is 1 or 0 in a cell, and is counted over cells
 SHARE = "share"  # the unit of a rate, or of a difference of rates: shown with three decimals
@@ -50,6 +52,10 @@ class Metric:
     against: str = ""
     magnitude: bool = False
     null_arm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.better not in (known := get_args(Better)):
+            raise InputError(f"metric {self.name}: better={self.better!r}: must be one of {', '.join(known)}")
 
     @property
     def sign(self) -> int:

@@ -479,10 +479,10 @@ def _signature(
     if not isinstance(node, ast.ClassDef):
         if method != "__init__":
             return None
-        return _arguments(node.args, skip=0) if isinstance(node, ast.FunctionDef) else ({}, True)
+        return _arguments(node.args, module, skip=0) if isinstance(node, ast.FunctionDef) else ({}, True)
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == method:
-            return _arguments(item.args, skip=1)
+            return _arguments(item.args, module, skip=1)
     inherited: dict[str, Any] = {}
     open_ended = found_above = False
     for parent in node.bases:
@@ -501,7 +501,7 @@ def _signature(
     if method != "__init__":
         return (inherited, open_ended) if found_above or open_ended else None
     fields = {
-        item.target.id: _hint(item.annotation)
+        item.target.id: _hint(item.annotation, module)
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         if not ast.unparse(item.annotation).startswith("ClassVar")
@@ -512,9 +512,9 @@ def _signature(
 _WITHOUT_PARAMETERS = ("object", "ABC", "abc.ABC", "Protocol", "typing.Protocol", "Generic", "typing.Generic")
 
 
-def _arguments(args: ast.arguments, skip: int) -> tuple[dict[str, Any], bool]:
+def _arguments(args: ast.arguments, module: str, skip: int) -> tuple[dict[str, Any], bool]:
     plain = [*args.posonlyargs, *args.args][skip:] + args.kwonlyargs
-    return {a.arg: _hint(a.annotation) for a in plain}, args.kwarg is not None
+    return {a.arg: _hint(a.annotation, module) for a in plain}, args.kwarg is not None
 
 
 _PLAIN = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {
@@ -528,8 +528,8 @@ _PLAIN = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {
 }
 
 
-def _hint(annotation: ast.expr | None) -> Any:
-    """Read a type from an annotation; anything but plain types and their unions becomes ``Any``."""
+def _hint(annotation: ast.expr | None, module: str = "") -> Any:
+    """Read a type from an annotation; anything but plain types, their unions and named choices becomes ``Any``."""
     if annotation is None:
         return Any
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -537,14 +537,25 @@ def _hint(annotation: ast.expr | None) -> Any:
             annotation = ast.parse(annotation.value, mode="eval").body
         except SyntaxError:  # a remark, not a type
             return Any
-    if any(isinstance(n, ast.Name) and n.id not in _PLAIN for n in ast.walk(annotation)):
+    unknown = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)} - _PLAIN.keys()
+    choices = {name: found for name in unknown if (found := _choice(module, name)) is not None}
+    if choices.keys() != unknown:
         return Any
     if any(isinstance(n, ast.Call | ast.Attribute) for n in ast.walk(annotation)):
         return Any
     try:
-        return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN)
+        return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN | choices)
     except Exception:  # such as int | "Foo"
         return Any
+
+
+def _choice(module: str, name: str) -> Any:
+    """Read what a name stands for where it is a choice, as in ``Side = Literal["left", "right"]``; else return None."""
+    node = _definitions(module)[0].get(name) if module else None
+    if isinstance(node, ast.ImportFrom) and (origin := _origin(module, node)).startswith("fairpriv."):
+        return _choice(origin, next(a.name for a in node.names if (a.asname or a.name) == name))
+    found = _hint(node.value) if isinstance(node, ast.Assign) else None
+    return found if typing.get_origin(found) is typing.Literal else None
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -92,6 +92,11 @@ def test_what_is_no_description_of_a_metric_is_refused(tmp_path, told):
         Result.read(path)
 
 
+def test_a_metric_with_a_direction_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(InputError, match=r"metric eval/mine: .*greater, less, neither"):
+        Metric("eval/mine", better="lower")  # type: ignore[arg-type]
+
+
 def test_a_description_of_a_later_version_is_read_without_what_is_not_known():
     assert read_metric("a", {"label": "an a", "colour": "red"}) == Metric("a", "an a")
 

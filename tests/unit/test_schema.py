@@ -330,6 +330,31 @@ def test_parameters_of_functions_and_constructors(package):
     assert parameters("lab.things.Thing") == ({"a": list[int], "b": Literal["x", "y"]}, True)
 
 
+def test_a_named_choice_is_read_where_it_is_defined_and_where_it_is_imported_from_the_project(package):
+    package(
+        "things.py",
+        """
+        from fairpriv.metrics import Better as Direction
+        from lab.other import Colour
+        Side = Literal["left", "right"]
+        Number = 3
+        def make(side: Side, better: Direction | None, colour: Colour, number: Number): ...
+        """,
+    )
+    assert parameters("lab.things.make") == (
+        {
+            "side": Literal["left", "right"],
+            "better": Literal["greater", "less", "neither"] | None,
+            "colour": Any,
+            "number": Any,
+        },
+        False,
+    )
+    found = parameters("fairpriv.classifiers.dimensions.prediction.PredictionMetric")
+    assert found is not None
+    assert found[0]["better"] == Literal["greater", "less", "neither"]
+
+
 def test_parameters_of_dataclasses_with_inheritance(package):
     package(
         "things.py",
