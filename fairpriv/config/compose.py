@@ -137,12 +137,15 @@ def compose(conf: Path, folders: Sequence[Path], overrides: Sequence[str], *, hy
     from hydra import initialize_config_dir
 
     prepare_hydra()
-    places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
-    search = [f"hydra.searchpath=[{places}]"] if folders else []
+    words = [*search_path(folders), *emptied(several_judges(map(readable, overrides)))]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return hydra_compose(
-            "config", [*search, *emptied(several_judges(map(readable, overrides)))], return_hydra_config=hydra
-        )
+        return hydra_compose("config", words, return_hydra_config=hydra)
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """Write the override by which Hydra finds the configs of folders, whatever their names; none for no folder."""
+    places = ",".join(_quoted(f"file://{folder.resolve()}") for folder in folders)
+    return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
 def readable(word: str) -> str:
@@ -394,6 +397,8 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         if "=" in error.override:
             return f"cannot read {error.override!r}: quote a text that holds quotes or brackets: key='...'"
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
+    if refused := next((cause for cause in _chain(error) if isinstance(cause, InputError)), None):
+        return str(refused)  # by a launcher, say, that Hydra was building
     text = "\n".join(str(e) for e in _chain(error))
     options = groups([conf, *plugin_folders(), *folders])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -434,7 +439,7 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     reasons = [line for line in lines if line.startswith(("Value ", "Cannot convert", "field", "Invalid value"))]
     if key and reasons:
         return f"{where}{key[1]}: {reasons[0]}"
-    return lines[0]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

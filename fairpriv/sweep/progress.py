@@ -252,17 +252,19 @@ def cell_configs(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) 
         plain,
         prepare_hydra,
         readable,
+        search_path,
         several_judges,
     )
     from fairpriv.config.schema import check
 
     prepare_hydra()
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
     words = left_to_cells(emptied(several_judges(map(readable, overrides))))
     with initialize_config_dir(str(conf), version_base="1.3"):
         hydra: Any = GlobalHydra.instance().hydra
         found = cells_of(
-            hydra.compose_config("config", [*search, *words], RunMode.MULTIRUN, with_log_configuration=False)
+            hydra.compose_config(
+                "config", [*search_path(folders), *words], RunMode.MULTIRUN, with_log_configuration=False
+            )
         )
     if not found:
         raise InputError("plan: a search chooses its cells as it goes; name one of them")

@@ -43,6 +43,8 @@ class SearchSweeper(Sweeper):
     def __init__(self, objectives: list[str], trials: int, batch: int, seed: int, params: dict[str, str] | None):
         if trials < 1 or batch < 1:
             raise InputError(f"hydra.sweeper.trials={trials}, hydra.sweeper.batch={batch}: each is at least 1")
+        if not 0 <= seed < 2**31:  # Optuna's sampler takes up to 2^32, and each start adds the trials so far
+            raise InputError(f"hydra.sweeper.seed={seed}: must be a whole number from 0 to {2**31 - 1}")
         self.objectives, self.trials, self.batch, self.seed = list(objectives), trials, batch, seed
         self.params = dict(params or {})
 

@@ -81,6 +81,18 @@ def test_a_mistake_gets_one_line_that_says_what_and_where(fairpriv, tmp_path, wo
 
 
 @pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trials=0", "hydra.sweeper.trials=0, hydra.sweeper.batch=1: each is at least 1"),
+        ("seed=-1", "hydra.sweeper.seed=-1: must be a whole number from 0"),
+    ],
+)
+def test_what_a_sweeper_refuses_is_told_as_it_says_it(fairpriv, word, said):
+    words = ["hydra/sweeper=search", "hydra.sweeper.objectives=[eval/accuracy]", f"hydra.sweeper.{word}"]
+    assert said in refusal(fairpriv("-m", "dataset=german", "debug=fast", "game.alpha=0.5,1", *words))
+
+
+@pytest.mark.parametrize(
     ("words", "parts"),
     [
         ([], ["nothing is asked for", "experiment=quickstart"]),

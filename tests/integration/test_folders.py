@@ -54,6 +54,7 @@ def test_configs_are_checked_and_a_table_is_named_by_its_path(fairpriv, folder, 
     ended = fairpriv("--config-dir", folder / "mine", "validate")
     assert (ended.status, ended.out, ended.err) == (0, "1 configs checked, 0 with problems\n", "")
     assert "people" in fairpriv("--config-dir", "mine", "ls", "dataset").out
+    assert fairpriv("plan", "dataset=people", "--config-dir", "mine").out.startswith("1 cell of classifiers")
     table = folder / "mine" / "people.csv"
     words = ["dataset=people", "debug=fast", f"dataset.source.files=[{table}]", "logger=offline"]
     ended = fairpriv("--config-dir", "mine", *words)
