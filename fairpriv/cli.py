@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fairpriv import __version__, patches
 from fairpriv.config.plugins import CONF, foreign_code, own_configs, plugin_folders, put_on_path, refuse_hidden
-from fairpriv.config.schema import check, nearest, tasks_of
+from fairpriv.config.schema import check, check_sweep, nearest, tasks_of
 from fairpriv.errors import InputError
 from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
@@ -606,9 +606,7 @@ def sweep_override(overrides: Sequence[str]) -> list[str]:
     """
     for word in overrides:
         if word.startswith("sweep="):
-            name = word.partition("=")[2]
-            if name == "null" or not re.fullmatch(r"\w[\w.-]*", name):
-                raise InputError(f"sweep={name}: must be the name of a folder, of letters, digits, '_', '-' and '.'")
+            check_sweep(word.partition("=")[2])
             return []
     experiment = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
     others = [

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -174,6 +175,8 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         raise InputError(f"retry={config['retry']}: must be one of {', '.join(retries)}")
     if config["threads"] is not None and config["threads"] < 1:
         raise InputError(f"threads={config['threads']}: must be at least 1, or null for torch's own choice")
+    if config["sweep"] is not None:
+        check_sweep(config["sweep"])
     if not config["paths"]["root"]:
         raise InputError("paths.root is empty: name a folder, for example outputs")
     for key, seed in {"seed": config["seed"], "evaluation.seed": config.get("evaluation", {}).get("seed", 0)}.items():
@@ -204,6 +207,12 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         check_task(config)
         _check_property(config)
         _check_quantization(config)
+
+
+def check_sweep(name: str) -> None:
+    """Raise `InputError` for a sweep's name that is none of a folder: it would lie elsewhere, and not be found."""
+    if name == "null" or not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"sweep={name}: must be the name of a folder, of letters, digits, '_', '-' and '.'")
 
 
 def of_other_task(section: str) -> str:

@@ -279,6 +279,12 @@ def test_a_seed_out_of_range_is_named_in_the_task_s_sections_too():
         check(TEXT_CELL | {"evaluation": {"seed": 2**64}})
 
 
+@pytest.mark.parametrize("name", ["a/b", "../../elsewhere", "..", "", "-x"])
+def test_a_sweep_that_would_lie_outside_its_folder_is_refused(name):
+    assert refusal("sweep", name).startswith(f"sweep={name}: must be the name of a folder")
+    check(CONFIG | {"sweep": "largest-0_b.1"})
+
+
 def test_nested_targets_and_those_in_lists_are_checked():
     assert "callbacks[0].monitr" in refusal(
         "trainer.callbacks", [{"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitr": "loss"}]
