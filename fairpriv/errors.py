@@ -1,5 +1,8 @@
 """Errors whose text is meant for the user."""
 
+import shlex
+from collections.abc import Sequence
+
 from fairpriv.secrets import masked
 
 
@@ -12,6 +15,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(masked(message))
+
+
+def typed(key: str, value: str | Sequence[str]) -> str:
+    """Write an override as one types it: quoted for Hydra, and quoted again for the shell, which takes quotes away."""
+    quoted = [f'"{one}"' for one in ([value] if isinstance(value, str) else value)]
+    return shlex.quote(f"{key}={quoted[0]}" if isinstance(value, str) else f"{key}=[{', '.join(quoted)}]")
 
 
 def short_of_memory(error: Exception) -> bool:

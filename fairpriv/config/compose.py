@@ -19,7 +19,7 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 from fairpriv import patches
 from fairpriv.config.plugins import plugin_folders
 from fairpriv.config.schema import TASKS, nearest, of_other_task, tasks_of
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, typed
 
 Part = TypeVar("Part")
 
@@ -388,13 +388,18 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
         if error.override.count("[") > error.override.count("]") or error.override.count("{") > error.override.count(
             "}"
         ):
             return f"cannot read {error.override!r}: it ends before its bracket; write it without spaces, or in quotes"
         if re.search(r"[=,]\s*,|[^=],\s*$", error.override):
-            return f"cannot read {error.override!r}: there is no value beside one of its commas"
+            mark = f"; for a comma itself write {typed(name, ',')}" if value.strip() == "," else ""
+            return f"cannot read {error.override!r}: there is no value beside one of its commas{mark}"
         if "=" in error.override:
+            bare = [one.strip() for one in value[1:-1].split(",")] if value[:1] + value[-1:] == "[]" else value
+            if not set("".join(bare)) & set("'\"[]{}(),="):
+                return f"cannot read {error.override!r}: the shell takes quotes away; write {typed(name, bare)}"
             return f"cannot read {error.override!r}: quote a text that holds quotes or brackets: key='...'"
         return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
     if refused := next((cause for cause in _chain(error) if isinstance(cause, InputError)), None):

@@ -57,6 +57,8 @@ MISTAKES = {
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],
     "seed=0,,1": ["cannot read 'seed=0,,1'", "no value beside one of its commas"],
+    "dataset.decimal=,": ["no value beside one of its commas", "for a comma itself write 'dataset.decimal=\",\"'"],
+    "dataset.separator=;": ["cannot read 'dataset.separator=;'", "write 'dataset.separator=\";\"'"],
     "~seed": ["seed is not in the config", "every cell needs it"],
     "~training.epochs": ["~training.epochs: every cell needs this key"],
     "game.rows=[1": ["cannot read 'game.rows=[1'", "ends before its bracket"],

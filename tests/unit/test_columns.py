@@ -2,11 +2,13 @@
 
 import logging
 import re
+import shlex
 import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fairpriv.classifiers.data.columns import MISSING, Notation, alike, missing_code, notation, oddities, text
 from fairpriv.classifiers.data.tabular import TabularDataset
@@ -31,6 +33,13 @@ def people(n=200, **cells):
         for row, cell in told.items():
             frame.loc[row, column] = cell
     return frame
+
+
+def as_typed(error):
+    """Return the settings that an error tells to set, as Hydra reads them from what a shell makes of these words."""
+    words = str(error).partition(": set ")[2].partition("; or list")[0]
+    read = [OverridesParser.create().parse_override(word) for word in shlex.split(words)]
+    return {override.key_or_group: override.value() for override in read}
 
 
 def dataset(tmp_path, *frames, text=None, **changes):
@@ -146,19 +155,30 @@ def test_numbers_as_people_write_them_are_named_with_what_reads_them(tmp_path, w
     with pytest.raises(InputError) as error:
         dataset(tmp_path, frame).load()
     assert f"holds numbers with {wanted}, as '{frame['income'][0]}': set " in str(error.value)
-    for key, value in settings.items():
-        assert f"dataset.{key}={value!r}" in str(error.value)
+    assert as_typed(error.value) == {f"dataset.{key}": value for key, value in settings.items()}
     with pytest.raises(InputError, match=f"holds numbers with {wanted}"):
         dataset(tmp_path, frame, numeric=["income"]).load()
     read = dataset(tmp_path, frame, **settings).load().features["income"]
     assert read.tolist() == [float(value) for value in plain["income"]]
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_table_with_another_separator_is_named_with_what_reads_it(tmp_path, mark):
+    frame = people()
+    written = frame.to_csv(index=False, sep=mark)
+    with pytest.raises(InputError, match="has one column, 'income") as error:
+        dataset(tmp_path, text=written).load()
+    told = as_typed(error.value)
+    read = dataset(tmp_path, text=written, separator=told["dataset.separator"]).load()
+    assert read.features["income"].tolist() == [float(value) for value in frame["income"]]
+
+
 def test_decimal_commas_are_named_and_read(tmp_path):
     plain = people()
     written = [f"{float(value):,.1f}".translate(str.maketrans(",.", ".,")) for value in plain["income"]]
-    with pytest.raises(InputError, match=r"thousands marks and decimal commas.*thousands='\.' dataset\.decimal=','"):
+    with pytest.raises(InputError, match=r"thousands marks and decimal commas") as error:
         dataset(tmp_path, plain.assign(income=written)).load()
+    assert as_typed(error.value) == {"dataset.thousands": ".", "dataset.decimal": ","}
     read = dataset(tmp_path, plain.assign(income=written), decimal=",", thousands=".").load().features["income"]
     assert read.tolist() == [float(value) for value in plain["income"]]
     with pytest.raises(InputError, match="two different characters"):
@@ -206,7 +226,7 @@ def test_points_that_mark_thousands_are_named_where_they_change_a_number(tmp_pat
     plain = people(income={i: str(100 + i) for i in range(5)})
     written = [f"{int(float(value)):,}".replace(",", ".") for value in plain["income"]]
     with pytest.raises(
-        InputError, match=r"'income' .* whole numbers beside .* dataset\.thousands='\.' dataset\.decimal"
+        InputError, match=r"'income' .* whole numbers beside .* dataset\.thousands=\. 'dataset\.decimal=\",\"' if"
     ):
         dataset(tmp_path, plain.assign(income=written)).load()
     points = [float(value) for value in written]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, typed
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,8 @@ def notation(cells: Iterable[Any]) -> str | None:
         example = next(cell for cell in cells if _DOTTED.fullmatch(cell))
         return (
             f"holds whole numbers beside numbers with three digits after a point, as '{example}': set "
-            "dataset.thousands='.' dataset.decimal=',' if the point marks thousands, and dataset.thousands=',' if not"
+            f"dataset.thousands=. {typed('dataset.decimal', ',')} if the point marks thousands, and "
+            f"{typed('dataset.thousands', ',')} if not"
         )
     found = [(cell, written) for cell in cells if (written := _written(cell))]
     marks = {(kind, mark) for _, written in found for kind, mark in written}
@@ -240,11 +241,11 @@ def notation(cells: Iterable[Any]) -> str | None:
     if multiples := [mark for mark in suffixes if mark.casefold() in _MULTIPLES]:
         settings.append(f"the whole numbers in the file instead of '{multiples[0]}'")
     elif units or suffixes:
-        settings.append(f"dataset.units={units + suffixes}")
+        settings.append(typed("dataset.units", units + suffixes))
     for kind, name in (("thousands", "thousands marks"), ("decimal", "decimal commas")):
         if several := sorted(mark for k, mark in marks if k == kind):
             what.append(name)
-            settings.append(f"dataset.{kind}='{several[0]}'")
+            settings.append(typed(f"dataset.{kind}", several[0]))
     for mark, where in (("()", "in brackets"), ("-", "with a minus sign behind them")):
         if ("negative", mark) in marks:
             what.append(f"negative numbers {where}")

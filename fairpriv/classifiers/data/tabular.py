@@ -35,7 +35,7 @@ from fairpriv.classifiers.data.columns import (
 )
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, typed
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +186,12 @@ class TabularDataset(Dataset):
             raise InputError(
                 f"dataset.label_names: {self.label_names}; two names are wanted, of label 0 and of label 1"
             )
+        if self.separator == r"\t":  # as a command line, or YAML without quotes, hands a tab on
+            self.separator = "\t"
         if len(self.separator) != 1 and self.separator != r"\s+":
-            raise InputError(rf"dataset.separator: '{self.separator}'; one character is wanted, or \s+ for any blanks")
+            raise InputError(
+                rf"dataset.separator: '{self.separator}'; one character is wanted, \t for a tab or \s+ for any blanks"
+            )
         apart = self.missing if isinstance(self.missing, Mapping) else {"features": self.missing}
         for key, how in apart.items():
             if how not in ("error", "drop", "category") or (key, how) == ("target", "category"):
@@ -368,6 +372,12 @@ class TabularDataset(Dataset):
         if self.columns is not None and len(first.columns) != len(self.columns):
             raise ValueError(f"it has {len(first.columns)} columns, dataset.columns {len(self.columns)} names")
         names = [str(name) for name in (self.columns or first.iloc[0])]
+        if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|", ",") if mark in names[0]]):
+            separator = max(marks, key=names[0].count).replace("\t", r"\t")
+            raise InputError(
+                f"{path.name} has one column, '{names[0]}', where dataset.separator='{self.separator}': "
+                f"set {typed('dataset.separator', separator)}"
+            )
         needed = self._needed(names)
         # pandas overlooks lines that are too long if it is told which columns to read
         only = needed if is_rectangular(content, self.separator, len(names)) else None

@@ -44,7 +44,9 @@ def require_window(model: Any, ids: Tensor, window: int) -> None:
     """Raise `InputError` for a window, or a token of a text, that the model has no place for."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and window > longest:
-        raise InputError(f"window={window} is longer than the model's {longest} positions (max_position_embeddings)")
+        raise InputError(
+            f"evaluation.window={window} is longer than the model's {longest} positions (max_position_embeddings)"
+        )
     require_room(model, [[int(ids.max())]])
 
 
