@@ -209,6 +209,8 @@ class Group:
     codes: set[str] = field(default_factory=set)  # versions of the code behind the cells and what they are compared to
     unread: bool = False  # a language model that is trained on no pairs: what `dataset` says of them is left out
     partners: list[Group] = field(default_factory=list)  # the groups that its differences refer to
+    unlike: set[str] = field(default_factory=set)  # config keys, beside the baseline's, in which it is not like these
+    unpaired: int = 0  # completed cells of settings that have no baseline, where others have one
 
     @property
     def dataset(self) -> str:
@@ -412,6 +414,8 @@ class Comparison:
             return
         matched = [(part, partners[0]) for part, partners in pairs if partners]
         group.partners = [other for _, other in matched]
+        group.unlike = {key for part, other in matched for key in self._unlike(part, other)}
+        group.unpaired = sum(len(part.completed) for part, partners in pairs if matched and not partners)
         group.codes |= {code_version(result) for _, other in matched for result in other.completed.values()}
         overlaps = [side.overlap for pair in matched for side in pair]
         overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
@@ -429,6 +433,16 @@ class Comparison:
             )
             if estimate:
                 group.differences[metric] = estimate
+
+    def _unlike(self, part: Group, other: Group) -> Iterator[str]:
+        """Yield the config keys in which a part differs from its baseline, beside those that the baseline is about."""
+        about = [condition.key for condition in self.baseline]
+        sections = tuple(key.removesuffix("name") for key in about if key.endswith(".name"))
+        for key in part.forms.keys() | other.forms.keys():
+            apart = key not in about and not key.startswith(sections)
+            apart = apart and not ((part.unread or other.unread) and _of_pairs(key))
+            if apart and comparable(part, key) != comparable(other, key):
+                yield key
 
     def _mark_best(self, groups: Sequence[Group]) -> None:
         """Mark the best means, and the front of the named metrics, among the groups that may be ranked."""

@@ -118,13 +118,13 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def log_results(conf: Path, folders: Sequence[Path], places: Sequence[Path], overrides: Sequence[str]) -> int:
     """Log the finished cells below folders, as ``fairpriv log DIR...`` does; return the exit status.
 
-    A cell that already has an offline run of W&B is left out.
+    A cell that already has an offline run of W&B is left out. The status is 1 where one could not be logged.
     """
     results = find_results(places)[0]
     done = [(result, result.folder) for result in results if result.status == "completed" and result.folder]
     if not done:
         raise InputError(f"log {' '.join(map(str, places))}: holds no finished cell")
-    logged = 0
+    logged = lost = 0
     for result, folder in done:
         config = plain(compose(conf, folders, [f"paths.root={folder.resolve().parents[1]}", *overrides]))
         node = config["logger"]
@@ -137,5 +137,6 @@ def log_results(conf: Path, folders: Sequence[Path], places: Sequence[Path], ove
         with cell_loggers(node, result.id, result.config) as loggers:
             summarise(loggers, result, folder)
             logged += loggers is not None
+            lost += loggers is None
     print(f"{logged} of {len(done)} finished cells logged")
-    return 0
+    return int(lost > 0)

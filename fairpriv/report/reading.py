@@ -143,13 +143,19 @@ def _untested(estimate: Estimate) -> str:
 
 
 def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
-    """Write the sentence on what weakens the rest: trivial rows, controls, floors, one seed."""
+    """Write the sentence on what weakens the rest: trivial rows, unlike ones, controls, floors, one seed."""
     parts = []
     trivial = [group for group in table.groups if group.degenerate]
     if trivial:
         parts.append(f"{len(trivial)} of {len(table.groups)} rows have a degenerate cell and settle nothing")
     if beside := [g for g in table.groups if not g.degenerate and any(other.degenerate for other in g.partners)]:
         parts.append(f"{len(beside)} are compared with such a row")
+    if unlike := [g for g in table.groups if g.unlike]:
+        keys = sorted({key for group in unlike for key in group.unlike})
+        told = ", ".join(keys[:_TOLD]) + (" ..." if len(keys) > _TOLD else "")
+        parts.append(f"{len(unlike)} differ from the row that they are compared with in {told}, too")
+    if unpaired := sum(g.unpaired > 0 for g in table.groups):
+        parts.append(f"differences of {unpaired} are of a part of their cells, the others having no such row")
     if controls := sum(group.control is not None for group in table.groups):
         parts.append(f"{controls} are controls")
     floored = [

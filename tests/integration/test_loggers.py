@@ -120,6 +120,9 @@ def test_finished_cells_are_logged_later_and_once(fairpriv, small, tmp_path):
     assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*"))) == 2
     assert fairpriv("log", tmp_path / "out").out == "0 of 2 finished cells logged\n"
     assert fairpriv("log", tmp_path / "out", "logger=csv").out == "2 of 2 finished cells logged\n"
+    (tmp_path / "file").touch()
+    ended = fairpriv("log", tmp_path / "out", "logger=csv", f"logger.save_dir={tmp_path / 'file'}")
+    assert (ended.status, ended.out) == (1, "0 of 2 finished cells logged\n")
     assert len(list((tmp_path / "out" / "logs" / "mine").glob("*/metrics.csv"))) == 2
     (tmp_path / "empty").mkdir()
     for words, said in (

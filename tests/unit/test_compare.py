@@ -419,6 +419,26 @@ def test_without_any_effect_hardly_a_comparison_settles_anything_on_few_test_row
     assert false <= stats.binom.ppf(0.999, 150, 0.05)
 
 
+def test_a_baseline_that_differs_in_more_than_the_defence_is_told_of():
+    def arm(defence, epochs):
+        return [cell(defence=defence, seed=seed, config={"training": {"epochs": epochs}}) for seed in range(3)]
+
+    said = "1 differ from the row that they are compared with in training.epochs, too"
+    assert said in reading(Comparison.of([*arm("none", 3), *arm("rehearsal", 5)]))[-1]
+    assert not any(said in text for text in reading(Comparison.of([*arm("none", 3), *arm("rehearsal", 3)])))
+    table = Comparison.of([*arm("none", 3), *arm("none", 5), *arm("rehearsal", 5)])  # then it tells rows apart
+    assert [group.unlike for group in table.groups] == [set()] * 3
+
+
+def test_a_difference_of_a_part_of_the_cells_is_told_of():
+    arms = [("adult", "none", 3), ("adult", "rehearsal", 3), ("german", "rehearsal", 2)]
+    cells = [cell(dataset, defence, seed) for dataset, defence, n in arms for seed in range(n)]
+    table = Comparison.of(cells, by=["defense.name"])
+    assert [group.unpaired for group in table.groups] == [0, 2]
+    assert "differences of 1 are of a part of their cells" in reading(table)[-1]
+    assert [group.unpaired for group in Comparison.of(cells).groups] == [0, 0, 0]  # no difference at all, of german
+
+
 def test_output_opens_with_what_is_settled_what_is_not_and_why(tmp_path, capsys):
     noise = (0.0, 0.01, -0.01, 0.005)
     cells = [
