@@ -202,6 +202,11 @@ class Defense(ABC):
         """Whether its training rows do not depend on the training world: a null control."""
         return False
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether the model that it leaves tells predicted labels, and no probabilities."""
+        return False
+
     @abstractmethod
     def defend(self, owner: ClassifierOwner) -> Defended:
         """Train or tune a model; raise InputError if the game makes the defence undefined."""

@@ -20,7 +20,7 @@ from fairpriv.classifiers.contract import ClassifierOwner, Defended, Defense, Po
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.dataset import Dataset
 from fairpriv.classifiers.data.game import GameDataModule, Part
-from fairpriv.classifiers.dimensions.probe import Subject
+from fairpriv.classifiers.dimensions.probe import Subject, refuse_answers
 from fairpriv.classifiers.known_truth import KnownTruth, World
 from fairpriv.classifiers.measures import TRAIN_ACCURACY, Sample, measure
 from fairpriv.classifiers.nets.classifier import Classifier, fit
@@ -64,6 +64,9 @@ class DistributionInference:
             defense.refuse_inputs()
             for dimension in settings.dimensions:
                 dimension.refuse_inputs()
+        for dimension in settings.dimensions:
+            if dimension.needs_probabilities and defense.answers_only:
+                refuse_answers(dimension.name, defense.name)
         if settings.attacks or any(dimension.trains for dimension in settings.dimensions):
             settings.architecture.pool_hidden()
         if settings.distribution_attacks:

@@ -109,3 +109,5 @@ def test_what_cannot_be_measured_gets_one_line(fairpriv, own, words, message):
     assert ended.status == 2, ended
     assert message in ended.err
     assert "Traceback" not in ended.err
+    assert "rows read" not in ended.err + ended.out  # it shows before any data are read
+    assert not list(Path("out").glob("cells/*/result.json"))  # and leaves no failed cell

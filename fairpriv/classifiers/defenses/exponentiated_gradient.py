@@ -81,6 +81,11 @@ class ExponentiatedGradient(Defense):
         """Whether its arm is a null control."""
         return self.estimator.control
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether it tells labels: it does, drawn by chance."""
+        return True
+
     def defend(self, owner: ClassifierOwner) -> Defended:
         """Run the reduction for one model; also report how many networks it draws from, and the duality gap."""
         owner.two_classes(self.name)

@@ -64,6 +64,11 @@ class LimitedAnswers(Defense):
         """Whether its estimator is a null control."""
         return self.estimator.control
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether it tells labels."""
+        return self.answers == "label"
+
     def refuse_inputs(self) -> None:
         """Refuse the inputs that its estimator refuses."""
         self.estimator.refuse_inputs()

@@ -64,6 +64,11 @@ class ThresholdOptimizer(Defense):
         """Whether its estimator is a null control and its thresholds are fitted to all rows of both worlds."""
         return self.estimator.control and self.rehearsal == 1
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether it tells labels: it does, drawn by chance."""
+        return True
+
     def refuse_inputs(self) -> None:
         """Refuse the inputs that its estimator refuses."""
         self.estimator.refuse_inputs()

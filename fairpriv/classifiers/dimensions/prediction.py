@@ -127,6 +127,11 @@ class Predictions(Probe):
                     "{_target_: fairpriv.classifiers.dimensions.prediction.PredictionMetric}"
                 )
 
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether one of its metrics does."""
+        return any(metric.takes == "probabilities" for metric in self.metrics.values())
+
     def measure(self, subject: Subject) -> Measured:
         """Measure every metric on the test rows, and on those of every group if the metric says so."""
         rows, found = subject.rows, Measured()

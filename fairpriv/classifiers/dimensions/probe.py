@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from fairpriv.classifiers.nets.classifier import logits
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric
+
+
+def refuse_answers(dimension: str, defense: str) -> NoReturn:
+    """Raise `InputError`: the dimension needs probabilities, and the defence gives none."""
+    raise InputError(
+        f"dimension={dimension} needs probabilities, which defense={defense} does not give, only answers: leave one of "
+        "them out"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,7 @@ class Subject:
         """
         net, told = self.defended.net, self.defended.tells
         if net is None and told is None:
-            raise InputError(
-                f"dimension={dimension} needs probabilities, which defense={self.defense.name} does not give, only "
-                "answers: leave one of them out"
-            )
+            refuse_answers(dimension, self.defense.name)
         probs = told(rows) if told is not None else logits(cast(nn.Module, net), rows.X).softmax(1)
         return probs[:, 1] if probs.shape[1] == 2 else probs
 
@@ -94,6 +99,11 @@ class Probe(ABC):
     @property
     def trains(self) -> bool:
         """Whether it trains pools of models, which is most of its cost and needs a model that pools can hold."""
+        return False
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether it cannot measure a model that tells only predicted labels; such a defence is refused beside it."""
         return False
 
     def refuse_inputs(self) -> None:
