@@ -655,4 +655,7 @@ def show(result: Result) -> None:
         console.print(f"degenerate: {reason}", markup=False)
     console.print(str(Store(config["paths"]["root"]).path(result.id)), soft_wrap=True, markup=False)
     if result.error:
-        print(f"failed: {result.error}", file=sys.stderr)
+        from hydra.core.hydra_config import HydraConfig
+
+        where = "" if HydraConfig.get().verbose else " (hydra.verbose=true shows where)"
+        print(f"failed: {result.error}{where}", file=sys.stderr)

@@ -2,8 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from typing import TypeVar
 
 from fairpriv.secrets import masked
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -21,6 +24,13 @@ def typed(key: str, value: str | Sequence[str]) -> str:
     """Write an override as one types it: quoted for Hydra, and quoted again for the shell, which takes quotes away."""
     quoted = [f'"{one}"' for one in ([value] if isinstance(value, str) else value)]
     return shlex.quote(f"{key}={quoted[0]}" if isinstance(value, str) else f"{key}=[{', '.join(quoted)}]")
+
+
+def returned(kind: type[T], found: object, method: str) -> T:
+    """Return what a class of the user's gave; raise InputError, naming the method, if it is not of this kind."""
+    if isinstance(found, kind):
+        return found
+    raise InputError(f"{method} must return {kind.__module__}.{kind.__qualname__}, not {type(found).__qualname__}")
 
 
 def short_of_memory(error: Exception) -> bool:

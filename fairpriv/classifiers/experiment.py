@@ -27,6 +27,7 @@ from fairpriv.classifiers.nets.classifier import Classifier, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.settings import Settings
 from fairpriv.config.compose import require
+from fairpriv.errors import returned
 from fairpriv.metrics import Measured, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Cell, Result, Stage, write_whole
@@ -95,7 +96,7 @@ class DistributionInference:
         with stage("base"):
             owner.base()
         with stage("defend"):
-            defended = self.defense.defend(owner)
+            defended = returned(Defended, self.defense.defend(owner), f"defense={self.defense.name}: defend")
         with stage("evaluate"):
             measured = evaluate(defended, data, settings.game.tau)
             trained = TRAIN_ACCURACY.of(defended.accuracy(defended.rows or owner.own_rows))
@@ -132,7 +133,7 @@ class DistributionInference:
                     attack,
                 )
                 for dimension in settings.dimensions:
-                    found = dimension.measure(subject)
+                    found = returned(Measured, dimension.measure(subject), f"dimensions.{dimension.name}: measure")
                     if rank() == 0:
                         result.add(found)
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from fairpriv import processes
 from fairpriv.data.texts import Example
 from fairpriv.editing import SpinEdit
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, returned
 from fairpriv.identity import code_of, content_hash
 from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
@@ -104,7 +104,8 @@ class TugOfWar:
                 let_go()
         with stage("defend"):
             fit = functools.partial(fit_causal_lm, trainer=trainer, logger=logger)
-            tuned = defense.tune(self.owner(loaded, fit, records, result))
+            owner = self.owner(loaded, fit, records, result)
+            tuned = returned(Tuned, defense.tune(owner), f"defense={defense.name}: tune")
         subject = replace(subject, model=tuned.model)
         result.add(tuned.measured)
         made_by = code_of(type(defense))  # a user's own says what determines the model, and not how

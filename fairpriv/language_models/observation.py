@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fairpriv import processes, signs
 from fairpriv.config.settings import EvaluationSettings
 from fairpriv.data.texts import Example, choose
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, returned
 from fairpriv.functional.verdicts import Known
 from fairpriv.identity import code_of, content_hash, kind_of
 from fairpriv.language_models.analyses import Flip, Row, cautions, flips
@@ -342,6 +342,10 @@ class Observer:
                 if len(new) == len(by_pair):
                     raise
                 told = error.verdicts
+            if len(told) != len(new):
+                raise InputError(f"judge {judge.name}: judge returned {len(told)} verdicts on {len(new)} responses")
+            for one in told:
+                returned(Verdict, one, f"judge {judge.name}: each verdict of judge")
             asked = dict(zip(new, told, strict=True))
             again.update({pair: one for pair, one in asked.items() if one.ask_again})
             return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}
@@ -362,7 +366,12 @@ class Observer:
             "asked": subject.asked,
             "texts": hashlib.sha256(json.dumps([texts, list(responses)], default=str).encode()).hexdigest(),
         }
-        told = self._once("scored", origin, key, lambda: [asdict(scorer.score(subject, prompts.examples, responses))])
+
+        def score() -> list[Any]:
+            found = scorer.score(subject, prompts.examples, responses)
+            return [asdict(returned(Scored, found, f"dimensions.{prompts.dimension.name}.scorer: score"))]
+
+        told = self._once("scored", origin, key, score)
         return Scored.of(told[0])
 
     def _once(self, kind: str, origin: Any, key: Mapping[str, Any], make: Callable[[], list[Any]]) -> list[Any]:

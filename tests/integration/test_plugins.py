@@ -78,6 +78,81 @@ def test_a_class_that_cannot_be_imported_is_told_of_in_one_line(fairpriv, folder
     assert "No module named 'nothing_of_that_name'" in ended.err
 
 
+WRONG = """
+from fairpriv.classifiers.attacks.attack import Attack
+from fairpriv.classifiers.contract import Defense
+from fairpriv.classifiers.dimensions.probe import Probe
+
+
+class Scores(Attack):
+    def __init__(self, name):
+        self.name = name
+
+    def run(self, game):
+        return game.victim_probs.mean(1)
+
+
+class Net(Defense):
+    def __init__(self, name):
+        self.name = name
+
+    def defend(self, owner):
+        return owner.base()
+
+    def defend_pool(self, owner):
+        return owner.base()
+
+
+class Number(Probe):
+    def __init__(self, name):
+        self.name = name
+
+    def measure(self, subject):
+        return 0.5
+
+
+class Broken(Number):
+    def measure(self, subject):
+        return subject.nothing_of_that_name
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "part", "said"),
+    [
+        ("attack", "Scores", "attack x: run must return fairpriv.classifiers.attacks.attack.AttackResult, not Tensor"),
+        ("defense", "Net", "defense=x: defend must return fairpriv.classifiers.contract.Defended, not MLP"),
+        ("dimension", "Number", "dimensions.x: measure must return fairpriv.metrics.Measured, not float"),
+    ],
+)
+def test_a_part_that_returns_something_else_is_told_what_it_must_return(fairpriv, folder, group, part, said):
+    ended = fairpriv("--config-dir", folder, *wrong(folder, group, part))
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1] == f"fairpriv: {said}"
+
+
+def test_an_error_of_a_part_s_own_says_how_to_see_where(fairpriv, folder):
+    ended = fairpriv("--config-dir", folder, *wrong(folder, "dimension", "Broken"))
+    assert ended.status == 1
+    assert "Traceback" not in ended.err
+    assert ended.err.endswith("has no attribute 'nothing_of_that_name' (hydra.verbose=true shows where)\n")
+
+
+def test_where_a_part_raises_an_error_is_shown_on_demand(fairpriv, folder):
+    ended = fairpriv("--config-dir", folder, *wrong(folder, "dimension", "Broken"), "hydra.verbose=true")
+    assert "return subject.nothing_of_that_name" in ended.err
+    assert ended.err.endswith("has no attribute 'nothing_of_that_name'\n")
+
+
+def wrong(folder, group, part):
+    """Write a config of one of the classes in ``WRONG``, and return the words that choose it."""
+    (folder / "my_wrong.py").write_text(WRONG)
+    (folder / group).mkdir(exist_ok=True)
+    package = {"attack": "# @package attack.x\n", "defense": "", "dimension": "# @package dimensions.x\n"}[group]
+    (folder / group / "x.yaml").write_text(f"{package}# X\n_target_: my_wrong.{part}\nname: x\n")
+    return ["dataset=german", "debug=fast", f"{group}={'x' if group == 'defense' else '[x]'}"]
+
+
 def test_a_file_that_would_hide_behind_an_installed_module_is_refused(fairpriv, folder):
     (folder / "datasets.py").write_text("")
     ended = fairpriv("--config-dir", folder, "ls")

@@ -204,6 +204,20 @@ def test_what_a_user_s_judge_and_scorer_found_is_not_read_after_their_code_has_c
     assert [len(list((tmp_path / "cache" / kind).rglob("*.json"))) for kind in ("verdicts", "scored")] == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([True, False], "judge odd: each verdict of judge must return .*Verdict, not bool"),
+        ([Verdict(True, "so")], "judge odd: judge returned 1 verdicts on 2 responses"),
+    ],
+)
+def test_what_is_no_verdict_on_each_response_is_refused_by_the_judge_s_name(tmp_path, found, message):
+    judge = SimpleNamespace(name="odd", judge=lambda prompts, responses: found)
+    observer = Observer([], SimpleNamespace(store=Store(tmp_path)))
+    with pytest.raises(InputError, match=message):
+        observer._verdicts((judge, "odd"), [("a prompt", "one"), ("a prompt", "two")])
+
+
 def test_processes_share_the_prompts_and_each_has_all_answers(monkeypatch):
     asked: dict[int, list[list[int]]] = {0: [], 1: []}
     rank = 0

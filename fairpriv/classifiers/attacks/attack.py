@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairpriv.classifiers.nets.models import Models
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, returned
 from fairpriv.functional.attacks import calibrate
 from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
@@ -262,7 +262,7 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
     Raises:
         InputError: the attack lacks what it needs, or does not score every victim by a number.
     """
-    result: AttackResult = attack.run(game)
+    result = returned(AttackResult, attack.run(game), f"attack {attack.name}: run")
     if result.scores.shape != game.truth.shape or result.scores.isnan().any():
         raise InputError(
             f"attack {attack.name}: run must return one score for each of {len(game.truth)} victims, none of them NaN"
