@@ -330,7 +330,9 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
                 continue
             raise InputError(f"unknown key {where}.{key}{nearest(f'{where}.{key}', [f'{where}.{n}' for n in hints])}")
         if value != MISSING and not _fits(value, hints[key]):
-            raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}")
+            one = f": write {where}.{key}=[{value}]" if isinstance(value, str | int | float) else ""
+            how = one if _fits([value], hints[key]) else ""
+            raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}{how}")
 
 
 def _unreadable(target: str) -> str:
@@ -597,4 +599,4 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(arg) for arg in typing.get_args(hint))
     if hint is None or hint is type(None):
         return "null"
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint).replace("typing.", "")

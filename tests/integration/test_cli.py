@@ -52,6 +52,7 @@ MISTAKES = {
     "defense.penlty=2": ["unknown key defense.penlty"],
     "dataset=csv dataset.groups={sex:[m,f]}": ["unknown key dataset.groups.sex", "+dataset.groups.sex=VALUE"],
     "seed=abc": ["seed", "'abc'", "Integer"],
+    "dataset=csv dataset.positive=1": ["dataset.positive=1: must be list[Any] or null: write dataset.positive=[1]"],
     "model.hidden=[a]": ["model.hidden=['a']", "list[int]"],
     "sweep=a/b": ["sweep=a/b", "name of a folder"],
     "paths.root=": ["paths.root is empty"],
