@@ -470,8 +470,9 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         if source["provider"] == "command-line":  # --config-dir, of which a launcher's process knows no more than this
             put_on_path(Path(source["path"]))
     log = logging.getLogger("fairpriv")
-    if not HydraConfig.get().verbose:
-        log.setLevel(logging.INFO if single else logging.WARNING)
+    verbose = HydraConfig.get().verbose  # true: all loggers; or the names of some, which Hydra has set
+    if verbose is True or not verbose:
+        log.setLevel(logging.DEBUG if verbose else logging.INFO if single else logging.WARNING)
     try:
         check(plain(cfg))  # here, so that nobody waits for the heavy imports to hear of it
         patches.load_lightning(alone=not foreign_code())

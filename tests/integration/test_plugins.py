@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_an_error_of_a_part_s_own_says_how_to_see_where(fairpriv, folder):
 
 
 def test_where_a_part_raises_an_error_is_shown_on_demand(fairpriv, folder):
+    logging.getLogger("fairpriv").setLevel(logging.INFO)  # as an earlier call in the same process leaves it
     ended = fairpriv("--config-dir", folder, *wrong(folder, "dimension", "Broken"), "hydra.verbose=true")
     assert "return subject.nothing_of_that_name" in ended.err
     assert ended.err.endswith("has no attribute 'nothing_of_that_name'\n")

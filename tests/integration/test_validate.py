@@ -166,7 +166,8 @@ def test_a_line_for_every_fault(validate, tmp_path):
         "dimension/row": evaluate + texts("prompt: question, choices: answer, label: lie") + SCORER,
         "dimension/two": evaluate
         + texts("prompt: quest, correct: answer, wrong: lie")
-        + SCORER.replace("}", ", normalise: x}"),
+        + SCORER.replace("}", ", separator: ''}"),
+        "dimension/choice": evaluate + texts(CHOICES) + SCORER.replace("}", ", normalise: x}"),
         "judge/folder": f"defaults: [classifier]\nname: folder\npath: {tmp_path / 'judge'}\nsafe_labels: [safe]\n",
         "judge/hub": "defaults: [classifier]\nname: hub\npath: nobody/nothing\nsafe_labels: [safe]\n",
         "dataset/table": f"defaults: [csv]\nname: table\nsource: {{files: [{tmp_path / 'gap.csv'}]}}\n"
@@ -179,6 +180,7 @@ def test_a_line_for_every_fault(validate, tmp_path):
         ("dataset=table", "hired"),
         ("dimension=absent", f"evaluate: source: no {tmp_path}/absent.csv"),
         ("dimension=answers", "scorer.separator is empty"),
+        ("dimension=choice", "dimensions.choice.scorer.normalise='x': must be one of none, tokens, characters"),
         (
             "dimension=column",
             "evaluate: columns.prompt: no column 'quest' in green.csv; the nearest is question; there are question, "
@@ -195,7 +197,7 @@ def test_a_line_for_every_fault(validate, tmp_path):
         ("dimension=row", "scorer MultipleChoice: green.csv, line 2: label 'For fun.' is no position among its 1"),
         ("dimension=scorer", "is no scorer, which is a class with score"),
         ("dimension=two", "evaluate: columns.prompt: no column 'quest' in green.csv"),
-        ("dimension=two", "scorer.normalise=x: must be one of none, tokens, characters"),
+        ("dimension=two", "scorer.separator is empty"),
         ("judge=folder", "judge folder: cannot load"),
         ("judge=hub", "path=nobody/nothing: not in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it"),
     ]
