@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-# Logits that are held in float32 at a time: on a CPU, what its caches hold; elsewhere enough for the kernels to pay.
+# Logits that are held in float32 at a time: on a CPU, what its caches hold; elsewhere enough for the kernels to pay,
+# and so few that the two or three copies which a loss makes of them (64 MB each) need not be planned for.
 BLOCK = {"cpu": 2**19}
-ELSEWHERE = 2**26
+ELSEWHERE = 2**24
 
 
 def rows_at_once(logits: Tensor) -> int:
