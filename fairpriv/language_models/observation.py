@@ -342,10 +342,11 @@ class Observer:
                 if len(new) == len(by_pair):
                     raise
                 told = error.verdicts
+            told = returned(list, told, f"judge {judge.name}: judge")
             if len(told) != len(new):
                 raise InputError(f"judge {judge.name}: judge returned {len(told)} verdicts on {len(new)} responses")
             for one in told:
-                returned(Verdict, one, f"judge {judge.name}: each verdict of judge")
+                returned(Verdict, one, f"judge {judge.name}: judge, for each response,")
             asked = dict(zip(new, told, strict=True))
             again.update({pair: one for pair, one in asked.items() if one.ask_again})
             return {pair: [one.safe, one.reason] for pair, one in asked.items() if not one.ask_again}

@@ -207,7 +207,8 @@ def test_what_a_user_s_judge_and_scorer_found_is_not_read_after_their_code_has_c
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([True, False], "judge odd: each verdict of judge must return .*Verdict, not bool"),
+        (True, "judge odd: judge must return builtins.list, not bool"),
+        ([True, False], "judge odd: judge, for each response, must return .*Verdict, not bool"),
         ([Verdict(True, "so")], "judge odd: judge returned 1 verdicts on 2 responses"),
     ],
 )
