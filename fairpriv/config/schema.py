@@ -206,7 +206,7 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     if not missing_allowed:  # otherwise options are checked one by one, and need not fit together
         check_task(config)
         _check_property(config)
-        _check_quantization(config)
+        _check_weights(config)
 
 
 def check_sweep(name: str) -> None:
@@ -271,17 +271,21 @@ def _check_property(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_quantization(config: Mapping[str, Any]) -> None:
-    """Refuse full fine-tuning, or an edit, of weights that are quantised."""
-    if not config["model"].get("quantization"):
-        return
-    defense = config["defense"]
+def _check_weights(config: Mapping[str, Any]) -> None:
+    """Refuse full fine-tuning of weights that are quantised or in half precision, and an edit of quantised ones."""
+    quantised, dtype, defense = config["model"].get("quantization"), config["model"].get("dtype"), config["defense"]
     for node in filter(None, (defense, defense.get("after"))):
-        if "after" in node or ("adapter" in node and node["adapter"] is None):
-            what = "edits single weights" if "after" in node else "trains all weights"
+        edits, trains = "after" in node, "adapter" in node and node["adapter"] is None
+        if quantised and (edits or trains):
+            what = "edits single weights" if edits else "trains all weights"
             raise InputError(
                 f"model.quantization with defense={node['name']}, which {what}: quantised weights are frozen; train an "
                 "adapter, such as defense=lora, or set model.quantization=null"
+            )
+        if trains and dtype in ("bfloat16", "float16"):
+            raise InputError(
+                f"model.dtype={dtype} with defense={node['name']}, which trains all weights: half precision rounds most "
+                "of its steps away; set model.dtype=float32 (trainer.precision=bf16-mixed computes in half precision)"
             )
 
 

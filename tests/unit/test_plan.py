@@ -152,7 +152,9 @@ def test_a_judge_that_a_package_carries_is_counted(folder, tmp_path, monkeypatch
 
 
 def test_a_plan_names_a_defence_that_refuses_the_model(folder, capsys):
-    words = ["experiment=quickstart_llm", "model=hf", f"model.path={folder}", "model.dtype=bfloat16", "defense=full"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    words = ["experiment=quickstart_llm", "model=hf", f"model.path={folder}", "model.dtype=auto", "defense=full"]
     status, out, _ = told(capsys, *words, "--memory", "80")
     assert status == 1
     assert "set model.dtype=float32" in out

@@ -36,19 +36,32 @@ def test_an_adapter_beside_them_is_not_refused():
     check(plain(compose(CONF, [], [*ASKED, "defense=lora"])))
 
 
-def test_the_refusal_waits_for_no_heavy_import():
+HALF = ["experiment=quickstart_llm", "model.dtype=bfloat16"]
+
+
+def test_weights_in_half_precision_are_not_trained():
+    with pytest.raises(InputError, match=r"^model\.dtype=bfloat16 with defense=full.*set model\.dtype=float32"):
+        check(plain(compose(CONF, [], [*HALF, "defense=full"])))
+    for beside in (["defense=lora"], ["defense=spin"], ["defense=full", "model.dtype=float32"]):
+        check(plain(compose(CONF, [], [*HALF, *beside])))
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [(ASKED, "quantised weights are frozen"), (HALF, "half precision rounds most of its steps away")]
+)
+def test_the_refusal_waits_for_no_heavy_import(asked, why):
     code = f"""
 import sys
 from fairpriv.cli import main
 try:
-    main([*{ASKED!r}, "defense=full", "hydra.mode=RUN"])
+    main([*{asked!r}, "defense=full", "hydra.mode=RUN"])
 except SystemExit as ended:
     assert ended.code == 2, ended.code
 assert not {{"torch", "transformers", "lightning"}} & set(sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    assert "quantised weights are frozen" in ended.stderr
+    assert why in ended.stderr
 
 
 def test_weights_whose_files_are_quantised_are_refused_when_they_are_loaded(tiny_lm):
