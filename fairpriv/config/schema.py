@@ -284,8 +284,9 @@ def _check_weights(config: Mapping[str, Any]) -> None:
             )
         if trains and dtype in ("bfloat16", "float16"):
             raise InputError(
-                f"model.dtype={dtype} with defense={node['name']}, which trains all weights: half precision rounds most "
-                "of its steps away; set model.dtype=float32 (trainer.precision=bf16-mixed computes in half precision)"
+                f"model.dtype={dtype} with defense={node['name']}, which trains all weights: half precision rounds "
+                "most of its steps away; set model.dtype=float32 (trainer.precision=bf16-mixed computes in half "
+                "precision)"
             )
 
 
