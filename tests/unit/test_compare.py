@@ -78,6 +78,10 @@ def test_cells_are_grouped_by_what_was_hashed():
     table = Comparison.of([*elsewhere, hashed("/one/adult", "02cd", seed=2)])
     assert [[*group.completed] for group in table.groups] == [["0", "1"], ["2"]]
     assert table.place == ["dataset.name", "defense.name", "dataset.source.content"]
+    (changed,) = [
+        g for g in Comparison.of([*elsewhere, hashed("/one/adult", "02cd" * 16)]).groups if len(g.completed) == 1
+    ]
+    assert changed.leaves["dataset.source.content"] == "02cd02cd02cd"
 
 
 def test_a_cell_that_failed_before_its_inputs_were_read_stands_in_the_row_of_its_config():
