@@ -171,6 +171,19 @@ def test_members_on_the_same_data_differ_and_seeds_do_not_overlap():
     assert (torch.cdist(probs, probs) + torch.eye(6)).min() > 0.01
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"batch_size": 500}, {"batch_size": 500, "steps_per_epoch": 3, "penalty": 0.7}],
+    ids=["batches", "whole", "whole, stratified"],
+)
+def test_every_member_takes_its_own_number_of_epochs(how):
+    epochs, how = [2, 7, 4, 1, 7], HOW | how
+    fitted = fit_pool(UNEVEN, **how | {"epochs": epochs})
+    alone = [single(data, i, **how | {"epochs": epochs[i]}).net for i, data in enumerate(UNEVEN)]
+    assert fitted.told["epoch"] == epochs
+    assert largest_difference(fitted, Pool.of(alone)) < ROUNDING
+
+
 def test_members_in_several_blocks_are_the_same(monkeypatch):
     for how in (HOW, HOW | PENALISED, HOW | {"batch_size": 500}, HOW | DUAL, HOW | STOPPING):
         whole = fit_pool(UNEVEN, **how)

@@ -203,7 +203,11 @@ class PoolBatches(IterableDataset[list[Step]]):
             weight = (torch.arange(self.width) < counts) / counts
             if self.weights is not None:
                 weight = weight * self.weights.view_as(weight)
-            yield from itertools.repeat((None, weight), self.steps[0])
+            left = len(weight)
+            for step in range(self.steps[0]):
+                while self.steps[left - 1] <= step:
+                    left -= 1
+                yield None, weight[:left]
             return
         first = counts.cumsum(0) - counts
         # Members with equal numbers of steps and rows are dealt with together.
