@@ -226,17 +226,20 @@ def floor_text(metric: Metric, floors: Mapping[str, tuple[str, float]]) -> str:
 
 
 def place_cells(texts: Sequence[str], place: Sequence[str]) -> Markup:
-    """Write a row's leading cells for the report, after one cell for narrow screens that joins them all.
+    """Write a row's leading cells for the report, after one cell, shown where room is short, that joins them all.
 
     They are one string, as in `number_cells`.
     """
     from markupsafe import Markup, escape
 
     texts = [str(escape(text)) for text in texts]
-    names = ["" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}=" for key in place]
-    whole = ", ".join(name + text for name, text in zip(names, texts, strict=True) if text != ABSENT)
+    joined = [
+        f"<b>{text}</b>" if key in (DATASET, DEFENCE) else f"{escape(key.rpartition('.')[2])}={text}"
+        for key, text in zip(place, texts, strict=True)
+        if text != ABSENT
+    ]
     rest = "".join(f'<th scope="row" class="place">{text}</th>' for text in texts)
-    return Markup(f'<th scope="row" class="whole">{whole}</th>{rest}')
+    return Markup(f'<th scope="row" class="whole">{", ".join(joined)}</th>{rest}')
 
 
 def number_cells(

@@ -105,6 +105,20 @@ def test_names_are_text_in_the_page_and_in_its_data(hostile, tmp_path):
         assert shown in page.words
 
 
+def test_many_settings_stand_in_one_cell_that_stays_in_sight_beside_what_was_measured(tmp_path):
+    def cells(count):
+        chosen = [dict.fromkeys("abcde"[:count], i) for i in (0, 1)]
+        # a setting that follows from another one is no column of its own
+        chosen += [{name: int(name == one) + 2 for name in "abcde"[:count]} for one in "abcde"[:count]]
+        return [cell(config={name: {"x": value} for name, value in one.items()}) for one in chosen]
+
+    few, many = report(tmp_path / "few", *cells(3)), report(tmp_path / "many", *cells(5))
+    assert '<main id="main">' in few.text
+    assert '<main id="main" class="joined">' in many.text
+    whole = re.findall(r'<th scope="row" class="whole">(.*?)</th>', many.text)
+    assert whole[0].startswith("<b>adult</b>, <b>none</b>, x=0, x=0")
+
+
 def test_every_cells_config_and_environment_are_in_the_page(tmp_path):
     git = {"commit": "c" * 40, "dirty": True}
     cells = [
