@@ -18,6 +18,7 @@ from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.nets.pool_training import (
     Dual,
     PoolAdamW,
+    Private,
     equalized_odds_penalties,
     member_seed,
     penalties_and_slopes,
@@ -451,6 +452,12 @@ def test_a_member_that_diverged_before_is_not_tuned():
     assert same(tuned[2], initial[2])
     assert tuned.diverged == [2]
     assert largest_difference(tuned[3], initial[3]) > 0.01
+
+
+@pytest.mark.parametrize("more", [{}, {"private": Private(1.0, 1.0), "steps_per_epoch": 2}], ids=["plain", "private"])
+def test_a_pool_whose_members_have_all_diverged_before_stays_as_it_is(more):
+    initial = Pool(fit_pool(UNEVEN, **HOW).weights, [0, 1, 2, 3, 4])
+    assert same(fit_pool(UNEVEN, **HOW | more, initial=initial), initial)
 
 
 def test_probabilities_are_those_of_the_members(monkeypatch):

@@ -421,6 +421,8 @@ class PoolClassifier(lightning.LightningModule):
         members = self.order[: self.learning]
         members = members[: int(torch.searchsorted(members, len(weight)))]  # in ascending order
         k = len(members)
+        if not k:
+            return
         if k < len(weight):
             index, weight = index if index is None else index[members], weight[members]
         finite = torch.ones(k, dtype=torch.bool, device=weight.device)
