@@ -9,6 +9,7 @@ import lightning
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.plugins import MixedPrecision
 
 from fairpriv.cli import CONF
 from fairpriv.config.compose import compose
@@ -115,6 +116,21 @@ def test_accumulating_gradients_changes_nothing(tiny_lms, family, micro_batch_si
     # Adam turns the rounding of a gradient near zero into a visible step of that weight. So all weights are compared
     # at once, in units of the way that they went: some three of 10,000 may take a whole step of their own.
     assert (flat(module.model) - flat(reference)).norm() < 0.01 * (flat(reference) - start).norm()
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_a_gradient_that_is_scaled_up_for_float16_is_clipped_as_another(tiny_lm, clip):
+    def step(scale):
+        model = language_model(tiny_lm)
+        before = flat(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer = functools.partial(TRAINER, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        fitted(model, trainer, batch_size=8, lr=0.1, clip=clip, optimizer=torch.optim.SGD)
+        return float((flat(model) - before).norm())
+
+    assert step(1024.0) == pytest.approx(step(1.0), rel=0.01)
+    if clip:
+        assert step(1024.0) == pytest.approx(0.1 * clip, rel=1e-3)
 
 
 def test_padding_changes_no_loss(tiny_lm):

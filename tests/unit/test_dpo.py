@@ -14,6 +14,7 @@ from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import Encoded, Preference
 from fairpriv.language_models.defenses.dpo import PreferenceLM
+from fairpriv.language_models.inputs import checkpoint_activations
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.store import Store
@@ -87,6 +88,22 @@ def test_training_is_a_plain_loop_over_single_pairs(model, tiny_lm, micro_batch_
     assert losses[-1] < losses[0]
     for ours, theirs in zip(model.parameters(), loop.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_trains_without_dropout_that_attention_does_by_itself(model, checkpointing):
+    recomputed = []
+    if checkpointing:
+        checkpoint_activations(model)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9  # as a model's own config may ask for
+        own = getattr(layer, "_gradient_checkpointing_func", None)
+        layer._gradient_checkpointing_func = lambda *args, own=own: recomputed.append(1) or own(*args)
+    module = PreferenceLM(model, beta=BETA, lr=1e-3, micro_batch_size=100)
+    fit_causal_lm(module, with_reference(model), epochs=1, batch_size=100, trainer=TRAINER, seed=5)
+    assert module.losses == [pytest.approx(math.log(2), rel=1e-6)]
+    assert len(recomputed) == (2 if checkpointing else 0)
+    assert not any(part.training for part in model.modules())
 
 
 def test_a_part_without_rows_adds_nothing_and_reaches_every_weight(model):

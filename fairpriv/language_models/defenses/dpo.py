@@ -24,7 +24,8 @@ class PreferenceLM(CausalLM):
 
     A margin is the log-likelihood of the preferred response minus that of the rejected one, each given its prompt and
     summed over its tokens; the reference is the untouched model's margin, which each row holds. Trained without
-    dropout, since the reference is computed without. The parts of a step hold ``micro_batch_size`` pairs.
+    dropout, since the reference is computed without; only a layer that does dropout by itself, as OPT's, keeps it
+    where it computes its activations again. The parts of a step hold ``micro_batch_size`` pairs.
 
     Args:
         model: as of ``CausalLM``.
@@ -36,11 +37,11 @@ class PreferenceLM(CausalLM):
         super().__init__(model, **options)
         self.beta = beta
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
+    def on_train_start(self) -> None:
+        """Leave training mode, by which dropout goes, where nothing else goes by it."""
+        for module in self.model.modules():  # attention drops by its own mode, and has no module for it
+            # What computes its activations again in the backward pass does so in training mode only.
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
 
     def terms(self, rows: Sequence[Encoded]) -> int:
         """Count the pairs."""

@@ -124,7 +124,9 @@ class CausalLM(lightning.LightningModule):
                 "model.dtype=float32"
             )
         if self.clip:
-            self.clip_gradients(optimizer, self.clip, "norm")
+            # With trainer.precision=16-mixed gradients are scaled up until the optimiser's step.
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            self.clip_gradients(optimizer, self.clip * (scaler.get_scale() if scaler else 1.0), "norm")
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
