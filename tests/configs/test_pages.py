@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 import fairpriv
 from fairpriv.cli import CONF
-from fairpriv.config.compose import compose, plain
+from fairpriv.config.compose import compose, plain, prepare_hydra
 from fairpriv.config.schema import check
 from fairpriv.errors import InputError
 from fairpriv.sweep.grids import choices
+from fairpriv.sweep.progress import cells_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -30,6 +34,19 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line.strip().removeprefix("$ ") for fence in fences for line in fence.splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if line.startswith("fairpriv ")]
     return [words[1:] for words in found]
+
+
+def first_cell(given):
+    """The words of the first cell that a command makes, by the grid of its experiment where it has one."""
+    prepare_hydra()
+    if any(override.key_or_group == "experiment" for override in given):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            words = [override.input_line for override in given]
+            hydra = GlobalHydra.instance().hydra
+            whole = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
+            if cells := cells_of(whole):
+                return cells[0]
+    return [f"{override.input_line.partition('=')[0]}={choices(override)[0]}" for override in given]
 
 
 def test_readme_can_be_read_in_ten_minutes():
@@ -49,12 +66,9 @@ def test_every_command_of_a_page_composes(page):
         if "--config-dir" in words or any(word.startswith("$") for word in words):  # what the reader has
             continue
         words = [word for word in words if not re.match(r"\+?hydra|-m$|--cfg$|job$", word)]
-        first = []  # cell of a grid
-        for override in parser.parse_overrides(words):
-            if not override.is_interval_sweep() and "interval" not in str(override.input_line):
-                first.append(f"{override.input_line.partition('=')[0]}={choices(override)[0]}")
+        given = [o for o in parser.parse_overrides(words) if "interval" not in str(o.input_line)]
         try:
-            check(plain(compose(CONF, [], first)))
+            check(plain(compose(CONF, [], first_cell(given))))
         except InputError as error:
             raise AssertionError(f"{page.name}: fairpriv {shlex.join(words)}: {error}") from None
 
