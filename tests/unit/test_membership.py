@@ -127,9 +127,38 @@ def test_rates_agree_with_scikit_learn(rng):
     for fpr in (0.01, 0.1, 0.5):
         found, (low, high) = rates_at(scores, member, fpr)
         assert found == pytest.approx(true[false <= fpr + 1e-12].max())
-        n = int(member.sum())
-        exact = stats.binomtest(round(found * n), n).proportion_ci(method="exact")
-        assert (low, high) == pytest.approx((exact.low, exact.high))
+        assert low <= found < high
+
+
+def test_the_interval_of_a_rate_is_exact_where_the_threshold_is_certain(rng):
+    # 20 members above all 300 non-members, which are equal: no threshold finds more or fewer of the 50
+    scores, member = torch.cat((torch.ones(20), torch.zeros(330))), torch.arange(350) < 50
+    found, interval = rates_at(scores, member, 0.05)
+    exact = stats.binomtest(20, 50).proportion_ci(method="exact")
+    assert found == 0.4
+    assert interval == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize(
+    ("rows", "fpr", "shift"), [(4000, 0.001, 1), (4000, 0.001, 0), (4000, 0.01, 1), (800, 0.01, 0), (200, 0.05, 2)]
+)
+def test_the_interval_of_a_rate_covers_it_over_draws_of_the_non_members_too(rng, rows, fpr, shift):
+    truth = stats.norm.sf(stats.norm.isf(fpr) - shift)
+    member = torch.arange(2 * rows) < rows
+    covered = 0
+    for _ in range(200):
+        scores = torch.from_numpy(rng.normal(size=2 * rows)) + shift * member
+        low, high = rates_at(scores, member, fpr)[1]
+        covered += low <= truth <= high
+    assert covered >= 182  # of 95 %, less than one in two hundred such tests would have fewer
+
+
+@pytest.mark.parametrize("fpr", [0.02, 0.3, 0.98])
+def test_the_interval_of_a_rate_holds_it_where_scores_are_tied(rng, fpr):
+    for levels in (1, 2, 5):
+        scores = torch.from_numpy(rng.integers(0, levels, 120).astype(float))
+        found, (low, high) = rates_at(scores, torch.arange(120) % 2 == 0, fpr)
+        assert 0 <= low <= found <= high <= 1
 
 
 def test_a_rate_below_what_can_be_told_is_refused():
