@@ -323,6 +323,21 @@ def test_of_copies_of_a_pair_one_is_attacked(tmp_path):
     assert [example.prompt for example in examples if example.fields["member"]] == trained
 
 
+@pytest.mark.parametrize(("contrast", "prompts"), [("prompt", range(0, 90, 2)), ("any", range(90)), (None, range(90))])
+def test_held_out_pairs_are_such_as_could_be_trained_on(tmp_path, contrast, prompts):
+    """Preferences are of prompts with a response of either split, which may differ from the others."""
+    for split, step in (("safe", 1), ("unsafe", 2)):
+        rows = [f"p {i}?,{split} {i}" for i in range(0, 90, step)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["prompt,response", *rows]))
+    columns = {"prompt": "prompt", "response": "response"}
+    train = {split: Texts(Files([f"{split}.csv"], folder=str(tmp_path)), columns) for split in ("safe", "unsafe")}
+    pairs = Pairs(["privacy"], samples=22)
+    pairs.contrast = contrast
+    examples = PairMembership().of_training(pairs, {"privacy": Dimension("privacy", train)}, 0)
+    assert sum(example.fields["member"] for example in examples) == 22
+    assert {example.prompt for example in examples} == {f"p {i}?" for i in prompts}
+
+
 @pytest.mark.parametrize("changed", [{"split": "unsafe"}, {"template": "Well: {prompt}"}])
 def test_the_untouched_models_losses_are_kept_apart_by_all_that_a_pair_is(subject, tmp_path, changed):
     """Also where prompts are the same: as of safe and unsafe responses to them, or of a prompt in a template."""

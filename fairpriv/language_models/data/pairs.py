@@ -75,16 +75,7 @@ class Pairs:
         Raises:
             InputError: a dimension that was not chosen, one without the split, or fewer pairs than asked for.
         """
-        sets = {}
-        for name in self.dimensions:
-            if name not in dimensions:
-                raise InputError(
-                    f"dataset.dimensions: {name} is not among the chosen dimensions {', '.join(dimensions) or '(none)'}"
-                    f"{nearest(name, dimensions)}: add it to dimension=[...]"
-                )
-            sets[name] = dimensions[name].pairs(self.split)
-            if self.contrast is not None:
-                sets[name] = contrasted(sets[name], dimensions[name], self.split, self.contrast)
+        sets = self._sets(dimensions)
         if len(sets) == 1:
             key = "defense.pairing=prompt, dataset.samples" if self.contrast == "prompt" else "dataset.samples"
             return choose(next(iter(sets.values())), self.samples, seed, key=key)
@@ -93,7 +84,7 @@ class Pairs:
         return mix(sets, shares, self.samples, seed)
 
     def held_out(self, dimensions: Mapping[str, Dimension], seed: int) -> list[Example]:
-        """Draw pairs of the same split that are not trained on, the dimensions as mixed as among those that are.
+        """Draw pairs that could be trained on and are not, the dimensions as mixed as among those that are.
 
         A pair that also is among those that are trained on is left out.
 
@@ -104,9 +95,9 @@ class Pairs:
         def texts(example: Example) -> tuple[str, str | None]:
             return example.prompt, example.response
 
-        chosen = self.chosen(dimensions, seed)
+        chosen, every = self.chosen(dimensions, seed), self._sets(dimensions)
         trained = {texts(example) for example in chosen}
-        sets = {name: choose(dimensions[name].pairs(self.split), None, seed) for name in self.dimensions}
+        sets = {name: choose(pairs, None, seed) for name, pairs in every.items()}
         rest = {name: [one for one in pairs if texts(one) not in trained] for name, pairs in sets.items()}
         source = {texts(one): name for name, pairs in sets.items() for one in pairs}
         counts = Counter(source[texts(example)] for example in chosen)
@@ -115,6 +106,20 @@ class Pairs:
         if len(counts) > 1:
             random.Random(seed).shuffle(held)
         return held
+
+    def _sets(self, dimensions: Mapping[str, Dimension]) -> dict[str, list[Example]]:
+        """Load the pairs that could be trained on, by dimension: where they stand against others, those that do."""
+        sets = {}
+        for name in self.dimensions:
+            if name not in dimensions:
+                raise InputError(
+                    f"dataset.dimensions: {name} is not among the chosen dimensions {', '.join(dimensions) or '(none)'}"
+                    f"{nearest(name, dimensions)}: add it to dimension=[...]"
+                )
+            sets[name] = dimensions[name].pairs(self.split)
+            if self.contrast is not None:
+                sets[name] = contrasted(sets[name], dimensions[name], self.split, self.contrast)
+        return sets
 
 
 def contrasted(

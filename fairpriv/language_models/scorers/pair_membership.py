@@ -64,10 +64,10 @@ class PairMembership(Scorer):
     - ``difference``: the untouched model's loss minus this one's, which takes out how easy a pair is in itself
       (Mireshghallah et al., EMNLP 2022). An untouched model has none.
 
-    Held-out pairs are what ``dataset.samples`` leaves of the same dimensions and split, mixed alike. Of copies one is
-    attacked, since intervals take pairs for independent. Where a defence
-    trains on nothing these are the pairs that others are trained on: AUCs are then about 0.5, or the two kinds differ
-    without any model.
+    Held-out pairs are what ``dataset.samples`` leaves of the same dimensions and split, mixed alike; beside a defence
+    that trains on preferences, of those that stand against another. Of copies one is attacked, since intervals take
+    pairs for independent. Where a defence trains on nothing these are the pairs that others are trained on: AUCs are
+    then about 0.5, or the two kinds differ without any model.
 
     Metrics of each attack: ``<attack>_auc`` with the interval of method 5 of Newcombe (2006), and
     ``<attack>_tpr_at_1`` at 1 % false positives with the exact one of Clopper and Pearson (1934), where so many pairs
