@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +39,9 @@ from fairpriv.language_models.inputs import checkpoint_activations
 from fairpriv.language_models.models.precision import settled
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.language_models.models.reft import LoReFTConfig, decoder_layers
+from fairpriv.language_models.scorers.pair_membership import PairMembership
+from fairpriv.language_models.scorers.paired_likelihood import PairedLikelihood
+from fairpriv.language_models.scorers.stereoset import StereoSet
 from fairpriv.language_models.settings import judges_of
 
 GB = 1e9
@@ -56,6 +60,7 @@ NO_MATTER = {
 }
 # Taken for what only the data would tell: rows and tokens where a config says all, tokens of one text
 ROWS, TEXT, ANSWER, VERDICT, DOCUMENT = 1000, 250_000, 128, 1024, 512
+WHOLE = (PairedLikelihood, StereoSet, PairMembership)  # which ask for the logits of nearly all that they read
 
 
 @dataclass(frozen=True)
@@ -219,18 +224,21 @@ class Planner:
         return Stage(defense.name, parts)
 
     def evaluating(self) -> int:
-        """Find the bytes of the answers' cache and pass, and of perplexity's, whichever are more."""
+        """Find the bytes of the answers' cache and pass, of whole texts' likelihoods, or of perplexity's: the most."""
         rows, (window, _) = self.evaluation.batch_size, self.windows
-        shapes = {(rows, ANSWER): {"use_cache": True, "logits_to_keep": 1}}
+        shapes: list[tuple[int, int, dict[str, Any]]] = [(rows, ANSWER, {"use_cache": True, "logits_to_keep": 1})]
+        scorers = [one["scorer"]["_target_"] for one in self.config["dimensions"].values() if one.get("scorer")]
+        if any(issubclass(get_class(target), WHOLE) for target in scorers):
+            shapes.append((rows, ANSWER, {"use_cache": False}))
         if self.config["evaluation"]["text"]:
-            shapes[max(1, rows * 32 // window), window] = {"use_cache": False}
+            shapes.append((max(1, rows * 32 // window), window, {"use_cache": False}))
 
-        def passes(shape: tuple[int, int], lm: Any) -> int:
+        def passes(texts: int, tokens: int, asked: dict[str, Any], lm: Any) -> int:
             with peak_of(lm) as live, torch.no_grad():
-                lm(torch.zeros(shape, dtype=torch.long), **shapes[shape])
+                lm(torch.zeros(texts, tokens, dtype=torch.long), **asked)
             return live.peak
 
-        return max(self.over_layers(functools.partial(passes, shape)) for shape in shapes)
+        return max(self.over_layers(functools.partial(passes, *shape)) for shape in shapes)
 
     def work(self) -> float:
         """Count the FLOPs of one process: 6 a weight and token that is trained on or scored for SPIN, 2 otherwise.

@@ -16,6 +16,7 @@ from fairpriv.cli import main
 from fairpriv.config.compose import plain
 from fairpriv.functional.importance import iter_importance_scores
 from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.engines.log_likelihood import log_likelihoods, token_likelihoods
 from fairpriv.language_models.inputs import checkpoint_activations
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.plan import Planner
@@ -108,6 +109,18 @@ def test_a_planned_steering_is_what_a_real_one_takes(folder):
     stage, model = steered.steering(steered.defense, 0), real(folder)
     rows = {which: [ROW] * 8 for which in steered.defense.sets}
     assert stage.parts["passes"] == pytest.approx(measured(lambda: steered.defense.vectors(model, rows)), rel=0.25)
+
+
+@pytest.mark.parametrize("dimension", ["crows_pairs", "leakage_membership"])
+def test_a_planned_scoring_of_whole_texts_is_what_a_real_one_takes(folder, dimension):
+    """Logits of every token are asked for: with a vocabulary of usual size they are most of it."""
+    (folder / "config.json").write_text(json.dumps(SIZES | {"vocab_size": 8192}))
+    told = planner(folder, "evaluation.batch_size=16", f"dimension=[privacy,{dimension}]").evaluating()
+    draw = torch.Generator().manual_seed(0)
+    texts = [torch.randint(8192, (64,), generator=draw).tolist() for _ in range(32)]
+    rows, lm = [Encoded(ids, [-100, *ids[1:]]) for ids in texts], real(folder)
+    work = log_likelihoods if dimension == "crows_pairs" else token_likelihoods
+    assert measured(lambda: work(lm, rows, pad_id=0, batch_tokens=16 * 128)) == pytest.approx(told, rel=0.25)
 
 
 def test_sharding_divides_what_is_trained_and_gathers_a_layer(folder):
