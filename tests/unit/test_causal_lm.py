@@ -18,8 +18,10 @@ from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
+from fairpriv.language_models.engines.log_likelihood import log_likelihoods
 from fairpriv.language_models.models.causal_lm import CausalLM, fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
+from fairpriv.language_models.models.reft import LoReFTConfig, ReftModel
 from fairpriv.language_models.models.sharding import require_shardable
 from fairpriv.store import Store
 
@@ -140,6 +142,17 @@ def test_padding_changes_no_loss(tiny_lm):
     torch.testing.assert_close(module.token_losses(collate(data, 0)), torch.cat(alone), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(module.token_losses(collate(data, 7)), torch.cat(alone), rtol=1e-4, atol=1e-4)
     assert [len(losses) for losses in alone] == [1, 12, 23, 34]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_is_not_asked_for_a_loss_of_its_own(tiny_lm, wrapped):
+    model, asked = language_model(tiny_lm), []
+    model.register_forward_hook(lambda module, args, kwargs, output: asked.append(output.loss), with_kwargs=True)
+    subject = ReftModel(model, LoReFTConfig(rank=2)) if wrapped else model
+    CausalLM(subject, lr=1e-4).token_losses(collate(rows(4), 0))
+    log_likelihoods(subject, rows(4), pad_id=0, batch_tokens=999)
+    assert len(asked) >= 2
+    assert {*asked} == {None}
 
 
 class Signs(torch.optim.SGD):

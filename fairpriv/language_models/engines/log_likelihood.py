@@ -195,7 +195,7 @@ def _whole(model: Any, hf: Any, rows: list[Row], pad_id: int, told: Callable[[Te
     first = int((labels != NO_TARGET).any(0).float().argmax())  # positions before predict no row's target
     more = _kept(hf, torch.arange(first, labels.shape[1], device=labels.device))
     if isinstance(model, ReftModel):
-        more = {"labels": parts["labels"][:, :-1]}  # by which it finds the prompt
+        more = {"targets": parts["labels"][:, :-1]}  # by which it finds the prompt
     read = {name: part[:, :-1] for name, part in parts.items() if name != "labels"}
     logits = model(**read, use_cache=False, **more).logits
     return told(logits if "logits_to_keep" in more else logits[:, first:], labels[:, first:])

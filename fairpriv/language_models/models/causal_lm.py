@@ -21,6 +21,7 @@ from fairpriv.errors import InputError, NonFiniteLossError, short_of_memory
 from fairpriv.functional.cross_entropy import cross_entropies
 from fairpriv.language_models.data.pairs import TokenBatches
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
+from fairpriv.language_models.models.reft import ReftModel
 from fairpriv.language_models.models.sharding import gather, shard
 from fairpriv.trainer import EXPECTED_WARNINGS
 
@@ -160,8 +161,11 @@ class CausalLM(lightning.LightningModule):
         """Compute the cross-entropy [K] of the batch's target tokens, in float32."""
         device = next(self.model.parameters()).device
         batch = {name: values.to(device) for name, values in batch.items()}
+        labels = batch.pop("labels")  # with which the model would compute a loss of its own, on all logits in float32
+        if isinstance(self.model, ReftModel):
+            batch["targets"] = labels
         logits = self.model(**batch, use_cache=False).logits
-        targets = pad(batch["labels"][:, 1:], (0, 1), value=NO_TARGET).flatten()
+        targets = pad(labels[:, 1:], (0, 1), value=NO_TARGET).flatten()
         rows = (targets != NO_TARGET).nonzero()[:, 0]
         return cross_entropies(logits.flatten(0, 1), rows, targets[rows])
 

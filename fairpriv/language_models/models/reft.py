@@ -194,6 +194,7 @@ class ReftModel(nn.Module):
         )
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._prompt: Tensor | None = None  # while generating: positions of the prompt that are intervened on
+        self._targets: Tensor | None = None  # of this call
         self._shape = torch.Size()
         self._places: tuple[Tensor, ...] = ()  # rows and columns of the call; backward may run the layers once more
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -217,7 +218,12 @@ class ReftModel(nn.Module):
             return getattr(self.model, name)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kw: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        **kw: Any,
     ) -> Any:
         """Return the wrapped model's output.
 
@@ -226,9 +232,14 @@ class ReftModel(nn.Module):
             attention_mask: [B, T], 0 for padding on either side; None: every token is attended.
             labels: [B, T], -100 where no loss. They also say where a row's prompt ends; without them every attended
                 token is prompt.
+            targets: [B, T], in place of labels: say where prompts end, and ask for no loss.
             **kw: passed on.
         """
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kw)
+        self._targets = targets
+        try:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kw)
+        finally:
+            self._targets = None
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kw: Any) -> Any:
         """Generate as the wrapped model does, with the interventions on the prompt and on no generated token.
@@ -323,7 +334,7 @@ class ReftModel(nn.Module):
             )
         else:
             attended = torch.ones(shape, device=tokens.device) if mask is None else mask
-            chosen = self._positions(attended.bool(), call.get("labels"))
+            chosen = self._positions(attended.bool(), call.get("labels") if self._targets is None else self._targets)
         self._shape, self._places = shape, chosen.nonzero(as_tuple=True)
 
     def _after_layer(self, intervention: nn.Module, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
