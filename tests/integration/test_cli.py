@@ -137,7 +137,7 @@ def test_a_wrong_command_gets_one_line(fairpriv, words, parts):
 # What the data or the game do not allow: the cell is recorded as failed.
 DATA = {
     "dataset.sensitive=gender": ["dataset.sensitive: no column 'gender' in people.csv", "there are age, job, sex"],
-    "dataset.positive=[maybe]": ["target 'hired'", "not binary", "'no'", "'yes'"],
+    "dataset.positive=[maybe]": ["dataset.positive=['maybe']", "target 'hired'", "no row", "'no'", "'yes'"],
     "+dataset.groups.sex=[m,x]": ["dataset.groups.sex", "no row", "'x'"],
     "dataset.source.files=[gone.csv]": ["no gone.csv"],
     "dataset=german dataset.source.urls=[] dataset.source.sha256=[] 'dataset.source.package=\"gone==1.0\"'": [

@@ -366,6 +366,12 @@ def test_row_numbers_ids_dates_and_copies_are_named(tmp_path, said):
     }
 
 
+def test_nothing_is_called_a_copy_of_a_target_with_one_value(tmp_path, said):
+    with pytest.raises(InputError, match="label 1 in all 200 rows"):
+        dataset(tmp_path, people().assign(hired="yes", title=[["Ms", "Mr", "Dr"][i % 3] for i in range(200)])).load()
+    assert said() == []
+
+
 @pytest.mark.parametrize(
     ("code", "cells", "told"),
     [

@@ -194,6 +194,11 @@ def test_group_with_one_label_only_is_named(tmp_path):
         game(tmp_path, {("a", 0): 50, ("a", 1): 50, ("b", 1): 100}, groups=("a", "b"))
 
 
+def test_groups_that_are_the_label_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"every group of 'group' has one label only.*another dataset\.sensitive"):
+        game(tmp_path, {("a", 0): 100, ("b", 1): 100, ("c", 1): 100}, min_cell=0)
+
+
 def test_few_rows_are_asked_for_where_nothing_is_measured(tmp_path):
     counts = {("a", 0): 60, ("a", 1): 60, ("b", 0): 60, ("b", 1): 60}
     module = game(tmp_path, counts, groups=("a", "b"))

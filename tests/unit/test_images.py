@@ -56,6 +56,11 @@ def test_age_groups_can_be_predicted_and_gender_be_sensitive(tmp_path):
     assert table.group_names == ("male", "female")
 
 
+def test_groups_of_an_attribute_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"dataset\.groups: no attribute 'rase'; there are age, age_group, gender"):
+        dataclasses.replace(faces(tmp_path), groups={"rase": ["White", "Black"]})
+
+
 @pytest.mark.parametrize(
     "name", ["24_0_1_20170116220224657 .jpg", "30_1_0_20170116220224657.jpg", "55_0_0_20170116232725357jpg.chip.jpg"]
 )

@@ -339,6 +339,24 @@ BAD_INPUT = [
         r"groups\.sex: no row of people\.csv has 'M'; it holds 'f' \(2\), 'm' \(2\)",
     ),
     ({"groups": {"sex": ["f"]}}, PEOPLE, r"two groups are needed"),
+    ({"groups": {"sxe": ["f", "m"]}}, PEOPLE, r"dataset\.groups: no column 'sxe' in people\.csv; the nearest is sex"),
+    (
+        {"groups": {"sxe": ["f", "m"]}, "features": ["age"]},
+        PEOPLE,
+        r"dataset\.groups: no column 'sxe'.*there are age, job, sex, hired",
+    ),
+    (
+        {"positive": ["Yes"]},
+        PEOPLE,
+        r"dataset\.positive=\['Yes'\]: no row of people\.csv has .*; it holds 'yes' \(2\), 'no' \(2\)",
+    ),
+    (
+        {},
+        PEOPLE.replace(",", ", "),
+        r"no column 'hired' in people\.csv, but ' hired', with a blank: dataset\.skip_initial_space=true",
+    ),
+    ({}, PEOPLE.replace("hired", "hired "), r"no column .hired. in people.*, but .hired ., with a blank: name it so"),
+    ({}, "People of 2020\n" + PEOPLE, r"people\.csv cannot be read as a table: .*more fields .*dataset\.skip_rows"),
     ({"groups": {"sex": ["f", "m", "f"]}}, PEOPLE, r"names a group twice"),
     (
         {"sensitive": "age"},
@@ -349,6 +367,7 @@ BAD_INPUT = [
     ({"filters": {"job": {"min": 99}}}, PEOPLE, r"'job' of people\.csv is to be numeric but holds 'cook' \(2\)"),
     ({"numeric": ["job"]}, PEOPLE, r"'job' of people\.csv is to be numeric but holds 'cook' \(2\)"),
     ({}, PEOPLE + "inf,cook,m,no\n", r"'age' of people\.csv has 1 infinite"),
+    ({}, PEOPLE + "-1e200,cook,m,no\n", r"'age' of people\.csv holds numbers as large as 1e\+200"),
     ({"features": ["sex"]}, PEOPLE, r"no feature is left"),
     ({"recode": {"g": {"from": "sex", "values": {"f": "w"}}}}, PEOPLE, r"recode\.g: .*not listed: 'm' \(2\)"),
     ({"decode": {"j": "j_"}}, PEOPLE, r"decode\.j: 0 columns"),

@@ -342,7 +342,9 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
         return None
     own = pd.factorize(column)[0]
     for what, codes in copied.items():
-        if distinct == (count := codes.max() + 1):
+        if (count := codes.max() + 1) < 2:
+            continue
+        if distinct == count:
             both = (own >= 0) & (codes >= 0)
             pairs = pd.unique(own[both] * count + codes[both])
             if len(pairs) == distinct == len(pd.unique(codes[both])):

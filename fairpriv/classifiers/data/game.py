@@ -413,6 +413,11 @@ class GameDataModule(LightningDataModule):
 
     def _check_groups(self) -> None:
         table = self.table
+        if ((table.sizes > 0).sum(0) == 1).all():
+            raise InputError(
+                f"{table.name}: every group of '{table.sensitive}' has one label only, as if it were the target: no "
+                "rates of a label can be compared between groups; name another dataset.sensitive or dataset.target"
+            )
         counts = np.bincount(table.s, minlength=len(table.group_names))
         for name, count in zip(table.group_names, counts, strict=True):
             if count < 2:

@@ -63,6 +63,11 @@ class Images(Attributed):
                 raise InputError(
                     f"dataset.pattern has no group (?P<{name}>...), only {', '.join(sorted(told)) or 'unnamed ones'}"
                 )
+        for name in self.groups:
+            if name not in told | set(self.bins):
+                raise InputError(
+                    f"dataset.groups: no attribute '{name}'; there are {', '.join(sorted(told | set(self.bins)))}"
+                )
 
     def _load(self) -> Table:
         paths = self.source.locate()

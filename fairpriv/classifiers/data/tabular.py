@@ -40,6 +40,7 @@ from fairpriv.errors import InputError, typed
 log = logging.getLogger(__name__)
 
 _MOVED = 0.05  # change of a group's share by leaving out rows with missing values above which a warning says so
+_LARGEST = 1e150  # number of a feature, whose square is still one
 _MOST_GROUPS = 20  # a sensitive column with more values and no list of groups is an error
 
 _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
@@ -254,6 +255,7 @@ class TabularDataset(Dataset):
             "drop": self.drop,
             "numeric": self.numeric or [],
             "categorical": self.categorical or [],
+            "groups": self.groups,
             "proxies": self.proxies,
             **{f"proxies.{sensitive}": given_away for sensitive, given_away in self.proxies.items()},
         }.items():
@@ -328,7 +330,12 @@ class TabularDataset(Dataset):
                 raise InputError(
                     f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
                 ) from error
-            except (ValueError, TypeError, OSError, EOFError, BadZipFile, pd.errors.ParserWarning) as error:
+            except pd.errors.ParserWarning as error:
+                raise InputError(
+                    f"{path} cannot be read as a table: some lines have more fields than the first line: mend them, or "
+                    "leave out what stands above the names of the columns by dataset.skip_rows"
+                ) from error
+            except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
                 raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
             if frame.empty:
                 raise InputError(f"{path} has no rows")
@@ -406,7 +413,7 @@ class TabularDataset(Dataset):
         if self.features is None:
             return everything
         wanted = {self.target, self.sensitive, *self.features, *self.filters, *self.drop}
-        wanted |= {*(self.numeric or ()), *(self.categorical or ()), *self.proxies}
+        wanted |= {*(self.numeric or ()), *(self.categorical or ()), *self.proxies, *self.groups}
         wanted |= {name for given_away in self.proxies.values() for name in given_away}
         wanted |= {rule["from"] for rule in self.recode.values()}
         there = {self.rename.get(name, name) for name in names} | set(names) | set(self.recode) | set(self.decode)
@@ -574,6 +581,10 @@ class TabularDataset(Dataset):
             positive = [text(value) for value in self.positive or ()]
             rest = sorted(set(values) - set(positive))
             negative = [text(value) for value in self.negative] if self.negative is not None else rest
+            if len(rest) > 1 and not set(positive) & set(values) and self.negative is None:
+                raise InputError(
+                    f"{rule}: no row of {files} has such a value in target '{self.target}'; it holds {_counted(values)}"
+                )
             if set(rest) - set(negative) or (self.negative is None and len(rest) > 1):
                 raise InputError(
                     f"target '{self.target}' of {files} is not binary: it holds {_counted(values)}, and {rule}: "
@@ -603,6 +614,11 @@ class TabularDataset(Dataset):
             numbers = self._numbers(column, files)
             if np.isinf(numbers).any():
                 raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
+            if (largest := numbers.abs().max()) > _LARGEST:
+                raise InputError(
+                    f"column '{name}' of {files} holds numbers as large as {largest:g}, which cannot be standardised: "
+                    "mend them, or list those that stand for missing values in dataset.missing_values"
+                )
             return numbers
         return _texts(column).fillna("missing").astype(object).astype("category")
 
@@ -724,6 +740,9 @@ def _counted(values: pd.Series) -> str:
 def _require(frame: pd.DataFrame, name: str, key: str, files: str) -> None:
     if name not in frame.columns:
         columns = [str(column) for column in frame.columns]
+        if blank := [column for column in columns if column.strip() == str(name).strip()]:
+            begins = "dataset.skip_initial_space=true leaves it out" if blank[0].lstrip() == name else "name it so"
+            raise InputError(f"{key}: no column '{name}' in {files}, but '{blank[0]}', with a blank: {begins}")
         near = get_close_matches(str(name), columns)
         shown = ", ".join(columns[:30]) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "")
         hint = f"the nearest is {' or '.join(near)}; " if near else ""
