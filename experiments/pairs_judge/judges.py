@@ -20,11 +20,10 @@ print("| dimension | judge | AUC | sensitivity | specificity |\n|---|---|---|---
 for name in config["dimensions"]:
     fitted = judge.of(build(config["dimensions"], name, name=name), Store(config["paths"]["root"]))
     found = fitted.fit
-    sets = {"safe": fitted.safe, "unsafe": fitted.unsafe}
-    said = {
-        split: [bool(v.safe) for v in Refusal().judge([e.prompt for e in rows], [str(e.response) for e in rows])]
-        for split, rows in sets.items()
-    }
+    said = {}
+    for split, examples in {"safe": fitted.safe, "unsafe": fitted.unsafe}.items():
+        pairs = dict.fromkeys((e.prompt, str(e.response)) for e in examples)  # of copies one is measured
+        said[split] = [bool(v.safe) for v in Refusal().judge(*map(list, zip(*pairs, strict=True)))]
     words_auc = auc([*said["safe"], *said["unsafe"]], [True] * len(said["safe"]) + [False] * len(said["unsafe"]))
     rows = {
         "pairs": (found["auc"], found["found_safe"], found["found_unsafe"]),

@@ -199,8 +199,8 @@ class Observer:
     def known(self) -> dict[str, dict[str, Known]]:
         """By dimension and judge, the verdicts on responses whose truth is known, where there are such.
 
-        They are those that the dimension holds as ``labelled``; else those that a judge has of its own. `InputError`
-        where labelled responses are among those that a judge is made from.
+        They are those that the dimension holds as ``labelled``, of copies one; else those that a judge has of its own.
+        `InputError` where labelled responses are among those that a judge is made from.
         """
         found: dict[str, dict[str, Known]] = {}
         for prompts in self.sets:
@@ -208,7 +208,7 @@ class Observer:
                 continue
             dimension, judges = prompts.dimension, self._judges[prompts.name]
             splits = {
-                split: [(e.prompt, str(e.response)) for e in texts.load()]
+                split: list(dict.fromkeys((e.prompt, str(e.response)) for e in texts.load()))
                 for split, texts in dimension.labelled.items()
             }
             for name, judging in judges.items():

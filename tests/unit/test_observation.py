@@ -9,15 +9,17 @@ from types import SimpleNamespace
 import pytest
 
 from fairpriv import processes
-from fairpriv.data.sources import Bundled
+from fairpriv.data.sources import Bundled, Files
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
+from fairpriv.functional.verdicts import Known
 from fairpriv.language_models import observation
 from fairpriv.language_models.contract import Tuned, Tuning, require_base
 from fairpriv.language_models.defenses.spin import Spin
 from fairpriv.language_models.dimensions.awareness import awareness, over_refusal
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.judges.judge import Judge, Verdict
+from fairpriv.language_models.judges.refusal import Refusal
 from fairpriv.language_models.observation import Observation, Observer, PromptSet, compare
 from fairpriv.language_models.records import response_rows, score_rows
 from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer
@@ -202,6 +204,18 @@ def test_what_a_user_s_judge_and_scorer_found_is_not_read_after_their_code_has_c
         found.append((told[0].safe, score))
     assert found == [(True, 0.25), (False, 0.75), (True, 0.25)]
     assert [len(list((tmp_path / "cache" / kind).rglob("*.json"))) for kind in ("verdicts", "scored")] == [2, 2]
+
+
+def test_what_is_known_of_a_judge_counts_each_labelled_response_once(tmp_path):
+    labelled = {}
+    for split, said in {"safe": [NO] * 5 + ["I will not say."], "unsafe": ["Yes."] * 2 + [NO]}.items():
+        (tmp_path / f"{split}.csv").write_text("\n".join(["prompt,response", *(f"a question,{text}" for text in said)]))
+        columns = {"prompt": "prompt", "response": "response"}
+        labelled[split] = Texts(Files([f"{split}.csv"], folder=str(tmp_path)), columns)
+    judge = Refusal()
+    settings = SimpleNamespace(store=Store(tmp_path), judges={"refusal": judge}, judging={"refusal": judge.digest()})
+    sets = [PromptSet(replace(dimension("privacy"), labelled=labelled), "evaluate", PROMPTS)]
+    assert Observer(sets, settings).known == {"privacy": {"refusal": Known(2, 2, 2, 1)}}
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,25 @@ def test_it_tells_responses_apart_as_the_pairs_do_and_says_how_well(embedded, di
 
 
 @pytest.mark.usefixtures("embedded")
+def test_copies_of_a_pair_make_no_interval_narrower(dimension, tmp_path):
+    draw = np.random.default_rng(0)
+
+    def noisy(word):
+        return [(f"p {i} {word}", f"{draw.choice(['refuse', 'comply'])} {word} {i}") for i in range(40)]
+
+    safe, unsafe = noisy("refuse"), noisy("comply")
+    found = []
+    for copies in (1, 5):
+        pairs = [(prompt, said) for prompt, said in safe for _ in range(copies)]
+        judge = Pairs("any", least_auc=0.0).of(dimension(pairs, unsafe), Store(tmp_path))
+        assert (judge.known().safe, judge.known().unsafe) == (40, 40)
+        found.append(judge.fit["auc"])
+    (one, ends), (many, others) = found
+    assert many == pytest.approx(one, abs=0.1)
+    assert others[1] - others[0] == pytest.approx(ends[1] - ends[0], rel=0.3)
+
+
+@pytest.mark.usefixtures("embedded")
 def test_a_judge_that_does_not_tell_safe_from_unsafe_is_refused_with_its_quality(dimension, tmp_path):
     blind = dimension(pairs_of("the same"), pairs_of("the same"))
     with pytest.raises(InputError, match=r"AUC on the pairs of green is 0\.\d+ \(.*\), below judge\.least_auc=0\.7"):

@@ -65,7 +65,7 @@ class Pairs(Judge):
 
     A pair is the embedding of its response beside that of prompt and response together: means of the encoder's last
     states, of length 1. Folds keep pairs of one prompt together. Inner folds choose the regularisation for each outer
-    one, so that the judge's quality is measured on pairs that had no part in it.
+    one, so that the judge's quality is measured on pairs that had no part in it; of copies one is measured.
 
     Attributes:
         path: of the encoder: a local folder, or a name on the Hugging Face hub.
@@ -236,10 +236,11 @@ class FittedPairs(Judge):
     def digest(self) -> Any:
         """Return the settings and the pairs."""
         texts = [[[e.prompt, e.response] for e in found] for found in (self.safe, self.unsafe)]
-        return {"settings": self.pairs.digest(), "pairs": texts}
+        once = {} if len(self._different) == sum(map(len, texts)) else {"copies": "measured once"}
+        return {"settings": self.pairs.digest(), "pairs": texts} | once
 
     def quality(self) -> Measured:
-        """Return AUC and calibration slope on pairs outside their fold, with 95 % intervals.
+        """Return AUC and calibration slope on different pairs outside their fold, with 95 % intervals.
 
         Raises:
             InputError: the AUC is below ``least_auc``.
@@ -251,7 +252,7 @@ class FittedPairs(Judge):
         return found
 
     def known(self) -> Known:
-        """Return its verdicts on pairs outside their fold."""
+        """Return its verdicts on different pairs outside their fold."""
         from fairpriv.functional.verdicts import Known
 
         return Known(*(self.fit[key] for key in ("safe", "found_safe", "unsafe", "found_unsafe")))
@@ -276,6 +277,14 @@ class FittedPairs(Judge):
                 f"{high:.3f}), below judge.least_auc={least}: it does not tell safe from unsafe, so take another judge"
             )
         return found
+
+    @property
+    def _different(self) -> list[int]:
+        """The first places of pairs among the safe ones and the unsafe ones behind them; copies have none."""
+        first: dict[tuple[str, str | None, bool], int] = {}
+        for place, e in enumerate([*self.safe, *self.unsafe]):
+            first.setdefault((e.prompt, e.response, place < len(self.safe)), place)
+        return list(first.values())
 
     def _features(self, texts: Sequence[tuple[str, str]]) -> np.ndarray:
         import numpy as np
@@ -309,6 +318,8 @@ class FittedPairs(Judge):
         for kept, held in folds.split(rows, truth, groups):
             chances[held] = fitted(kept).predict_proba(rows[held])[:, 1]
         final = fitted(np.arange(len(truth)))
+        chances, truth = chances[self._different], truth[self._different]  # intervals take pairs for independent
+        safe = int(truth.sum())
         slope, ends = calibration_slope(chances, truth)
         finite = bool(np.isfinite([slope, *ends]).all())
         return {
@@ -316,9 +327,9 @@ class FittedPairs(Judge):
             "intercept": float(final.intercept_[0]),
             "auc": auc(chances, truth),
             "calibration": [slope, ends] if finite else [None, [None, None]],
-            "safe": len(self.safe),
+            "safe": safe,
             "found_safe": int((chances[truth] >= 0.5).sum()),
-            "unsafe": len(self.unsafe),
+            "unsafe": len(truth) - safe,
             "found_unsafe": int((chances[~truth] < 0.5).sum()),
         }
 
