@@ -198,8 +198,11 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
     devices = config["trainer"].get("devices")
-    if devices in (0, []) or (isinstance(devices, int) and devices < -1):
-        raise InputError(f"trainer.devices={devices}: a number from 1, a list of devices, -1 for all, or auto")
+    named = devices in (None, "auto", -1, "-1") or (isinstance(devices, list) and devices)
+    if not (named or (str(devices).isdecimal() and int(devices) > 0)):
+        raise InputError(
+            f"trainer.devices={devices}: a number from 1, a list of devices such as [0,1], -1 for all, or auto"
+        )
     nodes = config["trainer"].get("num_nodes", 1)
     if not isinstance(nodes, int) or nodes < 1:
         raise InputError(f"trainer.num_nodes={nodes}: a number from 1")

@@ -123,7 +123,7 @@ class Planner:
         self.defense = build(config, "defense")
         self.judges = judges_of(config["judge"])
         self.evaluation = EvaluationSettings(**config["evaluation"] | {"text": None})
-        self.tokens = config["dataset"]["max_tokens"]
+        self.tokens = build(config, "dataset").max_tokens
         if self.model.quantization is not None:
             raise NotImplementedError("what quantised weights need is not known")
         self.architecture = architecture_of(self.model)

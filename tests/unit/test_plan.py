@@ -173,6 +173,14 @@ def test_a_plan_names_a_defence_that_refuses_the_model(folder, capsys):
     assert "set model.dtype=float32" in out
 
 
+@pytest.mark.parametrize("word", ["dataset.max_tokens=1", "dataset.samples=0"])
+def test_a_plan_refuses_pairs_that_a_run_refuses(folder, capsys, word):
+    words = ["experiment=quickstart_llm", "model=hf", f"model.path={folder}", "defense=lora", word]
+    status, out, _ = told(capsys, *words)
+    assert status == 1
+    assert f"{word}: must be at least" in out
+
+
 def test_a_plan_of_a_model_that_is_not_at_hand_asks_for_its_config(tmp_path, capsys):
     words = ["experiment=quickstart_llm", "model=hf", f"model.path={tmp_path}", "defense=none"]
     status, out, _ = told(capsys, *words, "--memory", "80")

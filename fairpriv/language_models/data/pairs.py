@@ -50,6 +50,8 @@ class Pairs:
             raise InputError(
                 f"dataset.shares={self.shares}: {len(self.shares)} shares for {len(self.dimensions)} dimensions"
             )
+        if self.samples is not None and self.samples < 1:
+            raise InputError(f"dataset.samples={self.samples}: must be at least 1, or null for all")
         if self.samples is None and len(self.dimensions) > 1:
             raise InputError("dataset.samples is null: a mix of dimensions needs the number of pairs")
         if self.max_tokens < 2:
