@@ -83,7 +83,9 @@ def trained_on(data: Data) -> Measured:
     What a model does with a prompt that it was trained on tells little of what it does with another. Prompts are
     compared without outer blanks.
     """
-    read = {pair.prompt.strip() for pairs in (data.pairs, *data.asked.values()) for pair in pairs} - {""}
+    pairs = [pair for some in (data.pairs, *data.asked.values()) for pair in some]
+    pairs += [pair.rejected for pair in pairs if pair.rejected is not None]  # which may be to another prompt
+    read = {pair.prompt.strip() for pair in pairs} - {""}
     measured = Measured()
     for prompts in data.sets:
         if prompts.kind == "benign" or prompts.dimension.evaluate is None:  # leakage asks about what is trained on

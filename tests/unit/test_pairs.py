@@ -167,6 +167,8 @@ def test_prompts_that_are_trained_on_are_counted_and_told_of(caplog):
     with caplog.at_level(logging.WARNING, logger="fairpriv"):
         assert found(told, pairs=pairs) == found(told, asked=pairs) == {"eval/privacy/trained_on": 0.5}
     assert "dimension privacy: 2 of its 4 prompts are also prompts of pairs" in caplog.text
+    other = Example("Another?", "No.", "a row", rejected=pairs[0])
+    assert found(told, pairs=[other]) == {"eval/privacy/trained_on": 0.5}
     assert found(told) == found(told, pairs=pairs[1:]) == {}
     assert found(sets("benign", True, "Who is she?"), sets("scored", False, "Who is she?"), pairs=pairs) == {}
 
