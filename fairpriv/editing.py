@@ -74,13 +74,15 @@ class SpinEdit:
             strength: in [0, 1]; 1 sets the entries to zero, which is SPIN.
 
         Raises:
-            InputError: a name or an index is not in the model, indices are not whole numbers, weights are of a dtype
-                that cannot be edited, or the strength is outside [0, 1].
+            InputError: a name or an index is not in the model, indices are no list of whole numbers, weights are of a
+                dtype that cannot be edited, or the strength is outside [0, 1].
         """
         _require_strength(strength)
         for name, index in indices.items():
             if index.numel() and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
                 raise InputError(f"the indices of {name} are of {index.dtype}; they are whole numbers")
+            if index.dim() != 1:  # such as rows and columns, which ``nonzero`` returns
+                raise InputError(f"the indices of {name} are {list(index.shape)}; they are one list, of flat indices")
         kept = {name: index.cpu().long().unique() for name, index in indices.items() if index.numel()}
         weights = _weights(model, kept)
         originals = {name: _values(weights[name], index) for name, index in kept.items()}

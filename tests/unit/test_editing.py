@@ -313,6 +313,13 @@ def test_indices_that_are_no_whole_numbers_are_refused():
             SpinEdit.of(make(), {NAME: index}, PROVENANCE)
 
 
+def test_indices_by_row_and_column_are_not_taken_for_flat_ones():
+    places = (torch.arange(12).reshape(3, 4) % 5 == 4).nonzero()  # [2, 2]: rows and columns
+    for index in (places, torch.tensor(3)):
+        with pytest.raises(InputError, match="they are one list, of flat indices"):
+            SpinEdit.of(make(), {NAME: index}, PROVENANCE)
+
+
 class Writer:
     """A model or tokenizer that writes one file, and then fails perhaps."""
 
