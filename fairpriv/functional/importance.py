@@ -132,6 +132,15 @@ def matrices_of(model: nn.Module, target: str) -> Matrices:
     return {name: found[name] for name in names.values() if name in found}
 
 
+def require_apart(name: str, inputs: Tensor, rows: int) -> None:
+    """Raise `ValueError` where a layer's input does not tell the rows of a batch apart, as by [rows, ...] it does."""
+    if inputs.dim() < 3 or len(inputs) != rows:
+        raise ValueError(
+            f"{name}: its layer is given {list(inputs.shape)} for {rows} rows, of which it cannot be told what is of "
+            "which: give one row a batch, as batch_size=1 does"
+        )
+
+
 def _refusal(path: str, module: nn.Module) -> ValueError:
     kind = type(module).__name__
     if type(module) is nn.Linear:
@@ -290,11 +299,9 @@ class _Gradients:
 
     def receive(self, name: str, inputs: Tensor, delta: Tensor) -> None:
         rows = len(self.spans)
-        if inputs.dim() < 3 or len(inputs) != rows:
-            raise ValueError(
-                f"{name}: its layer is given {list(inputs.shape)} for {rows} rows, which mixes them as in a mixture of "
-                "experts: they cannot be scored apart"
-            )
+        if rows == 1 and inputs.dim() == 2:  # flattened, as by OPT: all of it is of this row
+            inputs, delta = inputs[None, None], delta[None, None]
+        require_apart(name, inputs, rows)
         # a sum is not finite if any part of it is not; a bad input gives a bad loss, and so a bad delta
         self.finite &= delta.flatten(1).sum(1, dtype=torch.float32).isfinite().to(self.device)
         self.waiting.setdefault(name, []).append((inputs, delta))

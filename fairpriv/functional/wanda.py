@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairpriv.functional.importance import matrices_of
+from fairpriv.functional.importance import matrices_of, require_apart
 
 
 @torch.inference_mode()
@@ -40,6 +40,9 @@ def wanda_scores(
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().float()
             if attended is not None:
+                if x.dim() == 2 and len(x) == attended.shape[1] and len(attended) == 1:  # flattened, as by OPT
+                    x = x[None]
+                require_apart(name, x, len(attended))
                 x = x[attended]
             squares[name] += x.reshape(-1, x.shape[-1]).square().sum(0).double().cpu()
 

@@ -251,8 +251,16 @@ def test_architectures_that_cannot_be_scored_exactly_are_refused_by_name():
     experts = tiny("mixtral", **{key: GROUPED[key] for key in GROUPED if key != "vocab_size"}, num_local_experts=2)
     with pytest.raises(ValueError, match=r"layers.0.mlp.\w+: Mixtral\w+ cannot be scored exactly"):
         importance_scores(experts, batched(samples()))
-    flat = tiny("opt", hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=16)
-    with pytest.raises(ValueError, match=r"fc2.weight: its layer is given \[45, 24\] for 5 rows"):
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_that_a_layer_is_given_as_one_are_scored_one_at_a_time(side):
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    flat = tiny("opt", **sizes, word_embed_proj_dim=16, init_std=0.2)
+    batches = batched(samples(), 1, side, width=11)
+    want = oracle(flat, samples(), "all")
+    assert difference(importance_scores(flat, batches, target="all"), want) < 1e-4
+    with pytest.raises(ValueError, match=r"fc2.weight: its layer is given \[45, 24\] for 5 rows.* one row a batch"):
         importance_scores(flat, batched(samples()))
 
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError
@@ -168,6 +177,30 @@ def test_attention_of_a_mixture_of_experts_is_edited_and_its_experts_are_refused
     assert same(found, one_by_one)  # though experts see the rows of a batch together
     with pytest.raises(InputError, match=r"^SPIN: model\.layers\.0\.mlp.* mixture of experts"):
         spin(target="mlp").edit(mixture, ROWS)
+
+
+@pytest.mark.parametrize("how", [{}, {"target": "self_attn"}, {"score": "wanda"}])
+def test_a_model_whose_layers_see_a_batch_as_one_row_is_edited_a_row_at_a_time(how):
+    """OPT's MLP flattens its input, of which no shape tells the rows."""
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    flat = OPTForCausalLM(OPTConfig(**sizes, vocab_size=290, word_embed_proj_dim=16, init_std=0.2)).eval()
+    score = wanda_scores if how.get("score") == "wanda" else importance_scores
+    target = how.get("target", "mlp")
+    scores = {name: score(flat, [collate([row], 0) for row in rows], target=target) for name, rows in ROWS.items()}
+    found = spin(**how, batch_size=1).edit(flat, ROWS)[0].indices
+    want = chosen(coupled_weights(scores, dimensions=DIMENSIONS, ratio=RATIO))
+    assert want
+    assert same(found, want)
+    with pytest.raises(InputError, match=r"^SPIN: fairness: model.decoder.layers.*one row a batch, as batch_size=1"):
+        spin(**how).edit(flat, ROWS)
+
+
+def test_a_model_that_cannot_be_scored_is_refused_before_anything_is_measured(model):
+    convolving = GPT2LMHeadModel(GPT2Config(vocab_size=290, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match=r"^SPIN: transformer.h.0.mlp.c_fc: Conv1D cannot be scored"):
+        spin().check(convolving)
+    spin().check(model)
 
 
 def test_a_sweep_scores_once(model, tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ class Spin(Tuning):
         return coupled + [(name, "safe", self.samples) for name in self.exclude]
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Raise `InputError` for quantised weights, or those that the defence before it cannot leave plain."""
+        """Raise `InputError` for weights that cannot be scored, or that the defence before it cannot leave plain."""
         if method := quantised(model):
             raise InputError(
                 f"defense={self.name} edits single weights, and {method} has quantised them: set "
@@ -129,6 +129,7 @@ class Spin(Tuning):
             )
         if self.after is not None:
             self.after.check(model, merged=True)
+        self._matrices(model)
 
     def tune(self, owner: ModelOwner) -> Tuned:
         """Apply the defence before this one, then edit; the edit is kept in the cell's folder."""
@@ -249,13 +250,17 @@ class Spin(Tuning):
             InputError: as ``importance_scores``, and a gradient that is not finite.
         """
         self._warn_of_shared(rows)
-        try:
-            wanted = set(matrices_of(model, self.target))
-        except ValueError as error:
-            raise InputError(f"SPIN: {error}") from error
+        wanted = self._matrices(model)
         origin = origin or _weights_hash(model)
         scores = {name: self._top(name, model, encoded, pad_id, store, origin) for name, encoded in rows.items()}
         return {name: {w: top for w, top in tops.items() if w in wanted} for name, tops in scores.items()}
+
+    def _matrices(self, model: nn.Module) -> set[str]:
+        """Name the target's matrices; raise `InputError` where there are none, or one cannot be scored."""
+        try:
+            return set(matrices_of(model, self.target))
+        except ValueError as error:
+            raise InputError(f"SPIN: {error}") from error
 
     @property
     def _excluded(self) -> list[str]:
