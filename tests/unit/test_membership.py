@@ -14,6 +14,7 @@ from fairpriv.functional.membership import (
     dp_true_positive_bound,
     label_probabilities,
     lira_scores,
+    mean_auc_interval,
     membership_auc,
     rates_at,
     rmia_scores,
@@ -159,6 +160,45 @@ def test_the_interval_of_a_rate_holds_it_where_scores_are_tied(rng, fpr):
         scores = torch.from_numpy(rng.integers(0, levels, 120).astype(float))
         found, (low, high) = rates_at(scores, torch.arange(120) % 2 == 0, fpr)
         assert 0 <= low <= found <= high <= 1
+
+
+def test_the_interval_of_a_mean_auc_is_that_of_two_ways_of_clustering(rng):
+    scores, member = (
+        torch.from_numpy(rng.integers(0, 9, (3, 12)).astype(float)),
+        torch.from_numpy(rng.random((3, 12)) < 0.5),
+    )
+    added, auc = np.zeros((3, 12)), np.zeros(3)
+    for v in range(3):
+        inside, outside = (np.flatnonzero(member[v] == kind) for kind in (True, False))
+        won = {(i, j): float(torch.sign(scores[v, i] - scores[v, j])) / 2 + 0.5 for i in inside for j in outside}
+        auc[v] = np.mean(list(won.values()))
+        assert auc[v] == pytest.approx(membership_auc(scores[v], member[v]))
+        for i in inside:
+            added[v, i] = (np.mean([won[i, j] for j in outside]) - auc[v]) / len(inside)
+        for j in outside:
+            added[v, j] = (np.mean([won[i, j] for i in inside]) - auc[v]) / len(outside)
+    rows, victims = (added.sum(0) ** 2).sum() / 9 * 12 / 11, stats.sem(auc) ** 2
+    variance = max(rows + victims - (added**2).sum() / 9, rows, victims)
+    half = stats.t.ppf(0.975, 2) * math.sqrt(variance)
+    low, high = mean_auc_interval(scores, member)
+    assert (low, high) == pytest.approx((max(0, auc.mean() - half), min(1, auc.mean() + half)))
+    with pytest.raises(ValueError, match="1 victims: two are needed"):
+        mean_auc_interval(scores[:1], member[:1])
+
+
+def test_where_nothing_leaks_the_interval_of_a_mean_auc_covers_one_half():
+    covered = 0
+    for draw in range(200):
+        g = torch.Generator().manual_seed(draw)
+        inside = torch.stack([torch.randperm(60, generator=g) < 30 for _ in range(24)])
+        own = torch.randn(60, generator=g) + torch.randn(24, 60, generator=g)  # of models that ignore their data
+        scores = []
+        for victim in range(16):
+            others = [model for model in range(24) if model != victim]
+            scores.append(lira_scores(own[[victim]], own[others], inside[others], variance="global")[0])
+        low, high = mean_auc_interval(torch.stack(scores), inside[:16])
+        covered += low <= 0.5 <= high
+    assert covered >= 182  # of 95 %, less than one in two hundred such tests would have fewer
 
 
 def test_a_rate_below_what_can_be_told_is_refused():

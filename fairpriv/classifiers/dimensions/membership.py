@@ -20,7 +20,6 @@ from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
 from fairpriv.functional import membership
-from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ class Membership(Game):
             headline=attack == self._first,
             column=60 if attack in (self._first, "rmia") else None,
         )
-        found = about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
+        found = about.of(sum(auc) / len(auc), _interval(scores, member), floor=0.5)
         scores, member = scores.flatten(), member.flatten()
         found |= self._about(
             f"{attack}_accuracy",
@@ -181,11 +180,10 @@ class Membership(Game):
             own = codes == code
             if not own.any():
                 continue  # worlds of pure groups have rows of one group only
-            auc = [
-                membership.membership_auc(one[own], truth[own])
-                for one, truth in zip(scores, member, strict=True)
-                if truth[own].any() and not truth[own].all()
-            ]
+            truth = member[:, own]
+            both = truth.any(1) & ~truth.all(1)
+            asked, truth = scores[both][:, own], truth[both]
+            auc = [membership.membership_auc(*victim) for victim in zip(asked, truth, strict=True)]
             if len(auc) < len(scores):
                 log.warning(
                     "dimension=%s: %s%s has no members or no non-members in %d of %d attacked models, which its AUC "
@@ -195,7 +193,7 @@ class Membership(Game):
             if auc:
                 key, meaning = f"{self._first}_auc/{kind}{name}", f"The AUC of {attack} among rows of {name}."
                 about = self._about(key, f"{attack} AUC, {name}", meaning)
-                found |= about.of(sum(auc) / len(auc), _t_interval(auc), floor=0.5)
+                found |= about.of(sum(auc) / len(auc), _interval(asked, truth), floor=0.5)
         return found
 
     def _allowed(self, budget: tuple[float, float], rates: Sequence[float]) -> Measured:
@@ -233,11 +231,6 @@ def _answers(models: Models, rows: Rows) -> Tensor:
         return models.ask(rows.X, rows.s)
 
 
-def _t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % t interval of the mean over victims, within [0, 1]; None for a single one."""
-    if len(values) < 2:
-        return None
-    sample = torch.tensor(values, dtype=torch.double)
-    half = t_quantile(len(values) - 1) * float(sample.std()) / len(values) ** 0.5
-    mean = float(sample.mean())
-    return max(0.0, mean - half), min(1.0, mean + half)
+def _interval(scores: Tensor, member: Tensor) -> tuple[float, float] | None:
+    """Return the interval of the mean AUC of several victims; None for a single one."""
+    return membership.mean_auc_interval(scores, member) if len(scores) > 1 else None
