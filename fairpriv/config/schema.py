@@ -39,6 +39,11 @@ FIT_SETS = {  # of lightning.Trainer
     "log_every_n_steps",
 }
 
+STEPS = {  # of lightning.Trainer: what leaves a step of a language model's tuning as it is, and what sets that instead
+    "accumulate_grad_batches": ((None, 1), "a step has defense.batch_size pairs, in parts of defense.micro_batch_size"),
+    "gradient_clip_val": ((None, 0), "gradients are clipped by defense.clip"),
+}
+
 
 @dataclass
 class PathsConfig:
@@ -197,6 +202,9 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
         raise InputError(
             f"trainer.{min(taken)} is set by every fit; epochs are training.epochs and those of the defence"
         )
+    for key, (nothing, instead) in STEPS.items() if config["task"] == "language_model" else ():
+        if (value := config["trainer"].get(key)) not in nothing:
+            raise InputError(f"trainer.{key}={value}: leave it out, since here {instead}")
     devices = config["trainer"].get("devices")
     named = devices in (None, "auto", -1, "-1") or (isinstance(devices, list) and devices)
     if not (named or (str(devices).isdecimal() and int(devices) > 0)):

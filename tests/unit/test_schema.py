@@ -198,6 +198,23 @@ def test_sections_of_another_task_are_refused(config, message):
         check(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "nothing", "message"),
+    [
+        ("accumulate_grad_batches", 2, 1, "=2: .* defense.batch_size pairs, in parts of defense.micro_batch_size"),
+        ("gradient_clip_val", 0.5, 0, "=0.5: .* clipped by defense.clip"),
+    ],
+)
+def test_what_lightning_does_not_do_in_a_language_model_s_steps_is_refused(key, value, nothing, message):
+    def with_(config, value):
+        return config | {"trainer": {**config["trainer"], key: value}}
+
+    with pytest.raises(InputError, match=rf"trainer\.{key}{message}"):
+        check(with_(TEXT_CELL, value))
+    check(with_(TEXT_CELL, nothing))
+    check(with_(CONFIG, value))
+
+
 def test_what_fits_every_task_is_not_refused():
     check(TEXT_CELL)
     check(TEXT_CELL | {"defense": CONFIG["defense"]})
