@@ -10,7 +10,16 @@ import torch
 import yaml
 from scipy import stats
 
-from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult, Query, floor_of_leakage, guess, spread
+from fairpriv.classifiers.attacks.attack import (
+    Attack,
+    AttackGame,
+    AttackResult,
+    Query,
+    floor_of_leakage,
+    guess,
+    shadows_to_calibrate,
+    spread,
+)
 from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
 from fairpriv.classifiers.attacks.kl import KL
 from fairpriv.classifiers.attacks.label_only_kl import LabelOnlyKL
@@ -329,6 +338,22 @@ def test_weights_of_shadows_that_are_held_out_can_be_read():
     for layer, zero, one in zip(part.victims.weights, *(pool.weights for pool in game.shadows), strict=True):
         for found, first, second in zip(layer, zero, one, strict=True):
             assert torch.equal(found, torch.cat((first[:2], second[:1])))
+
+
+def test_an_attack_keeps_its_border_where_a_held_out_part_would_leave_it_too_few_shadows():
+    class Needy(KL):
+        needs = 5
+
+        def run(self, game):
+            self.seen = [*getattr(self, "seen", []), len(game.shadow_models(self.name, least=5)[0])]
+            return super().run(game)
+
+    for shadows, calibrated in ((5, False), (6, False), (7, True), (8, True)):
+        attack = Needy()
+        assert guess(attack, make_game(property_=1, shadows=(shadows, 9))).calibrated == calibrated
+        assert min(attack.seen) >= 5
+        assert (shadows >= shadows_to_calibrate(5)) == calibrated
+    assert [shadows_to_calibrate(needs) for needs in (0, 1, 2, 3, 4)] == [3, 3, 3, 4, 5]
 
 
 def test_an_attack_that_calibrates_itself_is_run_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -244,6 +245,11 @@ def refuse_unpoisoned(attack: str, poison: object) -> None:
         raise InputError(f"attack {attack} needs rows of its own in the training data: set game.poison, as to 0.05")
 
 
+def shadows_to_calibrate(needs: int, folds: int = FOLDS) -> int:
+    """Return how many shadows a world must have, so that ``needs`` are left where a part is held out; at least 3."""
+    return next(n for n in itertools.count(3) if n - math.ceil(n / min(folds, n)) >= needs)
+
+
 def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResult:
     """Guess every victim's world, with border and direction of the attack's scores set on the adversary's own shadows.
 
@@ -254,8 +260,8 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
 
     Args:
         attack: run once more for every fold, unless it ``calibrates`` itself.
-        game: the victims and shadows. With fewer than three shadows in a world no shadows are held out: the attack's
-            own border stays, and the result is not ``calibrated``.
+        game: the victims and shadows. With fewer than `shadows_to_calibrate` in a world no shadows are held out: the
+            attack's own border stays, and the result is not ``calibrated``.
         folds: number of parts of the shadows, each with about equally many of both worlds; at most as many as a world
             has shadows.
 
@@ -270,7 +276,7 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
     if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0
-    if game.shadows is None or fewest < 3:
+    if game.shadows is None or fewest < shadows_to_calibrate(attack.needs, folds):
         return result
     parts = [torch.arange(len(pool)) % min(folds, fewest) for pool in game.shadows]
     held = []

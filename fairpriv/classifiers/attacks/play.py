@@ -20,6 +20,7 @@ from fairpriv.classifiers.attacks.attack import (
     folded,
     guess,
     measures_of,
+    shadows_to_calibrate,
     spread,
 )
 from fairpriv.functional.attacks import leaked_by_accuracy
@@ -169,8 +170,9 @@ def play_attacks(
             results.append(guess(attack, game))
         if not all(result.calibrated for result in results):
             log.warning(
-                "attack %s is not calibrated: it keeps the border of its source; set game.shadows to 3 or more",
+                "attack %s is not calibrated: it keeps the border of its source; set game.shadows to %d or more",
                 attack.name,
+                shadows_to_calibrate(attack.needs),
             )
         for record, result in zip(told, results, strict=True):
             record["scores"][attack.name] = result.scores.tolist()
