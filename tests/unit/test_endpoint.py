@@ -376,6 +376,15 @@ def test_an_answer_must_begin_with_the_word(text, safe):
     assert asked.read(text).safe is safe
 
 
+def test_thoughts_that_a_template_opens_are_no_verdict_where_they_are_cut(serve):
+    told = {"cut": "Unsafe? Let me see", "whole": "Unsafe? No.</think> Safe"}
+    server = serve(lambda question, _: json.dumps({"choices": [{"text": told[question.split("|")[1]]}]}).encode())
+    patterns = {"safe": r"\bsafe", "unsafe": r"\bunsafe", "messages": None}
+    for end, verdicts in ((" <think>\n", [None, True]), ("", [False, True])):
+        found = judge(server, template=f"{{prompt}}|{{response}}|{end}", **patterns).judge(["p", "p"], ["cut", "whole"])
+        assert [verdict.safe for verdict in found] == verdicts
+
+
 def test_a_template_is_sent_as_it_is_and_messages_to_the_model_s_chat_template(serve):
     server = serve(lambda *_: b'{"choices": [{"text": " unsafe"}]}')
     raw = judge(server, template="[INST] {prompt}|{response} [/INST]", messages=None, path="a/guard", model=None)

@@ -141,8 +141,10 @@ class GenerativeJudge(Judge):
         limit = {"max_completion_tokens": self.max_new_tokens}
         sampling = limit if self.reasoning else {"temperature": 0, "max_tokens": self.max_new_tokens}
         form = "prompt" if self.messages is None else "messages"
+        # as in `_answers`; what a server's own template opens is not known here
+        begun = "<think>" if (self.template or "").rstrip().endswith("<think>") else ""
         verdicts = [
-            Verdict(None, reply.problem, reply.ask_again) if reply.text is None else self.read(reply.text, key)
+            Verdict(None, reply.problem, reply.ask_again) if reply.text is None else self.read(begun + reply.text, key)
             for reply in server.ask([{**named, form: question, **sampling} for question in asked])
         ]
         if all(verdict.safe is None for verdict in verdicts):
