@@ -144,6 +144,7 @@ DATA = {
         "carrier is not installed (`pip install --no-deps gone==1.0`)"
     ],
     "game.min_cell=100000": ["rows with label", "game.min_cell"],
+    "model.hidden=[8,0]": ["model.hidden=[8, 0]: every layer has at least 1 neuron"],
     "model.dropout=2": ["model: dropout probability"],
     "trainer.accelerator=abacus": ["trainer: ", "abacus"],
     "defense=fine_tune defense.penalty=-1": ["defense.penalty", "at least 0"],

@@ -509,6 +509,10 @@ def test_arrays_and_any_group_codes_are_taken():
     assert torch.equal(pool.predict_proba(arrays[0][0]), pool.predict_proba(UNEVEN[0][0]))
 
 
+def test_epochs_may_be_a_number_of_numpys():
+    assert same(fit_pool(UNEVEN, **HOW | {"epochs": np.int64(2)}), fit_pool(UNEVEN, **HOW | {"epochs": 2}))
+
+
 def test_torchs_own_random_numbers_are_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -615,7 +619,11 @@ VALID = {"validation": [HELD_OUT[0]]}
         ([(X, Y), (X, Y + 1)], {}, r"datasets\[1\] has labels \[1, 2\]; they are 0 and 1"),
         ([(X, Y, S.float())], {}, r"groups of torch.float32; they are integer codes"),
         ([(X, Y, S)], {"steps_per_epoch": 2, "batch_size": 3}, r"datasets\[0\]: a batch of 3 rows cannot hold 4"),
-        ([(X, Y)], {"epochs": 0}, "epochs=0: each is at least 1"),
+        ([(X, Y, S, S[1:])], {}, r"shapes \[100, 5\], \[100\], \[100\], \[99\]"),
+        ([(X, Y)], {"epochs": 0}, "epochs=0: each is a whole number, at least 1"),
+        ([(X, Y)], {"epochs": [2.5]}, r"epochs=\[2\.5\]: each is a whole number"),
+        ([(X, Y)], {"hidden": 8}, "hidden=8: a list of whole numbers"),
+        ([(X, Y)], {"hidden": [8, 0]}, r"hidden=\[8, 0\]: .* each at least 1"),
         ([(X, Y)], {"lr": 0.0}, "lr=0.0, .* lr is above 0"),
         (
             [(X, Y)],

@@ -21,7 +21,7 @@ from fairpriv import processes
 from fairpriv.classifiers.data.batches import Batch, Batches, ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows, content
 from fairpriv.classifiers.nets.stopping import BestEpoch, constrained, refuse_few_rows
-from fairpriv.errors import NonFiniteLossError
+from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_penalty
 from fairpriv.identity import code_of, described, kind_of, outcome_config
 from fairpriv.store import Store, checksum
@@ -47,7 +47,13 @@ class MLP(nn.Sequential):
 
     @staticmethod
     def sizes(hidden: list[int] | None) -> list[int]:
-        """Return the sizes of the hidden layers for an argument ``hidden``; None stands for 64 and 32."""
+        """Return the sizes of the hidden layers for an argument ``hidden``; None stands for 64 and 32.
+
+        Raises:
+            InputError: a layer without neurons, behind which every answer is the same.
+        """
+        if hidden is not None and any(size < 1 for size in hidden):
+            raise InputError(f"model.hidden={list(hidden)}: every layer has at least 1 neuron")
         return [64, 32] if hidden is None else list(hidden)
 
 

@@ -13,7 +13,8 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import lightning
 import torch
@@ -258,9 +259,11 @@ class _PoolFit:
         hidden: Sequence[int],
         initial: Pool | None,
     ) -> _PoolFit:
-        lengths = [epochs] * len(datasets) if isinstance(epochs, int) else list(epochs)
-        if min(lengths, default=1) < 1:
-            raise InputError(f"epochs={epochs}: each is at least 1")
+        lengths = list(cast(Sequence[int], epochs)) if hasattr(epochs, "__len__") else [epochs] * len(datasets)
+        if not all(isinstance(length, Integral) and length >= 1 for length in lengths):
+            raise InputError(f"epochs={epochs}: each is a whole number, at least 1")
+        if not hasattr(hidden, "__len__") or not all(isinstance(size, Integral) and size >= 1 for size in hidden):
+            raise InputError(f"hidden={hidden}: a list of whole numbers, each at least 1")
         if classes < 2:
             raise InputError(f"classes={classes}: there are two at least")
         members, weights = _rows(datasets, classes, "datasets", grouped=settings.compares_groups)
@@ -371,7 +374,7 @@ def _rows(
             raise InputError(f"{what}[{i}] has {len(dataset)} parts; it is {wanted}")
         X, y, *rest = (as_tensor(part, f"{what}[{i}]").detach().cpu() for part in dataset)
         s = rest[0] if rest else torch.zeros(len(X), dtype=torch.int64)
-        if X.dim() != 2 or not len(X) or y.shape != (len(X),) or s.shape != y.shape:
+        if X.dim() != 2 or not len(X) or any(part.shape != (len(X),) for part in (y, *rest)):
             shapes = ", ".join(str(list(part.shape)) for part in (X, y, *rest))
             raise InputError(f"{what}[{i}] has shapes {shapes}; X is [N, F] with N at least 1, the others are [N]")
         if members and X.shape[1] != members[0].X.shape[1]:
