@@ -63,6 +63,13 @@ def bpe(template=None, **tokens):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
 
 
+def spaced(template, **tokens):
+    """With runs of blanks among the added tokens, as of GPT-NeoX."""
+    tokenizer = bpe(template, **tokens)
+    tokenizer.add_tokens(["  ", "   "])
+    return tokenizer
+
+
 def with_bos(tokenizer):
     """Make it write its BOS of itself, as Llama's does."""
     bos = (tokenizer.bos_token, tokenizer.bos_token_id)
@@ -133,6 +140,11 @@ CASES = {
         lambda: bpe(ENDLESS, eos_token="</s>"),
         f"user: {PROMPT}\nassistant: ",
         RESPONSE + "\n</s>",
+    ),
+    "template_that_writes_more_after_its_end_mark": (
+        lambda: bpe(CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", eos_token="</s>"),
+        f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n",
+        RESPONSE + "<|im_end|>",  # as Phi-3's, whose answers end there
     ),
     "no_template_with_bos": (
         lambda: with_bos(bpe(bos_token="<s>", eos_token="</s>")),
@@ -470,6 +482,7 @@ def test_a_prompt_that_the_template_writes_too_is_cut_where_the_user_says_it(pro
         (lambda: bpe(CHATML, eos_token="</s>"), "<|im_end|>", ""),
         (lambda: bpe(INST, bos_token="<s>", eos_token="</s>"), "</s>", ""),
         (lambda: bpe(ENDLESS, eos_token="</s>"), None, ""),
+        (lambda: spaced(CHATML.replace("<|im_end|>", "  <|im_end|>"), eos_token="</s>"), "<|im_end|>", ""),
         (lambda: bpe(CHATML.replace("<|im_end|>", "\n### over"), eos_token="</s>"), None, "\n### over"),
         (lambda: bpe(CHATML.replace("assistant\n'", "assistant\n<think>'"), eos_token="</s>"), None, ""),
         (lambda: bpe(eos_token="</s>"), None, ""),

@@ -85,9 +85,10 @@ def encode(
     """Encode a prompt and its response; the response and its end are the targets, all of them and nothing else.
 
     With a chat template (``auto``, where the tokenizer has one) the text is the template's, up to the mark that ends
-    the response; only where the template has no such mark is EOS added. Without, it is [BOS] [system, line break,]
-    prompt, separator, response, EOS; BOS once, where the tokenizer writes one of itself. Messages of a conversation
-    stand on lines of their own there.
+    the response (see `response_end`); only where the template has no such mark is EOS added. What it writes between
+    prompt and response, as an empty ``<think></think>``, is a target too, since an answer begins with it. Without a
+    template it is [BOS] [system, line break,] prompt, separator, response, EOS; BOS once, where the tokenizer writes
+    one of itself. Messages of a conversation stand on lines of their own there.
 
     Args:
         tokenizer: of the model that is trained.
@@ -109,8 +110,8 @@ def encode(
         raise InputError(f"truncate={truncate}: must be one of {', '.join(get_args(Truncate))}")
     before = _before(tokenizer, prompt, form)
     lead, said, end = _after(tokenizer, prompt, response, before, form)
-    # A newline after the end mark is the template's joint to the next turn, which a model never gets to write.
-    after = (lead + said + end).rstrip() if end.strip() else lead + said + end
+    # What follows the end mark, as a newline to the next turn, a model never gets to write.
+    after = lead + said + (_mark(tokenizer, end) if end.strip() else end)
     asked = _prompt_ids(tokenizer, before, form)
     whole = _prompt_ids(tokenizer, before + after, form)
     # Where a token spans the seam (a blank that ends the prompt joins the response's first word), the prompt's tokens
@@ -163,12 +164,11 @@ def response_end(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> tupl
         return None, ""
     before = _before(tokenizer, "a", form)
     try:
-        end = _after(tokenizer, "a", "a", before, form)[2].rstrip()
+        end = _mark(tokenizer, _after(tokenizer, "a", "a", before, form)[2])
     except InputError:  # it writes no response that training could use: there is no mark to go by
         return None, ""
-    added = tokenizer.added_tokens_decoder
-    first = next((token for token in _ids(tokenizer, end) if token in added), None)
-    return first, end if first is None else ""
+    last = next(reversed(_ids(tokenizer, end)), None)
+    return (last, "") if last in tokenizer.added_tokens_decoder else (None, end)
 
 
 def opens_thinking(tokenizer: PreTrainedTokenizerBase, form: PromptFormat) -> bool:
@@ -345,6 +345,13 @@ def _after(
             "set chat_template=none"
         )
     return lead, said, end
+
+
+def _mark(tokenizer: PreTrainedTokenizerBase, end: str) -> str:
+    """Cut the text that a template puts after a response behind its first added token; where there is none, its end."""
+    added = [text for token in tokenizer.added_tokens_decoder.values() if (text := str(token)).strip() and text in end]
+    first = min(added, key=lambda text: (end.index(text), -len(text)), default="")
+    return end[: end.index(first) + len(first)] if first else end.rstrip()
 
 
 def _place(
