@@ -120,7 +120,7 @@ Batches = ShuffledBatches | StratifiedBatches | PoissonBatches
 
 
 def subsample(rows: Rows, share: float, seed: int) -> Rows:
-    """Draw a random ``share`` in [0, 1] of ``rows`` within each (label, group) cell, so that no cell is lost."""
+    """Draw a random ``share`` in [0, 1] of ``rows`` within each (label, group) cell, to the nearest whole number."""
     generator = torch.Generator().manual_seed(seed)
     kept = [cell[torch.randperm(len(cell), generator=generator)[: round(share * len(cell))]] for cell in cells(rows)]
     return rows.take(torch.cat(kept).sort().values)

@@ -25,7 +25,8 @@ class LimitedAnswers(Defense):
     """A trained network behind a filter of its answers: labels only, the top class, rounding, or noise.
 
     Nothing is trained for it, and accuracy stays what it was. It hides something only from those who ask the model, so
-    attacks that read weights are left out; the robustness of the network is measured on its gradients all the same.
+    attacks that read weights are left out; the robustness of the network is measured on its gradients all the same, but
+    for ``label``, where accuracy under attack is left out.
 
     ``label`` tells the predicted label (Choquette-Choo et al., ICML 2021, show what that still reveals). ``top1`` tells
     only the largest probability, and spreads the rest evenly. ``rounded`` rounds to ``digits`` decimals (Shokri et al.,
