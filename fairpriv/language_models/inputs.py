@@ -132,7 +132,21 @@ def load(settings: Settings, data: Data) -> Loaded:
             truncate=settings.pairs.truncate,
         )
     pairs = encoded(settings, tokenizer, data.pairs) if settings.defense.trains else ([], 0)
-    rows = {which: encoded(settings, tokenizer, examples)[0] for which, examples in data.asked.items()}
+    rows = {}
+    for which, examples in data.asked.items():
+        rows[which], dropped = encoded(settings, tokenizer, examples)
+        if dropped:
+            log.warning(
+                "defense=%s reads %d of the %d %s pairs of %s: dataset.max_tokens=%d, truncate=%s leaves no response "
+                "of the others",
+                settings.defense.name,
+                len(rows[which]),
+                len(examples),
+                which[1],
+                which[0],
+                settings.pairs.max_tokens,
+                settings.pairs.truncate,
+            )
     trained = [part.input_ids for encoded in (pairs[0], *rows.values()) for row in encoded for part in row.parts]
     require_room(model, trained, lower="dataset.max_tokens")
     text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]

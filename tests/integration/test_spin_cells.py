@@ -106,6 +106,17 @@ def test_a_cell_of_spin_measures_and_keeps_its_edit(cell, tiny_lm):
     assert file.metadata["samples"] == {"fairness": 4, "privacy": 4, "general": 4}
 
 
+def test_pairs_that_are_too_long_for_it_are_told_of(fairpriv, words):
+    limits = ["defense.samples=12", "dataset.max_tokens=260", "dataset.truncate=drop"]
+    ended = fairpriv(*words, *SPIN, "evaluation.text=null", *limits)
+    assert ended.status == 0, ended.err
+    file = SpinEdit.load(Path(ended.out.strip().splitlines()[-1]).parent / "edit.safetensors")
+    kept = file.metadata["samples"]
+    assert 0 < kept["privacy"] < 12
+    told = f"defense=spin reads {kept['privacy']} of the 12 safe pairs of privacy: dataset.max_tokens=260"
+    assert told in " ".join(ended.err.split())
+
+
 def test_coupling_is_counted_by_layer_and_module_and_compared_with_chance(cell):
     result, folder = cell("defense.target=all")
     rows = {(row["layer"], row["module"]): row for row in read_rows(folder / "overlaps.jsonl")}
