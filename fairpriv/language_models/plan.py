@@ -296,7 +296,11 @@ class Planner:
         taken = layers if defense.adapter.layers == "all" else layers[: len(defense.adapter.layers)]
         for layer in taken:  # W, R and b
             layer.reft = nn.Linear(width, 2 * defense.adapter.rank, device="meta")
-        taken[0].register_forward_hook(lambda _, __, output: output.requires_grad_())
+
+        def trained(layer: nn.Module, args: Any, output: Any) -> None:
+            (output[0] if isinstance(output, tuple) else output).requires_grad_()
+
+        taken[0].register_forward_hook(trained)
         return model
 
     def over_layers(self, passes: Callable[[Any], int], prepare: Callable[[Any], Any] = lambda lm: lm) -> int:

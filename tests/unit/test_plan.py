@@ -68,9 +68,24 @@ def real(folder):
 ROW = Encoded(list(range(TOKENS)), [-100, *range(1, TOKENS)])
 
 
-@pytest.mark.parametrize(("defense", "checkpointing"), [("full", "false"), ("full", "true"), ("lora", "false")])
-def test_a_planned_fit_is_what_a_real_one_takes(folder, defense, checkpointing):
-    planned = planner(folder, f"defense={defense}", f"model.gradient_checkpointing={checkpointing}")
+# whose layers return a tuple
+BLOOM = {"model_type": "bloom", "dtype": "float32", "vocab_size": 512, "hidden_size": 64, "n_layer": 6, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("defense", "checkpointing", "sizes"),
+    [
+        ("full", "false", SIZES),
+        ("full", "true", SIZES),
+        ("lora", "false", SIZES),
+        ("reft", "false", SIZES),
+        ("reft", "false", BLOOM),
+    ],
+)
+def test_a_planned_fit_is_what_a_real_one_takes(folder, defense, checkpointing, sizes):
+    (folder / "config.json").write_text(json.dumps(sizes))
+    words = ["evaluation.window=64", "evaluation.stride=64"]  # Bloom names no length of its own
+    planned = planner(folder, f"defense={defense}", f"model.gradient_checkpointing={checkpointing}", *words)
     stage = planned.training(planned.defense)
     model = real(folder)
     if checkpointing == "true":
