@@ -27,7 +27,7 @@ from fairpriv.classifiers.nets.classifier import Classifier, fit
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.classifiers.settings import Settings
 from fairpriv.config.compose import require
-from fairpriv.errors import returned
+from fairpriv.errors import InputError, returned
 from fairpriv.metrics import Measured, Metric
 from fairpriv.processes import rank
 from fairpriv.result import Cell, Result, Stage, write_whole
@@ -216,13 +216,21 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
         rows = data.part(part, world)
         return Sample(defended.answers(rows), rows.y, rows.s, data.units(rows))
 
-    return measure(
-        (sample("rates", 0), sample("rates", 1)),
-        (sample("gap", 0), sample("gap", 1)),
-        label_names=data.label_names,
-        group_names=data.group_names,
-        tau=tau,
-    )
+    try:
+        return measure(
+            (sample("rates", 0), sample("rates", 1)),
+            (sample("gap", 0), sample("gap", 1)),
+            label_names=data.label_names,
+            group_names=data.group_names,
+            tau=tau,
+        )
+    except ValueError as error:
+        if data.game.min_cell:
+            raise
+        raise InputError(
+            f"game.min_cell=0 lets parts of {data.table.name} be without a label or group, and {error}: set it to 1 or "
+            "more, which tells what to change before anything is trained"
+        ) from error
 
 
 def record(result: Result, played: Played, omitted: Mapping[str, str], folder: Path) -> Measured:

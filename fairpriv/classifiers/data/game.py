@@ -355,8 +355,15 @@ class GameDataModule(LightningDataModule):
         return name if own else f"groups other than {name}"
 
     def _refuse_no_adversary(self) -> None:
-        if not len(self.parts["query"]):
+        if not self.game.adversary_share:
             raise InputError("game.adversary_share=0 leaves an adversary no rows: an attack needs a share of the data")
+        own, rest = self._sides("query")
+        if not min(own, rest):
+            raise InputError(
+                f"game.query_share={self.game.query_share}: the adversary has {own} rows of {self._named_group(True)} "
+                f"and {rest} of {self._named_group(False)} in {self.table.name} to ask about, and needs one of each: "
+                "raise it or game.adversary_share, or give more data"
+            )
 
     def _split(self, order: NDArray[np.int64], cuts: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Split ``order`` into consecutive parts; a cut between twins moves behind the last of them."""
