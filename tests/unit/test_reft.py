@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MambaConfig, Qwen2Config
 
 from fairpriv.errors import InputError
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.reft import LoReFT, LoReFTConfig, ReftModel, decoder_layers, prompt_positions
 
 SIZES = {
@@ -515,12 +516,28 @@ def test_values_out_of_range_are_refused(config, message):
         reft_model(**config)
 
 
+def test_a_model_that_goes_on_from_a_state_is_refused():
+    """It tells no call how much was read before: positions of the prompt would be looked for in the answer."""
+    sizes = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2}
+    with pytest.raises(InputError, match=r"MambaForCausalLM goes on from a state.* choose another defence"):
+        ReftModel(AutoModelForCausalLM.from_config(MambaConfig(**sizes)), LoReFTConfig())
+
+
+def test_a_defence_refuses_a_model_that_the_adapter_does_not_fit_before_it_is_measured():
+    tuning = SupervisedTuning("reft", LoReFTConfig(rank=17))
+    with pytest.raises(InputError, match="rank is 17, more than the model's hidden size 16"):
+        tuning.check(language_model())
+    with pytest.raises(InputError, match="LoReFT: layers has 3; the model's 3 layers are -3 to 2"):
+        SupervisedTuning("reft", LoReFTConfig(layers=[3])).check(language_model())
+    SupervisedTuning("reft", LoReFTConfig()).check(language_model())
+
+
 def test_decoder_layers_are_found_by_the_configs_count_and_the_outermost_list_is_taken():
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=61, n_embd=16, n_layer=3, n_head=2, n_positions=32))
     assert decoder_layers(gpt2) is gpt2.transformer.h
     neox = language_model("gpt_neox")
     assert decoder_layers(neox) is neox.gpt_neox.layers
-    llama = language_model()
+    llama = copy.deepcopy(language_model())  # the config of which others have, too
     llama.model.layers[0].mlp.experts = nn.ModuleList([nn.Linear(1, 1) for _ in range(3)])
     assert decoder_layers(llama) is llama.model.layers
     llama.config.num_hidden_layers = 7

@@ -87,7 +87,11 @@ class SupervisedTuning(Tuning):
         return self.adapter is None
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Refuse weights in half precision where they are trained, or where an adapter is to be merged into them."""
+        """Refuse a model that LoReFT does not fit, and weights in half precision that are trained or merged into."""
+        from fairpriv.language_models.models.reft import LoReFTConfig, places
+
+        if isinstance(self.adapter, LoReFTConfig):
+            places(model, self.adapter)
         method = quantised(model)
         if method and (self.adapter is None or merged):  # the files themselves may be quantised
             wanted = "trains all weights" if self.adapter is None else "merges its adapter into the weights"

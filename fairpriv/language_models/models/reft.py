@@ -172,18 +172,15 @@ class ReftModel(nn.Module):
         config: where to intervene.
 
     Raises:
-        InputError: a layer that the model does not have or that is named twice, a rank above its hidden size, or a
-            model whose decoder layers cannot be found.
+        InputError: as `places`.
     """
 
     def __init__(self, model: nn.Module, config: LoReFTConfig) -> None:
         super().__init__()
+        self.layers = places(model, config)
         decoder, hidden_size = decoder_layers(model), int(text_config(model).hidden_size)
-        if config.rank > hidden_size:
-            raise InputError(f"LoReFT: rank is {config.rank}, more than the model's hidden size {hidden_size}")
         self.model = model
         self.reft_config = config
-        self.layers = layer_indices(config.layers, len(decoder), "LoReFT: layers")
         self.interventions = nn.ModuleDict(
             {
                 str(index): LoReFT(
@@ -349,6 +346,25 @@ class ReftModel(nn.Module):
             return output  # a step that extends a cache
         hidden = hidden.index_put(places, intervention(hidden[places]))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def places(model: nn.Module, config: LoReFTConfig) -> list[int]:
+    """Return the indices of the layers to intervene on, ascending and none of them negative.
+
+    Raises:
+        InputError: a layer that the model does not have or that is named twice, a rank above its hidden size, a model
+            whose decoder layers cannot be found, or one that goes on from a state and no cache of keys: how much it has
+            read does not show, so that a prompt cannot be told from what follows it.
+    """
+    count, hidden_size = len(decoder_layers(model)), int(text_config(model).hidden_size)
+    if config.rank > hidden_size:
+        raise InputError(f"LoReFT: rank is {config.rank}, more than the model's hidden size {hidden_size}")
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"LoReFT: {type(model).__name__} goes on from a state, and not from keys of the tokens before: its prompt "
+            "cannot be told from the answer; choose another defence, such as lora"
+        )
+    return layer_indices(config.layers, count, "LoReFT: layers")
 
 
 def _fits(model: nn.Module) -> dict[str, int]:
