@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +31,15 @@ def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
     """Raise InputError, naming the config's key, if no label has rows of two groups, so that ``what`` is undefined."""
     if all(len(rows.s[rows.y == label].unique()) < 2 for label in rows.y.unique()):
         raise InputError(
-            f"{key}={rehearsal} leaves one group in every batch, so {what} is undefined: set {key} above 0, or "
+            f"{key}={rehearsal} leaves one group in every batch, so {what} is undefined: set {key} higher, or "
             "game.alpha inside (0, 1)"
         )
+
+
+def refuse_weight_decay(weight_decay: float) -> None:
+    """Raise InputError if a defence's weight decay is negative or no number."""
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"defense.weight_decay={weight_decay}: must be a number of at least 0")
 
 
 EPOCH = Metric(

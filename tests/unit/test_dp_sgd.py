@@ -256,6 +256,12 @@ def test_a_budget_that_no_noise_reaches_is_refused_with_the_least_there_is():
         DPSGD(epsilon=0.05, accountant="rdp", epochs=10, steps_per_epoch=4).private  # noqa: B018
 
 
+def test_a_budget_for_which_the_accountant_finds_no_noise_names_the_other_one():
+    with pytest.raises(InputError, match=r"defense\.epsilon=300\.0: the prv accountant .* defense\.accountant=rdp"):
+        DPSGD(epsilon=300.0).private  # noqa: B018
+    assert DPSGD(epsilon=300.0, accountant="rdp").private.noise > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -263,6 +269,7 @@ def test_a_budget_that_no_noise_reaches_is_refused_with_the_least_there_is():
         ({"delta": 1.0}, r"delta between 0 and 1"),
         ({"clip": 0.0}, r"lr and clip above 0"),
         ({"steps_per_epoch": 0}, r"steps_per_epoch=0"),
+        ({"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, message):

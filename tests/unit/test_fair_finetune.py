@@ -91,6 +91,18 @@ def test_a_penalty_without_rehearsal_is_refused_for_pure_groups(penalty):
         FairFineTuning(penalty=penalty, rehearsal=0.0, grid=[1.0], **SHORT).defend(victim())
 
 
+def test_a_share_of_rehearsal_that_leaves_no_row_is_to_be_higher():
+    with pytest.raises(InputError, match=r"defense\.rehearsal=1e-06 leaves one group .* set defense\.rehearsal higher"):
+        FairFineTuning(penalty=1.0, rehearsal=1e-6, **SHORT).defend(victim())
+
+
+def test_a_batch_without_room_for_every_cell_is_refused():
+    with pytest.raises(
+        InputError, match=r"defense\.batch_size=3: a batch of 3 rows cannot hold 4 \(label, group\) cells"
+    ):
+        FairFineTuning(penalty=1.0, **SHORT | {"batch_size": 3}).defend(victim())
+
+
 def test_without_a_penalty_pure_groups_need_no_rehearsal():
     metrics = FairFineTuning(penalty=0.0, rehearsal=0.0, **SHORT).defend(victim()).measured.metrics
     assert set(metrics) == {"defense/lambda", "defense/epoch"}
@@ -227,6 +239,9 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
         ({"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share in \[0, 1\]"),
         ({"epochs": -1}, "the first three are at least 1"),
         ({"lr": -1.0}, "lr is above 0"),
+        ({"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0: must be a number of at least 0"),
+        ({"tolerance": -1.0}, r"defense\.tolerance=-1\.0: .* at least 0"),
+        ({"tolerance": float("nan")}, r"defense\.tolerance=nan"),
         ({"penalty": -1.0}, "lambda must be a number of at least 0"),
         ({"penalty": float("nan")}, "lambda must be a number of at least 0"),
         ({"penalty": "validation", "grid": []}, r"defense\.grid lists no lambda"),

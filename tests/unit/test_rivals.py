@@ -510,13 +510,17 @@ def test_one_group_alone_is_refused(defense):
         (ThresholdOptimizer, {"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share"),
         (AdversarialDebiasing, {"rehearsal": -1.0}, r"defense\.rehearsal=-1\.0: must be a share"),
         (AdversarialDebiasing, {"alpha": -1.0}, r"defense\.alpha=-1\.0"),
+        (AdversarialDebiasing, {"alpha": float("nan")}, r"defense\.alpha=nan"),
         (AdversarialDebiasing, {"lr": 0.0}, r"lr=0\.0"),
+        (AdversarialDebiasing, {"adversary_lr": float("nan")}, r"adversary_lr=nan"),
+        (AdversarialDebiasing, {"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0: must be a number of at least 0"),
         (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
         (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
         (LimitedAnswers, {"noise": -1.0}, r"noise=-1\.0"),
         (LimitedAnswers, {"estimator": ThresholdOptimizer()}, r"threshold_optimizer leaves no single network"),
         (OwnTraining, {"name": "x", "smoothing": 1.0}, r"defense\.smoothing=1\.0: must be a share"),
         (OwnTraining, {"name": "x", "patience": 0}, r"defense\.patience=0"),
+        (OwnTraining, {"name": "x", "weight_decay": float("nan")}, r"defense\.weight_decay=nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(defense, arguments, message):

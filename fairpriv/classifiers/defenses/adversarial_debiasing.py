@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -11,7 +12,15 @@ from fairlearn.adversarial import AdversarialFairnessClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import (
+    EPOCH,
+    ClassifierOwner,
+    Defended,
+    Defense,
+    PoolOwner,
+    refuse_one_group,
+    refuse_weight_decay,
+)
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.pool import Pool
@@ -67,13 +76,14 @@ class AdversarialDebiasing(Defense):
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal <= 1:
             raise InputError(f"defense.rehearsal={self.rehearsal}: must be a share in [0, 1] of the rows of G_world")
-        if min(self.epochs, self.batch_size, *self.adversary) < 1 or min(self.lr, self.adversary_lr) <= 0:
+        if min(self.epochs, self.batch_size, *self.adversary) < 1 or not (self.lr > 0 and self.adversary_lr > 0):
             raise InputError(
                 f"defense.epochs={self.epochs}, batch_size={self.batch_size}, adversary={self.adversary}, "
                 f"lr={self.lr}, adversary_lr={self.adversary_lr}: the first three are at least 1, the rates above 0"
             )
-        if self.alpha < 0:
-            raise InputError(f"defense.alpha={self.alpha}: must be at least 0")
+        if not 0 <= self.alpha < math.inf:
+            raise InputError(f"defense.alpha={self.alpha}: must be a number of at least 0")
+        refuse_weight_decay(self.weight_decay)
         if self.patience is not None and self.patience < 1:
             raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
 

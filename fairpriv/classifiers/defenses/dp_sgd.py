@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_weight_decay
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
@@ -33,6 +33,9 @@ NOISE_MULTIPLIER = Metric(
     "Standard deviation of the noise, in units of the clipping norm.",
     low=0.0,
 )
+
+
+_MOST_BY_PRV = 200  # epsilon; at 300 the search for the noise does not end, as steps of the certified one are too large
 
 
 @dataclass
@@ -92,6 +95,7 @@ class DPSGD(Defense):
                 f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, lr={self.lr}, "
                 f"clip={self.clip}: the first two are at least 1, lr and clip above 0"
             )
+        refuse_weight_decay(self.weight_decay)
         if self.patience is not None and self.patience < 1:
             raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to train to the end")
 
@@ -174,8 +178,14 @@ def noise_multiplier(accountant: str, epsilon: float, delta: float, rate: float,
         steps: number of steps.
 
     Raises:
-        InputError: no noise is enough (it names the smallest epsilon), or Opacus is not installed.
+        InputError: no noise is enough (it names the smallest epsilon), the budget is too large for the accountant, or
+            Opacus is not installed.
     """
+    if accountant == "prv" and epsilon > _MOST_BY_PRV:
+        raise InputError(
+            f"defense.epsilon={epsilon}: the prv accountant finds no noise for more than {_MOST_BY_PRV}, a budget that "
+            "promises nothing; lower it, or set defense.accountant=rdp"
+        )
     utils = _opacus("accountants.utils")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns that more orders might show that less noise is enough

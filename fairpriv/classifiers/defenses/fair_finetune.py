@@ -15,7 +15,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_one_group
+from fairpriv.classifiers.contract import (
+    EPOCH,
+    ClassifierOwner,
+    Defended,
+    Defense,
+    PoolOwner,
+    refuse_one_group,
+    refuse_weight_decay,
+)
 from fairpriv.classifiers.data.batches import StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier, logits, predict
@@ -117,6 +125,9 @@ class FairFineTuning(Defense):
                 f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, batch_size={self.batch_size}, "
                 f"lr={self.lr}: the first three are at least 1, lr is above 0"
             )
+        refuse_weight_decay(self.weight_decay)
+        if not self.tolerance >= 0:
+            raise InputError(f"defense.tolerance={self.tolerance}: a loss of balanced accuracy, at least 0")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
         fixed = [] if isinstance(self.penalty, str) else [self.penalty]
@@ -239,7 +250,10 @@ class FairFineTuning(Defense):
             epsilon=self.epsilon,
             stage=f"{self.name}/lambda={penalty:g}" if self.penalty == "validation" else self.name,  # a curve for each
         )
-        batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, owner.seed, weights)
+        try:
+            batches = StratifiedBatches(rows, self.batch_size, self.steps_per_epoch, owner.seed, weights)
+        except ValueError as error:
+            raise InputError(f"defense.batch_size={self.batch_size}: {error}") from None
         owner.fit(module, batches, epochs=epochs, validation=owner.validation)
         return module
 
