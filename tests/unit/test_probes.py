@@ -316,6 +316,7 @@ def test_an_attack_of_the_user_s_is_played_on_every_victim_and_measured_as_ours_
             {"models": 8, "victims": 2},
             r"dimensions\.mine\.models=8: attack sure needs 10 reference models and has 7: set models to 11 or more",
         ),
+        ({"lira": LiRA()}, {"rows": -5}, r"dimensions\.mine\.rows=-5: must be at least 40, or null to audit all"),
     ],
 )
 def test_a_game_without_what_its_attacks_need_is_refused_before_anything_is_trained(attacks, options, message):

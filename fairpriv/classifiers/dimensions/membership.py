@@ -24,6 +24,8 @@ from fairpriv.metrics import SHARE, Measured, Metric
 
 log = logging.getLogger(__name__)
 
+_LEAST_ROWS = 40  # that are audited, half of them members
+
 
 @dataclass
 class Membership(Game):
@@ -62,6 +64,10 @@ class Membership(Game):
             raise InputError(f"dimensions.{self.name}.models={self.models}: must be even, and at least 8")
         if not 1 <= self.victims <= self.models:
             raise InputError(f"dimensions.{self.name}.victims={self.victims}: must be from 1 to models={self.models}")
+        if self.rows is not None and self.rows < _LEAST_ROWS:
+            raise InputError(
+                f"dimensions.{self.name}.rows={self.rows}: must be at least {_LEAST_ROWS}, or null to audit all"
+            )
         if any(not 0 < rate < 1 for rate in self.fpr or []):
             raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
         for key, attack in self.attacks.items():
@@ -108,8 +114,10 @@ class Membership(Game):
             chosen = torch.randperm(len(audited.y), generator=generator)[: self.rows]
             audited = audited.take(chosen.sort().values)
         n = len(audited.y)
-        if n < 40:
-            raise InputError(f"dimension={self.name}: {n} training rows to audit, 40 are needed: give more data")
+        if n < _LEAST_ROWS:
+            raise InputError(
+                f"dimension={self.name}: {n} training rows to audit, {_LEAST_ROWS} are needed: give more data"
+            )
         half = audited + other + held_out[0] + held_out[1]
         starts = [0, n, n + len(other.y), n + len(other.y) + len(held_out[0].y), len(half.y)]
         others, *validation = (torch.arange(a, b) for a, b in pairwise(starts[1:]))
