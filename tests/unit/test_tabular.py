@@ -397,6 +397,14 @@ BAD_INPUT = [
 ]
 
 
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("TRUE", "FALSE"), ("1.0", "0.0")])
+def test_columns_of_dummies_are_decoded_however_they_write_yes(tmp_path, yes, no):
+    content = "\n".join(
+        ["age,j_a,j_b,sex,hired", *(f"{i},{yes},{no},f,yes\n{i},{no},{yes},m,no" for i in range(3)), ""]
+    )
+    assert dataset(tmp_path, content, decode={"job": "j_"}).load().features["job"].tolist() == ["a", "b"] * 3
+
+
 @pytest.mark.parametrize(("changes", "content", "message"), BAD_INPUT)
 def test_bad_input_is_named_in_one_line(tmp_path, changes, content, message):
     with pytest.raises(InputError, match=message) as error:
@@ -418,11 +426,15 @@ def test_bad_input_is_named_in_one_line(tmp_path, changes, content, message):
         ({"filters": {"age": {"minimum": 3}}}, r"filters\.age\.minimum: a condition is one of min"),
         ({"filters": {"age": {"in": 3}}}, r"filters\.age\.in: 3; a list"),
         ({"filters": {"age": {"min": [3]}}}, r"filters\.age\.min: \[3\]; a number"),
+        ({"filters": {"age": {"min": "3"}}}, r"filters\.age\.min: 3; a number"),
+        ({"filters": {"age": {"below": None}}}, r"filters\.age\.below: None; a number"),
+        ({"negative": ["no", "yes"]}, r"dataset\.positive and dataset\.negative both name 'yes'"),
         ({"recode": {"g": {"from": "sex"}}}, r"recode\.g"),
         ({"recode": {"g": {"from": "sex", "values": ["f", "m"]}}}, r"recode\.g: from is a column's name, and values"),
         ({"recode": {"g": {"from": "sex", "values": None}}}, r"recode\.g: from is a column's name, and values"),
         ({"recode": {"g": {"from": ["sex"], "values": {"f": "w"}}}}, r"recode\.g: from is a column's name"),
         ({"recode": {"g": {"from": "sex", "values": {"f": ["w"]}}}}, r"recode\.g: \['w'\] is no value"),
+        ({"recode": {"g": {"from": "sex", "values": {"f": None}}}}, r"recode\.g: None is no value"),
         ({"recode": {"g": {1: "sex"}}}, r"recode\.g: has 1; it takes"),
     ],
 )

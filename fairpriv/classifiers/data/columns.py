@@ -112,7 +112,7 @@ class Notation:
             codes, cells = column.cat.codes.to_numpy(), column.cat.categories
         else:
             codes, cells = pd.factorize(column)
-        words = {word.strip().casefold() for word in self.missing}
+        words = {str(word).strip().casefold() for word in self.missing}
         stripped = [str(cell).strip() for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
         numbers = self._numbers(known)

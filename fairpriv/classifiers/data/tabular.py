@@ -183,6 +183,8 @@ class TabularDataset(Dataset):
             raise InputError(f"dataset.sensitive and dataset.target are both '{self.target}': they must differ")
         if (self.positive is None) == (self.positive_above is None):
             raise InputError("dataset.positive (values) or dataset.positive_above (a threshold): exactly one is wanted")
+        if both := {*map(text, self.positive or ())} & {*map(text, self.negative or ())}:
+            raise InputError(f"dataset.positive and dataset.negative both name {', '.join(map(repr, sorted(both)))}")
         if self.label_names is not None and len(set(self.label_names)) != 2:
             raise InputError(
                 f"dataset.label_names: {self.label_names}; two names are wanted, of label 0 and of label 1"
@@ -214,8 +216,9 @@ class TabularDataset(Dataset):
                     raise InputError(
                         f"dataset.filters.{column}.{condition}: a condition is one of {', '.join(_FILTERS)}"
                     )
-                if isinstance(bound, list) != (condition in ("in", "not_in")):
-                    wanted = "a list of values" if condition in ("in", "not_in") else "a number"
+                listed = condition in ("in", "not_in")
+                if not isinstance(bound, list if listed else int | float):
+                    wanted = "a list of values" if listed else "a number"
                     raise InputError(f"dataset.filters.{column}.{condition}: {bound}; {wanted} is wanted")
         for column, rule in self.recode.items():
             if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
@@ -228,7 +231,7 @@ class TabularDataset(Dataset):
                     "{from: sex, values: {1: male, 2: female}}"
                 )
             told = [*rule["values"].values(), *filter(None, [rule.get("other")])]
-            if odd := [value for value in told if isinstance(value, list | Mapping)]:
+            if odd := [value for value in told if isinstance(value, list | Mapping | None)]:
                 raise InputError(f"dataset.recode.{column}: {str(odd[0])[:60]} is no value: a text or number is wanted")
 
     def encode(self, train: pd.DataFrame) -> Encoder:
@@ -433,11 +436,11 @@ class TabularDataset(Dataset):
                 raise InputError(
                     f"dataset.decode.{name}: {len(parts)} columns of {files} begin with '{prefix}', not several"
                 )
-            ones = frame[parts].isin([1])
+            ones = frame[parts].isin([1]) | frame[parts].isin(["True"])
             wrong = int((ones.sum(axis=1) != 1).sum())
             if wrong:
                 raise InputError(
-                    f"dataset.decode.{name}: {wrong} rows of {files} do not have exactly one 1 in '{prefix}*'"
+                    f"dataset.decode.{name}: {wrong} rows of {files} do not have exactly one 1 or True in '{prefix}*'"
                 )
             values = np.array([part.removeprefix(prefix) for part in parts], dtype=object)
             frame = frame.drop(columns=parts).assign(**{name: values[ones.to_numpy().argmax(axis=1)]})
