@@ -1,7 +1,6 @@
 """Answers in batches against a plain argmax loop of one prompt, without cache and padding."""
 
 import logging
-import os
 import re
 
 import pytest
@@ -395,26 +394,6 @@ def test_a_window_that_slides_over_padding_is_not_asked_to(kind):
     words = make_tokenizer()
     expected = words.batch_decode([plain(model, prompt, 6) for prompt in prompts])
     assert respond(model, words, prompts, max_new_tokens=6, batch_tokens=999) == expected
-
-
-def test_heads_share_keys_and_values_beside_a_mask_while_a_model_answers_on_a_cpu(monkeypatch):
-    attend, shared = torch.nn.functional.scaled_dot_product_attention, []
-
-    def told(*args, **kwargs):
-        shared.append((kwargs.get("attn_mask") is not None, kwargs.get("enable_gqa", False)))
-        return attend(*args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
-    model, prompts = make(), make_prompts()
-    answers = respond(model, make_tokenizer(), prompts, max_new_tokens=3, batch_tokens=999)
-    assert {*shared} == {(True, True)}
-    assert "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
-    shared.clear()
-    assert answers == texts([plain(model, prompt, 3) for prompt in prompts])
-    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")  # what a user sets stays
-    assert respond(model, make_tokenizer(), prompts, max_new_tokens=3, batch_tokens=999) == answers
-    assert (True, True) not in shared
-    assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "0"
 
 
 @pytest.mark.parametrize("heads", [1, 3])

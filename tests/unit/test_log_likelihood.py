@@ -1,6 +1,7 @@
 """Log-likelihoods of continuations against one forward pass per row, token by token."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     Lfm2Config,
     Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -206,3 +209,25 @@ def test_of_equal_logits_the_first_is_what_the_model_would_write():
     logits = torch.tensor([0.0, 2.0, 1.0, 2.0]).repeat(3, 2, 1)
     labels = torch.tensor([[1, 1], [1, 3], [NO_TARGET, 1]])
     assert [greedy for _, greedy in _summed(logits, labels)] == [True, False, True]
+
+
+def test_heads_share_keys_and_values_beside_a_mask_while_a_model_scores_on_a_cpu(monkeypatch):
+    attend, shared = torch.nn.functional.scaled_dot_product_attention, []
+
+    def told(*args, **kwargs):
+        shared.append((kwargs.get("attn_mask") is not None, kwargs.get("enable_gqa", False)))
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).eval()
+    rows = [Encoded([3, 4, *range(5, 5 + n)], [NO_TARGET, NO_TARGET, *range(5, 5 + n)]) for n in (1, 4, 9)]
+    found = log_likelihoods(model, rows, pad_id=0, batch_tokens=999)
+    assert (True, True) in shared
+    assert (True, False) not in shared
+    assert "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
+    shared.clear()
+    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")  # what a user sets stays
+    assert log_likelihoods(model, rows, pad_id=0, batch_tokens=999) == pytest.approx(found, abs=1e-5)
+    assert (True, True) not in shared
+    assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "0"

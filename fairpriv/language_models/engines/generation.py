@@ -6,7 +6,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -197,28 +196,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode(), _shared_heads(model):
+        with torch.inference_mode():
             yield
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextlib.contextmanager
-def _shared_heads(model: nn.Module) -> Iterator[None]:
-    """On a CPU, have attention read keys and values that heads share as they are, beside a mask too.
-
-    Transformers copies them for each head, or counts heads as queries: right for CUDA, whose kernels take no mask
-    beside shared heads. The CPU's does, in two thirds of the time of a step and with the same result.
-    """
-    name, own = "TRANSFORMERS_SDPA_FORCE_GQA", os.environ.get("TRANSFORMERS_SDPA_FORCE_GQA")
-    if own is None and all(weight.device.type == "cpu" for weight in model.parameters()):
-        os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if own is None:
-            os.environ.pop(name, None)
 
 
 class _Told(Progress):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -76,7 +78,7 @@ def likelihoods(
     found: dict[Row, Found] = {}
     started = time.perf_counter()
     lower = f"the batch size (evaluation.batch_size or utility.batch_size; now {batch_tokens} tokens)"
-    with evaluating(model), token_bar(progress, len(unique)) as bar:
+    with evaluating(model), _shared_heads(model), token_bar(progress, len(unique)) as bar:
 
         def tell(batch: Sequence[Row], told: Sequence[Found]) -> None:
             found.update(zip(batch, told, strict=True))
@@ -123,7 +125,7 @@ def token_likelihoods(
     unique = list(dict.fromkeys(keys))
     found: dict[Row, Tensor] = {}
     lower = f"the batch size (evaluation.batch_size; now {batch_tokens} tokens)"
-    with evaluating(model), token_bar(progress, len(unique)) as bar:
+    with evaluating(model), _shared_heads(model), token_bar(progress, len(unique)) as bar:
         for batch, told in _read(model, hf, unique, pad_id, batch_tokens, _spread, lower):
             found.update(zip(batch, told, strict=True))
             bar.update(bar.task_ids[0], advance=len(batch))
@@ -141,6 +143,24 @@ def _by_context(rows: Sequence[Row], hf: Any) -> tuple[list[list[Row]], list[Row
     shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= _SHARED and able]
     taken = {row for group in shared for row in group}
     return shared, [row for row in rows if row not in taken]
+
+
+@contextlib.contextmanager
+def _shared_heads(model: Any) -> Iterator[None]:
+    """On a CPU, have attention read keys and values that heads share as they are, beside a mask too.
+
+    Transformers copies them for each head: right for CUDA, whose kernels take no mask beside shared heads. The CPU's
+    does, with the same result. Where tokens are written one by one transformers has a faster way of its own.
+    """
+    name = "TRANSFORMERS_SDPA_FORCE_GQA"
+    fits = name not in os.environ and all(weight.device.type == "cpu" for weight in model.parameters())
+    if fits:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if fits:
+            os.environ.pop(name, None)
 
 
 def _start(labels: Sequence[int]) -> int:
