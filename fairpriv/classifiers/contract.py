@@ -36,10 +36,12 @@ def refuse_one_group(rows: Rows, key: str, rehearsal: float, what: str) -> None:
         )
 
 
-def refuse_weight_decay(weight_decay: float) -> None:
-    """Raise InputError if a defence's weight decay is negative or no number."""
+def check_training(weight_decay: float, patience: int | None) -> None:
+    """Raise InputError if a defence's weight decay is no number of at least 0, or its patience is below one epoch."""
     if not 0 <= weight_decay < math.inf:
         raise InputError(f"defense.weight_decay={weight_decay}: must be a number of at least 0")
+    if patience is not None and patience < 1:
+        raise InputError(f"defense.patience={patience}: must be at least 1, or null to train to the end")
 
 
 EPOCH = Metric(

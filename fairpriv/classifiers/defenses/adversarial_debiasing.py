@@ -18,8 +18,8 @@ from fairpriv.classifiers.contract import (
     Defended,
     Defense,
     PoolOwner,
+    check_training,
     refuse_one_group,
-    refuse_weight_decay,
 )
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.data.rows import Rows
@@ -83,9 +83,7 @@ class AdversarialDebiasing(Defense):
             )
         if not 0 <= self.alpha < math.inf:
             raise InputError(f"defense.alpha={self.alpha}: must be a number of at least 0")
-        refuse_weight_decay(self.weight_decay)
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
+        check_training(self.weight_decay, self.patience)
 
     @property
     def control(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_weight_decay
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, check_training
 from fairpriv.classifiers.data.batches import Batch, PoissonBatches
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.classifier import Classifier
@@ -95,9 +95,7 @@ class DPSGD(Defense):
                 f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, lr={self.lr}, "
                 f"clip={self.clip}: the first two are at least 1, lr and clip above 0"
             )
-        refuse_weight_decay(self.weight_decay)
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to train to the end")
+        check_training(self.weight_decay, self.patience)
 
     @property
     def control(self) -> bool:

@@ -21,8 +21,8 @@ from fairpriv.classifiers.contract import (
     Defended,
     Defense,
     PoolOwner,
+    check_training,
     refuse_one_group,
-    refuse_weight_decay,
 )
 from fairpriv.classifiers.data.batches import StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
@@ -125,11 +125,9 @@ class FairFineTuning(Defense):
                 f"defense.epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, batch_size={self.batch_size}, "
                 f"lr={self.lr}: the first three are at least 1, lr is above 0"
             )
-        refuse_weight_decay(self.weight_decay)
+        check_training(self.weight_decay, self.patience)
         if not self.tolerance >= 0:
             raise InputError(f"defense.tolerance={self.tolerance}: a loss of balanced accuracy, at least 0")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to tune to the end")
         fixed = [] if isinstance(self.penalty, str) else [self.penalty]
         if not all(0 <= value < math.inf for value in [*fixed, *self.grid]):
             raise InputError("defense.penalty and defense.grid: lambda must be a number of at least 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, refuse_weight_decay
+from fairpriv.classifiers.contract import EPOCH, ClassifierOwner, Defended, Defense, PoolOwner, check_training
 from fairpriv.classifiers.data.batches import ShuffledBatches
 from fairpriv.classifiers.nets.classifier import Classifier
 from fairpriv.classifiers.nets.pool import Pool
@@ -46,9 +46,7 @@ class OwnTraining(Defense):
                 f"defense.epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr}: the first two are at least "
                 "1, lr is above 0"
             )
-        refuse_weight_decay(self.weight_decay)
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"defense.patience={self.patience}: must be at least 1, or null to train to the end")
+        check_training(self.weight_decay, self.patience)
 
     def defend(self, owner: ClassifierOwner) -> Defended:
         module = Classifier(
