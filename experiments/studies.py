@@ -207,15 +207,15 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
-            told[part] = {key: value for key, value in told[part].items() if not key.startswith("data/")}
+            told[part] = {key: value for key, value in told.get(part, {}).items() if not key.startswith("data/")}
         told |= {"artifacts": {}, "outcome": {}}
         # constraints.txt of the commit says the rest.
-        told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told["versions"]}
+        told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told.get("versions", {})}
         leave_out(told["config"], alike)
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
         told["described"] = {k: v for k, v in told["described"].items() if described.setdefault(k, v) != v}
-        texts[f"{told['id']}.json"] = json.dumps(told, separators=(",", ":"))
+        texts[f"{told['id']}.json"] = json.dumps(_said(told), separators=(",", ":"))
     if described:
         texts[DESCRIBED] = json.dumps(described, indent=1)
     if alike:
@@ -242,8 +242,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def in_common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what splits no row: attacks, dimensions and trainer that all have alike, and how each data set is read."""
-    found = {part: configs[0][part] for part in ("attack", "dimensions", "trainer") if configs[0].get(part)}
+    """Return what splits no row: these sections where all have them alike, and how each data set is read."""
+    sections = ("attack", "dimensions", "trainer", "training")
+    found = {part: configs[0][part] for part in sections if configs[0].get(part)}
     found = {part: said for part, said in found.items() if all(config.get(part) == said for config in configs)}
     datasets: dict[str, list[Mapping[str, Any]]] = {}
     for config in configs:
@@ -266,6 +267,8 @@ def _same(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
     """Leave of what is `in_common` the names of attacks and dimensions, and the precision of training."""
     config |= {part: {name: {} for name in alike[part]} for part in ("attack", "dimensions") if part in alike}
+    if "training" in alike:
+        del config["training"]
     if "trainer" in alike:
         config["trainer"] = {key: alike["trainer"][key] for key in ("precision",) if key in alike["trainer"]}
     for key in alike.get("dataset", {}).get((config.get("dataset") or {}).get("name"), {}):
@@ -274,18 +277,23 @@ def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
 
 def put_back(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
     """Undo `leave_out`."""
-    config |= {part: alike[part] for part in ("attack", "dimensions", "trainer") if part in alike}
+    config |= {part: alike[part] for part in alike if part != "dataset"}
     if dataset := config.get("dataset"):
         config["dataset"] = dataset | alike.get("dataset", {}).get(dataset["name"], {})
 
 
+def _said(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is empty or null, as a field that a file lacks is read."""
+    return {key: value for key, value in told.items() if value not in (None, {}, [])}
+
+
 def _rounded(value: Any) -> Any:
-    """Keep seven digits of each number, where a table shows four."""
+    """Keep six digits of each number, where a table shows four."""
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_rounded(one) for one in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def main(words: Sequence[str]) -> None:

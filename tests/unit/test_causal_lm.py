@@ -518,7 +518,23 @@ def test_an_adapter_that_fits_nowhere_is_refused(tiny_lm):
     lora = defense("lora")
     lora.adapter.target_modules = {"no_such_layer"}
     with pytest.raises(InputError, match=r"^defense\.adapter: .*no_such_layer"):
-        lora._adapted(language_model(tiny_lm))
-    lora.adapter = copy
-    with pytest.raises(InputError, match=r"a module is no adapter"):
-        lora._adapted(language_model(tiny_lm))
+        lora.check(language_model(tiny_lm))  # before anything is measured
+    lora.adapter = copy.copy
+    with pytest.raises(InputError, match=r"a function is no adapter"):
+        lora.check(language_model(tiny_lm))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "pissa"])
+def test_checking_an_adapter_changes_nothing(tiny_lm, name):
+    tuning, model = defense(name.replace("pissa", "lora")), language_model(tiny_lm)
+    if name == "pissa":  # made from the weights, which the check does not read
+        tuning.adapter.init_lora_weights = "pissa"
+    recipe, state, before = tuning.recipe(), torch.get_rng_state(), dict(model.named_parameters())
+    weights = {key: (weight.clone(), weight.requires_grad) for key, weight in before.items()}
+    tuning.check(model)
+    assert (tuning.recipe(), dict(model.named_parameters())) == (recipe, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(
+        torch.equal(before[key], weight) and before[key].requires_grad == asked
+        for key, (weight, asked) in weights.items()
+    )

@@ -112,7 +112,7 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
     kept = tmp_path / "small" / "results"
     told = {path.stem: json.loads(path.read_text()) for path in kept.glob("*.json")}
     assert told.pop("described") == {"eval/accuracy": Metric("eval/accuracy", "accuracy").plain()}
-    assert [sorted(told[name]["described"]) for name in "abc"] == [[], [], ["eval/accuracy"]]
+    assert [sorted(told[name].get("described", {})) for name in "abc"] == [[], [], ["eval/accuracy"]]
     found, skipped = find_results([kept])
     assert skipped == []
     assert {one.id: one.metric("eval/accuracy").label for one in found} == labels
@@ -127,6 +127,7 @@ def result(studies, tmp_path, monkeypatch):
     def write(name, root, width, columns=("x", "y"), **metrics):
         trainer = {"accelerator": "auto", "precision": "32-true"}
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}, "trainer": trainer}
+        config["training"] = {"epochs": 40}
         source = {"files": ["a"], "folder": f"/{root}/german", "cache": f"/{root}/cache"}
         config["paths"] = {"root": "outputs", "data": f"/{root}"}  # of two machines
         config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
@@ -152,10 +153,12 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
         "attack": {"meta": {"width": 32}},
         "dataset": {"german": {"source": {"files": ["a"], "folder": "data/german"}, "columns": ["x", "y"]}},
         "trainer": {"accelerator": "auto", "precision": "32-true"},
+        "training": {"epochs": 40},
     }
     assert [told[name]["config"]["trainer"] for name in "ab"] == [{"precision": "32-true"}] * 2
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
-    assert all(told[name]["described"] == {} for name in "ab")
+    assert all({"described", "error", "artifacts"}.isdisjoint(told[name]) for name in "ab")  # empty
+    assert all("training" not in told[name]["config"] for name in "ab")
     assert all(told[name]["config"]["dataset"] == {"name": "german"} for name in "ab")
     found, skipped = find_results([tmp_path / "small"])
     assert (sorted(one.id for one in found), skipped) == (["a", "b"], [])
@@ -171,7 +174,7 @@ def test_a_cell_of_other_settings_beside_kept_ones_gives_these_their_own_back(st
     told = kept()
     alike = told.pop("alike")
     assert (alike.keys(), alike["dataset"]) == (
-        {"dataset", "trainer"},
+        {"dataset", "trainer", "training"},
         {"german": {"source": {"files": ["a"], "folder": "data/german"}}},
     )
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -87,7 +89,7 @@ class SupervisedTuning(Tuning):
         return self.adapter is None
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Refuse a model that LoReFT does not fit, and weights in half precision that are trained or merged into."""
+        """Refuse a model that the adapter does not fit, and weights in half precision that are trained or merged into."""
         from fairpriv.language_models.models.reft import LoReFTConfig, places
 
         if isinstance(self.adapter, LoReFTConfig):
@@ -108,6 +110,10 @@ class SupervisedTuning(Tuning):
                 f"defense={self.name}: the adapter is to be merged, and in half precision much of it would be rounded "
                 "away: set model.dtype=float32"
             )
+        if not (self.adapter is None or isinstance(self.adapter, LoReFTConfig) or method):
+            own = copy.deepcopy(self.adapter)  # PEFT writes the names of what it adapts into it
+            with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError):  # PiSSA, say, reads weights
+                replace(self, adapter=own)._adapted(_outline(model))
 
     def tune(self, owner: ModelOwner) -> Tuned:
         """Train, merge what can be merged, and report what was trained on.
@@ -238,6 +244,13 @@ class SupervisedTuning(Tuning):
 def _half(model: nn.Module) -> bool:
     """Tell whether some weight is in half precision."""
     return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+
+
+def _outline(model: nn.Module) -> nn.Module:
+    """Copy a model without the values of its tensors, which take no memory."""
+    memo: dict[int, Any] = {id(one): nn.Parameter(one.to("meta"), False) for one in model.parameters()}
+    memo |= {id(one): one.to("meta") for one in model.buffers()}
+    return copy.deepcopy(model, memo)
 
 
 def _shared(model: nn.Module) -> bool:
