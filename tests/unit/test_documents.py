@@ -132,6 +132,12 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
         bios(tmp_path, text="text").load()
 
 
+@pytest.mark.parametrize("key", ["groups", "values"])
+def test_what_is_said_of_a_column_that_is_not_there_is_an_error(tmp_path, key):
+    with pytest.raises(InputError, match=rf"{key}\.gendr: no column 'gendr' in train.*; the nearest is gender; there"):
+        bios(tmp_path, **{key: {"gendr": ["female"] if key == "groups" else {"2": "other"}}}).load()
+
+
 def test_a_code_without_a_name_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"values\.profession: 'profession' of .* holds 28, which is not listed"):
         bios(tmp_path, [*BIOS, ("She flies.", 28, 1)]).load()

@@ -56,9 +56,11 @@ def test_age_groups_can_be_predicted_and_gender_be_sensitive(tmp_path):
     assert table.group_names == ("male", "female")
 
 
-def test_groups_of_an_attribute_that_is_not_there_are_refused(tmp_path):
+def test_what_is_said_of_an_attribute_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"dataset\.groups: no attribute 'rase'; there are age, age_group, gender"):
         dataclasses.replace(faces(tmp_path), groups={"rase": ["White", "Black"]})
+    with pytest.raises(InputError, match=r"dataset\.values: no attribute 'rase'; there are age, gender, race"):
+        dataclasses.replace(faces(tmp_path), values={"rase": {0: "White"}})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ class Documents(Attributed):
     def _load(self) -> Table:
         files = ", ".join(path.name for path in self.source.locate())
         named = dict.fromkeys([self.text, *self._attributes(), *self.mask])
-        table = Texts(self.source, {name: name for name in named}, self.where).table()
+        # A misspelt one would do nothing.
+        columns: dict[str, str | list[str]] = {f"groups.{name}": name for name in self.groups if name not in self.bins}
+        columns |= {f"values.{name}": name for name in self.values} | {name: name for name in named}
+        table = Texts(self.source, columns, self.where).table()
         frame = pd.DataFrame(table, dtype=object)
         for name in self._attributes():
             frame[name] = frame[name].map(lambda value: None if text(value).casefold() in MISSING else value)

@@ -63,11 +63,9 @@ class Images(Attributed):
                 raise InputError(
                     f"dataset.pattern has no group (?P<{name}>...), only {', '.join(sorted(told)) or 'unnamed ones'}"
                 )
-        for name in self.groups:
-            if name not in told | set(self.bins):
-                raise InputError(
-                    f"dataset.groups: no attribute '{name}'; there are {', '.join(sorted(told | set(self.bins)))}"
-                )
+        for key, known in {"groups": told | set(self.bins), "values": told}.items():
+            if unknown := [name for name in getattr(self, key) if name not in known]:
+                raise InputError(f"dataset.{key}: no attribute '{unknown[0]}'; there are {', '.join(sorted(known))}")
 
     def _load(self) -> Table:
         paths = self.source.locate()

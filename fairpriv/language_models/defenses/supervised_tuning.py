@@ -89,7 +89,7 @@ class SupervisedTuning(Tuning):
         return self.adapter is None
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Refuse a model that the adapter does not fit, and weights in half precision that are trained or merged into."""
+        """Refuse a model that the adapter does not fit, and half-precision weights that are trained or merged into."""
         from fairpriv.language_models.models.reft import LoReFTConfig, places
 
         if isinstance(self.adapter, LoReFTConfig):
