@@ -183,6 +183,22 @@ def test_a_linear_model_is_as_robust_as_its_margin(subject):
     assert still["eval/robustness/attack_accuracy"] == still["eval/robustness/noise_accuracy"] == pytest.approx(clean)
 
 
+@pytest.mark.parametrize("sureness", [1, 50, 1e6])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_sure_network_is_attacked_like_an_unsure_one_with_the_same_borders(subject, classes, sureness):
+    one = subject()
+    net = nn.Linear(2, classes)
+    slopes = torch.tensor([3.0, 4.0, 3.5])[:classes]  # as if a constant multiple of the feature were in every logit
+    with torch.no_grad():
+        net.weight.copy_(sureness * torch.stack((slopes, torch.zeros(classes)), 1))
+        net.bias.copy_(sureness * torch.tensor([0.0, 0.0, -0.05])[:classes])
+    x, y = one.rows.X[:, 0], one.rows.y
+    attacked = [(x[:, None] + move) * slopes + net.bias.detach() / sureness for move in (-0.3, 0.3)]
+    expected = ((attacked[0].argmax(1) == y) & (attacked[1].argmax(1) == y)).double().mean()
+    found = Robustness("robustness", epsilon=0.3).measure(replace(one, defended=Defended(net))).metrics
+    assert found["eval/robustness/attack_accuracy"] == pytest.approx(float(expected), abs=0.002)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_accuracy_after_label_noise_is_that_of_models_trained_on_so_many_wrong_labels(subject, share):
     """Labels follow one feature, so noise below a half hardly moves a model; where all are wrong, it learns them so."""

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
@@ -141,9 +140,18 @@ class Robustness(Probe):
             change = (2 * torch.rand(X.shape, generator=generator) - 1) * self.epsilon * moved
             for _ in range(self.steps):
                 change.requires_grad_(True)
-                loss = cross_entropy(net(X + change), y, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, change)
+                (gradient,) = torch.autograd.grad(_lead_of_others(net(X + change), y).sum(), change)
                 change = (change.detach() + step * gradient.sign() * moved).clamp(-self.epsilon, self.epsilon)
             with torch.inference_mode():
                 right &= net(X + change).argmax(1) == y
         return right
+
+
+def _lead_of_others(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the log odds ``[N]`` of all other classes together against the label's own, from logits ``[N, C]``.
+
+    The cross-entropy grows with them and with nothing else, so the sign of their gradients is the same. But its own
+    gradient is rounded to that of the other classes alone, or to 0, where a network is sure.
+    """
+    own = y[:, None]
+    return logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
