@@ -330,17 +330,17 @@ def copied(seed, units=220, groups=2):
 def test_intervals_cover_and_floors_are_reached_where_rows_come_in_copies():
     names = ("privacy/accuracy_gap", "privacy/balanced_accuracy_gap", "fairness/equalized_odds_gap")
     wrong, gaps, floors = [torch.zeros(2, 3) for _ in range(3)]
-    games = 60
-    for game in range(games):
+    games = (20, 60)  # it takes few to see that rows taken as independent mislead
+    for game in range(60):
         parts = [copied(4 * game + part) for part in range(4)]
-        for known in (0, 1):
+        for known in (0, 1) if game < games[0] else (1,):
             given = parts if known else [Sample(part.preds, part.target, part.groups) for part in parts]
             found = measured(given[:2], given[2:])
             for i, name in enumerate(names):
                 wrong[known, i] += found.intervals[name][0] > 0
-                gaps[known, i] += found.metrics[name] / games
-                floors[known, i] += found.metrics[f"{name}_floor"] / games
-    assert (wrong[0] >= 9).all()  # of 60: rows taken as independent mislead
+                gaps[known, i] += found.metrics[name] / games[known]
+                floors[known, i] += found.metrics[f"{name}_floor"] / games[known]
+    assert (wrong[0] >= 4).all()  # P(4 or more of 20 at 5 %) is 1.6 %
     assert (wrong[1] <= 7).all()  # P(more than 7 of 60 at 5 %) is 0.8 %
     assert (floors[0] / gaps[0] < 0.8).all()
     torch.testing.assert_close(floors[1], gaps[1], rtol=0.25, atol=0)
