@@ -195,7 +195,7 @@ class Measured:
 
     def __or__(self, other: Measured) -> Measured:
         if doubles := sorted(self.metrics.keys() & other.metrics.keys()):
-            raise ValueError(f"{', '.join(doubles)}: measured twice")
+            raise InputError(f"{', '.join(doubles)}: measured twice; give one of the two another name")
         return Measured(
             {**self.metrics, **other.metrics},
             {**self.intervals, **other.intervals},

@@ -94,10 +94,10 @@ class Result:
         """Add the measurements of a part of the cell.
 
         Raises:
-            ValueError: the result already has one of the metrics.
+            InputError: the result already has one of the metrics.
         """
         if doubles := sorted(self.metrics.keys() & measured.metrics.keys()):
-            raise ValueError(f"{', '.join(doubles)}: measured twice")
+            raise InputError(f"{', '.join(doubles)}: measured twice; give one of the two another name")
         self.metrics |= measured.metrics
         self.intervals |= {name: list(ends) for name, ends in measured.intervals.items()}
         self.signed |= measured.signed

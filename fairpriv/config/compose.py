@@ -360,7 +360,11 @@ def build(config: Mapping[str, Any], group: str, *args: Any, **kwargs: Any) -> A
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        raise InputError(f"{group}: {error.__cause__ or error}") from error
+        inside = re.search(r"^full_key: (\S+)$", str(error), re.M)
+        why = str(error.__cause__ or error)
+        if "() missing" in why and "__init__()" not in why:  # of a function; a class is missing it in __init__()
+            why += "; with _partial_: true it is handed on, to be called later"
+        raise InputError(f"{group}{'.' + inside[1] if inside else ''}: {why}") from error
 
 
 def instantiated(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -341,3 +341,33 @@ def test_a_file_that_exists_is_one_value_and_the_home_folder_is_found(tmp_path, 
 )
 def test_other_overrides_stay_as_they_are(word):
     assert readable(word) == word
+
+
+def two_arguments(probs, y):
+    return probs, y
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (
+            {"it": {"measure": {"_target_": f"{__name__}.two_arguments"}}},
+            "mine.metrics.it.measure: two_arguments() missing 2 required positional arguments: 'probs' and 'y'; with "
+            "_partial_: true it is handed on, to be called later",
+        ),
+        (
+            {"it": {"measure": {"_target_": "pathlib.Path.read_text"}}},
+            "mine.metrics.it.measure: Path.read_text() missing 1 required positional argument: 'self'; with "
+            "_partial_: true it is handed on, to be called later",
+        ),
+        (
+            {"it": {"measure": {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 0}}},
+            "mine.metrics.it.measure: Fraction(1, 0)",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_told_by_its_key(metrics, message):
+    target = "fairpriv.classifiers.dimensions.prediction.Predictions"
+    with pytest.raises(InputError) as error:
+        build({"mine": {"_target_": target, "metrics": metrics}}, "mine", name="mine")
+    assert str(error.value) == message

@@ -35,11 +35,11 @@ def test_parts_are_joined_and_their_parents_stay_as_they_were():
 
 
 def test_a_metric_that_two_parts_have_measured_is_named():
-    with pytest.raises(ValueError, match="b: measured twice"):
+    with pytest.raises(InputError, match="b: measured twice; give one of the two another name"):
         Metric("b").of(1) | Metric("b").of(1)
     found = result()
     found.add(Metric("b").of(1))
-    with pytest.raises(ValueError, match="b: measured twice"):
+    with pytest.raises(InputError, match="b: measured twice; give one of the two another name"):
         found.add(Metric("b").of(2))
 
 

@@ -266,7 +266,7 @@ def test_intervals_that_metrics_name_cover_where_rows_come_in_copies(name, truth
     for _ in range(40):
         sample = copied(draw)
         for known, given in enumerate((sample._replace(units=torch.arange(len(sample.y))), sample)):
-            low, high = _interval(about, given, draw)
+            low, high = _interval("it", about, given, draw)
             missed[known] += not low <= truth <= high
     assert missed[0] >= 8  # of 40: rows taken as independent mislead
     assert missed[1] <= 5  # P(more than 5 of 40 at 5 %) is 1.4 %

@@ -151,7 +151,7 @@ def test_the_floor_of_a_calibration_error_is_that_of_a_calibrated_model(subject)
         ({"measure": lambda probs, y: "good"}, "eval/mine/it: returned a str, not one number"),
         ({"measure": lambda probs, y: float("nan")}, "eval/mine/it is nan on 1280 rows: it is undefined there"),
         ({"measure": lambda probs, y: 1.5, "high": 1}, "eval/mine/it is 1.5, outside its own range [-inf, 1]"),
-        ({"measure": lambda probs, y: 1 / 0}, "eval/mine/it: division by zero"),
+        ({"measure": lambda probs, y: 1 / 0}, "eval/mine/it: ZeroDivisionError: division by zero"),
         ({"measure": BinaryConfusionMatrix()}, "eval/mine/it: returned a tensor of shape [2, 2], not one number"),
     ],
 )
@@ -159,6 +159,54 @@ def test_what_is_no_number_within_its_range_is_refused(subject, metric, message)
     with pytest.raises(InputError) as error:
         dimension(**metric).measure(subject())
     assert message in str(error.value).replace(str(len(subject().rows.y)), "1280")
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (lambda probs, y: 0.4, "interval: TypeError: 'float' object is not iterable"),
+        (lambda probs, y: (0.1, 0.2, 0.3), "interval: too many values to unpack"),
+        (lambda probs, y: None, "interval: TypeError: 'NoneType' object is not iterable"),
+        (lambda probs, y: {}["x"], "interval: KeyError: 'x'"),
+        (lambda probs, y: (0.9, 0.1), "interval: returned 0.9 and 0.1, not its lower and its upper end"),
+    ],
+)
+def test_what_is_no_interval_is_refused_by_the_metric_s_name(subject, ends, message):
+    with pytest.raises(InputError, match=f"eval/mine/it, {message}"):
+        dimension(measure=lambda probs, y: 0.5, interval=ends).measure(subject())
+
+
+def test_a_metric_without_an_interval_on_some_rows_says_so_by_nan(subject):
+    found = dimension(measure=lambda probs, y: 0.5, interval=lambda probs, y: (math.nan, math.nan)).measure(subject())
+    assert found.metrics == {"eval/mine/it": 0.5}
+    assert found.intervals == {}
+
+
+@pytest.mark.parametrize("more", [{}, {"floor": "groups"}, {"floor": "calibrated"}, {"per_group": True}])
+def test_an_error_on_rows_drawn_at_random_is_told_as_such(subject, more):
+    one, given = subject(), []
+    groups = one.rows.s.unique()
+
+    def undefined_in_draws(probs, y):
+        given.append(len(y))
+        if len(given) > (1 + len(groups) if "per_group" in more else 1):
+            raise ValueError("only one label")
+        return 0.5
+
+    def ends(probs, y):
+        return 0.4, 0.6
+
+    with pytest.raises(InputError, match="on rows drawn at random, where a label or a group can be absent; return NaN"):
+        dimension(measure=undefined_in_draws, interval=ends if more else None, **more).measure(one)
+
+
+def test_two_metrics_of_one_name_are_refused(subject):
+    metrics = {
+        "it": PredictionMetric(measure=lambda probs, y: 0.5, per_group=True),
+        "it_gap": PredictionMetric(measure=lambda probs, y: 0.5),
+    }
+    with pytest.raises(InputError, match="eval/mine/it_gap: measured twice; give one of the two another name"):
+        Predictions("mine", metrics).measure(subject())
 
 
 def test_probabilities_are_asked_of_answers_in_vain(subject):

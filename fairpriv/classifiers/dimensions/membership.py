@@ -68,8 +68,9 @@ class Membership(Game):
             raise InputError(
                 f"dimensions.{self.name}.rows={self.rows}: must be at least {_LEAST_ROWS}, or null to audit all"
             )
-        if any(not 0 < rate < 1 for rate in self.fpr or []):
-            raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1")
+        rates = self.fpr or []
+        if any(not 0 < rate < 1 for rate in rates) or len({f"{100 * rate:g}" for rate in rates}) < len(rates):
+            raise InputError(f"dimensions.{self.name}.fpr={self.fpr}: rates lie between 0 and 1, and are all different")
         for key, attack in self.attacks.items():
             if self.models - 1 < attack.needs:
                 raise InputError(

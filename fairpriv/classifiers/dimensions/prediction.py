@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -49,10 +50,10 @@ class PredictionMetric:
         headline: whether trade-offs are drawn of it.
         floor: how its value without any effect is estimated: ``groups`` deals the groups at random among the rows of a
             label, ``calibrated`` draws labels from the probabilities; null: no floor.
-        interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval (in YAML with
-            ``_partial_: true``), and of ``units`` if it has such a parameter: the same number ``[N]`` for equal rows,
-            which were dealt together. null: percentiles of a bootstrap over rows. These do not cover a quantity that
-            is biased upward in small samples, such as a calibration error or a gap.
+        interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval, or NaN where
+            it has none (in YAML with ``_partial_: true``), and of ``units`` if it has such a parameter: the same number
+            ``[N]`` for equal rows, which were dealt together. null: percentiles of a bootstrap over rows. These do not
+            cover a quantity that is biased upward in small samples, such as a calibration error or a gap.
     """
 
     kind: ClassVar[str] = "prediction_metric"
@@ -147,12 +148,11 @@ class Predictions(Probe):
 
     def _whole(self, key: str, metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> Measured:
         about = replace(self._about(key, metric), headline=metric.headline, column=30)
-        floor = None
-        if metric.floor == "groups":
-            floor = _mean(metric.value(_dealt(sample, generator)) for _ in range(_DRAWS))
-        elif metric.floor == "calibrated":
-            floor = _mean(metric.value(_calibrated(sample, generator)) for _ in range(_DRAWS))
-        return about.of(_value(about, metric, sample), _interval(metric, sample, generator), floor=floor)
+        value, floor = _value(about, metric, sample), None
+        if metric.floor is not None:
+            draw = {"groups": _dealt, "calibrated": _calibrated}[metric.floor]
+            floor = _mean(_drawn(about.name, metric, (draw(sample, generator) for _ in range(_DRAWS))))
+        return about.of(value, _interval(about.name, metric, sample, generator), floor=floor)
 
     def _by_group(
         self, key: str, metric: PredictionMetric, sample: Sample, names: Sequence[str], generator: torch.Generator
@@ -161,7 +161,7 @@ class Predictions(Probe):
         for code, name in enumerate(names):
             about, own = self._about(f"{key}/{name}", metric, f", {name}"), sample.take(sample.groups == code)
             values.append(_value(about, metric, own))
-            interval = _interval(metric, own, generator)
+            interval = _interval(about.name, metric, own, generator)
             ends += [] if interval is None else [interval]
             found |= about.of(values[-1], interval)
         whole = self._about(key, metric)
@@ -178,7 +178,7 @@ class Predictions(Probe):
 
         def dealt() -> float:
             drawn = _dealt(sample, generator)
-            of_group = [metric.value(drawn.take(drawn.groups == code)) for code in range(len(names))]
+            of_group = _drawn(gap.name, metric, (drawn.take(drawn.groups == code) for code in range(len(names))))
             return max(of_group) - min(of_group) if all(map(math.isfinite, of_group)) else math.nan
 
         interval = None
@@ -194,10 +194,8 @@ class Predictions(Probe):
 
 def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
     """Measure a metric; raise `InputError` if the result is not a number within the metric's range."""
-    try:
+    with _told(about.name):
         value = metric.value(sample)
-    except Exception as error:  # of a user's function, or of torchmetrics
-        raise InputError(f"{about.name}: {' '.join(str(error).split())[:300]}") from error
     if not math.isfinite(value):
         raise InputError(
             f"{about.name} is {value} on {len(sample.y)} rows: it is undefined there, for want of a label or a group; "
@@ -209,14 +207,37 @@ def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
     return value
 
 
-def _interval(metric: PredictionMetric, sample: Sample, generator: torch.Generator) -> tuple[float, float] | None:
-    """Return the metric's own interval, or percentiles over draws of the rows; None if half of these are undefined."""
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn an error of a user's function, or of torchmetrics, into an `InputError` that says where it is raised."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"{what}: {kind}{' '.join(str(error).split())[:300]}") from error
+
+
+def _drawn(name: str, metric: PredictionMetric, samples: Iterable[Sample]) -> list[float]:
+    """Return the values of samples that are drawn from the rows, in which labels or groups can be absent."""
+    with _told(f"{name}, on rows drawn at random, where a label or a group can be absent; return NaN if undefined"):
+        return [metric.value(sample) for sample in samples]
+
+
+def _interval(
+    name: str, metric: PredictionMetric, sample: Sample, generator: torch.Generator
+) -> tuple[float, float] | None:
+    """Return the metric's own interval, or percentiles over draws of rows; None if it, or half of these, are NaN."""
     if metric.interval is not None:
         takes_units = "units" in inspect.signature(metric.interval).parameters
         more = {"units": sample.units} if takes_units else {}
-        low, high = metric.interval(*sample[: _arguments(metric.interval)], **more)
-        return float(low), float(high)
-    drawn = [metric.value(sample.take(index)) for index in _resampled(sample.units, generator)]
+        with _told(f"{name}, interval"):
+            low, high = map(float, metric.interval(*sample[: _arguments(metric.interval)], **more))
+        if math.isnan(low) or math.isnan(high):
+            return None
+        if low > high:
+            raise InputError(f"{name}, interval: returned {low:g} and {high:g}, not its lower and its upper end")
+        return low, high
+    drawn = _drawn(name, metric, (sample.take(index) for index in _resampled(sample.units, generator)))
     values = torch.tensor([value for value in drawn if math.isfinite(value)], dtype=torch.double)
     if len(values) < _DRAWS // 2:
         return None
