@@ -288,9 +288,14 @@ def seeds(group: Group) -> str:
 def reasons(group: Group) -> list[tuple[str, list[str]]]:
     """List why cells of a group are degenerate, each with the seeds of the cells."""
     found: dict[str, list[str]] = {}
-    for seed, result in group.degenerate.items():
+    for seed, result in _by_seed(group.degenerate):
         found.setdefault("; ".join(result.degenerate), []).append(seed)
     return [*found.items()]
+
+
+def _by_seed(cells: Mapping[str, Result]) -> list[tuple[str, Result]]:
+    """Sort cells by what tells them apart, seeds as numbers."""
+    return sorted(cells.items(), key=lambda item: (len(item[0]), item[0]))
 
 
 def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: int) -> list[str]:
@@ -306,12 +311,13 @@ def _notes(table: Comparison, skipped: Sequence[tuple[Path, str]], unfinished: i
         metrics = ", ".join(table.described[name].title for name in table.pareto)
         notes.append(f"front: no other group of its dataset and game is as good in all of {metrics} and better in one")
     for group in table.groups:
-        if marked := group.degenerate:
-            reason = one_line(next(iter(marked.values())).degenerate[0])
+        if marked := dict(_by_seed(group.degenerate)):
             pooled = group.seeds != len(group.completed)
             which = ("; " if pooled else ", ").join([*marked][:10]) + (" ..." if len(marked) > 10 else "")
             of = f"{len(marked)} of {len(group.completed)} {'cells' if pooled else 'seeds'} ({which})"
-            notes.append(f"† degenerate: {table.name(group)}: {of}: {reason}")
+            whose = f"seed {next(iter(marked))}: " if len(reasons(group)) > 1 else ""
+            reason = one_line(next(iter(marked.values())).degenerate[0])
+            notes.append(f"† degenerate: {table.name(group)}: {of}: {whose}{reason}")
         if group.uneven:
             notes.append(f"uneven: {table.name(group)}: its seeds do not have the same cells, so means may mix up both")
     if table.ambiguous:
@@ -630,7 +636,7 @@ def _cells(table: Comparison) -> list[tuple[int, str, Result]]:
     return [
         (i, seed, result)
         for i, group in enumerate(table.groups)
-        for seed, result in sorted((group.completed | group.failed).items(), key=lambda item: (len(item[0]), item[0]))
+        for seed, result in _by_seed(group.completed | group.failed)
     ]
 
 
@@ -704,6 +710,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
                 "completed": len(group.completed),
                 "failed": len(group.failed),
                 "control": group.control,
+                "ranked": group.ranked,
                 "values": [
                     [*_briefly(e.mean, e.lo, e.hi), e.n, floor_text(m, group.floors)]
                     if (e := group.estimates.get(m.name))

@@ -66,12 +66,13 @@ def differences(table: Comparison) -> list[Difference]:
     metrics = [metric for metric in table.columns.values() if metric.sign]
     found = []
     for group in table.groups:
-        if group.degenerate or group.control is not None or any(other.degenerate for other in group.partners):
+        if not _able(group):
             continue
         for metric in metrics:
-            if metric.name.endswith("_change"):
-                continue
-            change = group.estimates.get(f"{metric.name}_change") if table.baseline == UNDEFENDED else None
+            whole = metric.name.removesuffix("_change")
+            if whole != metric.name and whole in table.columns:
+                continue  # the same difference
+            change = group.estimates.get(f"{whole}_change") if table.baseline == UNDEFENDED else None
             if estimate := change or group.differences.get(metric.name):
                 found.append(Difference(group, metric, estimate))
     return found
@@ -92,7 +93,7 @@ def reading(table: Comparison) -> list[str]:
     )
     n = len(found)
     if not n:
-        first = f"Nothing is settled: no row that could settle anything has a row of {against} to be compared with."
+        first = f"Nothing is settled: {_nothing(table, against)}."
     elif not told:
         first = f"Nothing is settled: none of {n} differences to {against} has an interval."
     elif not clear:
@@ -112,6 +113,20 @@ def reading(table: Comparison) -> list[str]:
         *_open(found, len(told), sum(p < LEVEL for _, p in told) - len(clear), len(clear)),
         *_why(table, found),
     ]
+
+
+def _nothing(table: Comparison, against: str) -> str:
+    """Say why the table has no difference that could settle anything."""
+    if not any(group.partners for group in table.groups if _able(group)):
+        return f"no row that could settle anything has a row of {against} to be compared with"
+    if not any(metric.sign for metric in table.columns.values()):
+        return "the table has no mean of which higher or lower is better"
+    return f"no metric of the table was measured at one seed both in a row and in its row of {against}"
+
+
+def _able(group: Group) -> bool:
+    """Whether a row's differences could settle anything: it is no control, and neither it nor its baseline trivial."""
+    return not (group.degenerate or group.control is not None or any(other.degenerate for other in group.partners))
 
 
 def _told(table: Comparison, one: Difference) -> str:

@@ -310,7 +310,7 @@ function panel(name, groups, axisX, axisY, width) {
   const turned = `translate(12 ${middle[1]}) rotate(-90)`;
   svg.append(draw("text", { transform: turned, class: "axis", "text-anchor": "middle" }, title(axisY, "↑↓", height - 20)));
   const better = [axisX.better, axisY.better];
-  const sound = points.filter(({ group }) => !group.degenerate && group.control === null);
+  const sound = points.filter(({ group }) => group.ranked);
   const best = better.every(Boolean) ? front(sound.map(({ x, y }) => [x[0], y[0]]), better).map((i) => sound[i]) : [];
   if (best.length > 0) {
     const corners = best.map(({ x, y }) => [sx(x[0]), sy(y[0])]).sort((p, q) => p[0] - q[0]);
@@ -356,6 +356,7 @@ function describe(group, axisX, axisY, x, y, on) {
     on ? "on the Pareto front of these axes" : null,
     group.degenerate ? `degenerate: ${group.degenerate} of ${group.completed} cells; takes no part in the front` : null,
     group.control !== null ? `control: takes no part in the front: ${group.control}` : null,
+    group.ranked || group.degenerate || group.control !== null ? null : "game.alpha=0.5: takes no part in the front",
     group.failed ? `failed: ${group.failed} cells` : null,
   ].filter(Boolean);
 }
@@ -410,7 +411,7 @@ function plot() {
   box.replaceChildren(...(drawn.length > 0 ? drawn : [make("p", { class: "note" }, "The filter leaves nothing to draw.")]));
   const direct = axisX.better && axisY.better;
   find("direction").textContent = direct
-    ? "Dashed: the Pareto front of the means, among rows without a degenerate cell that are no controls."
+    ? "Dashed: the Pareto front of the means, among rows without a degenerate cell that are no controls and not of game.alpha=0.5."
     : "No Pareto front: an axis has no direction.";
 }
 

@@ -470,6 +470,39 @@ def test_a_change_on_the_same_prompts_is_the_difference_of_one_seed():
     assert "another seed may say otherwise" in caution
 
 
+@pytest.mark.parametrize("more", [[], ["eval/privacy/awareness"]])
+def test_a_change_that_is_shown_alone_is_a_difference_and_counts_once_beside_what_changes(more):
+    table = Comparison.of([pretrained("none", 1), pretrained("lora", 1, awareness=0.2, change=(-0.3, -0.4, -0.2))])
+    table.shown = ["eval/privacy/awareness_change", *more]
+    settled, *_ = reading(table)
+    assert settled.startswith("Settled: 1 of 1 differences to defense=none")
+    assert "-0.300 [-0.400, -0.200] (worse)" in settled
+
+
+SAME_SEED = "no metric of the table was measured at one seed both in a row and in its row of defense=none"
+
+
+@pytest.mark.parametrize(
+    ("baseline", "other", "shown", "why"),
+    [
+        ({"seeds": (0, 1, 2)}, {"seeds": (3, 4, 5)}, (), SAME_SEED),
+        ({"status": "failed", "metrics": {}}, {}, (), SAME_SEED),
+        ({"metrics": {"eval/accuracy": None}}, {}, (), SAME_SEED),
+        ({}, {}, ["data/rows"], "the table has no mean of which higher or lower is better"),
+        ({}, {"game": {"alpha": 0.8}}, (), "no row that could settle anything has a row of defense=none to be"),
+        ({}, {"degenerate": ["no"]}, (), "no row that could settle anything has a row of defense=none to be"),
+    ],
+)
+def test_a_table_without_differences_says_why(baseline, other, shown, why):
+    def cells(defence, seeds=(0, 1, 2), **fields):
+        fields = {"metrics": {"eval/accuracy": 0.8, "data/rows": 7.0}} | fields
+        return [cell(defence=defence, seed=seed, **fields) for seed in seeds]
+
+    table = Comparison.of([*cells("none", **baseline), *cells("rehearsal", **other)])
+    table.shown = shown
+    assert reading(table)[0].startswith(f"Nothing is settled: {why}")
+
+
 def test_null_metric_counts_out_its_seed(tmp_path, capsys):
     values = [0.8, None, 0.6]
     compare([written(tmp_path, *(cell(seed=s, metrics={"eval/accuracy": v}) for s, v in enumerate(values)))])
@@ -499,6 +532,16 @@ def test_counts_of_seeds_are_k_of_n(tmp_path, capsys):
     compare([tmp_path], metrics="privacy/below_tau,privacy/accuracy_gap")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("adult")]
     assert line.split()[-3:] == ["3/4", "2/3", "†1/3"]
+
+
+def test_the_reason_of_one_degenerate_cell_is_told_of_that_cell_alone(tmp_path, capsys):
+    shares = {11: "99.9 %", 0: "99.2 %", 2: "99.3 %"}
+    cells = [cell(seed=s, degenerate=[f"{share} of one class"]) for s, share in shares.items()]
+    cells += [cell("german", seed=s, degenerate=["constant"]) for s in (1, 0)]
+    compare([written(tmp_path, *cells)])
+    out = capsys.readouterr().out
+    assert "† degenerate: adult, none: 3 of 3 seeds (0, 2, 11): seed 0: 99.2 % of one class\n" in out
+    assert "† degenerate: german, none: 2 of 2 seeds (0, 1): constant\n" in out
 
 
 def test_later_cell_of_the_same_config_and_seed_replaces_the_earlier(tmp_path, capsys):

@@ -286,3 +286,23 @@ def test_report_opens_from_disk_and_draws_whatever_names_hold(hostile, tmp_path)
     assert done.stdout.count('class="point"') == 2
     assert "save means as CSV" in done.stdout  # the last thing but drawing that the script does
     assert "<title>fairpriv: &lt;/script&gt;" in done.stdout  # no name has run
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_what_is_never_the_best_is_on_no_front_of_the_page(tmp_path):
+    def arm(defence, alpha, gap, **fields):
+        made = cell(defence=defence, metrics={"eval/accuracy": 0.8, "privacy/accuracy_gap": gap}, **fields)
+        made.config["game"]["alpha"] = alpha
+        made.id = content_hash(made.config)
+        return made
+
+    arms = [arm("none", 0.8, 0.3), arm("none", 0.5, 0.0), arm("both", 0.8, 0.1, control="the same rows")]
+    page = report(tmp_path, *arms, arm("constant", 0.8, 0.0, degenerate=["one class"]))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = f"{(tmp_path / 'out' / 'report.html').as_uri()}#of=all"
+    drawn = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
+    assert [group["ranked"] for group in page.data["groups"]] == [False, True, False, False]
+    on_front = re.findall(r'aria-label="([^"]*); on the Pareto front', drawn.stdout)
+    assert [name.partition(";")[0] for name in on_front] == ["adult, none, game.alpha=0.8"]
+    assert "game.alpha=0.5: takes no part in the front" in drawn.stdout
