@@ -57,6 +57,7 @@ from fairpriv.report.selection import (
     short,
     show,
     split,
+    unquoted,
 )
 from fairpriv.report.templates import environment
 from fairpriv.result import Result, write_whole
@@ -178,7 +179,8 @@ def _matching(patterns: str, known: Sequence[str]) -> list[str]:
 
     found: dict[str, None] = {}
     for pattern in split(patterns):
-        if not (named := fnmatch.filter(known, pattern.strip())):
+        word = unquoted(pattern)
+        if not (named := [word] if word in known else fnmatch.filter(known, word)):
             raise InputError(f"--metrics {pattern}: no cell has such a metric{nearest(pattern, known)}")
         found |= dict.fromkeys(named)
     return [*found]
@@ -201,10 +203,12 @@ def selected(
     keys = list(dict.fromkeys(find_key(word.strip(), known, "--by") for word in split(by))) if by is not None else []
     references = UNDEFENDED if baseline is None else tuple(read_conditions(baseline, known, "--baseline"))
     for condition in references if baseline is not None else ():
+        if condition.key == "seed":
+            raise InputError(f"--baseline {condition}: differences are within a seed: choose seeds by --where")
         if not any(condition.met(r.config) for r in kept):
             options = choices(condition.key, [r.config for r in kept])
             raise InputError(f"--baseline {condition}: no cell is left to compare with; {options}")
-    front = [word.strip() for word in pareto.split(",")] if pareto is not None else []
+    front = [unquoted(word) for word in split(pareto)] if pareto is not None else []
     measured = described(kept) if front else {}
     for metric in front:
         if metric not in measured:

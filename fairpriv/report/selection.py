@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fairpriv.errors import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fairpriv.result import Result
 
 ABSENT = "\N{EN DASH}"
+_QUOTED = re.compile(r"""(?<![^=,\[\s])(?:"[^"]*"|'[^']*')(?=\s*(?:[,\]]|$))""")
 _ORDERED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -100,14 +102,14 @@ class Condition:
 
 
 def read_conditions(text: str, known: Sequence[str], option: str) -> list[Condition]:
-    """Read ``key=value,key=value``; a part without a sign is one more value of the condition before it.
+    """Read ``key=value,key=value``; a part without a sign, or in quotes, is one more value of the condition before it.
 
     Raises:
         InputError: no condition, a key that no cell has, or an order with a value that is not a number.
     """
     found: list[Condition] = []
     for part in split(text):
-        if match := re.fullmatch(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", part):
+        if match := re.fullmatch(r"([^=!<>\"']+)(!=|<=|>=|=|<|>)(.*)", part):
             word, relation, value = (group.strip() for group in match.groups())
             found.append(Condition(find_key(word, known, option), relation, (value,)))
         elif found and part.strip():
@@ -138,14 +140,25 @@ def fulfilling(results: Sequence[Result], where: Sequence[str]) -> list[Result]:
 
 
 def split(text: str) -> list[str]:
-    """Split the text at commas outside brackets."""
-    return re.split(r",(?![^\[]*\])", text)
+    """Split the text at commas outside brackets and quotes; a quote stands before or behind a whole item."""
+    hidden = _QUOTED.sub(lambda match: "_" * len(match[0]), text)
+    cuts = [-1, *(match.start() for match in re.finditer(r",(?![^\[]*\])", hidden)), len(text)]
+    return [text[start + 1 : end] for start, end in pairwise(cuts)]
+
+
+def unquoted(word: str) -> str:
+    """Remove the quotes and spaces around a word."""
+    return word.strip().strip("\"'")
 
 
 def choices(key: str, configs: Iterable[Mapping[str, Any]]) -> str:
-    """List the cells' values at a key, for a message."""
-    values = list(dict.fromkeys(show(value_at(config, key)) for config in configs))
+    """List the cells' values at a key, for a message; one that holds a comma stands in quotes, as it is to be given."""
+    values = list(dict.fromkeys(_written(value_at(config, key)) for config in configs))
     return f"{short(key)} is {', '.join(values[:12])}{' ...' if len(values) > 12 else ''}"
+
+
+def _written(value: Any) -> str:
+    return printable(repr(value)) if isinstance(value, str) and "," in value else show(value)
 
 
 def _number(value: Any) -> float | None:
@@ -168,4 +181,4 @@ def _equal(value: Any, wanted: str) -> bool:
     if isinstance(value, list) and wanted.startswith("[") and wanted.endswith("]"):
         items = [item.strip() for item in split(wanted[1:-1])] if wanted[1:-1].strip() else []
         return len(items) == len(value) and all(map(_equal, value, items))
-    return wanted.strip("\"'") == value if isinstance(value, str) else wanted == show(value)
+    return unquoted(wanted) == value if isinstance(value, str) else wanted == show(value)

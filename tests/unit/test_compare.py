@@ -869,6 +869,40 @@ def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
 
 
 @pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("dataset.path='a,b.csv'", "0"),
+        ('dataset.path="a,b.csv"', "0"),
+        ("dataset.path='a,b.csv',plain", "02"),
+        ("dataset.path=plain,'a,b.csv'", "02"),
+        ("dataset.path=O'Brien's, plain", "12"),
+        ("dataset.path=plain,'<5, >9'", "23"),
+        ('dataset.groups=["x, y",z]', "0"),
+        ("dataset.groups=[z]", "123"),
+        ("dataset.groups!=[z],seed=0", "0"),
+    ],
+)
+def test_values_that_hold_commas_stand_in_quotes(tmp_path, where, kept):
+    paths = ["a,b.csv", "O'Brien's", "plain", "<5, >9"]
+    for i, path in enumerate(paths):
+        groups = ["z"] if i else ["x, y", "z"]
+        cell(seed=i, config={"dataset": {"name": "mine", "path": path, "groups": groups}}).write(tmp_path / f"{i}.json")
+    compare([tmp_path], where=[where], by="seed")
+    assert "".join(row["seed"] for row in rows(tmp_path) if row["metric"] == "eval/accuracy") == kept
+    with pytest.raises(InputError, match=re.escape("""no cell is left; dataset.path is 'a,b.csv', O'Brien's, plain""")):
+        compare([tmp_path], where=["dataset.path=a,b.csv"])
+
+
+def test_metrics_are_named_by_their_whole_names_whatever_these_hold(tmp_path, capsys):
+    metrics = {"of/a, b": 0.1, "of/[a]": 0.2, "of/a": 0.3}
+    better = {name: Metric(name, better="less") for name in metrics}
+    written(tmp_path, cell(metrics=metrics, described=better))
+    compare([tmp_path], metrics="'of/a, b',of/[a]", pareto="'of/a, b',of/a", form="markdown")
+    heads = [head.strip(" ↑↓") for head in capsys.readouterr().out.splitlines()[0].split("|")]
+    assert heads[3:5] == ["of/a, b", r"of/\[a\]"]
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"where": ["defence=none"]}, "--where defence: no cell has that config key (did you mean 'defense'?)"),
@@ -883,6 +917,10 @@ def test_where_keeps_the_cells_that_fulfil_all(tmp_path, where, kept):
         (
             {"baseline": "defense=dora"},
             "--baseline defense=dora: no cell is left to compare with; defense is none, spin",
+        ),
+        (
+            {"baseline": "defense=none,seed=0"},
+            "--baseline seed=0: differences are within a seed: choose seeds by --where",
         ),
         (
             {"where": ["defense=spin"], "baseline": "defense=none"},
