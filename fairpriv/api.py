@@ -39,6 +39,7 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Place] = ())
         raise InputError(f"{overrides!r}: overrides are a list, such as ['dataset=german', 'seed=1']")
     folders = own_configs(config_dirs)
     refuse_hidden(CONF, [*plugin_folders(), *folders])
+    configs.refuse_no_names(CONF, overrides)
     try:
         configs.refuse_repeated_dimensions([CONF, *plugin_folders(), *folders], overrides)
         if configs.is_grid(CONF, folders, overrides):

@@ -513,6 +513,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         left_to_cells,
         prepare_hydra,
         readable,
+        refuse_no_names,
         refuse_repeated_dimensions,
         several_judges,
     )
@@ -526,15 +527,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     overrides = emptied(several_judges(map(readable, overrides)))
     if not (options.cfg or options.info or options.shell_completion or options.hydra_help):
         overrides = [*overrides, *sweep_override(overrides)]
-    for word in overrides:  # which Hydra meets with a traceback
-        group, _, value = word.partition("=")
-        number = r"[+-]?(?:inf|nan|\.?\d[\d._]*(?:e[+-]?\d+)?)"
-        no_name = [v for v in value.split(",") if re.fullmatch(rf"{number}|null|true|false", v, re.IGNORECASE)]
-        if no_name and re.fullmatch(r"\w+", group) and (CONF / group).is_dir():
-            how = "" if group in ("experiment", "debug") else f" with ~{group}"
-            raise InputError(
-                f"{group}={no_name[0]}: name one of its options (fairpriv ls {group}), or leave it out{how}"
-            )
+    refuse_no_names(CONF, overrides)
     prepare_hydra()
     patches.check_cells_before_the_first_runs()
     patches.take_the_mode_from_the_words()

@@ -56,6 +56,9 @@ class Metric:
     def __post_init__(self) -> None:
         if self.better not in (known := get_args(Better)):
             raise InputError(f"metric {self.name}: better={self.better!r}: must be one of {', '.join(known)}")
+        for key in ("low", "high"):
+            if not (_number(end := getattr(self, key)) or end is None):
+                raise InputError(f"metric {self.name}: {key}={end!r}: must be a number, or None where there is none")
 
     @property
     def sign(self) -> int:
@@ -125,10 +128,22 @@ class Metric:
             signed: the rows of signed differences of which it is the largest magnitude, see
                 :class:`~fairpriv.result.Result`.
             floor: its average if there were nothing to find.
+
+        Raises:
+            InputError: the value is not one number, or the interval is not two, the lower one first.
         """
+        try:
+            number, ends = float(value), {}
+            if interval is not None:
+                low, high = map(float, interval)
+                ends = {self.name: (low, high)}
+        except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor of several elements
+            raise InputError(f"{self.name}: its value is one number, its interval two ({error})") from error
+        if any(low > high + 1e-9 for low, high in ends.values()):  # room for rounding
+            raise InputError(f"{self.name}: from {low:g} to {high:g} is no interval: the lower end comes first")
         found = Measured(
-            {self.name: float(value)},
-            {} if interval is None else {self.name: (float(interval[0]), float(interval[1]))},
+            {self.name: number},
+            ends,
             {} if signed is None else {self.name: signed},
             described={self.name: self},
         )
@@ -151,6 +166,10 @@ class Metric:
         return {key: value for key, (value, default) in found.items() if key in kept or value != default}
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_metric(name: str, told: Any) -> Metric | None:
     """Read the output of `Metric.plain`; return None for anything else. Unknown keys are ignored."""
     if not isinstance(told, Mapping):
@@ -159,7 +178,7 @@ def read_metric(name: str, told: Any) -> Metric | None:
     found = {key: told[key] for key in defaults if key in told}
     for key, value in found.items():
         if key in ("low", "high", "column"):
-            ours = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            ours = value is None or _number(value)
         else:
             ours = type(value) is type(defaults[key])
         if not ours:
@@ -203,6 +222,14 @@ class Measured:
             [*self.degenerate, *other.degenerate],
             {**self.described, **other.described},
         )
+
+    def within_ranges(self) -> Measured:
+        """Return it; raise InputError for a value outside the range that its metric declares."""
+        for name, value in self.metrics.items():
+            low, high = self.described[name].limits() if name in self.described else (-math.inf, math.inf)
+            if value < low - 1e-6 or value > high + 1e-6:  # room for rounding; NaN is no number
+                raise InputError(f"{name} is {value:g}, outside its own range [{low:g}, {high:g}]: mend low or high")
+        return self
 
     def without(self, name: str) -> Measured:
         """Remove a metric."""

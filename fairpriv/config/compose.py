@@ -311,6 +311,24 @@ def left_to_cells(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def refuse_no_names(conf: Path, overrides: Sequence[str]) -> None:
+    """Raise `InputError` for a number, null or a list where a group's option belongs: Hydra has a traceback for it."""
+    number = r"[+-]?(?:inf|nan|\.?\d[\d._]*(?:e[+-]?\d+)?)"
+    for word in overrides:
+        group, _, value = word.partition("=")
+        if not (re.fullmatch(r"\w+", group) and (conf / group).is_dir()):
+            continue
+        no_names = [v for v in re.split(r"[,\[\]\s]+", value) if re.fullmatch(rf"{number}|null|true|false", v, re.I)]
+        no_names += re.findall(r"\[\s*(\[.*?\])", value)
+        if no_names:
+            how = "" if group in ("experiment", "debug") else f" with ~{group}"
+            if value.startswith("["):
+                how = f": {group}=[]"
+            raise InputError(
+                f"{group}={no_names[0]}: name one of its options (fairpriv ls {group}), or leave it out{how}"
+            )
+
+
 def refuse_repeated_dimensions(folders: Sequence[Path], overrides: Sequence[str]) -> None:
     """Raise `InputError` for a choice of two dimensions of one name, whose files Hydra would merge into one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -380,6 +398,8 @@ def require(kind: type[Part], part: Any, where: str) -> Part:
 
     The attributes of ``kind``, which have defaults there, declare what a part can do.
     """
+    if isinstance(part, Mapping):
+        raise InputError(f"{where}: has no _target_, which names its class")
     if not isinstance(part, kind):
         own, base = type(part), f"{kind.__module__}.{kind.__qualname__}"
         raise InputError(f"{where}: {own.__module__}.{own.__qualname__} is none: let it inherit from {base}")

@@ -484,6 +484,22 @@ def test_a_group_set_to_what_is_no_name_is_refused_in_one_line(fairpriv, word):
     assert f"{group}={value.rpartition(',')[2]}: name one of its options (fairpriv ls {group})" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("attack=[null]", "attack=null"),
+        ("attack=[kl, true]", "attack=true"),
+        ("dimension=[2]", "dimension=2"),
+        ("dimension=[[calibration]]", "dimension=[calibration]"),
+    ],
+)
+def test_an_element_of_a_group_s_list_that_is_no_name_is_refused_in_one_line(fairpriv, word, named):
+    ended = fairpriv(word)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    group = word.partition("=")[0]
+    assert f"{named}: name one of its options (fairpriv ls {group}), or leave it out: {group}=[]" in ended.err
+
+
 def test_a_group_set_to_null_is_refused_in_one_line(fairpriv):
     ended = fairpriv("judge=null")
     assert (ended.status, ended.err.count("\n")) == (2, 1)

@@ -64,6 +64,7 @@ def test_a_config_is_composed_as_on_the_command_line(tmp_path):
         (["experiment=quickstart"], "experiment=quickstart: is a grid"),
         ("seed=1", "overrides are a list"),
         (["dimension=[privacy,privacy]"], "are both the dimension privacy"),
+        (["attack=[null]"], "attack=null: name one of its options .fairpriv ls attack., or leave it out: attack=..$"),
     ],
 )
 def test_what_cannot_be_composed_is_refused_in_one_line(words, said):

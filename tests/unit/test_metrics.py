@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured, Metric, read_metric
@@ -176,3 +177,36 @@ def test_cells_that_mean_different_things_by_one_name_have_no_direction_and_the_
     )
     joined = one.joined(other)
     assert (joined.sign, joined.limits(), joined.column) == (0, (-1, 1), 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "message"),
+    [
+        ([0.1, 0.2], None, "gap: its value is one number"),
+        (None, None, "gap: its value is one number"),
+        (torch.ones(3), None, "gap: its value is one number"),
+        (0.5, 0.4, "gap: its value is one number, its interval two .'float' object is not iterable"),
+        (0.5, (0.1, 0.2, 0.3), "gap: its value is one number, its interval two .too many values"),
+        (0.5, (0.9, 0.1), "gap: from 0.9 to 0.1 is no interval: the lower end comes first"),
+    ],
+)
+def test_what_is_no_number_and_no_interval_is_refused_by_the_metric_s_name(value, interval, message):
+    with pytest.raises(InputError, match=message):
+        Metric("gap").of(value, interval)
+
+
+@pytest.mark.parametrize("end", ["0", True, torch.zeros(2)])
+def test_an_end_of_a_range_that_is_no_number_is_refused(end):
+    """It would be written, and the result could not be read again."""
+    with pytest.raises(InputError, match=r"metric gap: low=.*: must be a number, or None"):
+        Metric("gap", low=end)
+
+
+def test_a_value_outside_its_declared_range_is_refused_and_one_at_its_end_is_not():
+    share = Metric("share", low=0.0, high=1.0)
+    for inside in (0.0, 1.0, 1 + 1e-9, math.nan):
+        share.of(inside).within_ranges()
+    Measured({"plain": 7.0}).within_ranges()
+    for outside in (1.1, -0.1, math.inf):
+        with pytest.raises(InputError, match=r"share is .*, outside its own range \[0, 1\]: mend low or high"):
+            (Metric("other").of(3) | share.of(outside)).within_ranges()

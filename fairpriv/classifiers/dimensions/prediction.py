@@ -201,9 +201,7 @@ def _value(about: Metric, metric: PredictionMetric, sample: Sample) -> float:
             f"{about.name} is {value} on {len(sample.y)} rows: it is undefined there, for want of a label or a group; "
             "leave the metric out, or give more rows"
         )
-    low, high = about.limits()
-    if not low - 1e-6 <= value <= high + 1e-6:
-        raise InputError(f"{about.name} is {value:g}, outside its own range [{low:g}, {high:g}]: mend low or high")
+    about.of(value).within_ranges()
     return value
 
 
