@@ -174,6 +174,14 @@ def test_cells_pooled_by_a_key_are_bounded_part_by_part():
     assert (estimate.lo, estimate.hi) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
 
 
+def test_a_part_of_one_seed_leaves_the_pooled_gap_without_an_interval_and_a_line_says_so(tmp_path, capsys):
+    cells = [gap_cell(0.1 + seed / 100, seed) for seed in range(3)]
+    out = printed(tmp_path, capsys, *cells, gap_cell(0.2, dataset="german"), by="defense")
+    assert [(row["n"], row["lo"]) for row in rows(tmp_path)] == [("3", "")]
+    assert "no interval over seeds of accuracy gap: some cells" in out
+    assert "or are averaged with others of one seed only;" in out
+
+
 def test_a_part_without_a_gap_adds_nothing_to_the_lower_end():
     parts = {"a": (0.2, 0.201, 0.202), "b": (0.02, -0.03, 0.01)}
     cells = [gap_cell(d, s, dataset=name) for name, found in parts.items() for s, d in enumerate(found)]
