@@ -385,7 +385,7 @@ def number_notes(table: Comparison) -> list[str]:
     if labels := [metric.title for name, metric in columns.items() if name in bare]:
         notes.append(
             f"no interval over seeds of {', '.join(labels)}: some cells lack the signed differences that it follows "
-            "from (a mean of absolute gaps has none, nor has a cell of an earlier version), or are averaged with others "
+            "from (a mean of absolute gaps has none, nor has an earlier version), or are averaged with others "
             "of one seed only; and an interval of the absolute values would never hold 0"
         )
     words = {group.floors[metric][0] for group in table.groups for metric in columns if metric in group.floors}
