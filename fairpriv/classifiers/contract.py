@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fairpriv.classifiers.data.batches import subsample
 from fairpriv.classifiers.data.game import Deal, GameDataModule
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets.classifier import predict
+from fairpriv.classifiers.nets.classifier import predict, require_logits
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.config.settings import TrainingSettings
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, returned
 from fairpriv.metrics import Measured, Metric
 
 
@@ -166,7 +166,7 @@ class Defended:
     """A defended model, and what the defence reports.
 
     Attributes:
-        net: features -> logits; None if there is ``predict``.
+        net: features -> logits ``[N, C]``; it answers in eval mode. None if there is ``predict``.
         measured: what the defence reports, see :class:`~fairpriv.metrics.Metric`.
         predict: rows -> predicted labels ``[N]``, of a model that is more than one network (post-processed or
             randomised). It may read the rows' groups.
@@ -183,9 +183,34 @@ class Defended:
     tells: Callable[[Rows], Tensor] | None = None
     budget: tuple[float, float] | None = None
 
+    def checked(self, defense: str, rows: Rows, classes: int) -> Defended:
+        """Return it, its network in eval mode; raise InputError, naming the defence, for parts of another kind.
+
+        Args:
+            defense: its name.
+            rows: some rows, which the network must answer by logits.
+            classes: number of labels C.
+        """
+        where = f"defense={defense}: defend must return"
+        if self.net is None and self.predict is None:
+            raise InputError(f"{where} a Defended with net or predict, and this has neither")
+        if not isinstance(self.measured, Measured) or not isinstance(self.rows, Rows | None):
+            found = type(self.measured).__name__, type(self.rows).__name__
+            raise InputError(f"{where} a Defended whose measured is Measured and rows are Rows, not {found}")
+        if self.net is not None:
+            require_logits(self.net, rows.X, classes, f"defense={defense}: net")
+        return self
+
     def answers(self, rows: Rows) -> Tensor:
-        """Predict the labels ``[N]`` of rows."""
-        return self.predict(rows) if self.predict else predict(cast(nn.Module, self.net), rows.X)
+        """Predict the labels ``[N]`` of rows; raise InputError if ``predict`` gives something else."""
+        if not self.predict:
+            return predict(cast(nn.Module, self.net), rows.X)
+        found = self.predict(rows)
+        if not isinstance(found, Tensor) or found.is_floating_point() or found.shape != rows.y.shape:
+            what = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            wanted = f"integer labels of shape {list(rows.y.shape)}"
+            raise InputError(f"the defence's predict must return {wanted}, and returned {what}")
+        return found
 
     def accuracy(self, rows: Rows) -> float:
         """Return the share of rows whose label is predicted correctly."""
@@ -223,6 +248,16 @@ class Defense(ABC):
     @abstractmethod
     def defend_pool(self, owner: PoolOwner) -> Models:
         """Defend many models at once, each with its own data, as ``defend`` would defend each of them."""
+
+    def pool(self, owner: PoolOwner) -> Models:
+        """Call ``defend_pool``; raise InputError if it returns no models, or not one for every deal."""
+        models = returned(Models, self.defend_pool(owner), f"defense={self.name}: defend_pool")
+        if len(models) != len(owner.deals):
+            raise InputError(
+                f"defense={self.name}: defend_pool must return {len(owner.deals)} models, one for each deal, and "
+                f"returned {len(models)}"
+            )
+        return models
 
     def refuse_inputs(self) -> None:
         """Raise InputError if the defence cannot train on tokens or pixels; called for models that read these."""

@@ -96,10 +96,12 @@ class DistributionInference:
         with stage("base"):
             owner.base()
         with stage("defend"):
-            defended = returned(Defended, self.defense.defend(owner), f"defense={self.defense.name}: defend")
+            name, some = self.defense.name, owner.own_rows.take(torch.arange(min(4, len(owner.own_rows.y))))
+            defended = returned(Defended, self.defense.defend(owner), f"defense={name}: defend")
+            defended = defended.checked(name, some, len(data.label_names))
         with stage("evaluate"):
             measured = evaluate(defended, data, settings.game.tau)
-            trained = TRAIN_ACCURACY.of(defended.accuracy(defended.rows or owner.own_rows))
+            trained = TRAIN_ACCURACY.of(defended.accuracy(owner.own_rows if defended.rows is None else defended.rows))
         base = Measured(owner.told, described={BASE_EPOCH.name: BASE_EPOCH})
         result.add(data.measured | measured | defended.measured.within_ranges() | base | trained)
         result.overlap = data.overlap
@@ -176,7 +178,7 @@ class DistributionInference:
         """Train and defend pools of victims and of shadows, on every repeated split."""
         fit_one, training = self._fit_pool(data), self.settings.training
         return [
-            deal(data.repeat(number), self.defense.defend_pool, fit_one, training)
+            deal(data.repeat(number), self.defense.pool, fit_one, training)
             for number in range(self.settings.game.repeats)
         ]
 
@@ -213,8 +215,12 @@ def evaluate(defended: Defended, data: GameDataModule, tau: float) -> Measured:
     """Measure one model on the two test worlds: rates and bound on half of the test rows, gaps on the rest."""
 
     def sample(part: Part, world: int) -> Sample:
-        rows = data.part(part, world)
-        return Sample(defended.answers(rows), rows.y, rows.s, data.units(rows))
+        rows, labels = data.part(part, world), len(data.label_names)
+        answers = defended.answers(rows)
+        if defended.predict and not ((answers >= 0) & (answers < labels)).all():
+            found = sorted(set(answers.tolist()))
+            raise InputError(f"the defence's predict must return labels from 0 to {labels - 1}, and returned {found}")
+        return Sample(answers, rows.y, rows.s, data.units(rows))
 
     try:
         return measure(

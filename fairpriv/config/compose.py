@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from fairpriv import patches
-from fairpriv.config.plugins import plugin_folders
+from fairpriv.config.plugins import NO_NAME, plugin_folders
 from fairpriv.config.schema import TASKS, nearest, of_other_task, tasks_of
 from fairpriv.errors import InputError, typed
 
@@ -313,12 +313,11 @@ def left_to_cells(overrides: Sequence[str]) -> list[str]:
 
 def refuse_no_names(conf: Path, overrides: Sequence[str]) -> None:
     """Raise `InputError` for a number, null or a list where a group's option belongs: Hydra has a traceback for it."""
-    number = r"[+-]?(?:inf|nan|\.?\d[\d._]*(?:e[+-]?\d+)?)"
     for word in overrides:
         group, _, value = word.partition("=")
         if not (re.fullmatch(r"\w+", group) and (conf / group).is_dir()):
             continue
-        no_names = [v for v in re.split(r"[,\[\]\s]+", value) if re.fullmatch(rf"{number}|null|true|false", v, re.I)]
+        no_names = [option for option in re.split(r"[,\[\]\s]+", value) if NO_NAME.fullmatch(option)]
         no_names += re.findall(r"\[\s*(\[.*?\])", value)
         if no_names:
             how = "" if group in ("experiment", "debug") else f" with ~{group}"

@@ -15,6 +15,8 @@ from fairpriv.errors import InputError
 
 CONF = next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if p.is_dir())
 ENTRY_POINTS = "fairpriv.plugins"  # entry points, each of a package with a folder conf
+# What Hydra does not read as the name of an option, but as a number, a truth value or nothing.
+NO_NAME = re.compile(r"[+-]?(?:inf|nan|\.?\d[\d._]*(?:e[+-]?\d+)?)|null|true|false", re.IGNORECASE)
 _on_path: set[str] = set()  # folders of configs
 
 
@@ -87,7 +89,8 @@ def own_configs(folders: Sequence[str | Path]) -> list[Path]:
 def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:
     """Raise `InputError` for a config of ``folders`` that cannot be found or read.
 
-    It has another's name, of which Hydra would take the first; or it is in another encoding than UTF-8.
+    It has another's name, of which Hydra would take the first; its name is a number for Hydra; or it is in another
+    encoding than UTF-8.
     """
     first: dict[Path, Path] = {}
     for folder in (conf, *folders):
@@ -96,6 +99,8 @@ def refuse_hidden(conf: Path, folders: Sequence[Path]) -> None:
                 owner = "fairpriv" if other == conf else other
                 raise InputError(f"{file}: {owner} has a {file.parent.name} of that name, which goes first: rename it")
             if folder != conf:
+                if NO_NAME.fullmatch(file.stem) and (conf / file.parent.name).is_dir():
+                    raise InputError(f"{file}: {file.stem} is read as a value, and not as a name: rename it")
                 try:
                     file.read_text(encoding="utf-8")
                 except UnicodeDecodeError as error:

@@ -71,6 +71,13 @@ def test_a_config_that_is_not_utf8_is_refused_with_its_line(fairpriv, folder, wo
     assert "mean_output.yaml, line 5: is not UTF-8" in ended.err
 
 
+def test_a_file_whose_name_is_read_as_a_value_is_refused(fairpriv, folder):
+    (folder / "attack" / "2018.yaml").write_text((folder / "attack" / "mean_output.yaml").read_text())
+    ended = fairpriv("--config-dir", folder, "validate")
+    assert (ended.status, ended.out) == (2, "")
+    assert "2018.yaml: 2018 is read as a value, and not as a name: rename it" in ended.err
+
+
 def test_a_class_that_cannot_be_imported_is_told_of_in_one_line(fairpriv, folder):
     (folder / "my_attack.py").write_text("import nothing_of_that_name\n" + ATTACK)
     ended = fairpriv("--config-dir", folder, "attack=[mean_output]", "dataset=german", "debug=fast")
@@ -80,8 +87,10 @@ def test_a_class_that_cannot_be_imported_is_told_of_in_one_line(fairpriv, folder
 
 
 WRONG = """
+from torch.nn import Sequential, Softmax
+
 from fairpriv.classifiers.attacks.attack import Attack
-from fairpriv.classifiers.contract import Defense
+from fairpriv.classifiers.contract import Defended, Defense
 from fairpriv.classifiers.dimensions.probe import Probe
 
 
@@ -104,6 +113,16 @@ class Net(Defense):
         return owner.base()
 
 
+class Sure(Net):
+    def defend(self, owner):
+        return Defended(Sequential(owner.base(), Softmax(1)))
+
+
+class Codes(Net):
+    def defend(self, owner):
+        return Defended(None, predict=lambda rows: rows.y + 1)
+
+
 class Number(Probe):
     def __init__(self, name):
         self.name = name
@@ -123,6 +142,13 @@ class Broken(Number):
     [
         ("attack", "Scores", "attack x: run must return fairpriv.classifiers.attacks.attack.AttackResult, not Tensor"),
         ("defense", "Net", "defense=x: defend must return fairpriv.classifiers.contract.Defended, not MLP"),
+        (
+            "defense",
+            "Sure",
+            "defense=x: net must give logits of shape [4, 2] for 4 rows, and gives probabilities: leave out the "
+            "softmax",
+        ),
+        ("defense", "Codes", "the defence's predict must return labels from 0 to 1, and returned [1, 2]"),
         ("dimension", "Number", "dimensions.x: measure must return fairpriv.metrics.Measured, not float"),
     ],
 )

@@ -13,8 +13,9 @@ from torch import nn
 
 from fairpriv.classifiers.data.batches import ShuffledBatches, StratifiedBatches
 from fairpriv.classifiers.data.rows import Rows
-from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict
-from fairpriv.errors import NonFiniteLossError
+from fairpriv.classifiers.nets.architecture import TableNetwork
+from fairpriv.classifiers.nets.classifier import MLP, Classifier, fit, predict, require_logits
+from fairpriv.errors import InputError, NonFiniteLossError
 from fairpriv.functional import equalized_odds_gap
 from fairpriv.store import Store
 
@@ -265,3 +266,53 @@ def test_a_model_that_answers_with_nan_is_no_outcome():
     torch.nn.init.constant_(net[0].weight, float("nan"))
     with pytest.raises(NonFiniteLossError, match="diverged"):
         predict(net, torch.ones(3, 2))
+
+
+class Answering(nn.Module):
+    """A linear layer, and what a user makes of its output."""
+
+    def __init__(self, features: int, classes: int, make) -> None:
+        super().__init__()
+        self.linear, self.make = nn.Linear(features, classes), make
+
+    def forward(self, x):
+        return self.make(self.linear(x))
+
+
+NO_LOGITS = [
+    (lambda z: z[:, :1], "gives torch.float32 of shape [4, 1]"),
+    (lambda z: z[:, 0], "gives torch.float32 of shape [4]"),
+    (lambda z: z.argmax(1), "gives torch.int64 of shape [4]"),
+    (lambda z: z.argmax(1, keepdim=True).expand(-1, 3), "gives torch.int64 of shape [4, 3]"),
+    (lambda z: (z, z), "gives tuple"),
+    (lambda z: {"logits": z}, "gives dict"),
+    (lambda z: z.softmax(1), "gives probabilities: leave out the softmax"),
+]
+
+
+@pytest.mark.parametrize(("make", "given"), NO_LOGITS)
+def test_a_network_that_gives_no_logits_is_refused_when_it_is_made(make, given):
+    described = TableNetwork("mine", functools.partial(Answering, make=make), {})
+    with pytest.raises(InputError) as error:
+        described.network(5, 3)
+    assert str(error.value) == f"model=mine must give logits of shape [4, 3] for 4 rows, and {given}"
+
+
+def test_a_network_of_another_width_is_refused_when_it_is_made():
+    described = TableNetwork("mine", lambda features, classes: nn.Linear(features + 1, classes), {})
+    with pytest.raises(InputError, match="model=mine: rows of 5 features do not go through: mat1 and mat2 shapes"):
+        described.network(5, 3)
+
+
+@pytest.mark.parametrize("make", [lambda z: z, lambda z: z.log_softmax(1), lambda z: z + torch.rand_like(z)])
+def test_looking_at_a_network_s_logits_changes_nothing_but_its_mode(make):
+    torch.manual_seed(0)
+    net = nn.Sequential(Answering(5, 3, make), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    before, expected = copy.deepcopy(net.state_dict()), torch.rand(3)
+    torch.manual_seed(0)
+    Answering(5, 3, make)
+    require_logits(net, torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), 3, "it")
+    assert torch.equal(torch.rand(3), expected)
+    assert not net.training
+    assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
+    assert TableNetwork("mine", functools.partial(Answering, make=make), {}).network(5, 3).training

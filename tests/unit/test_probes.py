@@ -219,6 +219,85 @@ def test_probabilities_are_asked_of_answers_in_vain(subject):
     assert one.rows.y.shape == labels_only.rows.y.shape
 
 
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda net, rows: net(rows.X),
+        lambda net, rows: net(rows.X).softmax(1)[:, 1],
+        lambda net, rows: net(rows.X).softmax(1) * math.nan,
+        lambda net, rows: net(rows.X).softmax(1)[1:],
+        lambda net, rows: net(rows.X).softmax(1).tolist(),
+    ],
+)
+def test_what_a_defence_tells_must_be_probabilities(subject, tell):
+    one = subject()
+    net = one.defended.net
+    wrong = replace(one, defended=Defended(net, tells=functools.partial(tell, net)), defense=Undefended("mine"))
+    with pytest.raises(InputError, match=r"what defense=mine tells must be probabilities of shape \["):
+        wrong.probabilities(one.rows, "utility")
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        (lambda rows: rows.X[:, 0], "torch.float32 of shape"),
+        (lambda rows: rows.y[1:], "torch.int64 of shape"),
+        (lambda rows: rows.y.tolist(), "list"),
+        (lambda rows: None, "NoneType"),
+    ],
+)
+def test_what_a_defence_predicts_must_be_labels(subject, answer, given):
+    one = subject()
+    with pytest.raises(InputError, match=rf"predict must return integer labels of shape \[\d+\], and returned {given}"):
+        replace(one, defended=Defended(None, predict=answer)).answers(one.rows)
+
+
+@pytest.mark.parametrize(
+    ("defended", "message"),
+    [
+        (Defended(None), "defense=mine: defend must return a Defended with net or predict, and this has neither"),
+        (Defended(linear(1.0, 0.0), {"epoch": 3}), "whose measured is Measured and rows are Rows, not .'dict'"),
+        (Defended(linear(1.0, 0.0), rows=torch.zeros(3)), "measured is Measured and rows are Rows, not .*'Tensor'"),
+        (Defended(nn.Linear(2, 1)), r"defense=mine: net must give logits of shape \[4, 2\]"),
+    ],
+)
+def test_a_defended_model_whose_parts_are_of_another_kind_is_refused(subject, defended, message):
+    with pytest.raises(InputError, match=message):
+        defended.checked("mine", subject().rows.take(torch.arange(4)), 2)
+
+
+def test_a_defended_network_is_measured_in_eval_mode(subject):
+    some = subject().rows.take(torch.arange(4))
+    net = nn.Sequential(linear(1.0, 0.0), nn.Dropout(0.9)).train()
+    assert not Defended(net).checked("mine", some, 2).net.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pool: None, "defend_pool must return fairpriv.classifiers.nets.models.Models, not NoneType"),
+        (lambda pool: [pool.member(i) for i in range(8)], "fairpriv.classifiers.nets.models.Models, not list"),
+        (lambda pool: pool[list(range(7))], "must return 8 models, one for each deal, and returned 7"),
+    ],
+)
+def test_a_pool_that_is_none_or_too_small_is_refused(subject, change, message):
+    class Mine(Undefended):
+        def defend_pool(self, owner):
+            return change(super().defend_pool(owner))
+
+    with pytest.raises(InputError, match=f"defense=mine: .*{message}"):
+        Membership("membership", models=8, victims=1, rows=100).measure(replace(subject(), defense=Mine("mine")))
+
+
+def test_a_network_without_a_gradient_is_refused_by_robustness(subject):
+    class Table(nn.Module):
+        def forward(self, x):
+            return torch.stack((x[:, 0] <= 0, x[:, 0] > 0), 1).float() * 2
+
+    with pytest.raises(InputError, match="dimension=robustness: the network gives logits without a gradient"):
+        Robustness("robustness").measure(replace(subject(), defended=Defended(Table())))
+
+
 def test_a_linear_model_is_as_robust_as_its_margin(subject):
     one = subject(linear(1.0, 0.0))
     x = one.rows.X[:, 0]

@@ -65,12 +65,24 @@ class Subject:
         """Return the P(y=1) ``[N]`` that the model tells, or ``[N, C]`` with more than two classes.
 
         Raises:
-            InputError: the defended model gives only answers; the message names the dimension.
+            InputError: the defended model gives only answers, or something else than probabilities; the message names
+                the dimension.
         """
         net, told = self.defended.net, self.defended.tells
         if net is None and told is None:
             refuse_answers(dimension, self.defense.name)
         probs = told(rows) if told is not None else logits(cast(nn.Module, net), rows.X).softmax(1)
+        shape = [len(rows.y), len(self.data.label_names)]
+        if (
+            not isinstance(probs, Tensor)
+            or list(probs.shape) != shape
+            or not (probs >= 0).all()
+            or not ((probs.double().sum(1) - 1).abs() < 1e-3).all()
+        ):
+            raise InputError(
+                f"dimension={dimension}: what defense={self.defense.name} tells must be probabilities of shape "
+                f"{shape}, and the sum of every row 1"
+            )
         return probs[:, 1] if probs.shape[1] == 2 else probs
 
     def answers(self, rows: Rows) -> Tensor:
@@ -79,7 +91,7 @@ class Subject:
 
     def pool(self, deals: Sequence[Deal]) -> Models:
         """Train a pool of such models, each on its deal, and defend it."""
-        return self.defense.defend_pool(self.owner(deals))
+        return self.defense.pool(self.owner(deals))
 
 
 class Probe(ABC):

@@ -63,7 +63,7 @@ class Proportion(Game):
             seed = derived_seed(data.seed, f"proportion {side}")
             deals = [data.deal(side, [seed, i], float(share)) for i, share in enumerate(shares[side])]
             owner = replace(subject.owner(deals), seed=seed)
-            models = subject.defense.defend_pool(owner) if defended else owner.base()
+            models = subject.defense.pool(owner) if defended else owner.base()
             sound = [i for i in range(len(models)) if i not in models.diverged]
             return models[sound], shares[side][sound]
 

@@ -140,7 +140,13 @@ class Robustness(Probe):
             change = (2 * torch.rand(X.shape, generator=generator) - 1) * self.epsilon * moved
             for _ in range(self.steps):
                 change.requires_grad_(True)
-                (gradient,) = torch.autograd.grad(_lead_of_others(net(X + change), y).sum(), change)
+                lead = _lead_of_others(net(X + change), y)
+                if not lead.requires_grad:
+                    raise InputError(
+                        f"dimension={self.name}: the network gives logits without a gradient, so that nothing attacks "
+                        "it: let the defence return it by predict, which leaves accuracy under attack out"
+                    )
+                (gradient,) = torch.autograd.grad(lead.sum(), change)
                 change = (change.detach() + step * gradient.sign() * moved).clamp(-self.epsilon, self.epsilon)
             with torch.inference_mode():
                 right &= net(X + change).argmax(1) == y

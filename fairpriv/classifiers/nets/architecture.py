@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fairpriv.classifiers.data.reader import Reader
-from fairpriv.classifiers.nets.classifier import MLP
+from fairpriv.classifiers.nets.classifier import MLP, require_logits
 from fairpriv.config.compose import build
 from fairpriv.errors import InputError
 
@@ -72,11 +72,23 @@ class TableNetwork(Architecture):
     settings: Mapping[str, Any]
 
     def network(self, features: int, classes: int) -> nn.Module:
-        """Make a network with fresh weights; raise InputError with the constructor's message if it refuses."""
+        """Make a network with fresh weights.
+
+        Raises:
+            InputError: the constructor refuses, with its message; or the network gives no logits of random rows.
+        """
         try:
             made: nn.Module = self.network_class(features, classes, **self.settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"model: {error}") from error
+        if self.network_class is not MLP:
+            rows = torch.randn(4, features, generator=torch.Generator().manual_seed(0))
+            try:
+                require_logits(made, rows, classes, f"model={self.name}")
+            except RuntimeError as error:
+                why = " ".join(str(error).split())
+                raise InputError(f"model={self.name}: rows of {features} features do not go through: {why}") from error
+            made.train()
         return made
 
     def pool_hidden(self) -> list[int]:

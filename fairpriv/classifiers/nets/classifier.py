@@ -379,3 +379,20 @@ def logits(net: nn.Module, X: Tensor) -> Tensor:
     if not torch.isfinite(answers).all():
         raise NonFiniteLossError("the trained model answers with NaN or infinity: its training diverged")
     return answers
+
+
+@torch.no_grad()
+def require_logits(net: nn.Module, X: Tensor, classes: int, who: str) -> None:
+    """Put a network of a user's into eval mode; raise InputError, in the name of ``who``, if it gives no logits [N, C].
+
+    Probabilities in their place would be taken for logits: trained through a second softmax, and told after it. No
+    random number that is drawn later is another one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        found = net.eval()(X)
+    wanted = f"must give logits of shape {[len(X), classes]} for {len(X)} rows"
+    if not isinstance(found, Tensor) or not found.is_floating_point() or list(found.shape) != [len(X), classes]:
+        what = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{who} {wanted}, and gives {what}")
+    if (found >= 0).all() and ((found.double().sum(1) - 1).abs() < 1e-5).all():
+        raise InputError(f"{who} {wanted}, and gives probabilities: leave out the softmax")
