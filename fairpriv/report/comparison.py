@@ -345,6 +345,7 @@ class Comparison:
             seed = _seed(result)
             replaced += [old for old in (part.completed.pop(seed, None), part.failed.pop(seed, None)) if old]
             (part.completed if result.status == "completed" else part.failed)[seed] = result
+        _split_by_fixed_seeds(parts)
         _join_fixed_seeds(parts)
         told = [DATASET, DEFENCE, *_varying_keys([*parts.values()])]
         merged: dict[Any, list[Group]] = {}
@@ -597,6 +598,27 @@ def _seed(result: Result) -> str:
 def _value(group: Group, key: str) -> str:
     value = show(group.leaves.get(key))
     return value if key in (DATASET, DEFENCE) else f"{short(key)}={value}"
+
+
+def _split_by_fixed_seeds(parts: dict[frozenset[tuple[str, str]], Group]) -> None:
+    """Give a nested seed back to cells in which it follows the cell's own by chance alone.
+
+    Where ``evaluation.seed`` is 0 and 1, each with several seeds, it is left out of the cells in which it equals the
+    seed, as if it followed. They are no part of their own if each of them has one of its fixed value to go to.
+    """
+    for key in sorted({key for part in parts.values() for key in part.leaves if _NESTED_SEED.search(key)}):
+        for forms, part in [*parts.items()]:
+            cells = part.completed | part.failed
+            if len(cells) < 2 or key in part.leaves or (part.unread and _of_pairs(key)):
+                continue
+            values = {seed: value_at(result.config, key) for seed, result in cells.items()}
+            hosts = {seed: parts.get(forms | {(key, _form(value))}) for seed, value in values.items()}
+            if None in hosts.values():
+                continue
+            del parts[forms]
+            for seed, host in hosts.items():
+                if host is not None:
+                    (host.completed if seed in part.completed else host.failed)[seed] = cells[seed]
 
 
 def _join_fixed_seeds(parts: dict[frozenset[tuple[str, str]], Group]) -> None:

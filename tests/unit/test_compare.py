@@ -271,6 +271,28 @@ def test_a_seed_that_is_fixed_distinguishes_no_cells_where_it_is_the_cell_s_own_
     assert sorted(len(group.completed) for group in following.groups) == [1, len(order)]
 
 
+@pytest.mark.parametrize("draws", [(0, 1), (1, 0, 2), (0, 1, 7)])
+def test_seeds_that_are_crossed_with_those_of_a_part_make_whole_rows(draws):
+    def made(seed, draw, split, defence):
+        parts = {"name": "adult", "draw": {"seed": draw}, "split": {"seed": split}}
+        status = "failed" if (seed, draw) == (1, 1) else "completed"
+        return cell(defence=defence, seed=seed, config={"dataset": parts}, status=status)
+
+    cells = [made(s, d, p, f) for f in ("none", "rehearsal") for s in (0, 1, 2) for d in draws for p in (0, 1)]
+    table = Comparison.of(cells)
+    assert len(table.groups) == 4 * len(draws)
+    for group in table.groups:
+        draw, split = group.leaves["dataset.draw.seed"], group.leaves["dataset.split.seed"]
+        found = group.completed | group.failed
+        assert sorted(found) == ["0", "1", "2"]
+        assert [*group.failed] == (["1"] if draw == 1 else [])
+        for result in found.values():
+            assert result.config["dataset"]["draw"]["seed"] == draw
+            assert result.config["dataset"]["split"]["seed"] == split
+    pooled = Comparison.of([one for one in cells if one.status == "completed"], by=["defense.name"])
+    assert [group.seeds for group in pooled.groups] == [3, 3]
+
+
 def test_only_keys_that_a_reader_needs_become_columns():
     grid = [
         cell(dataset, defence, game={"alpha": alpha}, config={"trainer": {"max_epochs": 5 if defence == "none" else 9}})
