@@ -41,7 +41,7 @@ def compose(overrides: Sequence[str] = (), *, config_dirs: Sequence[Place] = ())
     refuse_hidden(CONF, [*plugin_folders(), *folders])
     configs.refuse_no_names(CONF, overrides)
     try:
-        configs.refuse_repeated_dimensions([CONF, *plugin_folders(), *folders], overrides)
+        configs.refuse_merged_parts([CONF, *plugin_folders(), *folders], overrides)
         if configs.is_grid(CONF, folders, overrides):
             raise InputError(f"{' '.join(overrides)}: is a grid of cells, which the command line runs: fairpriv ...")
         composed: DictConfig = configs.compose(CONF, folders, overrides)

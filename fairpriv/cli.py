@@ -513,8 +513,8 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
         left_to_cells,
         prepare_hydra,
         readable,
+        refuse_merged_parts,
         refuse_no_names,
-        refuse_repeated_dimensions,
         several_judges,
     )
     from fairpriv.sweep import progress
@@ -535,7 +535,7 @@ def hydra_run(args: list[str], folders: Sequence[Path]) -> int:
     old_argv = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting, so that we can translate
     try:
-        refuse_repeated_dimensions([CONF, *plugin_folders(), *folders], overrides)
+        refuse_merged_parts([CONF, *plugin_folders(), *folders], overrides)
         if options.multirun or is_grid(CONF, folders, overrides):
             overrides = left_to_cells(overrides)
             if not (options.cfg or options.info or options.shell_completion):

@@ -82,6 +82,8 @@ class Settings:
 def _attack(config: Mapping[str, Any], name: str) -> Attack:
     """Build one of ``attack=[...]``; refuse one of another game."""
     attack = require(Attack, build(config["attack"], name), f"attack={name}")
+    if not hasattr(attack, "name"):
+        raise InputError(f"attack={name} has no name for its metrics: declare name: str, and set it in the YAML")
     if attack.game != Distribution.plays:
         raise InputError(
             f"attack={name} plays the game of {attack.game}, and attack=[...] that of {Distribution.plays}: name it "

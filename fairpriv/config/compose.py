@@ -328,32 +328,39 @@ def refuse_no_names(conf: Path, overrides: Sequence[str]) -> None:
             )
 
 
-def refuse_repeated_dimensions(folders: Sequence[Path], overrides: Sequence[str]) -> None:
-    """Raise `InputError` for a choice of two dimensions of one name, whose files Hydra would merge into one."""
+def refuse_merged_parts(folders: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Raise `InputError` for a choice of dimensions or attacks whose files Hydra would merge.
+
+    Two have one name; or one does not say its name, and would be laid over the whole group.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     known = groups(folders)
-    lists: list[Any] = []
+    chosen: list[tuple[str, Any]] = []  # groups, and lists of options
     for word in overrides:
         group, _, value = word.partition("=")
-        if group == "dimension":
+        if group in ("dimension", "attack"):
             override = OverridesParser.create().parse_override(word)
-            lists += override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+            lists = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+            chosen += [(group, options) for options in lists]
         elif group == "experiment" and value in known.get(group, {}):
             experiment: Any = OmegaConf.to_container(OmegaConf.load(known[group][value]))
             defaults = [item for item in experiment.get("defaults", []) if isinstance(item, dict)]
-            lists += [item["override /dimension"] for item in defaults if "override /dimension" in item]
-    for chosen in lists:
+            chosen += [("dimension", item["override /dimension"]) for item in defaults if "override /dimension" in item]
+    for group, options in chosen:
         named: dict[str, str] = {}
-        for option in chosen if isinstance(chosen, list) else ():
-            file = known["dimension"].get(str(option))
-            head = re.search(r"^# @package dimensions\.(\w+)", file.read_text(encoding="utf-8"), re.M) if file else None
+        for option in options if isinstance(options, list) else [options]:
+            place = {"dimension": "dimensions", "attack": "attack"}[group]
+            file = known[group].get(str(option))
+            head = re.search(rf"^# @package {place}\.(\w+)", file.read_text(encoding="utf-8"), re.M) if file else None
+            if file and not head:
+                raise InputError(f"{file}: its first line must be '# @package {place}.{option}', or another name there")
             name = head[1] if head else str(option)
             if name in named:
                 raise InputError(
-                    f"dimension=[{','.join(chosen)}]: {named[name]} and {option} are both the dimension {name}: "
-                    "choose one, or give one of the files another name after '# @package dimensions.'"
+                    f"{group}=[{','.join(options)}]: {named[name]} and {option} are both the {group} {name}: "
+                    f"choose one, or give one of the files another name after '# @package {place}.'"
                 )
             named[name] = str(option)
 

@@ -78,6 +78,25 @@ def test_a_file_whose_name_is_read_as_a_value_is_refused(fairpriv, folder):
     assert "2018.yaml: 2018 is read as a value, and not as a name: rename it" in ended.err
 
 
+@pytest.mark.parametrize(("group", "place"), [("attack", "attack"), ("dimension", "dimensions")])
+def test_a_part_whose_file_does_not_say_its_name_is_refused(fairpriv, folder, group, place):
+    words = wrong(folder, group, "Scores")
+    file = folder / group / "x.yaml"
+    file.write_text(file.read_text().split("\n", 1)[1])
+    ended = fairpriv("--config-dir", folder, *words)
+    assert (ended.status, ended.out) == (2, "")
+    assert f"x.yaml: its first line must be '# @package {place}.x', or another name there" in ended.err
+
+
+def test_an_attack_without_a_name_is_refused(fairpriv, folder):
+    words = wrong(folder, "attack", "Nameless")
+    file = folder / "attack" / "x.yaml"
+    file.write_text(file.read_text().replace("name: x\n", ""))
+    ended = fairpriv("--config-dir", folder, *words)
+    assert (ended.status, ended.out) == (2, "")
+    assert "attack=x has no name for its metrics: declare name: str, and set it in the YAML" in ended.err
+
+
 def test_a_class_that_cannot_be_imported_is_told_of_in_one_line(fairpriv, folder):
     (folder / "my_attack.py").write_text("import nothing_of_that_name\n" + ATTACK)
     ended = fairpriv("--config-dir", folder, "attack=[mean_output]", "dataset=german", "debug=fast")
@@ -100,6 +119,11 @@ class Scores(Attack):
 
     def run(self, game):
         return game.victim_probs.mean(1)
+
+
+class Nameless(Attack):
+    def run(self, game):
+        return game.result("x", game.victim_probs.mean(1))
 
 
 class Net(Defense):

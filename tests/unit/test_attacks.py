@@ -256,6 +256,21 @@ def test_what_is_no_score_of_every_victim_is_refused_and_not_taken_for_guesses_o
         guess(Odd(), make_game(property_=1, victims=4))
 
 
+@pytest.mark.parametrize("given", [torch.Tensor.tolist, torch.Tensor.numpy, torch.clone])
+def test_scores_may_be_a_list_or_an_array_and_the_attack_s_own_name_counts(given):
+    class Odd(Attack):
+        name = "odd"
+
+        def run(self, game):
+            return game.result("another", given(game.victim_probs.mean(1)))
+
+    game = make_game(property_=1, victims=4, shadows=(1, 1))
+    found = guess(Odd(), game)
+    assert found.name == "odd"
+    assert torch.equal(found.scores, game.victim_probs.mean(1).double())
+    assert set(found.measured.metrics) == {name.replace("another", "odd") for name in Odd().run(game).measured.metrics}
+
+
 def test_kl_s_border_is_mended_where_one_world_s_shadows_differ_more_among_themselves():
     """Their mean KL to any model is then larger, so that KL by itself says the other world of all."""
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError, returned
+from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.functional.attacks import calibrate
 from fairpriv.functional.intervals import t_quantile
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
@@ -165,9 +166,9 @@ class AttackGame:
         game.__dict__["_shadow_probs"] = first[~zero], second[~one]
         return game
 
-    def result(self, attack: str, scores: Tensor) -> AttackResult:
-        """Combine an attack's scores ``[V]`` with the truth."""
-        return AttackResult(attack, scores.double().cpu(), self.truth.cpu())
+    def result(self, attack: str, scores: Values) -> AttackResult:
+        """Combine an attack's scores ``[V]``, a tensor, an array or a list, with the truth."""
+        return AttackResult(attack, as_tensor(scores, "scores").double().cpu(), self.truth.cpu())
 
 
 class _Joined(Models):
@@ -273,6 +274,7 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
         raise InputError(
             f"attack {attack.name}: run must return one score for each of {len(game.truth)} victims, none of them NaN"
         )
+    result = replace(result, name=attack.name)  # by which its metrics are found, whatever the user's class says
     if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0
