@@ -117,6 +117,8 @@ def reading(table: Comparison) -> list[str]:
 
 def _nothing(table: Comparison, against: str) -> str:
     """Say why the table has no difference that could settle anything."""
+    if table.ambiguous and not any(group.partners for group in table.groups):
+        return f"of {against} there are several rows that a row could be compared with"
     if not any(group.partners for group in table.groups if _able(group)):
         return f"no row that could settle anything has a row of {against} to be compared with"
     if not any(metric.sign for metric in table.columns.values()):

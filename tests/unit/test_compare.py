@@ -525,6 +525,15 @@ def test_a_table_without_differences_says_why(baseline, other, shown, why):
     assert reading(table)[0].startswith(f"Nothing is settled: {why}")
 
 
+def test_a_table_whose_baseline_is_several_rows_says_so():
+    spins = [{"name": "spin", "ratio": ratio} for ratio in (0.1, 0.2)]
+    cells = [cell(seed=s, defence="", config={"defense": d}) for s in (0, 1, 2) for d in ({"name": "none"}, *spins)]
+    table = Comparison.of(cells, baseline=[Condition("defense.name", "=", ("spin",))])
+    assert reading(table) == [
+        "Nothing is settled: of defense=spin there are several rows that a row could be compared with."
+    ]
+
+
 def test_null_metric_counts_out_its_seed(tmp_path, capsys):
     values = [0.8, None, 0.6]
     compare([written(tmp_path, *(cell(seed=s, metrics={"eval/accuracy": v}) for s, v in enumerate(values)))])
