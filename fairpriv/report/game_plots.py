@@ -131,7 +131,9 @@ def advantage_figure(table: Comparison) -> Figure | None:
     if not attacks or ALPHA not in table.keys:
         return None
     figure = new_figure(3.3 * len(settings), 2.7 * len(panels) + 0.8)
-    axes = figure.subplots(len(panels), len(settings), squeeze=False, sharey=True)
+    axes = figure.subplots(len(panels), len(settings), squeeze=False, sharex=True, sharey=True)
+    drawn = [group for row in panels.values() for groups in row.values() for group in groups]
+    axes[0][0].set_xticks(sorted({float(group.leaves[ALPHA]) for group in drawn}))
     for row, (dataset, columns) in zip(axes, panels.items(), strict=True):
         for ax, setting in zip(row, settings, strict=True):
             groups = sorted(columns.get(setting, []), key=lambda group: float(group.leaves[ALPHA]))

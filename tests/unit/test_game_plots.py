@@ -107,6 +107,19 @@ def test_advantage_is_drawn_against_alpha():
     assert list(line.get_ydata()) == [0.0, 0.25, 0.5]
 
 
+def test_a_defence_of_one_alpha_is_drawn_there_on_the_axis_of_the_others():
+    attacks = {"attack/kl/leakage": 0.2, "attack/meta_classifier/leakage": 0.1}
+    cells = [cell(alpha, **attacks) for alpha in (0.5, 0.8, 1.0)]
+    alone = cell(1.0, **attacks)
+    alone.config["defense"] = {"name": "rehearsal"}
+    figure = advantage_figure(Comparison.of([*cells, alone]))
+    assert figure is not None
+    left, right = figure.axes
+    assert right.get_title(loc="left") == "adult, rehearsal"
+    assert [*right.get_xticks()] == [*left.get_xticks()] == [0.5, 0.8, 1.0]
+    assert right.get_xlim() == left.get_xlim()
+
+
 def test_leakage_is_drawn_against_alpha_with_what_nothing_looks_like():
     cells = [
         cell(alpha, seed, **{"attack/kl/leakage": max(alpha - 0.55, 0.03)})
