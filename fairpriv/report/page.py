@@ -604,6 +604,7 @@ def _html(
         columns=[*table.columns.values()],
         # matplotlib escapes what it writes
         figures={title: Markup(_inline(svg)) for title, svg in figures.items() if title},
+        drawn=bool(figures),
         static=Markup(_inline(figures[""])) if "" in figures and len(table.groups) <= _DRAWN_GROUPS else None,
         style=Markup(style),
         rows=[(i, group, place_cells(table.place_texts(group), table.place)) for i, group in enumerate(table.groups)],

@@ -198,6 +198,12 @@ def test_named_metrics_span_the_plot_and_the_front(tmp_path):
     assert better == {"eval/accuracy": 1, "privacy/accuracy_gap": -1, "privacy/bound": -1}
 
 
+def test_head_tells_of_pictures_only_where_there_are_some(tmp_path):
+    for name, metrics in (("drawn", None), ("bare", {"mine/score": 0.5})):
+        text = " ".join(report(tmp_path / name, cell(metrics=metrics)).words)
+        assert ("all pictures in" in text) == (tmp_path / name / "out" / "plots").is_dir() == (name == "drawn")
+
+
 def test_head_tells_command_date_and_versions_and_what_is_settled(tmp_path):
     cells = [cell(seed=s, versions={"torch": "2.13", "numpy": f"2.{s}"}) for s in (0, 1)]
     page = report(tmp_path, *cells, where=["dataset=adult"], pareto="eval/accuracy,privacy/accuracy_gap")
