@@ -45,6 +45,7 @@ _NUMBERS = ("decimal", "thousands", "units", "missing_values", "bins", "numeric"
 _COLUMNS = ("columns", "rename", "decode", "recode", "drop", "filters", "where", "text", "max_categories", "duplicates")
 _LABELS = ("positive", "negative", "positive_above", "label_names", "groups", "values", "proxies", "keep_proxies")
 _READING = (*_FILES, *_NUMBERS, *_COLUMNS, *_LABELS)
+_ASKED = ("logger", "retry", "sweep", "threads")  # which sweep asked for a cell, and how
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 
@@ -211,6 +212,7 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
         told |= {"artifacts": {}, "outcome": {}}
         # constraints.txt of the commit says the rest.
         told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told.get("versions", {})}
+        told["config"] = {key: value for key, value in told["config"].items() if key not in _ASKED}
         leave_out(told["config"], alike)
         told |= {part: _rounded(told[part]) for part in ("metrics", "intervals", "signed")}
         # What metrics mean is said once, beside the results; one that says something else keeps it.
@@ -288,12 +290,12 @@ def _said(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Keep six digits of each number, where a table shows four."""
+    """Keep seven digits of each number, where a table shows four: by six some intervals, and their ends, differ."""
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def main(words: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ def result(studies, tmp_path, monkeypatch):
     def write(name, root, width, columns=("x", "y"), **metrics):
         trainer = {"accelerator": "auto", "precision": "32-true"}
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}, "trainer": trainer}
-        config["training"] = {"epochs": 40}
+        config |= {"training": {"epochs": 40}, "sweep": root, "retry": "none"}
         source = {"files": ["a"], "folder": f"/{root}/german", "cache": f"/{root}/cache"}
         config["paths"] = {"root": "outputs", "data": f"/{root}"}  # of two machines
         config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
@@ -158,7 +158,7 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
     assert [told[name]["config"]["trainer"] for name in "ab"] == [{"precision": "32-true"}] * 2
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {}}] * 2
     assert all({"described", "error", "artifacts"}.isdisjoint(told[name]) for name in "ab")  # empty
-    assert all("training" not in told[name]["config"] for name in "ab")
+    assert all({"training", "sweep", "retry"}.isdisjoint(told[name]["config"]) for name in "ab")
     assert all(told[name]["config"]["dataset"] == {"name": "german"} for name in "ab")
     found, skipped = find_results([tmp_path / "small"])
     assert (sorted(one.id for one in found), skipped) == (["a", "b"], [])
