@@ -178,8 +178,11 @@ def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
     floored = [
         (estimate, group.floors[name][1])
         for group in table.groups
-        for name in table.columns
-        if name in group.floors and (estimate := group.estimates.get(name)) and estimate.n != 2
+        for name, metric in table.columns.items()
+        if metric.sign <= 0  # where higher is better, as for the worst group's accuracy, what is found lies below
+        and name in group.floors
+        and (estimate := group.estimates.get(name))
+        and estimate.n != 2
     ]
     if floored:
         low = sum((one.ends[0] if one.ends else one.mean) <= floor for one, floor in floored)

@@ -9,9 +9,11 @@ import pytest
 from scipy import stats
 
 from fairpriv.identity import content_hash
+from fairpriv.metrics import Metric
 from fairpriv.report import tradeoff
 from fairpriv.report.comparison import Comparison, Estimate
 from fairpriv.report.page import compare
+from fairpriv.report.reading import reading
 from fairpriv.result import Result
 
 UNIT = (0.0, 1.0)
@@ -263,6 +265,16 @@ def test_the_mean_floor_stands_beside_a_gap_in_every_form(tmp_path, capsys):
 def attacked(leakage, alpha=1.0, defence="none", seed=0, **fields):
     metrics = {"attack/kl/leakage": leakage, "attack/kl/accuracy": 0.5 + leakage, "attack/kl/leakage_floor": 0.035}
     return cell(defence, seed, alpha, metrics, signed={"attack/kl/leakage": [[leakage]]}, **fields)
+
+
+def test_what_does_not_rise_above_its_floor_is_counted_of_metrics_that_are_better_where_they_are_lower():
+    ece, worst = Metric("eval/ece", better="less", column=1), Metric("eval/worst", better="greater", column=2)
+    described = {"eval/ece": ece, "eval/worst": worst}
+    values = {"eval/ece": 0.1, "eval/ece_floor": 0.02, "eval/worst": 0.5, "eval/worst_floor": 0.8}  # both tell
+    cells = [cell(seed=s, metrics={k: v + s / 1000 for k, v in values.items()}, described=described) for s in range(3)]
+    assert not any("floor" in line for line in reading(Comparison.of(cells)))
+    low = [cell(seed=s, metrics=values | {"eval/ece": 0.02 + s / 1000}, described=described) for s in range(3)]
+    assert reading(Comparison.of(low))[-1] == "Caution: 1 of 1 gaps and leakages do not rise above their floor."
 
 
 def test_what_nothing_looks_like_stands_beside_the_leakage(tmp_path, capsys):
