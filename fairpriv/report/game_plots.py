@@ -189,8 +189,10 @@ def membership_figure(table: Comparison) -> Figure | None:
     figure.subplots_adjust(0.8 / width, 0.33, 1 - 0.15 / width, 0.92, 0.25)
     axes = figure.subplots(1, len(settings), squeeze=False)[0]
     for ax, (title, groups) in zip(axes, settings.items(), strict=True):
-        ends = min(rates.values()) / 2, max(rates.values()) * 2
-        ax.plot(ends, ends, color="0.6", linewidth=1, label="guessing")
+        least, most = min(rates.values()) / 2, max(rates.values()) * 2
+        # No straight line on these axes, and with a bend at the least rate.
+        along = sorted({*rates.values(), *(least * (most / least) ** (k / 100) for k in range(101))})
+        ax.plot(along, along, color="0.6", linewidth=1, label="guessing")
         for k, group in enumerate(groups):
             name = table.series(group)
             colour, marker = styles[name]

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fairpriv.identity import content_hash
@@ -189,3 +190,13 @@ def test_membership_at_low_rates_is_drawn_beside_what_privacy_allows():
     assert set(lines) == {"guessing", "none", "dp_sgd_own"}
     assert sorted(lines["none"].get_ydata()) == [0.01, 0.03]
     assert membership_figure(Comparison.of([cell()])) is None
+
+
+@pytest.mark.parametrize("rate", [0.0007, 0.001, 0.003, 0.01])
+def test_guessing_stands_at_its_rate_on_the_drawn_axes(rate):
+    found = {"eval/membership/lira_tpr_at_1": 0.03, "eval/membership/lira_tpr_at_0.1": 0.01}
+    (ax,) = membership_figure(Comparison.of([cell(**found)])).axes
+    (guessing,) = (line for line in ax.get_lines() if line.get_label() == "guessing")
+    drawn = ax.transData.transform(guessing.get_xydata())
+    at = ax.transData.transform((rate, rate))
+    assert np.interp(at[0], *drawn.T) == pytest.approx(at[1], abs=0.2)  # of a pixel
