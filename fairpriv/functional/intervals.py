@@ -84,6 +84,13 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     return torch.minimum((rows / effect.clamp(min=1)).clamp(min=1), rows)[:, 0]
 
 
+def placement(values: Tensor, others: Tensor) -> Tensor:
+    """Return the share of others that lie below each value, ties counting half."""
+    ordered = others.sort().values
+    below = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)
+    return below.double() / (2 * len(others))
+
+
 def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Compute an interval of the plain mean of independent rates, such as balanced accuracy as a mean of recalls.
 

@@ -17,7 +17,7 @@ from scipy.special import bdtr, betaincinv
 from torch import Tensor
 from torch.distributions import Normal
 
-from fairpriv.functional.intervals import t_quantile
+from fairpriv.functional.intervals import placement, t_quantile
 
 _LEAST_DEVIATION = 1e-6  # of confidences; below it a model's answers are taken to be constant
 
@@ -270,7 +270,7 @@ def mean_auc_interval(scores: Tensor, member: Tensor) -> tuple[float, float]:
     auc, added = scores.new_empty(victims, dtype=torch.double), torch.zeros(scores.shape, dtype=torch.double)
     for v, (own, inside) in enumerate(zip(scores.double(), member, strict=True)):
         positive, negative = own[inside], own[~inside]
-        above, below = _placement(positive, negative), 1 - _placement(negative, positive)
+        above, below = placement(positive, negative), 1 - placement(negative, positive)
         auc[v] = above.mean()
         added[v, inside] = (above - auc[v]) / len(positive)
         added[v, ~inside] = (below - auc[v]) / len(negative)
@@ -280,13 +280,6 @@ def mean_auc_interval(scores: Tensor, member: Tensor) -> tuple[float, float]:
     half = t_quantile(victims - 1) * math.sqrt(max(of_rows + of_victims - of_both, of_rows, of_victims))
     mean = float(auc.mean())
     return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def _placement(values: Tensor, others: Tensor) -> Tensor:
-    """Return the share of others that lie below each value, ties counting half."""
-    ordered = others.sort().values
-    below = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)
-    return below.double() / (2 * len(others))
 
 
 def balanced_accuracy_of(scores: Tensor, member: Tensor) -> float:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fairpriv.functional.fairness import equalized_odds_gap
-from fairpriv.functional.intervals import delta_intervals, effective_rows, wilson_interval
+from fairpriv.functional.intervals import delta_intervals, effective_rows, placement
+from fairpriv.functional.verdicts import auc_interval
 
 _LEAST = 1e-12  # lower probabilities are raised to this in log loss, like scikit-learn's rounding
 
@@ -59,6 +60,29 @@ def auroc(probs: Tensor, y: Tensor) -> float:
         n1, n0 = int(inside.sum()), int((~inside).sum())
         found.append((float(ranks[inside].sum()) - n1 * (n1 + 1) / 2) / (n1 * n0))
     return sum(found) / len(found)
+
+
+def auroc_interval(probs: Tensor, y: Tensor, units: Tensor | None = None) -> tuple[float, float]:
+    """Return a 95 % interval of :func:`auroc`, by :func:`~fairpriv.functional.verdicts.auc_interval`; NaN as that is.
+
+    Rows of each side count by what their placement values are worth, the shares of the other side that they lie above
+    or below. With more than two classes each end is the mean of the labels' own, which is a little wide.
+    """
+    columns, ends = _columns(probs, y).double(), []
+    labels = y.unique().tolist()
+    for label in [1] if columns.shape[1] == 2 else labels:
+        inside, scores = y == label, columns[:, label]
+        if len(labels) < 2:
+            return math.nan, math.nan
+        above, below = placement(scores[inside], scores[~inside]), placement(scores[~inside], scores[inside])
+        worth = [len(above), len(below)]
+        if units is not None:
+            worth = [
+                float(effective_rows(values, units[side])) for values, side in ((above, inside), (below, ~inside))
+            ]
+        ends.append(auc_interval(float(above.mean()), *worth))
+    low, high = torch.tensor(ends).double().mean(0).tolist()
+    return low, high
 
 
 def log_loss(probs: Tensor, y: Tensor) -> float:
@@ -145,20 +169,24 @@ def worst_group_accuracy(probs: Tensor, y: Tensor, groups: Tensor) -> float:
 def worst_group_accuracy_interval(
     probs: Tensor, y: Tensor, groups: Tensor, units: Tensor | None = None
 ) -> tuple[float, float]:
-    """Return a 95 % interval of :func:`worst_group_accuracy`: the lowest ends of the groups' joint Wilson intervals.
+    """Return a 95 % interval of :func:`worst_group_accuracy`: the lowest ends of the groups' joint exact intervals.
 
-    They hold for all groups at once (Bonferroni), since which group is the worst is chosen by the same rows.
+    Those of Clopper and Pearson (1934) hold for all groups at once (Bonferroni), since which group is the worst is
+    chosen by the same rows. With Wilson's the interval lay below the lowest accuracy in up to 15 % of simulations with
+    groups of 2 to 20 rows.
     """
+    from scipy.special import betaincinv  # takes a quarter of a second, which most cells need not spend
+
     right = predicted(probs) == y
     codes, place = groups.unique(return_inverse=True)
     rows = torch.bincount(place)
     n = rows if units is None else effective_rows(right, units, place, len(codes))
     rates = torch.bincount(place, right.double()) / rows
-    ends = [
-        wilson_interval(rate * of, of, 1 - 0.05 / len(codes))
-        for rate, of in zip(rates.tolist(), n.tolist(), strict=True)
-    ]
-    return min(low for low, _ in ends), min(high for _, high in ends)
+    tail, ends = 0.025 / len(codes), []
+    for rate, of in zip(rates.tolist(), n.tolist(), strict=True):
+        low = betaincinv(rate * of, (1 - rate) * of + 1, tail) if rate else 0.0
+        ends.append((low, betaincinv(rate * of + 1, (1 - rate) * of, 1 - tail) if rate < 1 else 1.0))
+    return float(min(low for low, _ in ends)), float(min(high for _, high in ends))
 
 
 def demographic_parity_gap(probs: Tensor, y: Tensor, groups: Tensor) -> float:

@@ -16,9 +16,8 @@ _Z = NormalDist().inv_cdf(0.975)
 def auc(scores: ArrayLike, positive: ArrayLike) -> tuple[float, tuple[float, float]]:
     """Compute the area under the ROC curve and its 95 % interval.
 
-    The area is the chance that a positive row scores above a negative one, ties counting half. The interval is method 5
-    of Newcombe (2006, Statistics in Medicine 25, 559-573), a score interval with the variance of Hanley and McNeil: it
-    takes rows as independent, lies within [0, 1], and is never of zero width.
+    The area is the chance that a positive row scores above a negative one, ties counting half. The interval is
+    :func:`auc_interval`, which takes rows as independent.
 
     Args:
         scores: ``[n]``.
@@ -34,15 +33,24 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> tuple[float, tuple[float, flo
     if not (n1 and n0):
         raise ValueError(f"{n1} positive and {n0} negative rows have no ROC curve")
     area = float((ranks[truth].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
-    more = (n1 + n0) / 2 - 1
+    return area, auc_interval(area, n1, n0)
+
+
+def auc_interval(area: float, positive: float, negative: float) -> tuple[float, float]:
+    """Return a 95 % interval of an area under the ROC curve from so many positive and negative rows, at least 1 each.
+
+    It is method 5 of Newcombe (2006, Statistics in Medicine 25, 559-573), a score interval with the variance of Hanley
+    and McNeil: it lies within [0, 1], and is never of zero width.
+    """
+    more = (positive + negative) / 2 - 1
 
     def half(value: float) -> float:
         spread = 1 + more * ((1 - value) / (2 - value) + value / (1 + value))
-        return _Z * math.sqrt(value * (1 - value) * spread / (n1 * n0))
+        return _Z * math.sqrt(value * (1 - value) * spread / (positive * negative))
 
     low = 0.0 if area == 0 else _root(lambda value: area - value - half(value), 0.0, area)
     high = 1.0 if area == 1 else _root(lambda value: area - value + half(value), area, 1.0)
-    return area, (low, high)
+    return low, high
 
 
 def calibration_slope(probabilities: ArrayLike, positive: ArrayLike) -> tuple[float, tuple[float, float]]:

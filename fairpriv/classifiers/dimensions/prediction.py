@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
+from fairpriv.functional import predictions
 from fairpriv.functional.intervals import range_interval
 from fairpriv.metrics import Better, Measured, Metric
 
@@ -52,8 +53,9 @@ class PredictionMetric:
             label, ``calibrated`` draws labels from the probabilities; null: no floor.
         interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval, or NaN where
             it has none (in YAML with ``_partial_: true``), and of ``units`` if it has such a parameter: the same number
-            ``[N]`` for equal rows, which were dealt together. null: percentiles of a bootstrap over rows. These do not
-            cover a quantity that is biased upward in small samples, such as a calibration error or a gap.
+            ``[N]`` for equal rows, which were dealt together. null: percentiles of a bootstrap over rows, but for
+            ``auroc``, which has ``auroc_interval``. Percentiles do not cover a quantity that is biased upward in small
+            samples, such as a calibration error or a gap.
     """
 
     kind: ClassVar[str] = "prediction_metric"
@@ -225,11 +227,14 @@ def _interval(
     name: str, metric: PredictionMetric, sample: Sample, generator: torch.Generator
 ) -> tuple[float, float] | None:
     """Return the metric's own interval, or percentiles over draws of rows; None if it, or half of these, are NaN."""
-    if metric.interval is not None:
-        takes_units = "units" in inspect.signature(metric.interval).parameters
+    interval = metric.interval
+    if interval is None and getattr(metric.measure, "func", metric.measure) is predictions.auroc:
+        interval = predictions.auroc_interval  # percentiles have no width where it is 1
+    if interval is not None:
+        takes_units = "units" in inspect.signature(interval).parameters
         more = {"units": sample.units} if takes_units else {}
         with _told(f"{name}, interval"):
-            low, high = map(float, metric.interval(*sample[: _arguments(metric.interval)], **more))
+            low, high = map(float, interval(*sample[: _arguments(interval)], **more))
         if math.isnan(low) or math.isnan(high):
             return None
         if low > high:
