@@ -75,11 +75,10 @@ def auroc_interval(probs: Tensor, y: Tensor, units: Tensor | None = None) -> tup
         if len(labels) < 2:
             return math.nan, math.nan
         above, below = placement(scores[inside], scores[~inside]), placement(scores[~inside], scores[inside])
-        worth = [len(above), len(below)]
+        worth = [float(len(above)), float(len(below))]
         if units is not None:
-            worth = [
-                float(effective_rows(values, units[side])) for values, side in ((above, inside), (below, ~inside))
-            ]
+            sides = ((above, units[inside]), (below, units[~inside]))
+            worth = [float(effective_rows(values, of)) for values, of in sides]
         ends.append(auc_interval(float(above.mean()), *worth))
     low, high = torch.tensor(ends).double().mean(0).tolist()
     return low, high
