@@ -487,6 +487,8 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         log.debug("failed", exc_info=True)
         if isinstance(error, HeldError) and not single:
             return {"id": None, "status": "running elsewhere", "error": str(error)}
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = str(cfg.paths.root)  # a write that fails does not say where
         known = isinstance(error, InputError | OSError)
         raised = error if known or single else RuntimeError(f"{type(error).__name__}: {error}")
         return {"id": None, "status": "failed", "error": masked(" ".join(str(raised).split())), "raised": raised}

@@ -341,7 +341,7 @@ def refuse_merged_parts(folders: Sequence[Path], overrides: Sequence[str]) -> No
     for word in overrides:
         group, _, value = word.partition("=")
         if group in ("dimension", "attack"):
-            override = OverridesParser.create().parse_override(word)
+            [override] = OverridesParser.create().parse_overrides([word])  # whose error names the word
             lists = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
             chosen += [(group, options) for options in lists]
         elif group == "experiment" and value in known.get(group, {}):

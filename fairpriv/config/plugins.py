@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ def own_configs(folders: Sequence[str | Path]) -> list[Path]:
     for folder in found:
         if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder")
+        if not os.access(folder, os.R_OK | os.X_OK):  # its configs would be overlooked
+            raise InputError(f"--config-dir {folder}: cannot be read (permission denied)")
         put_on_path(folder)
     return found
 

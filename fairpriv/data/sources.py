@@ -305,12 +305,19 @@ def _flat(files: list[str], folder: Path) -> list[Path]:
 
 
 def checksum(path: Path) -> str:
-    """Hash a file's content by SHA-256, once per process for an unchanged file."""
+    """Hash a file's content by SHA-256, once per process for an unchanged file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     stat = path.stat()
     key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
     if key not in _checksums:
-        with path.open("rb") as handle:
-            _checksums[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+        try:
+            with path.open("rb") as handle:
+                _checksums[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
     return _checksums[key]
 
 

@@ -45,11 +45,9 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     skipped: dict[Path, str] = {}
     parts = _Parts()
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
-        if not path.exists():
-            skipped[path] = NOT_FINISHED
-            continue
         try:
-            if path.name != "result.json" and path.stat().st_size > LARGEST and not _begins_as_ours(path):
+            size = path.stat().st_size
+            if path.name != "result.json" and size > LARGEST and not _begins_as_ours(path):
                 continue
             document = parse(path, parts.decode)
             foreign = not isinstance(document, dict) or "schema_version" not in document
@@ -60,6 +58,12 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
             parts.share(result)
         except NotOursError as error:
             skipped[path] = str(error)
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            skipped[path] = NOT_FINISHED
+            continue
+        except PermissionError as error:  # it lies in a folder without rights
+            skipped[path] = f"cannot be read: {error.strerror}"
             continue
         rank = (result.status == "completed", path.stat().st_mtime, result)
         if result.id not in found or rank[:2] > found[result.id][:2]:
@@ -154,7 +158,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
         return
     if not folder.is_dir():
         raise InputError(f"no folder '{folder}': give a folder that holds result.json files, or a sweep's folder")
-    for where, folders, files in os.walk(folder.resolve()):
+    unread: list[OSError] = []
+    for where, folders, files in os.walk(folder.resolve(), onerror=unread.append):
         here = Path(where)
         if "cells.txt" in files:
             folders.clear()
@@ -166,3 +171,4 @@ def _candidates(folder: Path) -> Iterator[Path]:
         yield from (
             here / name for name in sorted(files) if name.endswith(".json") and name not in ("sweep.json", DESCRIBED)
         )
+    yield from (Path(error.filename) for error in unread)

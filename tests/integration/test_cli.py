@@ -107,6 +107,7 @@ def test_what_a_sweeper_refuses_is_told_as_it_says_it(fairpriv, word, said):
         (["dataset", "=german"], ["write dataset=german, without spaces"]),
         (["dataset=", "german", "seed=1"], ["write dataset=german, without spaces"]),
         (["attack=[kl,", "loss_test]"], ["cannot read 'attack=[kl,'", "write it without spaces, or in quotes"]),
+        (["dimension=[utility,"], ["cannot read 'dimension=[utility,'", "it ends before its bracket"]),
         (
             ["dataset.name=it's"],
             ['cannot read "dataset.name=it\'s"', "quote a text that holds quotes"],
@@ -327,6 +328,12 @@ def test_a_file_in_the_way_of_the_results(fairpriv, small, tmp_path, place, grid
     assert "paths.root" in text
 
 
+def test_a_folder_of_configs_without_rights_is_refused_and_not_overlooked(fairpriv, tmp_path, monkeypatch):
+    monkeypatch.setattr("fairpriv.config.plugins.os.access", lambda place, mode: Path(place) != tmp_path)
+    assert "--config-dir" in refusal(ended := fairpriv("--config-dir", tmp_path, "ls"))
+    assert "cannot be read" in ended.err
+
+
 def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -334,7 +341,7 @@ def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeyp
     monkeypatch.setattr("fairpriv.result.os.fsync", full)
     ended = fairpriv(*small)
     assert ended.status == 1
-    assert ended.err.splitlines()[-1] == "fairpriv: [Errno 28] No space left on device"
+    assert ended.err.splitlines()[-1] == f"fairpriv: [Errno 28] No space left on device: '{tmp_path / 'out'}'"
     assert written(tmp_path) == []
 
 

@@ -1050,6 +1050,26 @@ def test_result_of_another_schema_version_is_named_and_left_out(tmp_path, capsys
     assert only(rows(tmp_path), metric="eval/accuracy")["n"] == "1"
 
 
+def test_a_folder_without_rights_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+    written(tmp_path, cell(), cell(seed=1))
+    sweep = tmp_path / "sweeps" / "all"
+    sweep.mkdir(parents=True)
+    (sweep / "cells.txt").write_text("0\n1\n")
+    hidden, scan, stat = tmp_path / "cells" / "1", os.scandir, Path.stat
+
+    def refused(what, place, **options):
+        if hidden in (Path(place), *Path(place).parents[:1]) and (what is scan or Path(place) != hidden):
+            raise PermissionError(13, "Permission denied", str(place))
+        return what(place, **options)
+
+    monkeypatch.setattr(os, "scandir", lambda place=".": refused(scan, place))
+    monkeypatch.setattr(Path, "stat", lambda place, **options: refused(stat, place, **options))
+    for folder, named in ((tmp_path / "cells", hidden), (sweep, hidden / "result.json")):
+        compare([folder], tmp_path / "out")
+        assert f"skipped: {named}: cannot be read: " in capsys.readouterr().out
+        assert only(rows(tmp_path / "out"), metric="eval/accuracy")["n"] == "1"
+
+
 def test_any_number_of_folders_is_one_comparison(tmp_path, capsys):
     cells, _ = grid()
     folders = [written(tmp_path / str(i), result) for i, result in enumerate(cells)]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -76,6 +77,17 @@ def test_half_of_the_files_in_the_folder_is_an_error_and_no_mixture(tmp_path):
     (tmp_path / "a.csv").write_bytes(CONTENT)
     with pytest.raises(InputError, match=r"not b\.csv"):
         Files(["a.csv", "b.csv"], folder=str(tmp_path)).locate()
+
+
+def test_a_file_without_rights_is_an_input_error(monkeypatch, tmp_path):
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.csv cannot be read: Permission denied"):
+        Files(["a.csv"], folder=str(tmp_path)).digest()
 
 
 def test_download_is_checked_kept_and_not_repeated(server, tmp_path):
