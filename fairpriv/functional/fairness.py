@@ -190,8 +190,9 @@ def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Ten
     probs = as_tensor(probs, "probs")
     if not probs.is_floating_point():
         raise ValueError(f"probs holds {probs.dtype}, not probabilities")
-    if probs.dim() not in (1, 2) or len(probs) != len(target):
-        raise ValueError(f"probs {list(probs.shape)} must be [N] or [N, C] with target {list(target.shape)}")
+    if probs.dim() not in (1, 2) or len(probs) != len(target) or (probs.dim() == 2 and probs.shape[1] < 2):
+        wanted = "[N], or [N, C] with all C classes,"  # a single column would count half
+        raise ValueError(f"probs {list(probs.shape)} must be {wanted} with target {list(target.shape)}")
     probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
     if probs.dim() == 1:
         probs = torch.stack((1 - probs, probs), dim=1)

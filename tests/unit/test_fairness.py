@@ -270,6 +270,8 @@ def test_penalty_refuses_wrong_shapes_and_dtypes():
         equalized_odds_penalty(target, target, groups)
     with pytest.raises(ValueError, match="groups holds"):
         equalized_odds_penalty(torch.rand(20), target, groups.float())
+    with pytest.raises(ValueError, match=r"probs \[20, 1\] must be \[N\], or \[N, C\] with all C classes"):
+        equalized_odds_penalty(torch.rand(20, 1), target, groups)  # as a network with one output gives them
 
 
 def test_shift_weight_is_the_largest_total_variation_of_group_shares():
