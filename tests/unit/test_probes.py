@@ -360,6 +360,12 @@ def test_the_accuracy_after_label_noise_is_that_of_models_trained_on_so_many_wro
         assert not torch.equal(wrong[0], wrong[1])  # every model has a draw of its own
 
 
+@pytest.mark.parametrize("epsilon", [math.nan, math.inf, 1e39])
+def test_a_change_of_features_that_overflows_is_refused(epsilon):
+    with pytest.raises(InputError, match=r"dimensions\.robustness\.epsilon=.*: deviations from 0 to 1e6 are needed"):
+        Robustness("robustness", epsilon=epsilon)
+
+
 def test_label_noise_is_left_out_where_no_share_is_given(subject):
     probe = Robustness("robustness")
     assert not probe.trains

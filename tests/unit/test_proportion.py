@@ -139,3 +139,9 @@ def test_rows_leaked_of_estimates_are_the_rows_whose_frequency_is_as_exact():
     frequencies = torch.binomial(torch.full((20_000,), 25.0), torch.full((20_000,), 0.3)) / 25
     squared = float((frequencies - 0.3).square().mean())
     assert leaked_by_estimates(shares, squared) == pytest.approx(25, rel=0.05)
+
+
+@pytest.mark.parametrize("penalties", [[], [0.0, 1.0], [1.0, math.nan], [math.inf]])
+def test_penalties_that_are_no_positive_numbers_are_refused(penalties):
+    with pytest.raises(InputError, match=r"share_regression\.penalties=.*: one or more numbers are needed, each"):
+        ShareRegression(penalties=penalties)

@@ -517,6 +517,7 @@ def test_one_group_alone_is_refused(defense):
         (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
         (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
         (LimitedAnswers, {"noise": -1.0}, r"noise=-1\.0"),
+        (LimitedAnswers, {"digits": 40}, r"defense\.digits=40, noise=1\.0: digits are from 0 to 15"),
         (LimitedAnswers, {"estimator": ThresholdOptimizer()}, r"threshold_optimizer leaves no single network"),
         (OwnTraining, {"name": "x", "smoothing": 1.0}, r"defense\.smoothing=1\.0: must be a share"),
         (OwnTraining, {"name": "x", "patience": 0}, r"defense\.patience=0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,8 +79,8 @@ class ShareRegression(ProportionAttack):
     clip: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not self.penalties or min(self.penalties) <= 0:
-            raise InputError(f"{self.name}.penalties={self.penalties}: one or more are needed, each above 0")
+        if not self.penalties or not all(0 < penalty < math.inf for penalty in self.penalties):
+            raise InputError(f"{self.name}.penalties={self.penalties}: one or more numbers are needed, each above 0")
         if not 0 < self.clip < 0.5:
             raise InputError(f"{self.name}.clip={self.clip}: must lie between 0 and 0.5")
 

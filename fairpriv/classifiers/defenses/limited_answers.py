@@ -57,8 +57,11 @@ class LimitedAnswers(Defense):
                 f"defense.estimator={getattr(self.estimator, 'name', self.estimator)} leaves no single network, whose "
                 "answers could be limited: choose none, rehearsal, dp_sgd or another that trains a network"
             )
-        if self.digits < 0 or not 0 <= self.noise < float("inf"):
-            raise InputError(f"defense.digits={self.digits}, noise={self.noise}: both are at least 0")
+        if not 0 <= self.digits <= 15 or not 0 <= self.noise < float("inf"):
+            raise InputError(
+                f"defense.digits={self.digits}, noise={self.noise}: digits are from 0 to 15, noise is a number of at "
+                "least 0"
+            )
 
     @property
     def control(self) -> bool:

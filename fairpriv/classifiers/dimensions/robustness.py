@@ -46,6 +46,8 @@ class Robustness(Probe):
     label_noise_models: int = 16  # trained on such labels
 
     def __post_init__(self) -> None:
+        if not self.epsilon <= 1e6:  # also NaN; beyond it, sums of products overflow
+            raise InputError(f"dimensions.{self.name}.epsilon={self.epsilon}: deviations from 0 to 1e6 are needed")
         for key, least in {"epsilon": 0.0, "steps": 1, "restarts": 1, "draws": 1}.items():
             if getattr(self, key) < least:
                 raise InputError(f"dimensions.{self.name}.{key}={getattr(self, key)}: must be at least {least:g}")
