@@ -1,7 +1,7 @@
 """Errors whose text is meant for the user."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from fairpriv.secrets import masked
@@ -24,6 +24,12 @@ def typed(key: str, value: str | Sequence[str]) -> str:
     """Write an override as one types it: quoted for Hydra, and quoted again for the shell, which takes quotes away."""
     quoted = [f'"{one}"' for one in ([value] if isinstance(value, str) else value)]
     return shlex.quote(f"{key}={quoted[0]}" if isinstance(value, str) else f"{key}=[{', '.join(quoted)}]")
+
+
+def unquoted(values: Iterable[object]) -> str:
+    """Return the remedy for values that YAML has made true or false, to end a message with; empty if there are none."""
+    found = any(isinstance(value, bool) for value in values)
+    return "; YAML reads yes, no, on and off as true and false: quote them" if found else ""
 
 
 def returned(kind: type[T], found: object, method: str) -> T:

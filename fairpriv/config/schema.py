@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fairpriv.config.settings import EvaluationSettings, GameSettings, TrainingSettings
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, unquoted
 
 MISSING: Any = "???"  # omegaconf's, which takes a while to import
 FIT_SETS = {  # of lightning.Trainer
@@ -348,6 +348,7 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
         if value != MISSING and not _fits(value, hints[key]):
             one = f": write {where}.{key}=[{value}]" if isinstance(value, str | int | float) else ""
             how = one if _fits([value], hints[key]) else ""
+            how += unquoted(value if isinstance(value, list) else [value])
             raise InputError(f"{where}.{key}={value!r}: must be {_describe(hints[key])}{how}")
 
 

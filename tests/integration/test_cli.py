@@ -54,6 +54,7 @@ MISTAKES = {
     "seed=abc": ["seed", "'abc'", "Integer"],
     "dataset=csv dataset.positive=1": ["dataset.positive=1: must be list[Any] or null: write dataset.positive=[1]"],
     "model.hidden=[a]": ["model.hidden=['a']", "list[int]"],
+    "dataset=csv dataset.label_names=[false,true]": ["must be list[str] or null; YAML reads yes, no, on", "quote them"],
     "sweep=a/b": ["sweep=a/b", "name of a folder"],
     "paths.root=": ["paths.root is empty"],
     "seed=0,1": ["seed=0,1", "needs -m", "key=[a,b]"],

@@ -348,7 +348,13 @@ BAD_INPUT = [
     (
         {"positive": ["Yes"]},
         PEOPLE,
-        r"dataset\.positive=\['Yes'\]: no row of people\.csv has .*; it holds 'yes' \(2\), 'no' \(2\)",
+        r"dataset\.positive=\['Yes'\]: no row of people\.csv has .*; it holds 'yes' \(2\), 'no' \(2\)$",
+    ),
+    ({"positive": [True]}, PEOPLE, r"'no' \(2\); YAML reads yes, no, on and off as true and false: quote them"),
+    (
+        {"groups": {"hired": [False, True]}, "sensitive": "hired", "target": "job", "positive": ["cook"]},
+        PEOPLE,
+        r"dataset\.groups\.hired: no row of people\.csv has 'False'; .*; YAML reads yes, no, .*: quote them",
     ),
     (
         {},

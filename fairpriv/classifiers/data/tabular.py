@@ -35,7 +35,7 @@ from fairpriv.classifiers.data.columns import (
 )
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
-from fairpriv.errors import InputError, typed
+from fairpriv.errors import InputError, typed, unquoted
 
 log = logging.getLogger(__name__)
 
@@ -587,6 +587,7 @@ class TabularDataset(Dataset):
             if len(rest) > 1 and not set(positive) & set(values) and self.negative is None:
                 raise InputError(
                     f"{rule}: no row of {files} has such a value in target '{self.target}'; it holds {_counted(values)}"
+                    + unquoted(self.positive or ())
                 )
             if set(rest) - set(negative) or (self.negative is None and len(rest) > 1):
                 raise InputError(
@@ -713,6 +714,7 @@ def coded(
         if name not in counts.index:
             raise InputError(
                 f"dataset.groups.{column.name}: no row of {files} has '{name}'; it holds {_counted(values)}"
+                + unquoted(listed or ())
             )
     return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
 
