@@ -50,7 +50,7 @@ class PredictionMetric:
         per_group: whether it is also measured for every sensitive group, with the gap between the worst and the best.
         headline: whether trade-offs are drawn of it.
         floor: how its value without any effect is estimated: ``groups`` deals the groups at random among the rows of a
-            label, ``calibrated`` draws labels from the probabilities; null: no floor.
+            label, and so keeps the groups' base rates; ``calibrated`` draws labels from the probabilities; null: none.
         interval: a function of the arguments of ``measure`` that returns the ends of a 95 % interval, or NaN where
             it has none (in YAML with ``_partial_: true``), and of ``units`` if it has such a parameter: the same number
             ``[N]`` for equal rows, which were dealt together. null: percentiles of a bootstrap over rows, but for
