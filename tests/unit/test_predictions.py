@@ -255,6 +255,31 @@ def test_the_interval_of_an_auroc_is_newcombe_s_and_counts_copies_once(sample):
     assert predictions.auroc_interval(*twice)[0] > low
 
 
+@pytest.mark.parametrize(
+    ("measure", "wanted"),
+    [
+        (sklearn.recall_score, lambda given, y, _: float(given[y == 1].double().mean())),
+        (sklearn.precision_score, lambda given, y, _: float(y[given == 1].double().mean())),
+        (sklearn.balanced_accuracy_score, lambda given, y, _: predictions.balanced_accuracy(given, y)),
+        (fairlearn.demographic_parity_difference, predictions.demographic_parity_gap),
+        (functools.partial(fairlearn.equalized_odds_difference, agg="worst_case"), predictions.equalized_odds),
+    ],
+)
+def test_functions_of_scikit_learn_and_fairlearn_get_labels_first_and_groups_by_their_name(measure, wanted):
+    g = torch.Generator().manual_seed(0)
+    y, groups = torch.randint(0, 2, (300,), generator=g), torch.randint(0, 3, (300,), generator=g)
+    answers = torch.where(torch.rand(300, generator=g) < 0.3, 1 - y, y) | (torch.rand(300, generator=g) < 0.3).long()
+    found = PredictionMetric(measure, takes="answers").value(Sample(answers, y, groups, torch.arange(300)))
+    assert found == pytest.approx(wanted(answers, y, groups))
+
+
+def test_a_parameter_of_a_measure_that_is_called_as_an_interval_s_keeps_its_default():
+    def measure(probs, y, units="nats"):
+        return 1.0 if units == "nats" else 0.0
+
+    assert PredictionMetric(measure).value(Sample(*torch.zeros(4, 3))) == 1
+
+
 def test_an_auroc_has_its_own_interval_whatever_names_it():
     probs, y = torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([0, 0, 1, 1])
     one = Sample(probs, y, y, torch.arange(4))

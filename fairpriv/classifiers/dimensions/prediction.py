@@ -40,7 +40,8 @@ class PredictionMetric:
 
     Attributes:
         measure: a torchmetrics metric whose ``update`` takes ``(probs, y)`` or ``(probs, y, groups)``, or a function
-            with these arguments that returns one number (in YAML with ``_partial_: true``).
+            with these arguments that returns one number (in YAML with ``_partial_: true``). One whose first parameter
+            is called ``y_true``, such as scikit-learn's, gets the labels first, and groups as ``sensitive_features``.
         better: which values are better.
         low: smallest possible value, null: none.
         high: largest possible value, null: none.
@@ -83,14 +84,12 @@ class PredictionMetric:
 
     def value(self, sample: Sample) -> float:
         """Return the measured number; raise ValueError, with the result, if it is not one number."""
-        called: Callable[..., Any] = self.measure.update if hasattr(self.measure, "update") else self.measure
-        args = sample[: _arguments(called)]
         if hasattr(self.measure, "update"):
             self.measure.reset()
-            self.measure.update(*args)
+            _handed(self.measure.update, sample)
             found = self.measure.compute()
         else:
-            found = self.measure(*args)
+            found = _handed(self.measure, sample)
         if isinstance(found, Tensor) and found.numel() != 1:
             raise ValueError(f"returned a tensor of shape {list(found.shape)}, not one number")
         try:
@@ -99,12 +98,22 @@ class PredictionMetric:
             raise ValueError(f"returned a {type(found).__name__}, not one number") from None
 
 
-def _arguments(called: Callable[..., Any]) -> int:
-    """Return how many of probs, y and groups a function takes."""
+def _handed(called: Callable[..., Any], sample: Sample, **more: Tensor) -> Any:
+    """Call a function with probs, y, and those of groups and ``more`` that it takes; return the result.
+
+    Labels come first where it calls its first parameter ``y_true``, as scikit-learn's and fairlearn's functions do.
+    """
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [p for p in inspect.signature(called).parameters.values() if p.kind in positional]
+    named = inspect.signature(called).parameters
+    taken = [p for p in named.values() if p.kind in positional]
     required = [p for p in taken if p.default is p.empty]
-    return 3 if len(required) > 2 or any(p.name == "groups" for p in taken) else 2
+    args = [sample.given, sample.y]
+    if taken and taken[0].name == "y_true":
+        args.reverse()
+    if len(required) > 2 or any(p.name == "groups" for p in taken):
+        args.append(sample.groups)
+    more |= {"sensitive_features": sample.groups}
+    return called(*args, **{name: values for name, values in more.items() if name in named})
 
 
 @dataclass
@@ -231,10 +240,8 @@ def _interval(
     if interval is None and getattr(metric.measure, "func", metric.measure) is predictions.auroc:
         interval = predictions.auroc_interval  # percentiles have no width where it is 1
     if interval is not None:
-        takes_units = "units" in inspect.signature(interval).parameters
-        more = {"units": sample.units} if takes_units else {}
         with _told(f"{name}, interval"):
-            low, high = map(float, interval(*sample[: _arguments(interval)], **more))
+            low, high = map(float, _handed(interval, sample, units=sample.units))
         if math.isnan(low) or math.isnan(high):
             return None
         if low > high:
