@@ -223,7 +223,8 @@ class TabularDataset(Dataset):
         for column, rule in self.recode.items():
             if not {"from", "values"} <= set(rule) <= {"from", "values", "other"}:
                 raise InputError(
-                    f"dataset.recode.{column}: has {', '.join(map(str, rule))}; it takes from, values and other"
+                    f"dataset.recode.{column}: has {', '.join(map(str, rule))}; it takes from, values and other, as in "
+                    "{from: sex, values: {1: male, 2: female}}"
                 )
             if not isinstance(rule["from"], str) or not isinstance(rule["values"], Mapping):
                 raise InputError(
