@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional
 from fairlearn import metrics as fairlearn
 from sklearn import metrics as sklearn
+from torchmetrics import classification
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from fairpriv.classifiers.dimensions.prediction import (
@@ -271,6 +273,28 @@ def test_functions_of_scikit_learn_and_fairlearn_get_labels_first_and_groups_by_
     answers = torch.where(torch.rand(300, generator=g) < 0.3, 1 - y, y) | (torch.rand(300, generator=g) < 0.3).long()
     found = PredictionMetric(measure, takes="answers").value(Sample(answers, y, groups, torch.arange(300)))
     assert found == pytest.approx(wanted(answers, y, groups))
+
+
+@pytest.mark.parametrize(
+    ("measure", "binary"),
+    [
+        (classification.MulticlassAccuracy(2, average="micro"), predictions.accuracy),
+        (classification.MulticlassAccuracy(2), predictions.balanced_accuracy),
+        (
+            functools.partial(torchmetrics.functional.classification.multiclass_matthews_corrcoef, num_classes=2),
+            lambda given, y: sklearn.matthews_corrcoef(y, predictions.predicted(given)),
+        ),
+    ],
+)
+@pytest.mark.parametrize("takes", ["probabilities", "answers"])
+def test_a_metric_of_any_number_of_classes_is_right_of_two(measure, binary, takes):
+    g = torch.Generator().manual_seed(0)
+    y, groups = torch.randint(0, 2, (300,), generator=g), torch.zeros(300, dtype=torch.long)
+    probs = (0.4 * y + 0.6 * torch.rand(300, generator=g)).double()
+    if takes == "answers":
+        probs = (probs > 0.5).long()
+    found = PredictionMetric(measure, takes=takes).value(Sample(probs, y, groups, torch.arange(300)))
+    assert found == pytest.approx(binary(probs, y), abs=1e-6)
 
 
 def test_a_parameter_of_a_measure_that_is_called_as_an_interval_s_keeps_its_default():

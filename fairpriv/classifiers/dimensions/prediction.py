@@ -39,7 +39,8 @@ class PredictionMetric:
     """One measure of predictions on test rows, with its direction and range.
 
     Attributes:
-        measure: a torchmetrics metric whose ``update`` takes ``(probs, y)`` or ``(probs, y, groups)``, or a function
+        measure: a torchmetrics metric whose ``update`` takes ``(probs, y)`` or ``(probs, y, groups)``, ``probs`` being
+            P(y=1) ``[N]`` of two classes (``[N, 2]`` for its metrics of any number), else ``[N, C]``; or a function
             with these arguments that returns one number (in YAML with ``_partial_: true``). One whose first parameter
             is called ``y_true``, such as scikit-learn's, gets the labels first, and groups as ``sensitive_features``.
         better: which values are better.
@@ -84,6 +85,11 @@ class PredictionMetric:
 
     def value(self, sample: Sample) -> float:
         """Return the measured number; raise ValueError, with the result, if it is not one number."""
+        function = getattr(self.measure, "func", self.measure)
+        named = getattr(function, "__name__", type(function).__name__)
+        if named.lower().startswith("multiclass") and sample.given.dim() == 1 and sample.given.is_floating_point():
+            # torchmetrics would take P(y=1) for the number of a class, rounded down: for class 0
+            sample = sample._replace(given=torch.stack((1 - sample.given, sample.given), 1))
         if hasattr(self.measure, "update"):
             self.measure.reset()
             _handed(self.measure.update, sample)
