@@ -442,8 +442,17 @@ def hydra_options(args: Sequence[str]) -> argparse.Namespace:
     chosen = [options.run, options.multirun, options.shell_completion, options.cfg, options.info]
     if sum(map(bool, chosen)) > 1:
         raise InputError("--run, --multirun, --cfg, --info and --shell-completion: only one of them can be given")
+    if options.config_path:
+        raise InputError("--config-path: the root config is fairpriv's own; your configs are added by --config-dir DIR")
     if options.resolve and not options.cfg:
         raise InputError("--resolve: goes with --cfg only")
+    if options.shell_completion and not re.fullmatch(
+        r"(install|uninstall|query)=(bash|fish|zsh)", " ".join(options.overrides)
+    ):
+        raise InputError(
+            "--shell-completion: takes one word, install=SHELL, uninstall=SHELL or query=SHELL, of bash, fish or zsh; "
+            'as in eval "$(fairpriv --shell-completion install=bash)"'
+        )
     if options.experimental_rerun:
         raise InputError("--experimental-rerun: give the same command again, with retry=all if its cells are finished")
     return options

@@ -129,6 +129,9 @@ def test_what_a_sweeper_refuses_is_told_as_it_says_it(fairpriv, word, said):
         (["--config-dir"], ["--config-dir needs one value"]),
         (["--config-dir=.", "--config-dir=.", "ls"], ["--config-dir needs one value"]),
         (["-m", "--cfg", "job"], ["--multirun", "only one"]),
+        (["--config-path", "mine", "seed=1"], ["--config-path", "--config-dir DIR"]),
+        (["--shell-completion"], ["--shell-completion: takes one word", "install=bash"]),
+        (["--shell-completion", "install=csh"], ["--shell-completion: takes one word"]),
     ],
 )
 def test_a_wrong_command_gets_one_line(fairpriv, words, parts):
