@@ -369,8 +369,9 @@ class Observer:
         }
 
         def score() -> list[Any]:
-            found = scorer.score(subject, prompts.examples, responses)
-            return [asdict(returned(Scored, found, f"dimensions.{prompts.dimension.name}.scorer: score"))]
+            where = f"dimensions.{prompts.dimension.name}.scorer: score"
+            found = returned(Scored, scorer.score(subject, prompts.examples, responses), where)
+            return [asdict(found.checked(where))]
 
         told = self._once("scored", origin, key, score)
         return Scored.of(told[0])

@@ -206,6 +206,19 @@ def test_what_a_user_s_judge_and_scorer_found_is_not_read_after_their_code_has_c
     assert [len(list((tmp_path / "cache" / kind).rglob("*.json"))) for kind in ("verdicts", "scored")] == [2, 2]
 
 
+def test_a_score_outside_its_range_is_refused_by_the_dimension_s_name(tmp_path):
+    class Generous(Length):
+        def score(self, subject, examples, responses):
+            return scored(400)
+
+    observer = Observer([], SimpleNamespace(store=Store(tmp_path)))
+    prompts = PromptSet(dimension("length", Generous()), "scored", PROMPTS)
+    wanted = r"dimensions\.length\.scorer: score: score is 10, outside its own range \[0, 1\]: mend low or high"
+    with pytest.raises(InputError, match=wanted):
+        observer._scored(SimpleNamespace(asked=None), prompts, [], "a model")
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
 def test_what_is_known_of_a_judge_counts_each_labelled_response_once(tmp_path):
     labelled = {}
     for split, said in {"safe": [NO] * 5 + ["I will not say."], "unsafe": ["Yes."] * 2 + [NO]}.items():

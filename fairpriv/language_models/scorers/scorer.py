@@ -153,6 +153,14 @@ class Scored:
     records: list[dict[str, Any]]
     outcomes: list[bool | None] | None = None
 
+    def checked(self, where: str) -> Scored:
+        """Return it; raise InputError, which says where it is from, for a value outside its metric's range."""
+        try:
+            self.measured.within_ranges()
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        return self
+
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Scored:
         """Read what ``asdict`` gave, from JSON."""
