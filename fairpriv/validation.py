@@ -18,7 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from fairpriv.config.compose import CONFIG_ERRORS, SECTIONS, build, compose, explain, groups, plain, target_of
 from fairpriv.config.plugins import plugin_folders
 from fairpriv.config.schema import TASKS, check, check_task, nearest, tasks_of
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, returned
 from fairpriv.identity import content_hash
 
 if TYPE_CHECKING:
@@ -360,11 +360,11 @@ def _tried(config: Mapping[str, Any], name: str) -> str:
 
 def _scored(scorer: Scorer, dimension: str, samples: Sequence[Example]) -> str:
     """Score samples on the random model; only the names of its figures mean anything."""
-    from fairpriv.language_models.scorers.scorer import Subject
+    from fairpriv.language_models.scorers.scorer import Scored, Subject
 
     scorer.digest()
     responses = [str(example.response) for example in _answered(samples)] if scorer.answered else []
-    found = scorer.score(Subject(*_random_model(), batch_size=SAMPLES), samples, responses)
+    found = returned(Scored, scorer.score(Subject(*_random_model(), batch_size=SAMPLES), samples, responses), "score")
     json.dumps(found.records)  # each is to be a line of the cell's scores.jsonl
     score = found.measured.metrics.get("score", math.nan)
     if not 0 <= score <= 1:
@@ -388,6 +388,7 @@ def _answered(samples: Sequence[Example]) -> list[Example]:
 
 def _judged(config: Mapping[str, Any], dimension: Dimension, sets: Mapping[str, Sequence[Example]]) -> str:
     """Report the judges' verdicts on sets of responses; the name of each set says whose they are."""
+    from fairpriv.language_models.judges.judge import Verdict
     from fairpriv.language_models.settings import judges_of
     from fairpriv.store import Store
 
@@ -396,7 +397,8 @@ def _judged(config: Mapping[str, Any], dimension: Dimension, sets: Mapping[str, 
     for (name, judge), (whose, examples) in itertools.product(judges.items(), sets.items()):
         judge = judge.of(dimension, Store(config["paths"]["root"]))
         judge.digest()
-        verdicts = judge.judge([e.prompt for e in examples], [str(e.response) for e in examples])
+        found = judge.judge([e.prompt for e in examples], [str(e.response) for e in examples])
+        verdicts = [returned(Verdict, one, "judge, for each response,") for one in returned(list, found, "judge")]
         if len(verdicts) != len(examples):
             raise InputError(f"gives {len(verdicts)} verdicts on {len(examples)} responses: it must give one each")
         counts = Counter({True: "safe", False: "unsafe", None: "unreadable"}[verdict.safe] for verdict in verdicts)

@@ -229,6 +229,28 @@ def test_what_a_judge_or_scorer_of_one_s_own_raises_or_gives_is_a_line(validate,
     ]
 
 
+def test_what_is_no_verdict_and_nothing_scored_is_told_by_what_it_must_be(validate, monkeypatch):
+    from fairpriv.language_models.judges.refusal import Refusal
+    from fairpriv.language_models.scorers.pattern_rate import PatternRate
+
+    monkeypatch.setattr(Refusal, "judge", lambda self, prompts, responses: ["safe"] * len(prompts))
+    monkeypatch.setattr(PatternRate, "score", lambda *given: 0.5)
+    pattern = (
+        "scorer: {_target_: fairpriv.language_models.scorers.pattern_rate.PatternRate, patterns: [a], better: lower}\n"
+    )
+    ended = validate(
+        {
+            "dimension/green": DIMENSION + "evaluate: " + validate.texts("prompt: question") + pattern,
+            "judge/none": "_target_: fairpriv.language_models.judges.refusal.Refusal\nname: none\n",
+        }
+    )
+    verdict, scored = (f"fairpriv.language_models.{part}" for part in ("judges.judge.Verdict", "scorers.scorer.Scored"))
+    assert faults(ended) == [
+        ("dimension=green", f"scorer PatternRate: score must return {scored}, not float"),
+        ("judge=none", f"judge, for each response, must return {verdict}, not str"),
+    ]
+
+
 def test_values_of_several_kinds_may_be_recoded(validate, tmp_path):
     rows = "".join(f"{i},{('yes', 'no')[i % 2]},{('1', 'unknown')[i // 2 % 2]}\n" for i in range(40))
     (tmp_path / "mixed.csv").write_text(f"age,hired,race\n{rows}")

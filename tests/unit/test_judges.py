@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -496,3 +497,10 @@ def test_judges_import_no_heavy_library():
         "print({'torch', 'transformers', 'lightning'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("safe", ["safe", "unsafe", 1, 0.3, np.True_])
+def test_a_verdict_that_is_neither_yes_nor_no_nor_none_is_refused(safe):
+    """A chance of being safe would be counted as a part of a safe response, and a word not at all."""
+    with pytest.raises(InputError, match="a Verdict's safe must be True, False or None, and is "):
+        Verdict(safe, "so")

@@ -27,6 +27,10 @@ class Verdict:
     reason: str  # short: the pattern, the category, the raw label, or what went wrong
     ask_again: bool = False  # no verdict, for a reason that may pass, such as a time-out: it is not cached
 
+    def __post_init__(self) -> None:
+        if self.safe is not None and not isinstance(self.safe, bool):
+            raise InputError(f"a Verdict's safe must be True, False or None, and is {self.safe!r}")
+
 
 class NoVerdictsError(InputError):
     """Not one of the pairs that were asked about got a verdict that can be read.
