@@ -125,7 +125,7 @@ class Observation:
         """The verdict on every example, be it the judge's or the scorer's; none where there are no such outcomes."""
         told = self.scored.outcomes if self.scored is not None else None
         judged = self.verdicts if self.prompts.kind == "evaluate" else []
-        return judged or [Verdict(outcome, "scorer") for outcome in told or []]
+        return judged or [Verdict(one if one is None else bool(one), "scorer") for one in told or []]
 
 
 @dataclass(frozen=True)
