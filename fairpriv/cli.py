@@ -479,6 +479,8 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         if source["provider"] == "command-line":  # --config-dir, of which a launcher's process knows no more than this
             put_on_path(Path(source["path"]))
     log = logging.getLogger("fairpriv")
+    if single and (launcher := HydraConfig.get().runtime.choices["hydra/launcher"]) != "basic":
+        log.warning("hydra/launcher=%s: a single cell runs here; with -m it is a grid, and sent there", launcher)
     verbose = HydraConfig.get().verbose  # true: all loggers; or the names of some, which Hydra has set
     if verbose is True or not verbose:
         log.setLevel(logging.DEBUG if verbose else logging.INFO if single else logging.WARNING)

@@ -338,6 +338,15 @@ def test_a_folder_of_configs_without_rights_is_refused_and_not_overlooked(fairpr
     assert "cannot be read" in ended.err
 
 
+def test_a_launcher_of_a_single_cell_is_answered_by_where_it_runs(fairpriv, small):
+    told = "hydra/launcher=local_slots: a single cell runs here; with -m it is a grid, and sent there"
+    ended = fairpriv(*small, "hydra/launcher=local_slots")
+    assert ended.status == 0
+    assert told in ended.err
+    assert told not in fairpriv("-m", *small, "hydra/launcher=local_slots").err
+    assert told not in fairpriv(*small, "hydra/launcher=local_slots", "--cfg", "job").err
+
+
 def test_a_full_disk_is_no_fault_of_the_input(fairpriv, small, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
