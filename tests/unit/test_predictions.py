@@ -275,11 +275,20 @@ def test_functions_of_scikit_learn_and_fairlearn_get_labels_first_and_groups_by_
     assert found == pytest.approx(wanted(answers, y, groups))
 
 
+class OwnAccuracy(classification.MulticlassAccuracy):
+    """A user's, of another name."""
+
+
 @pytest.mark.parametrize(
     ("measure", "binary"),
     [
         (classification.MulticlassAccuracy(2, average="micro"), predictions.accuracy),
         (classification.MulticlassAccuracy(2), predictions.balanced_accuracy),
+        (OwnAccuracy(2), predictions.balanced_accuracy),
+        (
+            functools.partial(torchmetrics.functional.accuracy, task="multiclass", num_classes=2),
+            predictions.accuracy,
+        ),
         (
             functools.partial(torchmetrics.functional.classification.multiclass_matthews_corrcoef, num_classes=2),
             lambda given, y: sklearn.matthews_corrcoef(y, predictions.predicted(given)),
@@ -295,6 +304,13 @@ def test_a_metric_of_any_number_of_classes_is_right_of_two(measure, binary, take
         probs = (probs > 0.5).long()
     found = PredictionMetric(measure, takes=takes).value(Sample(probs, y, groups, torch.arange(300)))
     assert found == pytest.approx(binary(probs, y), abs=1e-6)
+
+
+def test_a_function_of_a_user_s_gets_one_probability_whatever_its_name():
+    def multiclass_share(probs, y):
+        return float(probs.dim() == 1)
+
+    assert PredictionMetric(multiclass_share).value(Sample(*torch.zeros(4, 3))) == 1
 
 
 def test_a_parameter_of_a_measure_that_is_called_as_an_interval_s_keeps_its_default():

@@ -85,10 +85,8 @@ class PredictionMetric:
 
     def value(self, sample: Sample) -> float:
         """Return the measured number; raise ValueError, with the result, if it is not one number."""
-        function = getattr(self.measure, "func", self.measure)
-        named = getattr(function, "__name__", type(function).__name__)
-        if named.lower().startswith("multiclass") and sample.given.dim() == 1 and sample.given.is_floating_point():
-            # torchmetrics would take P(y=1) for the number of a class, rounded down: for class 0
+        if sample.given.dim() == 1 and sample.given.is_floating_point() and _for_any_classes(self.measure):
+            # it would take P(y=1) for the number of a class, rounded down: for class 0
             sample = sample._replace(given=torch.stack((1 - sample.given, sample.given), 1))
         if hasattr(self.measure, "update"):
             self.measure.reset()
@@ -102,6 +100,15 @@ class PredictionMetric:
             return float(found)
         except (TypeError, ValueError):
             raise ValueError(f"returned a {type(found).__name__}, not one number") from None
+
+
+def _for_any_classes(measure: Callable[..., Any]) -> bool:
+    """Tell whether a measure is one of torchmetrics' for any number of classes, or a class that inherits from one."""
+    function = getattr(measure, "func", measure)
+    kinds = [function] if inspect.isfunction(function) else type(function).__mro__
+    names = [kind.__name__.lower() for kind in kinds if kind.__module__.partition(".")[0] == "torchmetrics"]
+    asked = bool(names) and getattr(measure, "keywords", {}).get("task") == "multiclass"
+    return asked or any(name.startswith("multiclass") for name in names)
 
 
 def _handed(called: Callable[..., Any], sample: Sample, **more: Tensor) -> Any:
