@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -25,7 +25,8 @@ def cells(
 
     - a config group that a grid sets selects among the grid's values: a grid with none of them is left out, and a
       combination that no grid has is a grid of its own, made of ``params``;
-    - another key that some grids set replaces the value there and does not change the other grids;
+    - several values of another key that some grids set replace its values there, and change no other grid; a single
+      value is also set in the other grids' cells of the same defences (`left_alone` names the rest);
     - ``arms.NAME.KEY`` sets KEY in the cells with ``defense=NAME`` alone.
 
     Args:
@@ -66,19 +67,43 @@ def cells(
         chosen.append(row)
     own = [rows({}) | {key: [value] for key, value in zip(groups, values, strict=True)} for values in left]
     chosen = [row for row in chosen if all(row.values())]
+    single: list[tuple[str, set[str]]] = []  # a word, and the defences of the grids that set its key
     for key, values in words.items():
         if key not in groups:
-            for row in [*([row for row in chosen if key in row] or chosen), *own]:
+            setting = [row for row in chosen if key in row]
+            for row in [*(setting or chosen), *own]:
                 row[key] = values
+            if len(values) == 1:
+                single.append((f"{key}={values[0]}", {arm for row in setting for arm in row.get("defense", [""])}))
     found: dict[frozenset[str], list[str]] = {}
     for row in [*chosen, *own]:
         for combination in itertools.product(*row.values()):
             cell = [f"{key}={value}" for key, value in zip(row, combination, strict=True)]
+            cell += [word for word, arms_of in single if word not in cell and _arm(cell) in arms_of]
             found.setdefault(frozenset(cell), cell)
     listed = list(found.values())
     for override in arms:
         listed = list({frozenset(cell): cell for cell in _in_arm(override, listed)}.values())
     return listed
+
+
+def left_alone(cells: Sequence[list[str]], given: Sequence[Override]) -> Iterator[str]:
+    """Tell of each override of the command line that some cells do not have, and how they get it.
+
+    Args:
+        cells: what `cells` listed.
+        given: the overrides of the command line.
+
+    Yields:
+        A line for each such override.
+    """
+    for override in given:
+        key = override.get_key_element()
+        without = [cell for cell in cells if not any(word.startswith(f"{key}=") for word in cell)]
+        if 0 < len(without) < len(cells):
+            arms = ", ".join(dict.fromkeys(filter(None, map(_arm, without))))
+            kept = f"{key}: {len(without)} of {len(cells)} cells keep their own, since their grids do not set it"
+            yield kept + (f" (defense={arms}): arms.NAME.{key}=VALUE does" if arms else "")
 
 
 def distinct(cells: list[list[str]], config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
@@ -113,6 +138,11 @@ def _in_arm(override: Override, cells: Sequence[list[str]]) -> list[list[str]]:
         rest = [word for word in cell if word.partition("=")[0] != key]
         found += [[*rest, f"{key}={value}"] for value in choices(override)]
     return found
+
+
+def _arm(cell: Sequence[str]) -> str:
+    """Return the defence that a cell sets, or nothing."""
+    return next((word.partition("=")[2] for word in cell if word.startswith("defense=")), "")
 
 
 def choices(override: Override) -> list[str]:

@@ -16,7 +16,7 @@ from fairpriv.errors import InputError
 from fairpriv.result import write_whole
 from fairpriv.secrets import without_secrets
 from fairpriv.sweep.engines import watched
-from fairpriv.sweep.grids import cells, distinct
+from fairpriv.sweep.grids import cells, distinct, left_alone
 from fairpriv.sweep.progress import SweepProgress
 
 
@@ -68,6 +68,9 @@ class GridSweeper(BasicSweeper):
         if not listed:
             raise InputError("the grid has no cells: one of its keys, a glob(...) or range(...), has no values")
         grid = distinct(listed, self.config, loader)
-        if len(grid) < len(listed) and (display := SweepProgress.current):
-            display.expect(len(grid), 0)
+        if display := SweepProgress.current:
+            if len(grid) < len(listed):
+                display.expect(len(grid), 0)
+            for line in left_alone(grid, overrides):
+                display.say(line)
         return list(self.split_overrides_to_chunks(grid, max_batch_size))

@@ -4,11 +4,13 @@ import itertools
 
 import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
 from fairpriv.cli import CONF, main
 from fairpriv.config.compose import groups, is_grid, prepare_hydra
+from fairpriv.sweep.grids import left_alone
 from fairpriv.sweep.progress import cell_configs, cells_of
 from fairpriv.validation import validate
 
@@ -74,6 +76,38 @@ def test_an_experiment_with_grids_is_a_grid():
 )
 def test_the_command_line_chooses_among_grids(grid, words, expected):
     assert grid("experiment=spin", *words.split()) == expected
+
+
+def test_a_single_value_is_set_in_every_cell_of_the_defences_whose_grids_set_the_key(grid):
+    found = grid("experiment=distribution_inference", "seed=0", "dataset=lsac", "game.alpha=0.8")
+    for cell in found:
+        asked = any(f"defense={defense}" in cell for defense in ("none", "fine_tune", "rehearsal", "fair_finetune"))
+        assert ("game.alpha=0.8" in cell) == asked
+    several = grid("experiment=distribution_inference", "seed=0", "dataset=lsac", "game.alpha=0.8,0.5")
+    rehearsal = [cell for cell in several if "defense=rehearsal" in cell]
+    assert sorted(any(word.startswith("game.alpha") for word in cell) for cell in rehearsal) == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "defense.ratio=1e-3",
+            "defense.ratio: 9 of 13 cells keep their own, since their grids do not set it "
+            "(defense=none, full, lora, dora, reft): arms.NAME.defense.ratio=VALUE does",
+        ),
+        ("seed=0,1 defense=spin defense.rule=released", None),
+        ("defense=none,spin dataset.dimensions=[general]", None),  # no grid that is left sets it: for all
+    ],
+)
+def test_what_the_command_line_does_not_change_is_told(grid, words, told):
+    found = [sorted(cell) for cell in grid("experiment=spin", *words.split())]
+    assert [*left_alone(found, OverridesParser.create().parse_overrides(words.split()))] == ([told] if told else [])
 
 
 def test_a_key_of_one_arm_leaves_the_others_alone(grid):

@@ -93,6 +93,8 @@ hydra:
         "[  3/3] defense=top1: failed",
     ]
     assert fairpriv("plan", *words).out.startswith("3 cells")
+    asked = fairpriv(*words, "game.adaptive=true")  # which the grids with top1 do not set
+    assert "game.adaptive: 1 of 2 cells keep their own, since their grids do not set it (defense=top1): " in asked.err
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(fairpriv, small, tmp_path, fits):
