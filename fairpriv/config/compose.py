@@ -452,6 +452,13 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         return f"{where}{group}={name}: there is no such {group}{nearest(name, known)}; there are {', '.join(known)}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{ambiguous[1]}: several values make a grid, which needs -m; a list is written key=[a,b]"
+    if absent := re.search(r"Could not delete (?:from config. )?'([\w.]+)'", text):
+        lacking, known = absent[1], _known_keys(conf, folders, overrides)
+        if lacking in known:
+            return f"{where}~{lacking}: there is nothing to leave out, since none is chosen"
+        if any(lacking in task.foreign for task in TASKS.values()):
+            return where + of_other_task(lacking)
+        return f"{where}unknown key {lacking}{nearest(lacking, known)}"
     missing = re.search(r"Could not override '(\w+)'.\s+No match|[Kk]ey '(\w+)' (?:is )?not in ", text)
     section = next(filter(None, missing.groups())) if missing else ""
     section = SECTIONS.get(section, section)
