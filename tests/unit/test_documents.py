@@ -9,6 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fairpriv.classifiers.data.documents import Documents
+from fairpriv.classifiers.data.game import GameDataModule
+from fairpriv.config.settings import GameSettings
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
 
@@ -202,8 +204,16 @@ def test_a_label_that_is_a_code_or_no_plain_word_is_blotted_out_by_its_name(tmp_
         ({"missing": "ignore"}, "error or drop"),
         ({"rows": 0}, "at least 1"),
         ({"bins": {"era": {"from": "profession", "edges": [5, 3]}}}, "rising order"),
+        ({"bins": {"era": {"from": "profession", "edges": ["3", "15"]}}}, r"dataset\.bins\.era: .*a list of numbers"),
+        ({"bins": {"era": {"from": "profession", "edges": 15}}}, r"dataset\.bins\.era: .*a list of numbers"),
     ],
 )
 def test_a_wrong_description_is_refused(tmp_path, changes, message):
     with pytest.raises(Exception, match=message):
         bios(tmp_path, **changes)
+
+
+def test_a_group_of_one_text_is_named_with_the_key_that_pools_texts(tmp_path):
+    data = GameDataModule(bios(tmp_path, [*BIOS[:3], *BIOS[4:]]), GameSettings(), seed=0)
+    with pytest.raises(InputError, match=r"group 'female' of 'gender' has one row .* pool it by dataset\.values"):
+        data.setup()

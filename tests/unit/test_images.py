@@ -103,6 +103,11 @@ def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
     assert "2 files that cannot be decoded are left out: 5_0_0_1.jpg, 6_0_0_2.jpg" in caplog.text
 
 
+def test_a_pattern_that_no_name_has_is_refused_however_many_may_be_left_out(tmp_path):
+    with pytest.raises(InputError, match=r"40 of 40 files in .*utkface cannot be read, which is all: .*does not parse"):
+        faces(tmp_path, pattern=r"(?P<age>\d+)-(?P<gender>\d)-(?P<race>\d)", max_unreadable=1.0).load()
+
+
 def test_images_of_the_same_bytes_are_kept_together_or_once_unless_they_contradict(tmp_path, caplog):
     faces(tmp_path)
     folder = tmp_path / "utkface"

@@ -427,6 +427,8 @@ def test_bad_input_is_named_in_one_line(tmp_path, changes, content, message):
         ({"separator": ";;"}, "separator: ';;'; one character"),
         ({"missing": "ignore"}, "error, drop or category"),
         ({"label_names": ["a", "a"]}, "label_names"),
+        ({"label_names": ["a", "a", "b"]}, "label_names"),
+        ({"label_names": ["1", "1.0"]}, "label_names"),
         ({"max_categories": 1}, "at least 2"),
         ({"numeric": ["age"], "categorical": ["age"]}, "both as numeric and as categorical"),
         ({"filters": {"age": {"minimum": 3}}}, r"filters\.age\.minimum: a condition is one of min"),

@@ -57,9 +57,13 @@ class Attributed(Dataset):
                 "least 1, or null for all"
             )
         for name, rule in self.bins.items():
-            edges = rule.get("edges")
-            if set(rule) != {"from", "edges"} or not edges or any(a >= b for a, b in pairwise(edges)):
-                raise InputError(f"dataset.bins.{name}: {rule}; it takes from, an attribute, and edges in rising order")
+            edges: Any = rule.get("edges")
+            numbers = isinstance(edges, list) and edges and all(type(edge) in (int, float) for edge in edges)
+            if set(rule) != {"from", "edges"} or not (numbers and all(a < b for a, b in pairwise(edges))):
+                raise InputError(
+                    f"dataset.bins.{name}: {rule}; it takes from, an attribute, and edges, a list of numbers in rising "
+                    "order, as [30, 60]"
+                )
 
     def _attributes(self) -> list[str]:
         """Name the attributes to read: target and sensitive attribute, or those that they are bins of."""

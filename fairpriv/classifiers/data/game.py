@@ -429,8 +429,9 @@ class GameDataModule(LightningDataModule):
         for name, count in zip(table.group_names, counts, strict=True):
             if count < 2:
                 raise InputError(
-                    f"group '{name}' of '{table.sensitive}' has one row in {table.name}: it cannot be both trained on "
-                    f"and measured; leave it out of dataset.groups.{table.sensitive} or pool it by dataset.recode"
+                    f"group '{name}' of '{table.sensitive}' has {('no', 'one')[count]} row in {table.name}: it cannot "
+                    f"be both trained on and measured; leave it out of dataset.groups.{table.sensitive}, or pool it by "
+                    f"{self.dataset.pools_groups_by}"
                 )
 
     def _check_cells(self, part: Part, worlds: tuple[NDArray[np.int64], ...]) -> None:

@@ -120,11 +120,9 @@ class Images(Attributed):
         return differ, copied if self.duplicates == "first" else np.zeros(len(paths), dtype=bool)
 
     def _allow(self, left_out: dict[str, str], files: int, folder: str) -> None:
-        if len(left_out) > self.max_unreadable * files:
-            raise InputError(
-                f"{len(left_out)} of {files} files in {folder} cannot be read, more than dataset.max_unreadable="
-                f"{self.max_unreadable}: {some(left_out)}"
-            )
+        if len(left_out) > self.max_unreadable * files or len(left_out) == files:
+            how = f"more than dataset.max_unreadable={self.max_unreadable}" if len(left_out) < files else "which is all"
+            raise InputError(f"{len(left_out)} of {files} files in {folder} cannot be read, {how}: {some(left_out)}")
 
     def _decode(self, paths: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict[str, str]]:
         """Return pixels ``[n, 3, size, size]`` of readable images, which ones these are, and why the others fail."""

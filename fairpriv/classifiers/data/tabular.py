@@ -185,9 +185,10 @@ class TabularDataset(Dataset):
             raise InputError("dataset.positive (values) or dataset.positive_above (a threshold): exactly one is wanted")
         if both := {*map(text, self.positive or ())} & {*map(text, self.negative or ())}:
             raise InputError(f"dataset.positive and dataset.negative both name {', '.join(map(repr, sorted(both)))}")
-        if self.label_names is not None and len(set(self.label_names)) != 2:
+        names = [*map(text, self.label_names or ())]
+        if self.label_names is not None and not len(names) == len(set(names)) == 2:
             raise InputError(
-                f"dataset.label_names: {self.label_names}; two names are wanted, of label 0 and of label 1"
+                f"dataset.label_names: {self.label_names}; two different names are wanted, of label 0 and of label 1"
             )
         if self.separator == r"\t":  # as a command line, or YAML without quotes, hands a tab on
             self.separator = "\t"
