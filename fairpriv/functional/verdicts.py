@@ -159,8 +159,8 @@ def rogan_gladen(successes: int, n: int, known: Known) -> tuple[float, tuple[flo
     if excess <= 0:
         return None
     middle = (rate + specificity - 1) / excess
-    of_safe = sensitivity * (1 - sensitivity) / known.safe
-    of_unsafe = specificity * (1 - specificity) / known.unsafe
+    of_safe = sensitivity * (1 - sensitivity) / (known.safe + 2)
+    of_unsafe = specificity * (1 - specificity) / (known.unsafe + 2)
     shift = 2 * _Z**2 * (middle * of_safe - (1 - middle) * of_unsafe)
     variance = rate * (1 - rate) / (n + _Z**2) + middle**2 * of_safe + (1 - middle) ** 2 * of_unsafe
     half = _Z * math.sqrt(variance) / excess

@@ -193,13 +193,19 @@ def test_absent_cell_with_weight_in_either_world_is_refused_by_name(world_with_w
     with pytest.raises(ValueError, match=r"\(label 0, group 1\)"):
         balanced_accuracy_gap_bound(rates, *compositions)
     assert accuracy_gap_bound(rates, pure, pure, prior, prior) == 0
+    rates[0, 1, 0] = 0.5  # a rate of its other class stays unknown
+    with pytest.raises(ValueError, match=r"\(label 0, group 1\)"):
+        accuracy_gap_bound(rates, *compositions, prior, prior)
 
 
 @pytest.mark.parametrize(
     ("index", "bad", "message"),
     [
         (0, torch.ones(3, 2, 2) / 2, r"rates \[3, 2, 2\] must be \[Y, S, C\] with C >= Y"),
+        (0, torch.ones(2, 2) / 2, r"rates \[2, 2\] must be \[Y, S, C\]"),
+        (0, torch.ones(0, 2, 2), r"rates \[0, 2, 2\] must be \[Y, S, C\]"),
         (1, torch.ones(2, 3) / 3, r"composition \[2, 3\] must be \[2, 2\]"),
+        (1, torch.tensor([[0.5, 0.5], [0.3, 0.5]]), "sum to 1"),
         (2, torch.tensor([[3, 5], [1, 9]]), "sum to 1"),
         (3, torch.tensor([1.5, -0.5]), "non-negative"),
         (4, torch.tensor([0.2, 0.3, 0.5]), r"prior \[3\] must be \[2\]"),

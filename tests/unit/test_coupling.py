@@ -110,6 +110,7 @@ def test_the_smallest_ratio_selects_one_and_the_next_below_none():
         ratio = smallest_ratio(numel)
         assert int(ratio * numel) == selected(numel, ratio) == 1
         assert selected(numel, math.nextafter(ratio, 0)) == 0
+        assert (selected(numel, 0), selected(numel, 1)) == (0, numel)
 
 
 def test_a_ratio_that_selects_nothing_is_warned_of_with_one_that_does():

@@ -118,6 +118,9 @@ def test_skip_without_empty_cells_does_not_warn():
         (lambda p, y, g: (p.float(), y, g), "preds holds torch.float32"),
         (lambda p, y, g: (p, y.double(), g), "target holds torch.float64"),
         (lambda p, y, g: (p, y, g.half()), "groups holds torch.float16"),
+        (lambda p, y, g: (p.cfloat(), y, g), "preds holds torch.complex64"),
+        (lambda p, y, g: (p[:, None], y, g), r"preds \[20, 1\], .* must be one-dimensional"),
+        (lambda p, y, g: (p, ["a"] * 20, g), "target holds <U1, not numbers"),
     ],
 )
 @pytest.mark.parametrize("function", [equalized_odds_gap, group_rates])
@@ -143,6 +146,11 @@ def test_group_rates_are_shares_of_each_cell():
                 assert rates[y, s, c].item() == (cell == c).sum().item() / len(cell)
 
 
+def test_codes_of_eight_bits_are_counted_as_those_of_64_are():
+    rows = draw(2, 400, labels=20, groups=20)  # more cells than a byte can number
+    assert group_counts(*(column.to(torch.uint8) for column in rows)).equal(group_counts(*rows))
+
+
 def test_group_rates_of_an_absent_cell_are_nan_throughout():
     rates = group_rates(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
     assert rates.isnan().tolist() == [[[False] * 2, [True] * 2], [[False] * 2, [False] * 2]]
@@ -160,6 +168,9 @@ def test_group_rates_sizes():
         group_rates(zero, zero - 1, zero)
     with pytest.raises(ValueError, match="classes=2 is less"):
         group_rates(zero, zero + 2, zero, classes=2)
+    for code in (-1, 2):
+        with pytest.raises(ValueError, match=f"preds holds codes {code} to {code}, outside 0 to 1"):
+            group_rates(zero + code, zero, zero, classes=2)
 
 
 @pytest.mark.parametrize(("classes", "groups"), [(2, 2), (2, 4), (3, 2), (5, 3)])
@@ -172,6 +183,11 @@ def test_label_gaps_leave_absent_cells_out(classes, groups):
     for y in (0, 2):
         rows = target == y
         assert deltas[y].item() == pytest.approx(loop_gap(preds[rows], target[rows], sensitive[rows]), abs=1e-12)
+
+
+def test_label_gaps_leave_out_a_cell_with_one_unknown_rate():
+    rates = torch.tensor([[[0.2, 0.8], [float("nan"), 0.1], [0.7, 0.3]]])
+    assert label_gaps(rates).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("labels", "groups", "classes"), [(2, 2, 2), (2, 5, 2), (3, 4, 3), (1, 2, 4)])
@@ -272,6 +288,8 @@ def test_penalty_refuses_wrong_shapes_and_dtypes():
         equalized_odds_penalty(torch.rand(20), target, groups.float())
     with pytest.raises(ValueError, match=r"probs \[20, 1\] must be \[N\], or \[N, C\] with all C classes"):
         equalized_odds_penalty(torch.rand(20, 1), target, groups)  # as a network with one output gives them
+    with pytest.raises(ValueError, match=r"probs \[20, 2, 2\] must be"):
+        equalized_odds_penalty(torch.rand(20, 2, 2), target, groups)
 
 
 def test_shift_weight_is_the_largest_total_variation_of_group_shares():
@@ -304,6 +322,8 @@ def test_shift_weight_refuses_bad_rows():
     target = torch.tensor([0, 1])
     with pytest.raises(ValueError, match="no rows"):
         shift_weight(target, target, target[:0], target[:0])
+    with pytest.raises(ValueError, match="there are no rows"):
+        shift_weight(*[target[:0]] * 4)
     with pytest.raises(ValueError, match=r"target1 \[2\], groups1 \[1\]"):
         shift_weight(target, target, target, target[:1])
 

@@ -112,11 +112,12 @@ def test_penalties_are_the_functional_ones_member_by_member():
         assert torch.allclose(gradient[member], torch.autograd.grad(theirs, p)[0], atol=1e-12)
 
 
-def test_gaps_of_many_models_are_those_of_each():
-    preds = torch.stack([labels(300, seed) for seed in range(5)])
+@pytest.mark.parametrize("classes", [3, CLASSES])
+def test_gaps_of_many_models_are_those_of_each(classes):
+    preds = torch.stack([labels(300, seed, classes) for seed in range(5)])
     y, s = labels(300, 7), labels(300, 8, 3)
     y[(y == 2) & (s == 1)] = 1  # an absent cell
-    gaps = equalized_odds_gaps(preds, y, s, classes=CLASSES)
+    gaps = equalized_odds_gaps(preds, y, s, classes=classes)
     with pytest.warns(UserWarning, match="left out"):
         expected = [float(equalized_odds_gap(p, y, s, missing="skip")) for p in preds]
     assert gaps.tolist() == pytest.approx(expected, abs=1e-12)
