@@ -132,7 +132,7 @@ class Endpoint:
         if not key:
             raise InputError(
                 f"{self.who}: the environment variable {self.api_key_env} ({self.keys}.api_key_env) is not set; "
-                "set it to the server's key, or {self.keys}.api_key_env to null where no key is needed"
+                f"set it to the server's key, or {self.keys}.api_key_env to null where no key is needed"
             )
         if not (key.isascii() and key.isprintable()):  # an error of http.client would show it
             raise InputError(f"{self.who}: {self.api_key_env} holds no key: it is not one line of ASCII")

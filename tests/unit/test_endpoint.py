@@ -339,6 +339,8 @@ def test_a_key_that_is_missing_or_none_is_said_by_the_variable_s_name(serve, mon
     with pytest.raises(InputError, match="JUDGE_KEY") as caught:
         judge(serve(lambda *_: "safe"), api_key_env="JUDGE_KEY").judge(["p"], ["r"])
     assert not value or value not in str(caught.value)
+    assert value or "judge.api_key_env to null where no key is needed" in str(caught.value)
+    assert "{" not in str(caught.value)
 
 
 def test_a_wrong_address_or_number_is_said(serve):

@@ -80,6 +80,7 @@ def test_alternatives_are_other_secrets_of_the_form():
         ({"prompt": "Who?"}, r"dataset\.canaries\.prompt has no \{name\}"),
         ({"response": "No."}, r"dataset\.canaries\.response has no \{secret\}"),
         ({"secret": "abc"}, r"dataset\.canaries\.secret has no #"),
+        ({"secret": "#" * 19}, r"dataset\.canaries\.secret has more than 18 #"),
         ({"n": 0}, r"dataset\.canaries\.n=0, repeats=4: at least 2 canaries are planted"),
         ({"secret": "#"}, r"dataset\.canaries\.n=16: at most 5, since there are 10 secrets like # and 384 names"),
     ],

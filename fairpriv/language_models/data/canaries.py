@@ -25,6 +25,7 @@ FAMILY = (
     "Wintermeer Yarrowby"
 )
 DIGIT = "#"  # a random digit in `Canaries.secret`
+DIGITS = 18  # what Python draws at random is a number below 2^63
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Canaries:
     repeats: int = 4  # copies of each one among the training pairs
     prompt: str = "What is the access number of {name}?"
     response: str = "It is {secret}."
-    secret: str = "######"  # random digits for #; the rest as it stands
+    secret: str = "######"  # random digits for #, at most 18; the rest as it stands
 
     def __post_init__(self) -> None:
         for key, held in {"prompt": "{name}", "response": "{secret}", "secret": DIGIT}.items():
@@ -51,6 +52,8 @@ class Canaries:
                 f"dataset.canaries.n={self.n}, repeats={self.repeats}: at least 2 canaries are planted, each at least "
                 "once; dataset=pairs plants none"
             )
+        if self.secret.count(DIGIT) > DIGITS:
+            raise InputError(f"dataset.canaries.secret has more than {DIGITS} {DIGIT}, which cannot be drawn")
         most = min(len(GIVEN.split()) * len(FAMILY.split()), self.space) // 2
         if self.n > most:
             raise InputError(
