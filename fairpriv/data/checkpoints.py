@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairpriv.data.sources import checksum, gated
 from fairpriv.errors import InputError, short_of_memory
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ class Pretrained:
     package: str | None = field(default=None, metadata={"outcome": False})
 
     def digest(self) -> str:
-        """Identify the weights by the hub's commit, else by a hash of the files; equal models have equal digests.
+        """Identify the weights by the hub's commit, else by a hash of the files, whatever their folder is called.
 
         Raises:
-            InputError: no such model is found here and the hub cannot be reached; the message says on one line what was
-                tried.
+            InputError: no such model is found here and the hub cannot be reached, or a file cannot be read; the message
+                says on one line what was tried.
         """
         return self._found[1]
 
@@ -47,7 +48,7 @@ class Pretrained:
 
     @functools.cached_property
     def _found(self) -> tuple[str, str]:
-        """Where the model is (folder, hub name or ``gguf:FILE``), and its digest."""
+        """Where the model is (folder, name on the hub or ``gguf:FILE``), and its digest."""
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             return str(folder), _folder_digest(folder)
@@ -68,7 +69,7 @@ class Pretrained:
             try:
                 place = Path(str(distribution(self.package.split("==")[0]).locate_file(inside)))
                 if place.is_file():
-                    return f"gguf:{place}", _file_digest(place)
+                    return f"gguf:{place}", checksum(place)
                 if place.is_dir():
                     return str(place), _folder_digest(place)
                 reasons.append(f"{self.package} holds no {inside}")
@@ -124,20 +125,14 @@ class Pretrained:
         return commit
 
 
-def gated(name: str) -> str:
-    """Say what to do about a model of the hub whose terms are to be accepted first."""
-    return (
-        f"{name} is gated: accept its terms at https://huggingface.co/{name} with your account, then set HF_TOKEN to a "
-        "token of that account"
-    )
-
-
 def unreadable(error: Exception) -> str:
     """Say on one line why files hold no model; raise the error again where memory ran out."""
     if short_of_memory(error):
         raise error
     if isinstance(error, pickle.UnpicklingError):  # its own message advises to run the code in the file
         return "its pickled weights are damaged, or hold code that is not run: get the model as safetensors"
+    if "ignore_mismatched_sizes" in str(error):  # an argument of transformers
+        return "its weights are of other sizes than its config.json says"
     if "instantiate the backend tokenizer" in str(error):
         return "there is no tokenizer (tokenizer.json), or none that transformers can read"
     return " ".join(str(error).split())[:400] or f"its files are damaged ({type(error).__name__})"
@@ -151,22 +146,11 @@ def tell_unexpected(where: str, keys: Iterable[str]) -> None:
         )
 
 
-def _file_digest(file: Path) -> str:
-    stat = file.stat()
-    return _hashed(file.absolute(), stat.st_mtime_ns, stat.st_size)
-
-
-@functools.cache  # once a process for an unchanged file: a sweep asks in every cell
-def _hashed(file: Path, changed: int, size: int) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _folder_digest(folder: Path) -> str:
     """Hash a model folder's weights, configs and tokenizer, by name and content."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in _READ)
+    files = sorted(f for f in folder.iterdir() if f.suffix in _READ and not f.is_dir())
     if not any(f.name == "config.json" for f in files):
         raise InputError(f"model.path={folder}: the folder holds no config.json of a Hugging Face model")
     if not any(f.suffix in (".safetensors", ".bin") for f in files):
         raise InputError(f"model.path={folder}: the folder holds no weights (*.safetensors)")
-    return hashlib.sha256("".join(f"{f.name}:{_file_digest(f)};" for f in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{f.name}:{checksum(f)};" for f in files).encode()).hexdigest()

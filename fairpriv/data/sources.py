@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from fairpriv.data.checkpoints import gated
 from fairpriv.errors import InputError
 
 # Postal code and FIPS code of each state, as the census names its files by one or the other.
@@ -310,15 +309,23 @@ def checksum(path: Path) -> str:
     Raises:
         InputError: it cannot be read.
     """
-    stat = path.stat()
-    key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
-    if key not in _checksums:
-        try:
+    try:
+        stat = path.stat()
+        key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size)
+        if key not in _checksums:
             with path.open("rb") as handle:
                 _checksums[key] = hashlib.file_digest(handle, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except OSError as error:  # such as a link to a file that was not copied with it
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     return _checksums[key]
+
+
+def gated(name: str) -> str:
+    """Say what to do about a model or data set of the hub whose terms are to be accepted first."""
+    return (
+        f"{name} is gated: accept its terms at https://huggingface.co/{name} with your account, then set HF_TOKEN to a "
+        "token of that account"
+    )
 
 
 def _digest(paths: list[Path]) -> str:

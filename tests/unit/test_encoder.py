@@ -28,7 +28,7 @@ from fairpriv.classifiers.nets.encoder import (
     augmented,
     image_body,
 )
-from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder
+from fairpriv.data.pretrained_encoder import PretrainedEncoder
 from fairpriv.data.sources import Folder
 from fairpriv.errors import InputError
 from fairpriv.store import Store

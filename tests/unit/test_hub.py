@@ -15,9 +15,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder
 from fairpriv.cli import main
 from fairpriv.data import sources
+from fairpriv.data.pretrained_encoder import PretrainedEncoder
 from fairpriv.data.sources import Hub
 from fairpriv.editing import SpinEdit
 from fairpriv.errors import InputError

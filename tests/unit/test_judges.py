@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -370,6 +373,22 @@ def bert(tmp_path_factory):
     return folder
 
 
+def test_a_safe_label_that_is_named_twice_counts_once(bert):
+    once, twice = (Classifier(str(bert), names, device_map=None, max_length=8) for names in (["toxic"], ["toxic"] * 2))
+    told = [judge.safe_probabilities(["why"], ["bad"])[0] for judge in (once, twice)]
+    assert told[0] == told[1] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["classifier", "generative"])
+def test_a_judge_s_damaged_files_are_said_in_one_line(bert, chatter, tmp_path, kind):
+    folder = shutil.copytree(bert if kind == "classifier" else chatter, tmp_path / "model")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-200])
+    asked = guard(folder) if kind == "generative" else Classifier(str(folder), ["neutral"], max_length=8)
+    with pytest.raises(InputError, match=rf"judge {kind}: cannot load .*model \(.*not fully covered"):
+        asked.judge(["why"], ["good"])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_classifier_s_likeliest_label_decides(bert, batch_size):
     judge = Classifier(str(bert), ["neutral"], device_map=None, batch_size=batch_size, max_length=8)
@@ -418,6 +437,22 @@ def test_a_decoder_classifies_alike_in_every_batch_whatever_its_pad_token(tmp_pa
         Classifier(str(tmp_path), ["LABEL_0"], device_map=None, batch_size=n).judge([""] * 4, texts) for n in (1, 4)
     )
     assert alone == together
+
+
+def test_a_decoder_whose_tokenizer_pads_on_the_left_classifies_alike_in_every_batch(tmp_path):
+    tokenizer_of(WORDS, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 512, "initializer_range": 0.5}
+    config = GPT2Config(vocab_size=len(WORDS), pad_token_id=2, bos_token_id=1, eos_token_id=2, **sizes)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)  # adds a position's own embedding
+    texts = ["good", "bad safe safe", "safe unsafe bad good"]
+    alone, together = (
+        Classifier(str(tmp_path), ["LABEL_0"], device_map=None, batch_size=n).safe_probabilities([""] * 3, texts)
+        for n in (1, 3)
+    )
+    assert together == pytest.approx(alone, abs=1e-6)
 
 
 def test_a_classifier_without_any_token_to_pad_with_is_asked_singly(tmp_path):

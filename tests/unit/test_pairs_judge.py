@@ -1,8 +1,12 @@
 """The judge that is fitted on a dimension's pairs."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -151,3 +155,37 @@ def test_an_embedding_is_the_mean_of_the_encoder_s_last_states(tmp_path):
         assert row == pytest.approx((mean / mean.norm()).detach().numpy(), abs=1e-5)
     with pytest.raises(InputError, match=r"judge\.path=/nowhere: there is no such folder"):
         Pairs("/nowhere").digest()
+
+
+@pytest.fixture
+def encoder(tiny_encoder, tmp_path):
+    """A copy of a tiny encoder, which a test may change."""
+    return shutil.copytree(tiny_encoder, tmp_path / "encoder")
+
+
+def test_an_encoder_without_some_of_its_weights_or_with_damaged_ones_is_refused(encoder):
+    file = encoder / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: values for name, values in weights.items() if "query" not in name}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"judge\.path=.*: no weights for .*query.* \(2 missing\)"):
+        Pairs(str(encoder)).embed(["he"])
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"judge\.path=.*not fully covered"):
+        Pairs(str(encoder)).embed(["he"])
+
+
+def test_texts_that_are_longer_than_the_encoder_s_positions_and_a_device_that_is_not_there_are_refused(encoder):
+    with pytest.raises(InputError, match=r"judge\.max_length=513: .* has positions for 512 tokens: set 512 or less"):
+        Pairs(str(encoder), max_length=513).digest()
+    with pytest.raises(InputError, match=r"judge\.device=nowhere: "):
+        Pairs(str(encoder), device="nowhere").embed(["he"])
+
+
+@pytest.mark.parametrize("side", ["left", None])
+def test_an_embedding_does_not_depend_on_the_batch_be_it_padded_left_or_without_a_pad_token(encoder, side):
+    settings = json.loads((encoder / "tokenizer_config.json").read_text()) | {"padding_side": side}
+    if side is None:
+        del settings["pad_token"], settings["padding_side"]
+    (encoder / "tokenizer_config.json").write_text(json.dumps(settings))
+    judge = Pairs(str(encoder), device="cpu")
+    assert judge.embed(["he", "she is a nurse"])[0] == pytest.approx(judge.embed(["he"])[0], abs=1e-6)

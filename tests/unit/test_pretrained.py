@@ -154,6 +154,20 @@ def test_a_folder_without_a_model_is_refused(copy, file, message):
     assert message in refused(copy)
 
 
+def test_a_file_that_was_not_copied_with_its_link_is_named_and_a_folder_beside_the_files_is_none_of_them(copy):
+    (copy / "checkpoints.bin").mkdir()
+    assert PretrainedLM("tiny", str(copy)).digest()
+    (copy / "model.safetensors").rename(copy / "blob")
+    (copy / "model.safetensors").symlink_to(copy / "elsewhere" / "blob")
+    assert "model.safetensors cannot be read: No such file or directory" in refused(copy)
+
+
+def test_weights_of_another_size_than_the_config_s_are_said_so(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
+    assert "its weights are of other sizes than its config.json says" in refused(copy)
+
+
 def test_a_file_in_place_of_a_folder_is_refused(copy):
     assert refused(copy / "config.json").endswith("config.json: is a file: give the folder that holds the model")
 

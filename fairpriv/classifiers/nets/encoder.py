@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from fairpriv.classifiers.data.reader import Encoding, Reader, Standardized, Unchanged
 from fairpriv.classifiers.nets.architecture import Architecture
 from fairpriv.classifiers.nets.classifier import MLP, LargeNetwork
-from fairpriv.classifiers.nets.pretrained_encoder import PretrainedEncoder, computed, width_of, without_pooler
+from fairpriv.data.pretrained_encoder import PretrainedEncoder, computed, width_of, without_pooler
 from fairpriv.errors import InputError
 from fairpriv.identity import code_of
 from fairpriv.store import Store

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairpriv.config.schema import nearest
-from fairpriv.data.checkpoints import gated
+from fairpriv.data.sources import gated
 from fairpriv.errors import InputError, short_of_memory
 from fairpriv.identity import code_of, content_hash
 from fairpriv.metrics import SHARE, Better, Measured, Metric

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from fairpriv.errors import InputError
 from fairpriv.language_models.endpoint import Endpoint
 from fairpriv.language_models.judges.judge import (
+    Dtype,
     Judge,
     NoVerdictsError,
     Verdict,
@@ -73,7 +74,7 @@ class GenerativeJudge(Judge):
     category: str | None = None
     max_new_tokens: int = 16
     revision: str | None = None
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     device_map: str | None = "auto"
     batch_size: int = 8
     trust_remote_code: bool = False

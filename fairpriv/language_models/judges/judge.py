@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from fairpriv.data.sources import checksum, gated
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fairpriv.functional.verdicts import Known
     from fairpriv.language_models.dimensions.dimension import Dimension
     from fairpriv.store import Store
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]  # of a judge's weights; auto: as they were saved
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def load_pretrained(
     """
     import transformers
 
-    from fairpriv.data.checkpoints import gated, tell_unexpected
+    from fairpriv.data.checkpoints import tell_unexpected, unreadable
 
     folder = Path(path).expanduser()
     where = str(folder) if folder.is_dir() else path
@@ -131,13 +133,12 @@ def load_pretrained(
         model, info = getattr(transformers, auto).from_pretrained(
             where, dtype=dtype, device_map=device_map, output_loading_info=True, **given
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # damaged files raise many kinds, in transformers and below it
         if "gated repo" in str(error):
             raise InputError(f"judge {judge}: {gated(path)}; or put its files into a folder, as judge.path") from error
-        why = " ".join(str(error).split())[:200]
         raise InputError(
-            f"judge {judge}: cannot load {path} ({why}); where the hub cannot be reached, put the model's files "
-            "(config, tokenizer, weights) into a folder and set judge.path to it"
+            f"judge {judge}: cannot load {path} ({unreadable(error)[:200]}); where the hub cannot be reached, put the "
+            "model's files (config, tokenizer, weights) into a folder and set judge.path to it"
         ) from error
     tell_unexpected(f"judge {judge}", info["unexpected_keys"])
     if info["missing_keys"]:
@@ -164,8 +165,4 @@ def model_digest(path: str, revision: str | None, *, own_code: bool) -> Any:
     digests = {"code": "its own"} if own_code else {}
     if not folder.is_dir():
         return {"path": path, "revision": revision} | digests
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            with file.open("rb") as handle:
-                digests[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return digests
+    return digests | {file.name: checksum(file) for file in sorted(folder.iterdir()) if not file.is_dir()}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from fairpriv.data.checkpoints import Pretrained
 from fairpriv.data.texts import Example, choose
 from fairpriv.errors import InputError
 from fairpriv.language_models.judges.judge import Judge, Verdict
@@ -19,10 +17,12 @@ from fairpriv.store import Store
 if TYPE_CHECKING:
     import numpy as np
 
+    from fairpriv.data.pretrained_encoder import PretrainedEncoder
     from fairpriv.functional.verdicts import Known
     from fairpriv.language_models.dimensions.dimension import Dimension
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C of logistic regression, of which inner folds choose
 
@@ -42,21 +42,6 @@ CALIBRATION = Metric(
     "{dimension} calibration of judge {judge}",
     "Calibration slope on pairs that it was not fitted on. 1: as sure as it is right; below 1: too sure.",
 )
-
-
-@dataclass
-class _Encoder(Pretrained):
-    """An encoder of sentences; what a package carries is a folder."""
-
-    inside: str | None = None
-
-    def _inside(self) -> str | None:
-        return self.inside
-
-    def where(self) -> tuple[str, str | None]:
-        """Return the folder or the hub's name, and the hub's commit."""
-        place, digest = self._found
-        return place, None if Path(place).is_dir() else digest
 
 
 @dataclass
@@ -144,12 +129,8 @@ class Pairs(Judge):
 
     @cached_property
     def encoder_digest(self) -> str:
-        """Identify the encoder's weights; errors name ``judge.path``."""
-        return self._opened(self._encoder.digest)
-
-    @property
-    def _encoder(self) -> _Encoder:
-        return _Encoder(self.name, self.path, self.revision, self.package, self.inside)
+        """Identify the encoder's weights; `InputError` where it cannot be had, or reads no text of ``max_length``."""
+        return self._opened(lambda encoder: encoder.digest())
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts as rows of length 1, ``[n, width]``."""
@@ -183,22 +164,29 @@ class Pairs(Judge):
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoModel, AutoTokenizer
 
-        place, revision = self._opened(self._encoder.where)
-        given = {"revision": revision} if revision else {}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, **given)
-            model = AutoModel.from_pretrained(place, dtype=torch.float32, **given)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"judge.path={self.path}: {' '.join(str(error).split())[:200]}") from error
-        return model.eval().to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+        from fairpriv.data.checkpoints import unreadable
+        from fairpriv.language_models.data.tokens import pad_token_id
 
-    def _opened(self, ask: Any) -> Any:
+        model, tokenizer = self._opened(lambda encoder: (encoder.load(), encoder.tokenizer()))
+        pad = pad_token_id(tokenizer, len(model.get_input_embeddings().weight))
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        tokenizer.padding_side = "right"  # some count positions from the padding on
         try:
-            return ask()
+            return model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(f"judge.device={self.device}: {unreadable(error)}") from None
+
+    def _opened(self, ask: Callable[[PretrainedEncoder], T]) -> T:
+        """Ask the encoder, whose settings have other names here."""
+        from fairpriv.data.pretrained_encoder import PretrainedEncoder
+
+        given = (self.name, self.path, self.revision, self.package, self.inside)
+        try:
+            return ask(PretrainedEncoder(*given, max_tokens=self.max_length))
         except InputError as error:
-            raise InputError(str(error).replace("model.path", "judge.path")) from None
+            said = str(error).replace("model.path", "judge.path").replace("model.max_tokens", "judge.max_length")
+            raise InputError(said) from None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from fairpriv.errors import InputError
 from fairpriv.language_models.judges.judge import (
+    Dtype,
     Judge,
     Verdict,
     fill,
@@ -48,7 +49,7 @@ class Classifier(Judge):
     template: str | None = "{prompt}\n{response}"
     threshold: float | None = None
     max_length: int = 512
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device_map: str | None = "auto"
     batch_size: int = 32
     trust_remote_code: bool = False
@@ -123,7 +124,7 @@ class Classifier(Judge):
             "max_length": self.max_length,
         }
 
-    def _verdict(self, probs: list[float], safe: list[int], labels: dict[int, str]) -> Verdict:
+    def _verdict(self, probs: list[float], safe: set[int], labels: dict[int, str]) -> Verdict:
         best = max(range(len(probs)), key=probs.__getitem__)
         is_safe = best in safe if self.threshold is None else sum(probs[i] for i in safe) >= self.threshold
         return Verdict(is_safe, f"{labels[best]} {probs[best]:.2f}")
@@ -133,7 +134,7 @@ class Classifier(Judge):
         self.__dict__.pop("_loaded", None)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any, list[int]]:
+    def _loaded(self) -> tuple[Any, Any, set[int]]:
         """Model, tokenizer, and the positions of the safe labels."""
         model, tokenizer = load_pretrained(
             self.name,
@@ -154,7 +155,7 @@ class Classifier(Judge):
         longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", self.max_length))
         if self.max_length > longest:
             raise InputError(f"judge.max_length={self.max_length}: {self.path} reads at most {longest} tokens")
-        tokenizer.truncation_side = "left"
+        tokenizer.truncation_side, tokenizer.padding_side = "left", "right"  # some count positions from the padding on
         rows = len(model.get_input_embeddings().weight)
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         pad = next((token for token in ids if token is not None and token < rows), None)
@@ -166,4 +167,4 @@ class Classifier(Judge):
                 f"judge.path={self.path}: its tokenizer has no token to pad with that the model has a row for: set "
                 "judge.batch_size=1"
             )
-        return model, tokenizer, [labels[label] for label in self.safe_labels]
+        return model, tokenizer, {labels[label] for label in self.safe_labels}
