@@ -35,11 +35,9 @@ def selected(numel: int, ratio: float) -> int:
 
 def smallest_ratio(numel: int) -> float:
     """Find the smallest ratio that selects one of ``numel`` >= 1 entries; 1 / numel itself can round to none."""
-    ratio = 1 / numel
+    ratio = 1 / numel  # the nearest number to it: the one below selects none
     while selected(numel, ratio) < 1:
         ratio = math.nextafter(ratio, 1)
-    while selected(numel, below := math.nextafter(ratio, 0)) >= 1:
-        ratio = below
     return ratio
 
 
@@ -104,7 +102,7 @@ def coupled_weights(
         raise ValueError(f"rule '{rule}' must be intersection or released")
     if rule == "released" and exclude_ratio != ratio:
         raise ValueError(f"rule 'released' needs exclude_ratio equal to ratio, not {exclude_ratio} and {ratio}")
-    if len(set(dimensions)) < 2 or len({*dimensions, *exclude}) < len(dimensions) + len(exclude):
+    if len(dimensions) < 2 or len({*dimensions, *exclude}) < len(dimensions) + len(exclude):
         raise ValueError(f"dimensions {list(dimensions)} must be two or more, each once and none in {list(exclude)}")
     if missing := [name for name in (*dimensions, *exclude) if name not in scores]:
         raise ValueError(f"no scores of '{missing[0]}': there are {', '.join(scores)}; exclude=() leaves out nothing")

@@ -55,7 +55,8 @@ def overlap(
     indices = counts / (a + b - counts)
     below = mass.cumsum(0)
     # slightly less, so that rounding of the sums does not skip a quantile that is met exactly
-    ends = torch.searchsorted(below, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double() - 1e-12)
+    quantiles = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ends = torch.searchsorted(below, quantiles - 1e-12)
     low, high = indices[ends.clamp(max=len(mass) - 1)].tolist()
     return Overlap((a, b), shared, shared / (a + b - shared), float(mass @ indices), (low, high))
 
@@ -80,7 +81,5 @@ def _trimmed(start: int, mass: Tensor) -> tuple[int, Tensor]:
 
 
 def _convolved(a: Tensor, b: Tensor) -> Tensor:
-    if len(a) < len(b):
-        a, b = b, a
     padded = torch.nn.functional.pad(a, (len(b) - 1, len(b) - 1))
     return torch.nn.functional.conv1d(padded[None, None], b.flip(0)[None, None])[0, 0]

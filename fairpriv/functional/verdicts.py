@@ -48,8 +48,8 @@ def auc_interval(area: float, positive: float, negative: float) -> tuple[float, 
         spread = 1 + more * ((1 - value) / (2 - value) + value / (1 + value))
         return _Z * math.sqrt(value * (1 - value) * spread / (positive * negative))
 
-    low = 0.0 if area == 0 else _root(lambda value: area - value - half(value), 0.0, area)
-    high = 1.0 if area == 1 else _root(lambda value: area - value + half(value), area, 1.0)
+    low = _root(lambda value: area - value - half(value), 0.0, area)
+    high = _root(lambda value: area - value + half(value), area, 1.0)
     return low, high
 
 

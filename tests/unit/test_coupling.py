@@ -127,9 +127,13 @@ def test_a_ratio_that_selects_nothing_is_warned_of_with_one_that_does():
         coupled_weights(scores, dimensions=["a", "b"], ratio=0.5, exclude_ratio=0.0001)
     with pytest.warns(UserWarning, match="max_ratio 0.002 selects no weight in 1 of 2"):
         assert len(top_weights(scores["a"], max_ratio=0.002)["small"].indices) == 0
+    with pytest.warns(UserWarning, match="ratio 0.002 selects") as caught:
+        coupled_weights(scores, dimensions=["a", "b"], ratio=0.002, exclude_ratio=0.002)
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         coupled_weights(scores, dimensions=["a", "b"], ratio=smallest_ratio(49))
+        coupled_weights(scores, dimensions=["a", "b"], exclude=(), ratio=0.5, exclude_ratio=0.0001)
 
 
 def test_what_cannot_be_answered_is_refused():
@@ -154,8 +158,10 @@ def test_what_cannot_be_answered_is_refused():
             coupled_weights(scores, **how | {"ratio": ratio})
     with pytest.raises(ValueError, match="'privacy' and 'fairness' are not of the same weights"):
         coupled_weights(scores | {"privacy": {"w": torch.rand(5, 5)}}, **how)
+    one_nan = torch.rand(10, 10)
+    one_nan[3, 4] = torch.nan
     with pytest.raises(ValueError, match="w: a score is NaN"):
-        coupled_weights(scores | {"privacy": {"w": torch.full((10, 10), torch.nan)}}, **how)
+        coupled_weights(scores | {"privacy": {"w": one_nan}}, **how)
 
 
 def test_top_weights_of_either_form_mix():
@@ -165,3 +171,10 @@ def test_top_weights_of_either_form_mix():
     for name, index in coupled_weights(scores, **how).items():
         assert torch.equal(index, coupled_weights(mixed, **how)[name])
     assert isinstance(tops["general"]["layers.0.mlp.weight"], TopWeights)
+
+
+def test_scores_may_be_arrays():
+    scores, how = random_case(1)
+    arrays = {which: {name: score.numpy() for name, score in of.items()} for which, of in scores.items()}
+    for name, index in coupled_weights(scores, **how).items():
+        assert torch.equal(index, coupled_weights(arrays, **how)[name])

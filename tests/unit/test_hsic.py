@@ -56,11 +56,12 @@ def test_single_precision_integers_and_scale_make_no_difference():
     assert float(hsic(whole.long(), y)) == float(hsic(whole, y))
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
 @pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
-def test_the_linear_kernel_finds_as_much_far_from_the_origin(offset):
+def test_a_kernel_finds_as_much_far_from_the_origin(offset, kernel):
     x = normal(40, 3, 0)
     y = x[:, :2] + normal(40, 2, 1)
-    (estimate, p), (same, far) = (hsic_test(x + o, y - o, kernel="linear", permutations=200) for o in (0, offset))
+    (estimate, p), (same, far) = (hsic_test(x + o, y - o, kernel=kernel, permutations=200) for o in (0, offset))
     assert float(same) == pytest.approx(float(estimate), rel=1e-7)
     assert p == far == 1 / 201
 
@@ -82,6 +83,9 @@ def test_constant_rows_depend_on_nothing(kernel):
         assert float(estimate) == pytest.approx(0, abs=1e-9 * float(x.max() ** 2 + 1))
         assert p == 1
     assert abs(float(hsic(torch.zeros(8, 1), torch.zeros(8, 2)))) < 1e-12
+    # more rows, of which sums in another order round otherwise, and more permutations than are computed at a time
+    for n, permutations in ((20, 50), (64, 1500)):
+        assert hsic_test(torch.zeros(n, 1), normal(n, 3, 0), kernel=kernel, permutations=permutations)[1] == 1
 
 
 def test_where_most_rows_coincide_the_bandwidth_is_that_of_the_others():
@@ -92,6 +96,13 @@ def test_where_most_rows_coincide_the_bandwidth_is_that_of_the_others():
     one, other = (kernel_by_hand(x, "rbf", spread), kernel_by_hand(y, "rbf", "median"))
     total = sum(one[i][j] * (other[i][j] + other[q][r] - 2 * other[i][q]) for i, j, q, r in permutations(range(9), 4))
     assert float(hsic(x, y)) == pytest.approx(total / (9 * 8 * 7 * 6), rel=1e-9)
+
+
+def test_distances_of_zero_count_in_the_median():
+    x = normal(7, 2, 5)
+    x[1:4] = x[0]
+    y = normal(7, 1, 6)
+    assert float(hsic(x, y)) == pytest.approx(hsic_by_hand(x, y), rel=1e-9)
 
 
 def test_the_p_value_counts_permutations_that_reach_the_estimate():
@@ -170,7 +181,7 @@ def test_the_interval_of_the_change_covers_it():
         (torch.zeros(5, 1), torch.zeros(6, 1), {}, "5 and 6 rows: they come in pairs"),
         (torch.zeros(5), torch.zeros(5, 1), {}, r"rows are \[5\]; they must be \[n, d\]"),
         (torch.zeros(5, 1), torch.zeros(5, 0), {}, r"with d at least 1"),
-        (torch.full((5, 1), torch.nan), torch.zeros(5, 1), {}, "not finite"),
+        (torch.tensor([[0.0], [1.0], [torch.nan], [2.0], [4.0]]), torch.zeros(5, 1), {}, "not finite"),
         (torch.zeros(5, 1), torch.zeros(5, 1), {"kernel": "laplace"}, "kernel 'laplace' must be rbf or linear"),
         (torch.zeros(5, 1), torch.zeros(5, 1), {"bandwidth": 0.0}, "bandwidth 0.0 must be positive, or 'median'"),
         (torch.zeros(5, 1), torch.zeros(5, 1), {"bandwidth": "mean"}, "bandwidth 'mean' must be positive"),
@@ -187,3 +198,4 @@ def test_a_change_needs_five_rows_and_as_many_before_as_after():
     for before, after in ((four, four), (five, four)):
         with pytest.raises(ValueError, match="five at least"):
             hsic_change((before, before), (after, after))
+    assert hsic_change((five, five), (five, five))[0] == 0

@@ -38,6 +38,10 @@ def test_chance_in_one_matrix_is_hypergeometric(numel, a, b, level):
     assert found.interval == pytest.approx(tuple(index[ends]))
 
 
+def test_a_quantile_that_is_met_exactly_is_not_skipped():
+    assert one([0], [0], 40).interval == (0, 0)  # nothing is shared by chance in 39 of 40, 0.975
+
+
 def test_chance_in_a_matrix_of_a_large_model():
     n, size = 45_088_768, 45_088  # 4,096 x 11,008, a thousandth
     found = one(range(size), range(size), n)
@@ -84,4 +88,4 @@ def test_sets_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="not the same"):
         overlap({"a": index}, {"b": index}, {"a": 9})
     with pytest.raises(ValueError, match="a: 3 indices of 2 entries"):
-        overlap({"a": index}, {"a": index}, {"a": 2})
+        overlap({"a": index}, {"a": index[:1]}, {"a": 2})

@@ -52,6 +52,7 @@ def test_the_auc_s_interval_solves_newcombes_equation(area, m, n):
     assert low < area < high
     assert auc_interval(1 - area, m, n) == pytest.approx((1 - high, 1 - low))
     assert auc_interval(0.0, m, n)[0] == 0
+    assert auc_interval(1.0, m, n)[1] == 1
 
 
 @pytest.mark.parametrize("cells", [(20, 5, 3, 12), (0, 4, 9, 0), (30, 0, 0, 1)])
@@ -115,13 +116,18 @@ def test_the_corrected_rate_s_interval_is_that_of_lang_and_reiczigel(k, n, known
 
 def test_what_has_no_value_has_none():
     assert cohen_kappa([True] * 5, [True] * 5) is None
+    assert cohen_kappa([False] * 5, [False] * 5) is None
     assert cohen_kappa([], []) is None
     assert cohen_kappa([True] * 5, [False] * 5)[0] == 0
     assert rogan_gladen(3, 5, Known(10, 5, 10, 5)) is None  # no better than chance
     assert rogan_gladen(3, 5, Known(0, 0, 10, 9)) is None
-    assert calibration_slope([0.1, 0.2, 0.8, 0.9], [False, False, True, True])[0] == math.inf
-    with pytest.raises(ValueError, match="no ROC curve"):
-        auc([1, 2], [True, True])
+    assert rogan_gladen(3, 5, Known(10, 9, 0, 0)) is None
+    assert rogan_gladen(0, 0, Known(10, 9, 10, 9)) is None
+    assert rogan_gladen(3, 5, Known(1, 1, 7, 2)) is None  # no better than chance with the adjusted counts, 2/3 and 1/3
+    assert calibration_slope([0.1, 0.2, 0.8, 0.9], [False, False, True, True]) == (math.inf, (-math.inf, math.inf))
+    for kind in (True, False):
+        with pytest.raises(ValueError, match="no ROC curve"):
+            auc([1, 2], [kind, kind])
 
 
 @pytest.mark.parametrize(
