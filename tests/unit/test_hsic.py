@@ -84,8 +84,8 @@ def test_constant_rows_depend_on_nothing(kernel):
         assert p == 1
     assert abs(float(hsic(torch.zeros(8, 1), torch.zeros(8, 2)))) < 1e-12
     # more rows, of which sums in another order round otherwise, and more permutations than are computed at a time
-    for n, permutations in ((20, 50), (64, 1500)):
-        assert hsic_test(torch.zeros(n, 1), normal(n, 3, 0), kernel=kernel, permutations=permutations)[1] == 1
+    for n, times in ((20, 50), (64, 1500)):
+        assert hsic_test(torch.zeros(n, 1), normal(n, 3, 0), kernel=kernel, permutations=times)[1] == 1
 
 
 def test_where_most_rows_coincide_the_bandwidth_is_that_of_the_others():
