@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import gc
 import hashlib
 import io
 import logging
@@ -142,7 +141,9 @@ def commands() -> dict[str, Command]:
     compare = Command(
         "compare DIR... [options]", "table, report.html, table.csv and plots of the results below DIR", compare_results
     )
-    compare.add_argument("places", nargs="+", metavar="DIR", help="a folder of results, or a sweep's (outputs, say)")
+    compare.add_argument(
+        "places", nargs="+", type=Path, metavar="DIR", help="a folder of results, or a sweep's (outputs, say)"
+    )
     compare.add_argument(
         "--where",
         action="append",
@@ -283,20 +284,16 @@ def compare_results(given: argparse.Namespace) -> int:
     """Carry out ``compare``."""
     from fairpriv.report.page import compare
 
-    gc.disable()  # a thousand results stay in use to the end, so that collecting garbage among them only takes time
-    try:
-        return compare(
-            [Path(place) for place in given.places],
-            given.out,
-            where=given.where,
-            by=given.by,
-            baseline=given.baseline,
-            pareto=given.pareto,
-            metrics=given.metrics,
-            form=given.format or "table",
-        )
-    finally:
-        gc.enable()
+    return compare(
+        given.places,
+        given.out,
+        where=given.where,
+        by=given.by,
+        baseline=given.baseline,
+        pareto=given.pareto,
+        metrics=given.metrics,
+        form=given.format or "table",
+    )
 
 
 def read_responses(given: argparse.Namespace) -> int:

@@ -77,7 +77,7 @@ def run(cfg: DictConfig | Sequence[str], *, config_dirs: Sequence[Place] = ()) -
         artifacts={},
         versions=environment(),
         git=git_state(Path(__file__).parent),
-        device=device_name(),
+        device=device_name(config),
     )
     _identify(result, config, {})  # for a failure before the inputs are read
     cell = cell_of(config)
@@ -121,7 +121,7 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
 
 def measure_as_rank(config: Mapping[str, Any], result: Result, number: int) -> None:
     """Measure the cell as one of ``number`` processes."""
-    result.device = f"{number} x {device_name()}"
+    result.device = f"{number} x {device_name(config)}"
     measure(config, cell_of(config), result)
 
 
@@ -191,15 +191,20 @@ def stage(name: str, seconds: dict[str, float | None]) -> Iterator[None]:
     log.info("%-8s %6.1f s", name, seconds[name])
 
 
-def device_name() -> str:
-    """Name the accelerator, and whether it rounds factors of float32, else the CPU with torch's threads."""
-    if torch.cuda.is_available():
-        matmul = (
-            torch.backends.cuda.matmul
-        )  # before PyTorch 2.9 it has `allow_tf32` alone; later ones refuse to mix the two
+def device_name(config: Mapping[str, Any]) -> str:
+    """Name the device of a config's ``trainer``: a GPU, and whether it rounds factors of float32; else torch's threads.
+
+    A GPU that ``trainer.accelerator=cpu`` leaves alone is not named.
+    """
+    from fairpriv.trainer import device_of  # with Lightning, which `load_lightning` imports faster, but later
+
+    device = device_of(config)
+    if device.type == "cuda":
+        matmul: Any = torch.backends.cuda.matmul
+        # before PyTorch 2.9 it has `allow_tf32` alone; later ones refuse to mix the two
         rounded = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-        return torch.cuda.get_device_name() + (", float32 products in TF32" if rounded else "")
-    return f"cpu, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
+        return torch.cuda.get_device_name(device) + (", float32 products in TF32" if rounded else "")
+    return f"{device.type}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
 
 
 class _Callable(ModuleType):

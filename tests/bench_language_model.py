@@ -199,7 +199,8 @@ def main() -> None:
         ).load()
 
     lm, tokenizer = load(dtype)
-    print(f"{device_name()}; ours in {dtype}, against float32 (bfloat16 is {gain():.1f} times as fast)", flush=True)
+    device = device_name({"trainer": {"accelerator": "auto"}})
+    print(f"{device}; ours in {dtype}, against float32 (bfloat16 is {gain():.1f} times as fast)", flush=True)
     examples = Texts(Bundled(["general.csv"]), {"prompt": "prompt", "response": "response"}).load()
 
     def answered(prompts: list[list[int]]) -> list[str]:

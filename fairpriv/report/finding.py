@@ -46,8 +46,8 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     parts = _Parts()
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
         try:
-            size = path.stat().st_size
-            if path.name != "result.json" and size > LARGEST and not _begins_as_ours(path):
+            file = path.stat()
+            if path.name != "result.json" and file.st_size > LARGEST and not _begins_as_ours(path):
                 continue
             document = parse(path, parts.decode)
             foreign = not isinstance(document, dict) or "schema_version" not in document
@@ -65,7 +65,7 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
         except PermissionError as error:  # it lies in a folder without rights
             skipped[path] = f"cannot be read: {error.strerror}"
             continue
-        rank = (result.status == "completed", path.stat().st_mtime, result)
+        rank = (result.status == "completed", file.st_mtime, result)
         if result.id not in found or rank[:2] > found[result.id][:2]:
             found[result.id] = rank
     in_time = sorted(found.values(), key=lambda rank: (rank[1], rank[2].id))

@@ -42,7 +42,7 @@ class View:
     """The content to show of one group of runs.
 
     Attributes:
-        group: name of the sweep.
+        group: name of the sweep, as far as W&B takes it.
         entity: owner of the project.
         project: project of the runs.
         runs: number of runs.
@@ -72,7 +72,7 @@ class View:
         """Make the view from the config and the summary of every run."""
         table = Comparison.of([_result(config, summary) for config, summary in runs])
         return cls(
-            group,
+            clipped(group, LONGEST),
             entity,
             project,
             len(runs),
@@ -190,7 +190,7 @@ class View:
         return wr.Report(
             entity=self.entity,
             project=self.project,
-            title=self.group[:128],
+            title=self.group,
             description="Made by fairpriv wandb-view.",
             blocks=blocks,
             width="fluid",

@@ -21,7 +21,7 @@ def cells(
 ) -> list[list[str]]:
     """List the overrides of every cell: the union of the products of ``params`` with each of ``grids``.
 
-    Without grids this is Hydra's own sweep. The overrides of the command line apply to all grids, with two exceptions:
+    Without grids this is Hydra's own sweep. Overrides of the command line apply to all grids, with three exceptions:
 
     - a config group that a grid sets selects among the grid's values: a grid with none of them is left out, and a
       combination that no grid has is a grid of its own, made of ``params``;

@@ -355,6 +355,13 @@ def sent(service) -> Service:
     return service
 
 
+def test_a_view_is_of_a_group_by_the_name_that_its_runs_have():
+    sweep = "x" * (weights_and_biases.LONGEST + 1)
+    config = {"dataset": {"name": "german"}, "defense": {"name": "none"}, "seed": 0, "task": "classifier"}
+    view = module.View.of(sweep, "me", "fairpriv", [(config, {"status": "completed", "eval/accuracy": 0.5})])
+    assert view.group == weights_and_biases.clipped(sweep, weights_and_biases.LONGEST)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between wandb-workspaces and pydantic
 def test_wandb_view_saves_a_workspace_and_a_report(sent, fairpriv):
     ended = fairpriv("wandb-view", "mine")

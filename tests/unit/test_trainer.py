@@ -23,14 +23,18 @@ def test_a_gpu_that_rounds_factors_says_so_however_it_was_told(way):
     code = f"""
 import torch
 from fairpriv.run import device_name
-torch.cuda.is_available, torch.cuda.get_device_name = lambda: True, lambda: "H100"
-assert device_name() == "H100"
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda device: {{None: "H100", 1: "T4"}}[device.index]
+config = {{"trainer": {{"accelerator": "auto"}}}}
+assert device_name(config) == "H100"
+assert device_name({{"trainer": {{"accelerator": "gpu", "devices": [1]}}}}) == "T4"
+assert device_name({{"trainer": {{"accelerator": "cpu"}}}}).startswith("cpu, ")
 if {way!r} == "of old":
     torch.set_float32_matmul_precision("high")
 elif {way!r} == "of the products":
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 else:
     torch.backends.fp32_precision = "tf32"
-assert device_name() == "H100, float32 products in TF32", device_name()
+assert device_name(config) == "H100, float32 products in TF32", device_name(config)
 """
     subprocess.run([sys.executable, "-c", code], check=True)  # what is set holds for the process
