@@ -140,6 +140,26 @@ def test_the_interval_of_a_rate_is_exact_where_the_threshold_is_certain(rng):
     assert interval == pytest.approx((exact.low, exact.high))
 
 
+@pytest.mark.parametrize(("m", "fpr"), [(100, 0.29), (100, 0.07), (50, 0.02), (10, 0.95)])  # 100 * 0.29 is below 29
+def test_the_interval_of_a_rate_joins_those_of_hits_and_of_the_threshold(rng, m, fpr):
+    positive, negative = rng.normal(0.5, 1, 40), rng.normal(0, 1, m)
+    for shift in (0, -9):  # then none is found
+        scores, member = torch.from_numpy(np.r_[positive + shift, negative]), torch.arange(40 + m) < 40
+        largest = [math.inf, *sorted(negative, reverse=True), -math.inf]
+
+        def found(place, shift=shift, largest=largest):
+            return float((positive + shift > largest[place]).mean())
+
+        rate = max(found(place) for place in range(m + 1) if place - 1 <= fpr * m + 1e-9)
+        exact = stats.binomtest(round(40 * rate), 40).proportion_ci(method="exact")
+        first, last = (int(stats.binom.ppf(q, m, fpr)) for q in (0.025, 0.975))  # of a quantile, by order statistics
+        low = rate - math.hypot(rate - exact.low, rate - found(first))
+        high = rate + math.hypot(exact.high - rate, found(last + 1) - rate)
+        value, interval = rates_at(scores, member, fpr)
+        assert value == pytest.approx(rate)
+        assert interval == pytest.approx((max(0, low), min(1, high)))
+
+
 @pytest.mark.parametrize(
     ("rows", "fpr", "shift"), [(4000, 0.001, 1), (4000, 0.001, 0), (4000, 0.01, 1), (800, 0.01, 0), (200, 0.05, 2)]
 )
@@ -162,13 +182,16 @@ def test_the_interval_of_a_rate_holds_it_where_scores_are_tied(rng, fpr):
         assert 0 <= low <= found <= high <= 1
 
 
-def test_the_interval_of_a_mean_auc_is_that_of_two_ways_of_clustering(rng):
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_interval_of_a_mean_auc_is_that_of_two_ways_of_clustering(rng, alike):
     scores, member = (
-        torch.from_numpy(rng.integers(0, 9, (3, 12)).astype(float)),
-        torch.from_numpy(rng.random((3, 12)) < 0.5),
+        torch.from_numpy(rng.integers(0, 9, (7, 30)).astype(float)),
+        torch.from_numpy(rng.random((7, 30)) < 0.5),
     )
-    added, auc = np.zeros((3, 12)), np.zeros(3)
-    for v in range(3):
+    if alike:
+        scores = scores[:1] + 3 * member  # so that rows make more of the variance than victims do
+    added, auc = np.zeros((7, 30)), np.zeros(7)
+    for v in range(7):
         inside, outside = (np.flatnonzero(member[v] == kind) for kind in (True, False))
         won = {(i, j): float(torch.sign(scores[v, i] - scores[v, j])) / 2 + 0.5 for i in inside for j in outside}
         auc[v] = np.mean(list(won.values()))
@@ -177,11 +200,13 @@ def test_the_interval_of_a_mean_auc_is_that_of_two_ways_of_clustering(rng):
             added[v, i] = (np.mean([won[i, j] for j in outside]) - auc[v]) / len(inside)
         for j in outside:
             added[v, j] = (np.mean([won[i, j] for i in inside]) - auc[v]) / len(outside)
-    rows, victims = (added.sum(0) ** 2).sum() / 9 * 12 / 11, stats.sem(auc) ** 2
-    variance = max(rows + victims - (added**2).sum() / 9, rows, victims)
-    half = stats.t.ppf(0.975, 2) * math.sqrt(variance)
+    rows, victims = (added.sum(0) ** 2).sum() / 49 * 30 / 29, stats.sem(auc) ** 2
+    variance = max(rows + victims - (added**2).sum() / 49, rows, victims)
+    half = stats.t.ppf(0.975, 6) * math.sqrt(variance)
     low, high = mean_auc_interval(scores, member)
-    assert (low, high) == pytest.approx((max(0, auc.mean() - half), min(1, auc.mean() + half)))
+    assert 0 < low < high < 1  # it is not cut off
+    assert (low, high) == pytest.approx((auc.mean() - half, auc.mean() + half))
+    assert mean_auc_interval(scores[:2], member[:2])[0] == 0
     with pytest.raises(ValueError, match="1 victims: two are needed"):
         mean_auc_interval(scores[:1], member[:1])
 
@@ -215,6 +240,20 @@ def test_a_row_without_references_is_named():
     inside[:3, :2] = False
     with pytest.raises(ValueError, match="row 2 has 0 reference models trained without it"):
         lira_scores(torch.zeros(1, 3), torch.zeros(6, 3), inside)
+    with pytest.raises(ValueError, match="row 2 has no reference model trained without it"):
+        rmia_scores(torch.zeros(1, 3), torch.zeros(6, 3), inside, torch.zeros(1, 4), torch.zeros(6, 4))
+    inside = torch.tensor([[True, True], [True, False], [False, False], [False, False]])
+    with pytest.raises(ValueError, match="row 1 has 1 reference models trained with it"):
+        lira_scores(torch.zeros(1, 2), torch.zeros(4, 2), inside)
+
+
+def test_rmia_counts_a_tie_as_dominated_and_a_population_row_of_probability_0_too():
+    inside = torch.tensor([[True], [False]])
+    half = torch.full((2, 1), 0.5)
+    # the row's ratio is 1 / 0.5 = 2, and those of the population are 1, 1.2 and, of 0 by 0, none
+    population, beside = torch.tensor([[0.5, 0.6, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]] * 2)
+    scores = rmia_scores(torch.ones(1, 1), half, inside, population, beside, gamma=2.0, online=True)
+    assert scores.item() == pytest.approx(2 / 3)
 
 
 def test_the_label_s_own_probability():
