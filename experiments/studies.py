@@ -39,12 +39,9 @@ DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 ALIKE = "alike.json"  # beside results: what their configs have in common, see `in_common`
-# Keys that say how a data set is read; those that a sweep would set stay with every cell.
-_FILES = ("_target_", "source", "separator", "skip_initial_space", "comment", "skip_rows", "pattern", "max_unreadable")
-_NUMBERS = ("decimal", "thousands", "units", "missing_values", "bins", "numeric", "features", "categorical")
-_COLUMNS = ("columns", "rename", "decode", "recode", "drop", "filters", "where", "text", "max_categories", "duplicates")
-_LABELS = ("positive", "negative", "positive_above", "label_names", "groups", "values", "proxies", "keep_proxies")
-_READING = (*_FILES, *_NUMBERS, *_COLUMNS, *_LABELS)
+_ALL = ("attack", "dimensions", "trainer", "training")  # sections that are left out only as a whole
+_BY_NAME = ("dataset", "model", "defense", "game", "evaluation", "utility", "paths")  # and key by key
+_TOLD = ("name", "alpha", "adaptive", "tau")  # what tables, pictures and published figures ask for, though it be alike
 _ASKED = ("logger", "retry", "sweep", "threads")  # which sweep asked for a cell, and how
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
@@ -244,26 +241,38 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def in_common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what splits no row: these sections where all have them alike, and how each data set is read."""
-    sections = ("attack", "dimensions", "trainer", "training")
-    found = {part: configs[0][part] for part in sections if configs[0].get(part)}
+    """Return what splits no row: sections that all have alike, and keys of others that no two cells have unlike.
+
+    These are kept by the name of their data set, model or defence. A key is left out of them if all cells of each
+    name have it alike, so that a table shows it of all names or of none.
+    """
+    first = configs[0]
+    found = {part: first[part] for part in _ALL if first.get(part)}
     found = {part: said for part, said in found.items() if all(config.get(part) == said for config in configs)}
-    datasets: dict[str, list[Mapping[str, Any]]] = {}
-    for config in configs:
-        if dataset := config.get("dataset"):
-            datasets.setdefault(dataset["name"], []).append(dataset)
-    read = {
-        name: {
-            key: ones[0][key] for key in _READING if key in ones[0] and all(_same(key, one, ones[0]) for one in ones)
+    for part in _BY_NAME:
+        own: dict[str, list[Mapping[str, Any]]] = {}
+        for config in configs:
+            if section := config.get(part):
+                own.setdefault(_name(part, section), []).append(section)
+        unlike = {
+            key for ones in own.values() for one in ones for key in {*one, *ones[0]} if not _same(key, one, ones[0])
         }
-        for name, ones in sorted(datasets.items())
-    }
-    read = {name: keys for name, keys in read.items() if keys}
-    return found | ({"dataset": read} if read else {})
+        shared = {
+            name: {key: value for one in ones for key, value in one.items() if key not in unlike and key not in _TOLD}
+            for name, ones in sorted(own.items())
+        }
+        if shared := {name: keys for name, keys in shared.items() if keys}:
+            found[part] = shared
+    return found
+
+
+def _name(part: str, section: Mapping[str, Any]) -> str:
+    """Return the name under which `in_common` keeps a section: its own, if it has one."""
+    return str(section.get("name", part))
 
 
 def _same(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return key in one and one[key] == other[key]
+    return json.dumps(one.get(key)) == json.dumps(other.get(key))  # what came later and is null left cells as they were
 
 
 def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
@@ -273,15 +282,18 @@ def leave_out(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
         del config["training"]
     if "trainer" in alike:
         config["trainer"] = {key: alike["trainer"][key] for key in ("precision",) if key in alike["trainer"]}
-    for key in alike.get("dataset", {}).get((config.get("dataset") or {}).get("name"), {}):
-        del config["dataset"][key]
+    for part in _BY_NAME:
+        if section := config.get(part):
+            without = alike.get(part, {}).get(_name(part, section), {})
+            config[part] = {key: value for key, value in section.items() if key not in without}
 
 
 def put_back(config: dict[str, Any], alike: Mapping[str, Any]) -> None:
     """Undo `leave_out`."""
-    config |= {part: alike[part] for part in alike if part != "dataset"}
-    if dataset := config.get("dataset"):
-        config["dataset"] = dataset | alike.get("dataset", {}).get(dataset["name"], {})
+    config |= {part: alike[part] for part in _ALL if part in alike}
+    for part in _BY_NAME:
+        if (section := config.get(part)) is not None:  # empty, where all of it was left out
+            config[part] = section | alike.get(part, {}).get(_name(part, section), {})
 
 
 def _said(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,10 +92,13 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     studies.main(["run", "small", "threads=1"])
     last = f"paths.root={tmp_path}/outputs/studies/small threads=1"
     assert ran == [f"-m fairpriv dataset=mine {last}", f"-m fairpriv dataset=german seed=1 {last}"]
-    assert [path.name for path in (study / "results").iterdir()] == ["a.json"]
-    kept = json.loads((study / "results" / "a.json").read_text())
-    assert kept["metrics"] == {"eval/accuracy": 0.5}
-    assert kept["config"] == {"paths": {"root": "outputs", "data": "data"}, "model": {"cache": "outputs/cache"}}
+    kept = {path.stem: json.loads(path.read_text()) for path in (study / "results").iterdir()}
+    assert kept["a"]["metrics"] == {"eval/accuracy": 0.5}
+    assert kept.keys() == {"a", "alike"}
+    assert kept["alike"] == {
+        "model": {"model": {"cache": "outputs/cache"}},
+        "paths": {"paths": {"root": "outputs", "data": "data"}},
+    }
 
 
 def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch):
@@ -128,6 +131,9 @@ def result(studies, tmp_path, monkeypatch):
         trainer = {"accelerator": "auto", "precision": "32-true"}
         config = {"seed": 0, "attack": {"meta": {"width": width}}, "dimensions": {}, "trainer": trainer}
         config |= {"training": {"epochs": 40}, "sweep": root, "retry": "none"}
+        config |= {"game": {"alpha": 1.0, "min_cell": 5, "shadows": width}, "defense": {"name": name, "lr": 0.1}}
+        if root == "second":
+            config["defense"]["later"] = None  # a key that came after the first cells
         source = {"files": ["a"], "folder": f"/{root}/german", "cache": f"/{root}/cache"}
         config["paths"] = {"root": "outputs", "data": f"/{root}"}  # of two machines
         config["dataset"] = {"name": "german", "columns": list(columns), "source": source}
@@ -151,6 +157,9 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
     assert told.pop("described").keys() == {"accuracy", "gap"}
     assert told.pop("alike") == {
         "attack": {"meta": {"width": 32}},
+        "game": {"game": {"min_cell": 5, "shadows": 32}},
+        "defense": {"a": {"lr": 0.1}, "b": {"lr": 0.1, "later": None}},
+        "paths": {"paths": {"root": "outputs", "data": "data"}},
         "dataset": {"german": {"source": {"files": ["a"], "folder": "data/german"}, "columns": ["x", "y"]}},
         "trainer": {"accelerator": "auto", "precision": "32-true"},
         "training": {"epochs": 40},
@@ -160,6 +169,8 @@ def test_what_is_alike_in_all_cells_is_kept_once_and_later_cells_beside_them(stu
     assert all({"described", "error", "artifacts"}.isdisjoint(told[name]) for name in "ab")  # empty
     assert all({"training", "sweep", "retry"}.isdisjoint(told[name]["config"]) for name in "ab")
     assert all(told[name]["config"]["dataset"] == {"name": "german"} for name in "ab")
+    assert all(told[name]["config"]["game"] == {"alpha": 1.0} for name in "ab")  # which published figures ask for
+    assert [told[name]["config"]["defense"] for name in "ab"] == [{"name": "a"}, {"name": "b"}]
     found, skipped = find_results([tmp_path / "small"])
     assert (sorted(one.id for one in found), skipped) == (["a", "b"], [])
     studies.keep("small", tmp_path / "second")
@@ -173,10 +184,12 @@ def test_a_cell_of_other_settings_beside_kept_ones_gives_these_their_own_back(st
     studies.main(["add", "small", str(tmp_path / "second")])
     told = kept()
     alike = told.pop("alike")
-    assert (alike.keys(), alike["dataset"]) == (
-        {"dataset", "trainer", "training"},
+    assert (alike.keys(), alike["dataset"], alike["game"]) == (
+        {"dataset", "trainer", "training", "game", "defense", "paths"},
         {"german": {"source": {"files": ["a"], "folder": "data/german"}}},
+        {"game": {"min_cell": 5}},
     )
+    assert [told[name]["config"]["game"] for name in "ab"] == [{"alpha": 1.0, "shadows": width} for width in (32, 64)]
     assert [told[name]["config"]["attack"] for name in "ab"] == [{"meta": {"width": 32}}, {"meta": {"width": 64}}]
     assert [told[name]["config"]["dataset"]["columns"] for name in "ab"] == [["x", "y"], ["y", "x"]]
 
