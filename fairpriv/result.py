@@ -393,7 +393,7 @@ def environment() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's model as the system names it."""
+    """Name the processor's model as the system does."""
     with contextlib.suppress(OSError):
         if named := re.search(
             r"^model name\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE

@@ -28,7 +28,7 @@ SECTIONS = {
     "dimension": "dimensions",
     "engine": "evaluation",
 }  # where a group's choice stands, if not under its own name
-ENGINES = {  # launchers of other packages, by the extra that installs them
+_LAUNCHERS = {  # of other packages: the extra of ours that installs them, and the package
     "submitit_local": ("slurm", "hydra-submitit-launcher"),
     "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
 }
@@ -444,8 +444,8 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     )  # a file of the user's; what ours name comes from the command line
     if option := re.search(r"Could not (?:find|load) '([\w/.-]+)/([^/']+)'", text):
         group, name = option.groups()
-        if group == "hydra/launcher" and name in ENGINES:
-            extra, package = ENGINES[name]
+        if group == "hydra/launcher" and name in _LAUNCHERS:
+            extra, package = _LAUNCHERS[name]
             return f"{group}={name}: {package} is not installed: pip install 'fairpriv[{extra}]'"
         available = re.search(rf"Available options in '{group}':\n((?:\t.*\n?)+)", text)
         known = available[1].split() if available else list(options.get(group, {}))

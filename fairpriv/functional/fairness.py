@@ -280,7 +280,7 @@ def _without_absent(counts: Tensor, labels: list[int], names: list[int], missing
 
 
 def _spread(vectors: Tensor, present: Tensor) -> Tensor:
-    """Largest total variation between two present groups of a label: ``[..., S, C]``, ``[..., S]`` -> ``[...]``."""
+    """Return the largest total variation of two present groups: ``[..., S, C]``, ``[..., S]`` bool -> ``[...]``."""
     distance = total_variation(vectors[..., :, None, :], vectors[..., None, :, :])
     return torch.where(present[..., :, None] & present[..., None, :], distance, 0.0).amax((-2, -1))
 

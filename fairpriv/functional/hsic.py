@@ -110,7 +110,7 @@ def hsic_change(
 
 
 def _kernels(x: Values, y: Values, kernel: str, bandwidth: float | str) -> tuple[Tensor, Tensor]:
-    """Both kernel matrices ``[n, n]``, float64, with zeros on the diagonal."""
+    """Compute both kernel matrices ``[n, n]``, float64, with zeros on the diagonal."""
     x, y = as_tensor(x, "x"), as_tensor(y, "y")
     for rows in (x, y):
         if rows.dim() != 2 or not rows.shape[1]:
@@ -140,7 +140,7 @@ def _kernel(rows: Tensor, kernel: str, bandwidth: float | str) -> Tensor:
 
 
 def _median(distances: Tensor) -> float:
-    """The median over pairs; 1 where all rows coincide, since the bandwidth then does not matter."""
+    """Return the median over pairs; 1 where all rows coincide, since the bandwidth then does not matter."""
     first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
     pairs = distances[first, second]
     apart = pairs[pairs > 0]
@@ -155,7 +155,7 @@ def _unbiased(k: Tensor, m: Tensor) -> Tensor:
 
 
 def _leaving_one_out(k: Tensor, m: Tensor) -> Tensor:
-    """``_unbiased`` without row and column i of both matrices, for every i: ``[n]``."""
+    """Compute ``_unbiased`` without row and column i of both matrices, for every i: ``[n]``."""
     n = len(k) - 1
     rows_k, rows_m = k.sum(1), m.sum(1)
     left_k, left_m = (

@@ -399,7 +399,7 @@ def _mean_rate(successes: Sequence[float], n: Sequence[float], level: float) -> 
 def _family(
     counts: Tensor, composition0: Tensor | None, level: float, draws: int, seed: int
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Ends of delta_y ``[Y]``, and of the range over labels of recall in world 0 (0 without its composition)."""
+    """Return ends of delta_y ``[Y]``, and of the range over labels of recall in world 0 (0 without its composition)."""
     counts = counts.cpu()  # one generator, so the same draws whatever the device
     if counts.shape[-1] == 1:  # a constant model's rows do not show the class that it might have predicted
         counts = torch.nn.functional.pad(counts, (0, 1))
@@ -436,7 +436,7 @@ def _family(
 def _simultaneous(
     counts: Tensor, differences: Callable[[Tensor], Tensor], level: float, draws: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Ends ``[K]`` in [-1, 1] that jointly cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map."""
+    """Find ends ``[K]`` in [-1, 1] that jointly cover ``differences(rates [B, Y, S, C]) -> [B, K]``, a linear map."""
     n = counts.sum(-1, keepdim=True).double()
     smooth = (counts + 2 / counts.shape[-1]) / (n + 2)
     whole = n.round()  # effective numbers of rows are no integers

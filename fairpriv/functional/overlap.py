@@ -62,7 +62,7 @@ def overlap(
 
 
 def _hypergeometric(numel: int, a: int, b: int) -> tuple[int, Tensor]:
-    """The distribution of what two random sets of ``a`` and ``b`` of ``numel`` entries share: least value and mass.
+    """Return how many entries two random sets of ``a`` and ``b`` of ``numel`` share: the least value, and the mass.
 
     It uses the ratio of neighbouring terms, which stays exact where factorials of millions would not.
     """

@@ -234,7 +234,7 @@ def _overlap(row: Row, pair: str) -> Row:
 
 
 def _estimate(rows: Sequence[Row], key: str) -> Estimate | None:
-    """Mean over cells with the interval over them, or a single cell's own; of chance, the mean of its own intervals."""
+    """Estimate over cells, with the interval over them or a single cell's own; of chance, the mean of their own."""
     rows = [row for row in rows if row.get(key) is not None]
     values = [row[key] for row in rows]
     ends = [row[f"{key}_interval"] for row in rows if row.get(f"{key}_interval")]

@@ -132,7 +132,7 @@ class Estimate:
 
 
 def _mean_and_half(values: Sequence[float], overlap: float | None, components: int = 1) -> tuple[float, float]:
-    """Mean, and half the width of its t interval, as one of so many ``components`` that hold jointly."""
+    """Return the mean, and half the width of its t interval, as one of so many ``components`` that hold jointly."""
     n = len(values)
     mean = min(max(math.fsum(values) / n, min(values)), max(values))  # not beside equal values, by rounding
     # statistics.stdev takes twenty times as long.
@@ -143,7 +143,7 @@ def _mean_and_half(values: Sequence[float], overlap: float | None, components: i
 def _magnitude_ends(
     sets: Sequence[Sequence[tuple[float, Rows | None]]], overlap: float | None
 ) -> tuple[float, float] | None:
-    """Ends of the mean over sets of a magnitude, from the box of all components' intervals; see `of_magnitude`."""
+    """Bound the mean over sets of a magnitude by the box of all components' intervals; see `of_magnitude`."""
     found: list[list[Rows]] = []
     bases, components = [], 0
     for cells in sets:
@@ -696,12 +696,12 @@ def _partners(parts: Sequence[Group], told: Sequence[str], baseline: Sequence[Co
 
 
 def _of_pairs(key: str) -> bool:
-    """Whether a config key says which pairs a language model is trained on."""
+    """Tell whether a config key says which pairs a language model is trained on."""
     return key.startswith("dataset.") and key != DATASET
 
 
 def _reads_no_pairs(result: Result) -> bool:
-    """Whether a cell's language model is trained on no pairs: it is untouched, or edited as it was pretrained.
+    """Tell whether a cell's language model is trained on no pairs: it is untouched, or edited as it was pretrained.
 
     A completed cell tells by what it measured of its training; a failed one by its config, as far as that can tell.
     """
@@ -820,7 +820,7 @@ def _varying_keys(groups: Sequence[Group]) -> list[str]:
 
 
 def _order(group: Group, defences: Sequence[str], place: Sequence[str]) -> list[tuple[int, float, str]]:
-    """Sort key: by value, but the baseline first and then the other defences as they came."""
+    """Make a sort key: by value, but the baseline first and then the other defences as they came."""
 
     def rank(value: Any) -> tuple[int, float, str]:
         return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, show(value))

@@ -127,7 +127,7 @@ def _nothing(table: Comparison, against: str) -> str:
 
 
 def _able(group: Group) -> bool:
-    """Whether a row's differences could settle anything: it is no control, and neither it nor its baseline trivial."""
+    """Tell whether a row's differences could settle anything: no control, and neither it nor its baseline trivial."""
     return not (group.degenerate or group.control is not None or any(other.degenerate for other in group.partners))
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from fairpriv.errors import InputError
 from fairpriv.result import write_whole
 from fairpriv.secrets import without_secrets
-from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import cells, distinct, left_alone
+from fairpriv.sweep.launchers import watched
 from fairpriv.sweep.progress import SweepProgress
 
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from fairpriv.config.compose import plain
 from fairpriv.errors import InputError
-from fairpriv.sweep.engines import watched
 from fairpriv.sweep.grids import choices
+from fairpriv.sweep.launchers import watched
 from fairpriv.sweep.listing import enlist
 from fairpriv.sweep.lock import holder
 from fairpriv.sweep.progress import SweepProgress

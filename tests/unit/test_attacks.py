@@ -559,7 +559,6 @@ def test_leakage_of_a_covered_half_begins_at_0():
 def test_the_floor_of_leakage_is_an_exact_expectation(n):
     expected = sum(math.comb(n, k) * abs(k / n - 0.5) for k in range(n + 1)) / 2**n
     assert floor_of_leakage(n) == pytest.approx(expected)
-    assert result(n, 0).leakage_floor == floor_of_leakage(n)
 
 
 def test_metrics_and_intervals_bear_the_attacks_name():

@@ -332,11 +332,6 @@ class AttackResult:
         return abs(self.accuracy - 0.5)
 
     @property
-    def leakage_floor(self) -> float:
-        """Expected leakage of guesses by fair coins, exact."""
-        return floor_of_leakage(len(self.truth))
-
-    @property
     def signed_auc(self) -> float:
         """P(score of a victim of world 1 > that of one of world 0), ties count half; NaN if a world has no victim."""
         zeros, ones = (self.scores[self.truth == world] for world in (0, 1))

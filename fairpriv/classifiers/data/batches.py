@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from fairpriv.classifiers.data.rows import Rows, cells, content
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # X [B, F], y [B], s [B], weight [B] with mean 1
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # X [B, F], y [B], s [B], weight [B]: mean 1, unless rows have weights
 
 
 class ShuffledBatches(IterableDataset[Batch]):
@@ -77,7 +77,7 @@ class StratifiedBatches(IterableDataset[Batch]):
             yield self.draw()
 
     def draw(self) -> Batch:
-        """Draw the next batch; a cell's order is redrawn when it is used up."""
+        """Draw the next batch; a cell's order is redrawn when fewer rows of it are left than a batch takes."""
         index = torch.cat([self._take(cell, quota) for cell, quota in enumerate(self.quotas)])
         weight = self.weight if self.row_weights is None else self.weight * self.row_weights[index]
         return self.rows.X[index], self.rows.y[index], self.rows.s[index], weight

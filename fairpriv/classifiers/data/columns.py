@@ -182,13 +182,12 @@ class Notation:
         return cell.strip()
 
 
-def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.categorical") -> None:
+def refuse_odd_numbers(column: pd.Series, files: str) -> None:
     """Raise `InputError` if a text column holds numbers in all but a few cells; it shows these cells and a remedy.
 
     Args:
         column: text, as `Notation.read` returns it, or numbers, which are accepted.
         files: where it was read, for errors.
-        where: the config key that accepts the column as it is.
     """
     if pd.api.types.is_numeric_dtype(column):
         return
@@ -200,14 +199,15 @@ def refuse_odd_numbers(column: pd.Series, files: str, where: str = "dataset.cate
     if counts.empty or counts[odd].sum() > (1 - _MOSTLY) * counts.sum():
         return
     if remedy := notation(counts.index[[not one for one in odd]]):
-        raise InputError(f"column '{column.name}' of {files} {remedy}; or list it in {where}")
+        raise InputError(f"column '{column.name}' of {files} {remedy}; or list it in dataset.categorical")
     cells = counts[odd]
     first = int(np.flatnonzero(column.isin(cells.index))[0]) + 1
     shown = ", ".join(f"'{cell}' ({count})" for cell, count in cells.head(5).items())
     more = f" and {len(cells) - 5} more" if len(cells) > 5 else ""
     raise InputError(
         f"column '{column.name}' of {files} is numeric but for {cells.sum()} of {counts.sum()} cells: {shown}{more}, "
-        f"first in row {first}: mend them, add them to dataset.missing_values, or list the column in {where}"
+        f"first in row {first}: mend them, add them to dataset.missing_values, or list the column in "
+        "dataset.categorical"
     )
 
 

@@ -1,4 +1,4 @@
-"""Launchers of other packages (Slurm, Ray): their jobs are counted when they end, and a lost one fails alone."""
+"""Launchers of other packages, such as Slurm's: jobs are counted when all have ended, and a lost one fails alone."""
 
 from __future__ import annotations
 
