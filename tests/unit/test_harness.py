@@ -134,6 +134,15 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(models, folder, kind):
     assert max(len(tokenizer(row["text"])["input_ids"]) for row in documents()) > 24
 
 
+def test_an_answer_that_the_tokenizer_joins_to_its_question_is_refused(models, tmp_path):
+    model, tokenizer = models()
+    joined = min(token for token in tokenizer.get_vocab() if len(token) == 2 and token.isascii() and token.isalpha())
+    rows = [{"text": joined[0], "choices": [joined[1], "zz"], "label": 0}]
+    write_task(tmp_path, "joined", write_data(tmp_path, rows), f'target_delimiter: ""\n{METRICS}')
+    with pytest.raises(InputError, match=f"the answer '{joined[1]}' has no tokens of its own"):
+        Harness(["joined"], include=str(tmp_path)).scores(model, tokenizer, batch_size=5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "reft"])
 def test_a_task_s_accuracy_is_that_of_a_loop_over_its_documents(models, folder, kind):
     model, tokenizer = models(kind)

@@ -389,6 +389,24 @@ def test_a_judge_s_damaged_files_are_said_in_one_line(bert, chatter, tmp_path, k
         asked.judge(["why"], ["good"])
 
 
+@pytest.mark.parametrize("responses", [[""], ["", "good"]])
+def test_a_text_without_a_token_has_no_verdict_and_no_probability(tmp_path, responses):
+    tokenizer_of(WORDS, eos_token="</s>").save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    judge = Classifier(str(tmp_path), ["LABEL_0"], device_map=None, template="{response}")
+    prompts = ["why"] * len(responses)
+    assert [verdict.safe is None for verdict in judge.judge(prompts, responses)] == [not text for text in responses]
+    assert np.isnan(judge.safe_probabilities(prompts, responses)).tolist() == [not text for text in responses]
+
+
+def test_a_question_that_is_longer_than_the_judge_s_positions_says_what_is_too_long(chatter):
+    with pytest.raises(InputError, match="lower the tokens of template, prompt and response of judge generative to "):
+        guard(chatter).judge(["why"], ["good " * 1024])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_classifier_s_likeliest_label_decides(bert, batch_size):
     judge = Classifier(str(bert), ["neutral"], device_map=None, batch_size=batch_size, max_length=8)

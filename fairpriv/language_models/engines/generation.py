@@ -43,6 +43,7 @@ def respond(
     batch_tokens: int,
     end: tuple[int | None, str] = (None, ""),
     setting: str = "model.dtype",
+    lower: str = "max_prompt_tokens",
     progress: str | None = None,
 ) -> list[str]:
     """Answer prompts greedily, in their order; equal prompts are answered once.
@@ -62,6 +63,7 @@ def respond(
             shows at once.
         end: what ends an answer beside EOS, as from ``response_end``: a token, or a text.
         setting: the config key by which the precision of the model's weights is set, for messages.
+        lower: what makes prompts shorter, for messages.
         progress: what a progress bar on stderr is called; None: no bar.
 
     Returns:
@@ -81,7 +83,7 @@ def respond(
     unique = sorted(dict.fromkeys(keys), key=len, reverse=True)
     hf = next(module for module in model.modules() if isinstance(module, GenerationMixin))
     config = _greedy(hf, tokenizer, max_new_tokens, end[0])
-    require_room(model, unique, max_new_tokens)
+    require_room(model, unique, max_new_tokens, lower=lower)
     ends = set(config.eos_token_id or ())
     answers: dict[tuple[int, ...], str] = {}
     tokens, started, rate = 0, time.perf_counter(), 0.0

@@ -397,7 +397,12 @@ def _subject(
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **more: Any) -> list[tuple[float, bool]]:
             rows = []
-            for _, context, continuation in requests:
+            for texts, context, continuation in requests:
+                if not continuation:
+                    raise InputError(
+                        f"lm-eval: the answer {texts[1]!r} has no tokens of its own, since the tokenizer joins it to "
+                        "the question's last one: divide the two by a blank, such as the task's target_delimiter"
+                    )
                 ids = [*context, *continuation][-(self.max_length + 1) :]  # as lm-eval cuts one that is too long
                 targets = ids[-len(continuation) :]
                 rows.append(Encoded(ids, [NO_TARGET] * (len(ids) - len(targets)) + targets))

@@ -201,6 +201,7 @@ class GenerativeJudge(Judge):
             max_new_tokens=self.max_new_tokens,
             batch_tokens=1024 * self.batch_size,
             setting="judge.dtype",
+            lower=f"the tokens of template, prompt and response of judge {self.name}",
             progress=self.name,
         )
         # a template that opens the thoughts itself leaves an answer that is cut in them without any mark

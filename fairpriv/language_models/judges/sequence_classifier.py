@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,8 @@ class Classifier(Judge):
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Give one verdict a pair; the reason is the likeliest label and its probability.
 
+        An empty text, as of ``template={response}``, has no verdict where the tokenizer makes no token of it.
+
         Raises:
             InputError: the model cannot be loaded, has no such label, its labels do not exclude one another, or it
                 computes what is not finite.
@@ -79,11 +82,15 @@ class Classifier(Judge):
         return [self._verdict(row, safe, model.config.id2label) for row in rows]
 
     def safe_probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Compute the probability of the safe labels together, one a pair, in [0, 1]; errors as `judge`."""
+        """Compute the probability of the safe labels together, one a pair, in [0, 1], or NaN where `judge` has none.
+
+        Raises:
+            InputError: as `judge`.
+        """
         return [sum(row[i] for i in self._loaded[2]) for row in self._probabilities(prompts, responses)]
 
     def _probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Compute the probability of every label, one row a pair."""
+        """Compute the probability of every label, one row a pair; NaN for an empty text of which there is no token."""
         import torch
 
         from fairpriv.language_models.engines.generation import not_finite
@@ -92,15 +99,14 @@ class Classifier(Judge):
         if not pairs:
             return []
         model, tokenizer, _ = self._loaded
-        rows: list[list[float]] = []
-        for start in range(0, len(pairs), self.batch_size):
-            batch = pairs[start : start + self.batch_size]
-            first = (
-                [fill(self.template, p, r) for p, r in batch] if self.template is not None else [p for p, _ in batch]
-            )
+        rows = [[math.nan] * model.config.num_labels for _ in pairs]
+        texts = [p if self.template is None else fill(self.template, p, r) for p, r in pairs]
+        told = [i for i, text in enumerate(texts) if text or tokenizer("")["input_ids"]]
+        for start in range(0, len(told), self.batch_size):
+            batch = told[start : start + self.batch_size]
             encoded = tokenizer(
-                first,
-                None if self.template is not None else [r for _, r in batch],
+                [texts[i] for i in batch],
+                [pairs[i][1] for i in batch] if self.template is None else None,
                 truncation=True,
                 max_length=self.max_length,
                 padding=len(batch) > 1,
@@ -110,7 +116,8 @@ class Classifier(Judge):
                 logits = model(**encoded.to(model.device)).logits
             if not logits.isfinite().all():
                 raise not_finite("logits", "judge.dtype")
-            rows += logits.float().softmax(-1).tolist()
+            for i, row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
+                rows[i] = row
         return rows
 
     def digest(self) -> Any:
@@ -125,6 +132,8 @@ class Classifier(Judge):
         }
 
     def _verdict(self, probs: list[float], safe: set[int], labels: dict[int, str]) -> Verdict:
+        if math.isnan(probs[0]):
+            return Verdict(None, "empty")
         best = max(range(len(probs)), key=probs.__getitem__)
         is_safe = best in safe if self.threshold is None else sum(probs[i] for i in safe) >= self.threshold
         return Verdict(is_safe, f"{labels[best]} {probs[best]:.2f}")
