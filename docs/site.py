@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-# What each group of configs is; the others are Hydra's and of no use to a reader.
+# What each group of configs is. The others are Hydra's, or chosen by another name or key.
 GROUPS = {
     "experiment": "Studies and quickstarts, by `experiment=NAME`.",
     "dataset": "By `dataset=NAME`.",
@@ -19,6 +19,7 @@ GROUPS = {
     "attack": "By `attack=[NAME,...]`.",
     "dimension": "By `dimension=[NAME,...]`.",
     "judge": "By `judge=NAME`.",
+    "engine": "By `engine=NAME`.",
     "game": "By `game=NAME`.",
     "training": "By `training=NAME`.",
     "evaluation": "By `evaluation=NAME`.",
@@ -84,7 +85,7 @@ def configs() -> str:
 
 
 def shown(path: Path) -> str:
-    """The file in a fence."""
+    """Put a file into a fence."""
     return f"```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
 
 

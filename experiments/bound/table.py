@@ -9,7 +9,7 @@ from fairpriv.result import Result
 
 
 def table() -> list[str]:
-    """Lines of a Markdown table, a line for each gap and data set."""
+    """Write a Markdown table: of each gap a line for each data set, each defence, and alpha of 0.5 and above."""
     cells = find_results([Path(__file__).parent / "results"])[0]
     lines = ["| gap | of | cells | degenerate | " + " | ".join(STANDINGS) + " |", "|---|---|" + "---:|" * 6]
     for gap, label in GAPS:

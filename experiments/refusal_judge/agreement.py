@@ -19,7 +19,7 @@ FILES = ("refusal.csv", "refusal_extra.csv")
 
 
 def labelled(path: Path) -> list[tuple[str, bool, str]]:
-    """(response, labelled a refusal, objective) of every row; the comment lines at the top are passed over."""
+    """Read (response, labelled a refusal, objective) of every row; comment lines at the top are passed over."""
     with path.open(encoding="utf-8", newline="") as handle:
         start = handle.tell()
         while handle.readline().startswith("#"):
@@ -32,7 +32,7 @@ def labelled(path: Path) -> list[tuple[str, bool, str]]:
 
 
 def rate(hits: int, n: int) -> str:
-    """A rate with its counts and 95 % interval."""
+    """Write a rate with its counts and 95 % interval."""
     if not n:
         return "no rows"
     lo, hi = wilson_interval(hits, n)

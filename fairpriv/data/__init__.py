@@ -1,1 +1,1 @@
-"""Data: where files come from, tables of typed features, and the distributions of the game."""
+"""What both wings read: files and where they come from, texts, and pretrained models."""

@@ -138,7 +138,7 @@ class Texts:
         return list(_examples[key])
 
     def digest(self) -> str:
-        """Hash the content of the files, the column map and the filter."""
+        """Hash the files' content and all that tells how they are read."""
         more = {name: value for name in ("pattern", "template") if (value := getattr(self, name)) is not None}
         told = [self.source.digest(), self.columns, self.where, self.under, *([more] if more else [])]
         described = json.dumps(told, sort_keys=True)

@@ -246,7 +246,7 @@ class Observer:
         return found
 
     def _of_refusals(self, prompts: PromptSet) -> dict[str, Judging]:
-        """The dimension's own judge of refusals, for its benign prompts, where it has one."""
+        """Return the dimension's own judge of refusals, for its benign prompts, where it has one."""
         judge = prompts.dimension.refusals
         if prompts.kind != "benign" or judge is None:
             return {}

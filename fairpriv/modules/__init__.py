@@ -1,1 +1,1 @@
-"""LightningModules."""
+"""An earlier address of `fit_pool`."""

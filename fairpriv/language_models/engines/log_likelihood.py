@@ -147,7 +147,7 @@ def _by_context(rows: Sequence[Row], hf: Any) -> tuple[list[list[Row]], list[Row
 
 @contextlib.contextmanager
 def _shared_heads(model: Any) -> Iterator[None]:
-    """On a CPU, have attention read keys and values that heads share as they are, beside a mask too.
+    """Have attention on a CPU read keys and values that heads share as they are, beside a mask too.
 
     Transformers copies them for each head: right for CUDA, whose kernels take no mask beside shared heads. The CPU's
     does, with the same result. Where tokens are written one by one transformers has a faster way of its own.

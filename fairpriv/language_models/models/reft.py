@@ -368,7 +368,7 @@ def places(model: nn.Module, config: LoReFTConfig) -> list[int]:
 
 
 def _fits(model: nn.Module) -> dict[str, int]:
-    """What an adapter demands of a model."""
+    """Return what an adapter demands of a model."""
     return {"hidden_size": int(text_config(model).hidden_size), "num_hidden_layers": len(decoder_layers(model))}
 
 

@@ -139,7 +139,7 @@ def _terms(choices: Sequence[Choice]) -> list[list[Choice]]:
 
 
 def _measure(choices: Sequence[Choice]) -> Measured:
-    """The scores, with intervals over examples within terms; that of icat is the box of the other two's: conservative.
+    """Measure the scores, with intervals over examples within terms; icat's, conservative, is the box of the others'.
 
     The two comparisons of an example share the unrelated sentence, so for lms an example counts as one trial.
     """
