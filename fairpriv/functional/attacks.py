@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from fairpriv.functional.intervals import placement
+
 _COLUMNS = 1024  # columns sorted at a time, which bounds memory
 
 
@@ -44,8 +46,7 @@ def calibrate(scores0: Tensor, scores1: Tensor) -> tuple[float, float]:
         border, and direction, 1.0 or -1.0.
     """
     border = float(scores0.quantile(0.5) + scores1.quantile(0.5)) / 2
-    difference = scores1[:, None] - scores0
-    auc = float(((difference > 0).double() + (difference == 0).double() / 2).mean())
+    auc = float(placement(scores1, scores0).mean())
     error = math.sqrt((len(scores0) + len(scores1) + 1) / (12 * len(scores0) * len(scores1)))
     return border, -1.0 if auc < 0.5 - 2 * error else 1.0
 

@@ -238,12 +238,7 @@ def membership_auc(scores: Tensor, member: Tensor) -> float:
         scores: ``[N]``.
         member: ``[N]`` bool; members and non-members occur.
     """
-    from scipy import stats  # takes a second
-
-    ranks = stats.rankdata(scores.double().cpu().numpy())
-    inside = member.cpu().numpy()
-    n1, n0 = int(inside.sum()), int((~inside).sum())
-    return float((ranks[inside].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+    return float(placement(scores[member], scores[~member]).mean())
 
 
 def mean_auc_interval(scores: Tensor, member: Tensor) -> tuple[float, float]:

@@ -51,15 +51,8 @@ def auroc(probs: Tensor, y: Tensor) -> float:
         return float("nan")
     if columns.shape[1] == 2:
         labels = [1]
-    found = []
-    for label in labels:
-        _, inverse, counts = columns[:, label].unique(return_inverse=True, return_counts=True)
-        ends = counts.cumsum(0)
-        ranks = (ends - (counts - 1) / 2.0).double()[inverse]  # mean rank of equal values
-        inside = y == label
-        n1, n0 = int(inside.sum()), int((~inside).sum())
-        found.append((float(ranks[inside].sum()) - n1 * (n1 + 1) / 2) / (n1 * n0))
-    return sum(found) / len(found)
+    found = (placement(columns[y == label, label], columns[y != label, label]) for label in labels)
+    return sum(float(above.mean()) for above in found) / len(labels)
 
 
 def auroc_interval(probs: Tensor, y: Tensor, units: Tensor | None = None) -> tuple[float, float]:

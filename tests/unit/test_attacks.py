@@ -244,7 +244,11 @@ def test_a_wrong_border_and_direction_are_mended_on_shadows():
     assert (bare.calibrated, mended.calibrated) == (False, True)
 
 
-@pytest.mark.parametrize("wrong", [torch.full((4,), math.nan), torch.zeros(3)], ids=["NaN", "few"])
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.full((4,), math.nan), torch.zeros(3), torch.tensor([-math.inf, -math.inf, math.inf, math.inf])],
+    ids=["NaN", "few", "infinite"],  # the middle of infinite ones of both signs is no border
+)
 def test_what_is_no_score_of_every_victim_is_refused_and_not_taken_for_guesses_of_world_0(wrong):
     class Odd(Attack):
         name = "odd"
@@ -252,8 +256,20 @@ def test_what_is_no_score_of_every_victim_is_refused_and_not_taken_for_guesses_o
         def run(self, game):
             return game.result("odd", wrong)
 
-    with pytest.raises(InputError, match="attack odd: run must return one score for each of 4 victims, none of them"):
+    with pytest.raises(InputError, match="attack odd: run must return one score for each of 4 victims, all of them"):
         guess(Odd(), make_game(property_=1, victims=4))
+
+
+def test_what_is_no_score_of_a_held_out_shadow_is_refused_and_sets_no_border():
+    class Odd(Attack):
+        name = "odd"
+
+        def run(self, game):
+            scores = game.victim_probs.mean(1)
+            return game.result("odd", scores if len(scores) == 8 else scores * math.nan)
+
+    with pytest.raises(InputError, match="attack odd: run must return one score for each of 4 victims, all of them"):
+        guess(Odd(), make_game(property_=1, victims=8, shadows=(10, 10)))
 
 
 @pytest.mark.parametrize("given", [torch.Tensor.tolist, torch.Tensor.numpy, torch.clone])
@@ -592,6 +608,7 @@ def test_auc_counts_pairs_and_halves_ties():
     assert turned.auc == pytest.approx(max(wanted, 1 - wanted))
     assert turned.auc_inverted == 1 - AttackResult("x", scores, truth).auc_inverted
     assert math.isnan(result(3, 1).auc)
+    assert AttackResult("x", torch.tensor([math.inf, 0.0, math.inf]), torch.tensor([0, 0, 1])).signed_auc == 0.75
 
 
 def test_spread_over_splits_is_students_t_widened_for_overlap():

@@ -18,7 +18,7 @@ from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError, returned
 from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.functional.attacks import calibrate
-from fairpriv.functional.intervals import t_quantile
+from fairpriv.functional.intervals import placement, t_quantile
 from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
 
 FOLDS = 5  # of the shadows, on which the border of an attack is set
@@ -267,14 +267,9 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
             has shadows.
 
     Raises:
-        InputError: the attack lacks what it needs, or does not score every victim by a number.
+        InputError: the attack lacks what it needs, or does not score every victim by a finite number.
     """
-    result = returned(AttackResult, attack.run(game), f"attack {attack.name}: run")
-    if result.scores.shape != game.truth.shape or result.scores.isnan().any():
-        raise InputError(
-            f"attack {attack.name}: run must return one score for each of {len(game.truth)} victims, none of them NaN"
-        )
-    result = replace(result, name=attack.name)  # by which its metrics are found, whatever the user's class says
+    result = _scored(attack, game)
     if attack.calibrates:
         return replace(result, calibrated=True)
     fewest = min(map(len, game.shadows)) if game.shadows else 0
@@ -284,10 +279,20 @@ def guess(attack: Attack, game: AttackGame, *, folds: int = FOLDS) -> AttackResu
     held = []
     for fold in range(min(folds, fewest)):
         part = game.holding_out(*(numbers == fold for numbers in parts))
-        held.append((attack.run(part).scores, part.truth))
+        held.append((_scored(attack, part).scores, part.truth))
     scores, worlds = (torch.cat(each) for each in zip(*held, strict=True))
     border, direction = calibrate(scores[worlds == 0], scores[worlds == 1])
     return replace(result, scores=direction * (result.scores - border), calibrated=True)
+
+
+def _scored(attack: Attack, game: AttackGame) -> AttackResult:
+    """Run an attack; raise InputError if it does not score every victim by a finite number, which has a border."""
+    result = returned(AttackResult, attack.run(game), f"attack {attack.name}: run")
+    if result.scores.shape != game.truth.shape or not result.scores.isfinite().all():
+        raise InputError(
+            f"attack {attack.name}: run must return one score for each of {len(game.truth)} victims, all of them finite"
+        )
+    return replace(result, name=attack.name)  # by which its metrics are found, whatever the user's class says
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,8 +340,7 @@ class AttackResult:
     def signed_auc(self) -> float:
         """P(score of a victim of world 1 > that of one of world 0), ties count half; NaN if a world has no victim."""
         zeros, ones = (self.scores[self.truth == world] for world in (0, 1))
-        difference = ones[:, None] - zeros
-        return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
+        return float(placement(ones, zeros).mean())
 
     @property
     def auc(self) -> float:
