@@ -69,7 +69,7 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
 
     ones = torch.ones_like(values[:, :1])
     rows = summed(ones, keys, count)
-    apart = values - (summed(values, keys, count) / rows.clamp(min=1))[keys]
+    apart = values - (summed(values, keys, count) / rows)[keys]
     (of, _), pair = torch.stack((keys, units)).unique(dim=1, return_inverse=True)
     sizes = summed(ones, pair, len(of))
     squares = summed(apart, pair, len(of)).square().sum(1, keepdim=True)  # of the units' sums
@@ -78,9 +78,9 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     free = rows - summed(torch.ones_like(sizes), of, count)
     inside = (total - summed(squares / sizes, of, count)) / free.clamp(min=1)
     varies = total > 1e-9
-    icc = torch.where(varies, 1 - rows * inside / total.clamp(min=1e-12), 1).clamp(0, 1)
+    icc = torch.where(varies, 1 - rows * inside / total, 1).clamp(0, 1)
     kish = 1 + icc * (summed(sizes.square(), of, count) / rows.clamp(min=1) - 1)
-    effect = torch.where(varies, torch.maximum(between / total.clamp(min=1e-12), kish), kish)
+    effect = torch.where(varies, torch.maximum(between / total, kish), kish)
     return torch.minimum((rows / effect.clamp(min=1)).clamp(min=1), rows)[:, 0]
 
 

@@ -73,7 +73,7 @@ def auroc_interval(probs: Tensor, y: Tensor, units: Tensor | None = None) -> tup
             sides = ((above, units[inside]), (below, units[~inside]))
             worth = [float(effective_rows(values, of)) for values, of in sides]
         ends.append(auc_interval(float(above.mean()), *worth))
-    low, high = torch.tensor(ends).double().mean(0).tolist()
+    low, high = torch.tensor(ends, dtype=torch.double).mean(0).tolist()
     return low, high
 
 
@@ -272,7 +272,7 @@ def _own(probs: Tensor, y: Tensor) -> Tensor:
 def _classes(probs: Tensor, y: Tensor) -> range:
     """Return the classes whose rates are compared: of two only class 1, since the other one's follow from them."""
     classes = _columns(probs, y).shape[1]
-    return range(classes) if probs.dim() == 2 or classes > 2 else range(1, 2)
+    return range(classes) if classes > 2 else range(1, 2)
 
 
 def _range(values: Tensor, groups: Tensor) -> float:

@@ -166,6 +166,7 @@ def slow_kl(p, q, clip):
 @pytest.mark.parametrize("clip", [1e-4, 0.2])
 def test_mean_kl_is_the_mean_over_all_pairs_and_points(clip):
     shadows, probs = probabilities(6, 20, seed=1, levels=5), probabilities(4, 20, seed=2, levels=5)  # zeros among them
+    shadows[2, 3] = probs[:2, 4] = 1.0
     for v, got in enumerate(mean_kl(shadows, probs, clip=clip)):
         pairs = [slow_kl(p, probs[v, n].item(), clip) for row in shadows.tolist() for n, p in enumerate(row)]
         assert got.item() == pytest.approx(math.fsum(pairs) / len(pairs), rel=1e-6)
@@ -188,7 +189,9 @@ def test_kl_score_is_the_mean_difference_over_pairs_of_shadows():
 
 def test_label_only_kl_sees_nothing_but_labels():
     shadows0, shadows1 = probabilities(3, 20, seed=1), probabilities(5, 20, seed=2)
+    shadows0[0, 0], shadows1[1, 2] = 0.0, 1.0  # are clipped
     probs = probabilities(4, 20, seed=3)
+    probs[0, 0] = 0.5
     labels = (probs > 0.5).float()
     got = label_only_kl_scores(shadows0, shadows1, probs, smoothing=0.05, clip=1e-3)
     assert torch.equal(got, label_only_kl_scores(shadows0, shadows1, labels, smoothing=0.05, clip=1e-3))
@@ -205,6 +208,19 @@ def test_label_only_kl_sees_nothing_but_labels():
 def test_a_border_lies_midway_between_the_worlds_medians():
     scores0, scores1 = torch.tensor([1.0, 100.0, 2.0, 3.0, -50.0]), torch.tensor([10.0, 12.0, 11.0, 13.0])
     assert calibrate(scores0, scores1) == (pytest.approx((2 + 11.5) / 2), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores0", "scores1", "direction"),
+    [
+        # of six and six, AUC 1/2 less two standard errors is 0.153, between 5.5 and 6 of 36 pairs
+        ([10, 11, 12, 13, 14, 15], [0, 0, 0, 0, 0, 16], 1.0),
+        ([10, 11, 12, 13, 14, 15], [0, 0, 0, 0, 0, 15], -1.0),
+        ([10, 10, 10, 10, 14, 14], [0, 0, 0, 0, 10, 12], 1.0),  # 4 pairs are won and 4 tied
+    ],
+)
+def test_a_direction_is_turned_below_two_standard_errors(scores0, scores1, direction):
+    assert calibrate(torch.tensor(scores0).double(), torch.tensor(scores1).double())[1] == direction
 
 
 def test_a_direction_is_turned_by_evidence_and_not_by_noise():

@@ -1,8 +1,13 @@
 """Intervals against scipy, published examples, and their coverage in simulation."""
 
+import math
+from itertools import product
+
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import linprog
 from scipy.stats import binomtest
 
 from fairpriv.functional import (
@@ -21,7 +26,7 @@ from fairpriv.functional import (
     paired_rate_difference_interval,
     wilson_interval,
 )
-from fairpriv.functional.intervals import crossed_rate_interval, range_interval, t_quantile
+from fairpriv.functional.intervals import crossed_rate_interval, placement, range_interval, t_quantile
 
 T = torch.float64
 
@@ -396,6 +401,15 @@ def test_crossed_rate_intervals_cover_where_rows_or_models_differ(of_rows, of_mo
         crossed_rate_interval(draw(1, 5))
 
 
+def loop_effective_rows(values, units):
+    n, apart = len(values), values - values.mean(0)
+    inside = [apart[units == unit] for unit in units.unique()]
+    total, between = float(apart.square().sum()), sum(float(rows.sum(0).square().sum()) for rows in inside)
+    within = sum(float((rows - rows.mean(0)).square().sum()) for rows in inside) / (n - len(inside))
+    weighted = sum(len(rows) ** 2 for rows in inside) / n
+    return n / max(between / total, 1 + (1 - within / (total / n)) * (weighted - 1))
+
+
 def test_effective_rows_agree_with_a_double_loop():
     draw = torch.Generator().manual_seed(3)
     keys, units = torch.randint(3, (400,), generator=draw), torch.randint(60, (400,), generator=draw)
@@ -403,15 +417,61 @@ def test_effective_rows_agree_with_a_double_loop():
     found = effective_rows(values, units, keys, 4)
     for key in range(3):
         own = keys == key
-        n, apart = int(own.sum()), values[own] - values[own].mean(0)
-        inside = [apart[units[own] == unit] for unit in units[own].unique()]
-        total, between = float(apart.square().sum()), sum(float(rows.sum(0).square().sum()) for rows in inside)
-        within = sum(float((rows - rows.mean(0)).square().sum()) for rows in inside) / (n - len(inside))
-        weighted = sum(len(rows) ** 2 for rows in inside) / n
-        effects = between / total, 1 + (1 - within / (total / n)) * (weighted - 1)
-        assert found[key] == pytest.approx(n / max(effects))
-        assert 1 < found[key] < n
+        assert found[key] == pytest.approx(loop_effective_rows(values[own], units[own]))
+        assert 1 < found[key] < int(own.sum())
     assert found[3] == 0
+    values, units = torch.tensor([0.9, 0.7, 0.1, 0.2, 0.0], dtype=T), torch.tensor([4, 4, 0, 1, 2])  # a single pair
+    assert float(effective_rows(values, units)) == pytest.approx(loop_effective_rows(values, units))
+    assert float(effective_rows(values, units)) < 5
+
+
+def test_a_placement_counts_ties_half():
+    values, others = torch.tensor([3.0, 1.0, 9.0, 0.0]), torch.tensor([3.0, 1.0, 3.0, 7.0, 2.0])
+    won = [[(v > o) + (v == o) / 2 for o in others.tolist()] for v in values.tolist()]
+    assert placement(values, others).tolist() == [pytest.approx(sum(row) / 5) for row in won]
+
+
+@pytest.mark.parametrize("chance", [0.7, 0.99])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_a_crossed_interval_joins_wilson_s_of_rows_and_student_s_of_models(chance, level):
+    right = (torch.rand(4, 30, generator=torch.Generator().manual_seed(2)) < chance).repeat_interleave(2, 1)
+    rates = [sum(row) / 60 for row in right.tolist()]
+    rate, error = sum(rates) / 4, float(np.std(rates, ddof=1)) / 2
+    student = stats.t.ppf((1 + level) / 2, 3) * error
+    for units, rows in ((None, 60), (torch.arange(60) // 2, 30)):
+        low, high = wilson_interval(rate * rows, rows, level)
+        expected = rate - math.hypot(rate - low, student), min(1, rate + math.hypot(high - rate, student))
+        assert crossed_rate_interval(right, level, units) == pytest.approx(expected)
+    assert crossed_rate_interval(~right, level)[0] == pytest.approx(1 - crossed_rate_interval(right, level)[1])
+
+
+def test_the_balanced_bound_s_ends_are_the_mean_of_the_deltas_ends_times_the_shift():
+    counts = torch.tensor([[[90, 10], [30, 70]], [[20, 80], [45, 55]]])
+    composition0, composition1 = torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.2, 0.8], [0.5, 0.5]]], dtype=T)
+    ends = [(0.7 * float(end[0]) + 0.1 * float(end[1])) / 2 for end in delta_intervals(counts)]
+    assert balanced_accuracy_gap_bound_interval(counts, composition0, composition1) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_total_variation_is_bounded_over_the_box_of_the_classes_differences(seed, monkeypatch):
+    draw = np.random.default_rng(seed)
+    classes, width = 4, 0.02 if seed % 2 else 0.3  # with narrow ends every sign is certain
+    middle = draw.dirichlet(np.ones(classes)) - draw.dirichlet(np.ones(classes))
+    low, high = (np.clip(middle + side * width * draw.random(classes), -1, 1) for side in (-1, 1))
+    box = torch.from_numpy(low), torch.from_numpy(high)
+    monkeypatch.setattr("fairpriv.functional.intervals._simultaneous", lambda *_: box)
+    least, most = (float(end) for end in delta_intervals(torch.ones(1, 2, classes)))
+    ends, zero_sum = list(zip(low, high, strict=True)), {"A_eq": np.ones((1, classes)), "b_eq": [0]}
+    # the least sum of positive parts t >= d, t >= 0; the most over every set of classes that may be the positive ones
+    over = np.hstack([np.eye(classes), -np.eye(classes)])
+    both = {"A_eq": np.hstack([np.ones((1, classes)), np.zeros((1, classes))]), "b_eq": [0]}
+    cost = np.r_[np.zeros(classes), np.ones(classes)]
+    smallest = linprog(cost, over, np.zeros(classes), bounds=[*ends, *[(0, 1)] * classes], **both).fun
+    largest = max(
+        -linprog(-np.array(chosen), bounds=ends, **zero_sum).fun for chosen in product((0, 1), repeat=classes)
+    )
+    assert least == pytest.approx(smallest)
+    assert most == pytest.approx(largest) if width < 0.1 else most >= largest - 1e-9
 
 
 def test_rates_are_covered_where_one_unit_outweighs_the_others():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchmetrics.functional
 from fairlearn import metrics as fairlearn
+from scipy import stats
 from sklearn import metrics as sklearn
 from torchmetrics import classification
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
@@ -21,7 +22,7 @@ from fairpriv.classifiers.dimensions.prediction import (
     _interval,
     _resampled,
 )
-from fairpriv.functional import predictions
+from fairpriv.functional import delta_intervals, predictions
 from fairpriv.functional.verdicts import auc
 
 
@@ -98,6 +99,19 @@ def test_group_fairness_agrees_with_fairlearn(sample):
     assert predictions.worst_group_accuracy(probs, y, groups) == pytest.approx(frame.group_min())
 
 
+def test_two_classes_that_are_written_out_have_the_gaps_of_the_probability_of_one():
+    rng = np.random.default_rng(5)
+    probs, (y, groups) = torch.as_tensor(rng.random(200)), torch.as_tensor(rng.integers(0, 2, (2, 200)))
+    for name in ("demographic_parity", "equal_opportunity", "predictive_parity"):
+        for measure in (getattr(predictions, f"{name}_gap"), getattr(predictions, f"{name}_interval")):
+            assert measure(columns(probs), y, groups) == measure(probs, y, groups)
+
+
+def test_a_probability_that_rounding_leaves_above_1_is_in_the_last_bin():
+    probs, y = torch.tensor([[1.0000001, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    assert predictions.expected_calibration_error(probs, y) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_groups_by_a_loop(sample):
     probs, y, groups = sample
     preds = columns(probs).argmax(1)
@@ -146,7 +160,30 @@ def test_a_model_that_ignores_its_input_has_no_gap_between_groups():
 def test_what_is_undefined_is_nan():
     probs, ones = torch.tensor([0.2, 0.7, 0.9]), torch.ones(3, dtype=torch.long)
     assert np.isnan(predictions.auroc(probs, ones))
-    assert np.isnan(predictions.demographic_parity_gap(probs, ones, ones))
+    for gap in ("demographic_parity", "equal_opportunity", "predictive_parity"):
+        assert np.isnan(getattr(predictions, f"{gap}_gap")(probs, ones, ones))
+
+
+@pytest.mark.parametrize("bins", [4, 15])
+def test_the_interval_of_a_calibration_error_by_a_loop(sample, bins):
+    probs, y = sample[0][:80], sample[1][:80]
+    n, found, variance, biases = 80, 0.0, 0.0, [0.0, 0.0]
+    sure, told = columns(probs).max(1)
+    place = [min(math.ceil(p * bins), bins) for p in sure.tolist()]
+    for own in ([i for i in range(n) if place[i] == b] for b in set(place)):
+        hits, rows = sum(int(told[i] == y[i]) for i in own), len(own)
+        off = hits - float(sure[own].sum())
+        rate = (hits + 1) / (rows + 2)
+        error = math.sqrt(rows * (rate * (1 - rate) + (off / rows) ** 2 * (1 - rows / n))) / n
+        size = abs(off) / n / error
+        found, variance = found + abs(off) / n, variance + error**2
+        for k, at in enumerate((max(size - 1, 0), size + 1)):
+            biases[k] += error * (stats.foldnorm.mean(at) - at)  # E|at + Z| - at
+    half = stats.norm.ppf(0.975) * math.sqrt(variance)
+    expected = max(0, min(found, found - biases[0] - half)), min(1, max(found, found - biases[1] + half))
+    assert predictions.calibration_error_interval(probs, y, bins) == pytest.approx(expected, abs=1e-5)
+    thrice = [torch.cat([part] * 3) for part in (probs, y, torch.arange(n))]
+    assert predictions.calibration_error_interval(*thrice[:2], bins, thrice[2]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.5])
@@ -194,6 +231,43 @@ def test_intervals_of_gaps_between_groups_cover_zero_and_more(name, shift):
     assert sum(low <= expected <= high for low, high in ends) >= 35
     if shift:
         assert sum(low > 0 for low, _ in ends) > 20
+
+
+@pytest.mark.parametrize("rights", [[7, 12, 0], [9, 12, 7], [8, 12, 10], [11, 12, 10]])
+def test_the_interval_of_the_worst_group_is_the_least_of_joint_exact_ones(rights):
+    sizes = [11, 12, 10]
+    right = torch.cat([torch.arange(n) < k for k, n in zip(rights, sizes, strict=True)])
+    groups, y = torch.repeat_interleave(torch.tensor([5, 2, 9]), torch.tensor(sizes)), torch.ones(33, dtype=torch.long)
+    level = 1 - 0.05 / 3
+    exact = [stats.binomtest(k, n).proportion_ci(level, "exact") for k, n in zip(rights, sizes, strict=True)]
+    expected = min(e.low for e in exact), min(e.high for e in exact)
+    assert predictions.worst_group_accuracy_interval(right.double(), y, groups) == pytest.approx(expected)
+    copies = [part.repeat(2) for part in (right.double(), y, groups, torch.arange(33))]
+    assert predictions.worst_group_accuracy_interval(*copies) == pytest.approx(expected)
+
+
+def test_the_intervals_of_gaps_are_those_of_counts_by_a_loop(sample):
+    probs, y, groups = (part[:90] for part in sample)
+    groups = groups * 4
+    preds, classes = columns(probs).argmax(1), range(1, 2) if probs.dim() == 1 else range(4)
+    preds[groups == 8] = 0  # so the last group is never predicted another class
+    asked = {
+        "demographic_parity": lambda i, c: (True, preds[i] == c),
+        "equal_opportunity": lambda i, c: (y[i] == c, preds[i] == c),
+        "predictive_parity": lambda i, c: (preds[i] == c, y[i] == c),
+    }
+    for name, about in asked.items():
+        counts = torch.zeros(len(classes), 3, 2)
+        for row, c in enumerate(classes):
+            for i in range(90):
+                chosen, hit = about(i, c)
+                counts[row, int(groups[i]) // 4, int(hit)] += bool(chosen)
+        low, high = delta_intervals(counts)
+        given = torch.nn.functional.one_hot(preds, 4).double() if probs.dim() == 2 else preds.double()
+        expected = float(low.max()), float(high.max())
+        assert getattr(predictions, f"{name}_interval")(given, y, groups) == pytest.approx(expected)
+        copies = [part.repeat(*[3] + [1] * (part.dim() - 1)) for part in (given, y, groups, torch.arange(90))]
+        assert getattr(predictions, f"{name}_interval")(*copies) == pytest.approx(expected)
 
 
 def test_the_interval_of_the_worst_group_covers_groups_that_are_alike():

@@ -16,6 +16,7 @@ from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gap, equalized_odds_gaps, equalized_odds_penalty
 from fairpriv.functional.attacks import (
     answers,
+    best_threshold,
     kl_scores,
     label_only_kl_scores,
     loss_test_scores,
@@ -153,6 +154,18 @@ def test_points_are_ranked_by_how_often_each_class_is_predicted():
 
     one_hot = [torch.nn.functional.one_hot(said, CLASSES) for said in (said0, said1)]
     assert rank_points(*one_hot).tolist() == sorted(range(25), key=lambda n: -round(difference(n), 9))
+
+
+@pytest.mark.parametrize("classes", [3, CLASSES])
+def test_the_threshold_test_uses_the_points_whose_classes_differ_most(classes):
+    pools = [outputs(m, 30, classes, seed=m) for m in (9, 8, 7)]
+    y = labels(30, 5, classes)
+    said = [answers(probs) for probs in pools]
+    order = rank_points(*(torch.nn.functional.one_hot(each, classes) for each in said[:2]))
+    for count, scores in zip((2, 11), threshold_test_scores(*pools, y, [2, 11]).T, strict=True):
+        right = [(each == y)[:, order[:count]].double().mean(1, keepdim=True) for each in said]
+        threshold, direction = best_threshold(*right[:2])
+        assert torch.allclose(scores, direction * (right[2][:, 0] - threshold))
 
 
 def test_kl_is_the_mean_over_pairs_points_and_classes():
