@@ -55,6 +55,8 @@ def put_on_path(folder: Path) -> None:
         return
     for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
         name = file.parent.name if file.stem == "__init__" else file.stem
+        if "." in name:  # which no module is called
+            continue
         spec = find_spec(name)
         if spec is not None and Path(spec.origin or "").resolve() != file.resolve():
             raise InputError(f"{file}: Python has a module {name} ({spec.origin}), which goes first: rename it")

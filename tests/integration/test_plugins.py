@@ -213,6 +213,15 @@ def test_a_file_that_would_hide_behind_an_installed_module_is_refused(fairpriv, 
     assert "rename it" in ended.err
 
 
+@pytest.mark.parametrize("name", ["plot.v2.py", "._my_attack.py", "my.package/__init__.py"])
+def test_a_file_that_no_module_can_be_is_passed_over(fairpriv, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("")
+    ended = fairpriv("--config-dir", folder, "ls", "attack")
+    assert (ended.status, ended.err) == (0, "")
+    assert "mean_output" in ended.out
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The lab's wheel, built and installed without a network."""
