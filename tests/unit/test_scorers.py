@@ -127,6 +127,8 @@ def test_categories_are_measured_apart():
         ({"choices": "a;b", "label": "2"}, "line 2: label '2' is no position among its 2 choices, from 0"),
         ({"choices": "a;b", "label": "B"}, "line 2: label 'B' is no position"),
         ({"choices": "a;;b", "label": "2"}, "line 2: choice 1 (from 0) is empty"),
+        ({"choices": ["a", None, "b"], "label": 2}, "line 2: choice 1 (from 0) is empty"),
+        ({"correct": ["a"], "wrong": [None]}, "there must be at least one correct and one wrong answer"),
         ({"choices": "a", "label": 0}, "there must be at least one correct and one wrong answer"),
     ],
 )
@@ -490,6 +492,11 @@ def test_contains_is_the_share_of_responses_with_any_of_their_truths():
         scorer.check([question(0, truth="a; ??")])
     with pytest.raises(InputError, match=r"scorer\.better=less: must be higher or lower"):
         Contains("less")
+
+
+def test_a_null_among_the_truths_is_no_text_that_an_answer_could_hold():
+    found = Contains().score(None, [question(0, truth=["Paris", None])], ["None of these."])
+    assert (found.outcomes, found.records[0]["truth"]) == ([False], ["Paris"])
 
 
 # What they have in common

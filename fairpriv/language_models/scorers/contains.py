@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
-from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject, by_category, category_of
+from fairpriv.language_models.scorers.scorer import SCORE, Scored, Scorer, Subject, by_category, category_of, several
 from fairpriv.metrics import SHARE, Measured, Metric
 
 CONTAINED = Metric("contained", "contained", "Responses that hold their row's truth.", SHARE, low=0.0, high=1.0)
@@ -80,9 +80,7 @@ class Contains(Scorer):
         return [self.better, self.separator]
 
     def _truths(self, example: Example) -> list[str]:
-        value = example.fields["truth"]
-        texts = value if isinstance(value, list) else str(value).split(self.separator)
-        return [str(text).strip() for text in texts if str(text).strip()] or [""]
+        return [text for text in several(example.fields["truth"], self.separator) if text] or [""]
 
 
 def words(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from fairpriv.language_models.scorers.scorer import (
     category_of,
     mean_interval,
     require_normalise,
+    several,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -108,7 +109,8 @@ class MultipleChoice(Scorer):
         """Read the correct answers, best first, and the wrong ones."""
         fields = example.fields
         if "correct" in fields and "wrong" in fields:
-            correct, wrong = ([text for text in self._split(fields[name]) if text] for name in ("correct", "wrong"))
+            told = (several(fields[name], self.separator) for name in ("correct", "wrong"))
+            correct, wrong = ([text for text in texts if text] for texts in told)
             if not correct or not wrong:
                 raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
             return correct, wrong
@@ -117,7 +119,7 @@ class MultipleChoice(Scorer):
                 f"{example.row}: multiple choice reads columns correct and wrong, or choices and label; "
                 f"evaluate.columns names {', '.join(['prompt', *fields])}"
             )
-        choices = self._split(fields["choices"])
+        choices = several(fields["choices"], self.separator)
         if "" in choices:
             raise InputError(f"{example.row}: choice {choices.index('')} (from 0) is empty")
         label = str(fields["label"]).strip()
@@ -127,10 +129,6 @@ class MultipleChoice(Scorer):
         if not choices:
             raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
         return correct, choices
-
-    def _split(self, value: Any) -> list[str]:
-        texts = value if isinstance(value, list) else str(value).split(self.separator)
-        return [str(item).strip() for item in texts]
 
 
 def choice_log_likelihoods(

@@ -316,6 +316,12 @@ def category_of(example: Example) -> str | None:
     return None if value is None else str(value).strip().replace("/", "-").replace(" ", "_")
 
 
+def several(value: Any, separator: str) -> list[str]:
+    """Read the texts of a list, or those that ``separator`` divides, without outer blanks; null is an empty one."""
+    texts = value if isinstance(value, list) else str(value).split(separator)
+    return ["" if text is None else str(text).strip() for text in texts]
+
+
 def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float]:
     """Compute Student's 95 % interval of a mean of independent values, within ``limits``; those for a single value."""
     if len(values) < 2:
