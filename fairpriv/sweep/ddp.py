@@ -83,7 +83,17 @@ def processes(config: Mapping[str, Any]) -> int:
     if kind == "mps" or (kind == "cuda" and number > _gpus(trainer)):
         there = "one GPU that only one process can use" if kind == "mps" else f"{_gpus(trainer)} GPUs"
         raise InputError(f"trainer.devices={devices}: this machine has {there}; try trainer.accelerator=cpu")
+    if kind == "cpu" and number > (most := 4 * cores()):  # a few on one core are slow, and show that all is well
+        raise InputError(
+            f"trainer.devices={devices}: {number} processes on {cores()} cores, each with a model of its own: "
+            f"at most {most}"
+        )
     return number * nodes
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machines(number: int) -> list[str]:
@@ -258,7 +268,7 @@ def main() -> int:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
     config, result = job["config"], job["result"]
-    torch.set_num_threads(config["threads"] or max(1, (os.cpu_count() or 1) // number))
+    torch.set_num_threads(config["threads"] or max(1, cores() // number))
     gpu = _accelerator(config["trainer"]) == "cuda"
     if gpu:
         devices = config["trainer"].get("devices")

@@ -30,6 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fairpriv.errors import InputError
+from fairpriv.sweep.ddp import cores
 from fairpriv.sweep.progress import SweepProgress
 
 LAST_WORDS = 10.0  # seconds in which a worker may end by itself: a stopped cell puts away what it holds
@@ -49,11 +50,10 @@ def environments(config: DictConfig, devices: int | None, slots: int | None) -> 
     """
     gpus = [] if OmegaConf.select(config, "trainer.accelerator") == "cpu" else visible_gpus()
     threads = OmegaConf.select(config, "threads")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if devices is None:
         devices = devices_of(config)
     if slots is None:
-        slots = len(gpus) or max(devices, cores // (threads or cores))
+        slots = len(gpus) or max(devices, cores() // (threads or cores()))
     for key, value in {"devices": devices, "slots": slots}.items():
         if value < 1:
             raise InputError(f"hydra.launcher.{key}={value}: must be at least 1")

@@ -173,6 +173,7 @@ def test_devices_say_how_many_processes_there_are(trainer, number):
             r"trainer.num_nodes=2: .* in none: set .*hydra.launcher.nodes=2, or leave it 1",
         ),
         ({"devices": "two"}, "trainer.devices=two: must be a number"),
+        ({"devices": 4096}, r"trainer.devices=4096: 4096 processes on \d+ cores, .*: at most \d+$"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(trainer, message):
