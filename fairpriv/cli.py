@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import io
@@ -10,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -52,7 +53,7 @@ Useful keys (fairpriv --cfg job prints them all)
   hydra/launcher=local_slots   a grid's cells side by side: one for each GPU, or as many as the cores take
 
 Hydra's options work as they are: --cfg job, --config-dir DIR (your own configs), --info, --hydra-help,
---shell-completion.
+--shell-completion; what Tab completes: eval "$(fairpriv --shell-completion install=bash)"
 Exit status: 0 done, 2 the input is wrong, 130 interrupted (Ctrl-C), 1 anything else.
 """
 
@@ -236,6 +237,8 @@ def dispatch(args: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"fairpriv {__version__}")
         return 0
+    if {"-sc", "--shell-completion"} & set(words) and any(word.startswith("query=") for word in words):
+        return complete(words, known)
     refuse_hidden(CONF, [*plugin_folders(), *folders])
     if asked:
         return asked.run(words[1:], folders)
@@ -250,6 +253,36 @@ def dispatch(args: list[str]) -> int:
         raise InputError(f"unknown command {words[0]!r}{near}; see fairpriv --help")
     refuse_torchrun(args)
     return hydra_run(args, folders)
+
+
+def complete(query: list[str], known: Mapping[str, Command]) -> int:
+    """Print what may end the line in ``COMP_LINE``: sub-commands and their words, and what Hydra knows of overrides.
+
+    Where nothing is printed, as for the folders of ``compare``, the shell completes names of files. What is wrong with
+    a line is not said while it is typed.
+    """
+    from fairpriv.config.compose import groups
+
+    line = os.environ.get("COMP_LINE", "")
+    with contextlib.suppress(InputError):
+        words, folders = config_dir(line.split()[1:])
+        last = words.pop() if words and not line[-1].isspace() else ""
+        verb = words[0] if words and words[0] in known else None
+        found: list[str] = []
+        if last.startswith("-"):
+            parser = known[verb] if verb else patches.hydra_parser()
+            found = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        elif verb in ("ls", "show"):
+            options = groups([CONF, *plugin_folders(), *folders])
+            found = [*options] if verb == "ls" else [f"{group}={one}" for group in options for one in options[group]]
+        elif not words:
+            found = [*known]
+        if fitting := [name for name in found if name.startswith(last)]:
+            print("\n".join(fitting), flush=True)
+        if verb in (None, "plan", "log") and not last.startswith("-"):
+            os.environ["COMP_LINE"] = " ".join(["fairpriv", *words[verb is not None :], last])
+            return hydra_run([*query, *(f"--config-dir={folder}" for folder in folders)], folders)
+    return 0
 
 
 def list_groups(given: argparse.Namespace) -> int:

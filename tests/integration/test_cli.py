@@ -231,6 +231,30 @@ def test_what_hydra_answers_by_itself(fairpriv, mine, monkeypatch):
     assert "Hydra" in fairpriv("--hydra-help").out
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("comp", {"compare"}),
+        ("ls de", {"debug", "defense"}),
+        ("show dataset=ger", {"dataset=german"}),
+        ("--config-dir MINE show dataset=own", {"dataset=own_table"}),
+        ("--config-dir MINE dataset=own", {"dataset=own_table"}),
+        ("plan experiment=spin_p", {"experiment=spin_paper"}),
+        ("compare --wh", {"--where"}),
+        ("--hydra", {"--hydra-help"}),
+        ("compare outp", set()),  # the shell completes folders
+        ("dataset=nope see", set()),
+        ("--config-dir nowh", set()),
+    ],
+)
+def test_the_shell_completes_sub_commands_and_their_words(fairpriv, tmp_path, monkeypatch, typed, offered):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "own_table.yaml").write_text("defaults: [csv]\n")
+    monkeypatch.setenv("COMP_LINE", f"fairpriv {typed}".replace("MINE", str(tmp_path)))
+    ended = fairpriv("-sc", "query=bash")
+    assert (ended.status, set(ended.out.split()), ended.err) == (0, offered, "")
+
+
 def test_help_and_version(fairpriv):
     for words in (["--help"], ["-h"], ["help"], ["experiment=quickstart", "--help"]):
         ended = fairpriv(*words)
