@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import marshal
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     A folder with ``cells.txt`` is a sweep. Its results are those of the ids in it, in ``cells/`` two folders up, and
     the reason for a missing one is ``NOT_FINISHED``, also for cells that the sweep has not come to. Elsewhere any
     ``*.json`` with our schema version counts. Other JSON files are ignored silently unless they are called
-    ``result.json``. A cell found twice counts once; a completed one is preferred. What a result does not say of its
-    metrics is read in ``described.json`` beside it.
+    ``result.json``. A link to a folder elsewhere is left out, since it may lead to any amount of files. A cell found
+    twice counts once; a completed one is preferred. What a result does not say of its metrics is read in
+    ``described.json`` beside it.
 
     Raises:
         InputError: a folder does not exist.
@@ -47,6 +49,9 @@ def find_results(folders: Sequence[Path]) -> tuple[list[Result], list[tuple[Path
     for path in dict.fromkeys(path for folder in folders for path in _candidates(folder)):
         try:
             file = path.stat()
+            if stat.S_ISDIR(file.st_mode) and path.is_symlink():
+                skipped[path] = "a link to a folder elsewhere, which is not followed: name it, too"
+                continue
             if path.name != "result.json" and file.st_size > LARGEST and not _begins_as_ours(path):
                 continue
             document = parse(path, parts.decode)
@@ -159,7 +164,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise InputError(f"no folder '{folder}': give a folder that holds result.json files, or a sweep's folder")
     unread: list[OSError] = []
-    for where, folders, files in os.walk(folder.resolve(), onerror=unread.append):
+    top = folder.resolve()
+    for where, folders, files in os.walk(top, onerror=unread.append):
         here = Path(where)
         if "cells.txt" in files:
             folders.clear()
@@ -168,6 +174,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
             yield from (here / f"cell {number}, to come" for number in range(len(listed), plan(here).total or 0))
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [here / name for name in folders if (here / name).is_symlink()]  # which os.walk does not follow
+        yield from (link for link in links if not link.resolve().is_relative_to(top))
         yield from (
             here / name for name in sorted(files) if name.endswith(".json") and name not in ("sweep.json", DESCRIBED)
         )

@@ -336,6 +336,21 @@ def test_results_come_oldest_first(tmp_path):
     assert [cell.id for cell in find_results([tmp_path])[0]] == ["b", "c", "a"]
 
 
+def test_a_link_to_a_folder_elsewhere_is_named_and_not_followed(tmp_path):
+    result(id="a").write(tmp_path / "out" / "cells" / "a" / "result.json")
+    result(id="b").write(tmp_path / "scratch" / "cells" / "b" / "result.json")
+    (tmp_path / "out" / "more").symlink_to(tmp_path / "scratch")
+    (tmp_path / "out" / "latest").symlink_to(tmp_path / "out" / "cells")  # found anyway
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for folder in ("out", "link"):
+        found, skipped = find_results([tmp_path / folder])
+        assert [one.id for one in found] == ["a"]
+        ((place, why),) = skipped
+        assert place == tmp_path / "out" / "more"
+        assert "not followed" in why
+    assert len(find_results([tmp_path / "out", tmp_path / "out" / "more"])[0]) == 2
+
+
 def test_missing_folder_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         find_results([tmp_path / "nothing"])
