@@ -91,13 +91,14 @@ def target_of(options: Mapping[str, Path], name: str) -> str:
 
 
 def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
-    """Print the files of options, each given as ``group=name``, and of those in their defaults lists; return 0.
+    """Print the files of options, each given as ``group=name``, and of those of the group in their defaults lists.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         InputError: there is no such option; names the nearest one.
     """
-    from omegaconf import OmegaConf
-
     known = groups(folders)
     for option in options:
         group, _, name = option.partition("=")
@@ -115,10 +116,26 @@ def show_configs(folders: Sequence[Path], options: Sequence[str]) -> int:
             file = known[group][one]
             text = file.read_text(encoding="utf-8")
             print(f"# {file}\n{text}")
-            read: Any = OmegaConf.to_container(OmegaConf.create(text))
-            parents = read.get("defaults", []) if isinstance(read, dict) else []
-            names += [parent for parent in parents if isinstance(parent, str) and parent in known[group]]
+            inside = [other for where, other in _defaults(text, group) if where == group and other in known[group]]
+            names += [other for other in inside if other not in names]
     return 0
+
+
+def _defaults(text: str, group: str) -> list[tuple[str, str]]:
+    """List group and option of each config that the defaults list of a group's file names, wherever it is put."""
+    from omegaconf import OmegaConf
+
+    read: Any = None
+    with contextlib.suppress(*CONFIG_ERRORS):  # an error that composing it will report
+        read = OmegaConf.to_container(OmegaConf.create(text)) if "defaults" in text else None
+    listed = read.get("defaults") if isinstance(read, dict) else None
+    found = []
+    for item in listed if isinstance(listed, list) else []:
+        for key, options in item.items() if isinstance(item, dict) else [(f"/{group}", item)]:
+            where = key.split()[-1].partition("@")[0].rpartition("/")[2]
+            named = options if isinstance(options, list) else [options]
+            found += [(where, str(option).partition("@")[0]) for option in named]
+    return found
 
 
 @functools.cache
@@ -274,19 +291,13 @@ def is_grid(conf: Path, folders: Sequence[Path], overrides: Sequence[str]) -> bo
 
 def _name_a_mode(known: Mapping[str, Mapping[str, Path]], words: Sequence[str]) -> bool:
     """Return whether a chosen file, or one that it is made of, has a key ``mode``; composing to see it takes long."""
-    from omegaconf import OmegaConf
-
     chosen = [(word.partition("=")[0], word.partition("=")[2]) for word in words]
     for group, option in chosen:  # which grows by the files that these are made of
         file = known.get(group, {}).get(option)
         text = file.read_text(encoding="utf-8") if file else ""
         if re.search(r"\bmode\b['\"]?\s*:", text):
             return True
-        read: Any = OmegaConf.to_container(OmegaConf.create(text)) if "defaults" in text else None
-        for item in (read.get("defaults") or []) if isinstance(read, dict) else []:
-            for key, options in item.items() if isinstance(item, dict) else [(f"/{group}", item)]:
-                where = key.split()[-1].partition("@")[0].rpartition("/")[2]
-                chosen += [(where, str(one)) for one in (options if isinstance(options, list) else [options])]
+        chosen += _defaults(text, group)
     return False
 
 

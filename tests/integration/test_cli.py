@@ -283,6 +283,27 @@ def test_show_prints_a_config_with_its_comments_and_those_it_begins_with(fairpri
     assert ended.out == "".join(f"# {file}\n{file.read_text()}\n" for file in files)
 
 
+@pytest.mark.parametrize(
+    ("option", "others"),
+    [
+        ("engine=vllm", ["engine/server"]),
+        ("defense=lora_spin", ["defense/spin", "defense/lora", "defense/full"]),
+        ("defense=task_arithmetic", ["defense/lora", "defense/full"]),
+        ("experiment=quickstart_llm", []),  # what it chooses of other groups is no part of it
+    ],
+)
+def test_show_prints_what_a_config_puts_elsewhere_too(fairpriv, option, others):
+    files = [CONF / f"{place}.yaml" for place in (option.replace("=", "/"), *others)]
+    assert fairpriv("show", option).out == "".join(f"# {file}\n{file.read_text()}\n" for file in files)
+
+
+def test_show_prints_a_config_that_is_no_yaml(fairpriv, mine):
+    (mine / "defense" / "torn.yaml").write_text("defaults: [lora\nname: torn\n")
+    ended = fairpriv("show", "defense=torn", "--config-dir", mine)
+    assert (ended.status, ended.err) == (0, "")
+    assert "defaults: [lora\n" in ended.out
+
+
 def test_a_config_of_our_name_in_the_users_folder_is_refused_since_ours_goes_first(fairpriv, tmp_path):
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
     (tmp_path / "mine" / "dataset" / "adult.yaml").write_text("name: other\n")
