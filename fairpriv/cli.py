@@ -520,7 +520,6 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         from fairpriv.identity import contents
         from fairpriv.run import run
 
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
         result = run(cfg)
     except SystemExit:  # how Lightning ends a fit after Ctrl-C
         raise KeyboardInterrupt from None

@@ -266,7 +266,6 @@ def main() -> int:
 
     from fairpriv import processes
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no list of devices
     config, result = job["config"], job["result"]
     torch.set_num_threads(config["threads"] or max(1, cores() // number))
     gpu = _accelerator(config["trainer"]) == "cuda"

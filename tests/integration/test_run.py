@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import shutil
 
@@ -62,6 +63,20 @@ def cell(mine, tmp_path, monkeypatch):
         return run(compose(CONF, [mine], [*small, *words]))
 
     return call
+
+
+def test_a_cell_says_nothing_of_trainers_and_leaves_lightning_s_logger_as_it_was(cell, caplog):
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.addHandler(caplog.handler)
+    lightning.setLevel(logging.INFO)
+    try:
+        assert cell("defense=none").status == "completed"
+        assert lightning.level == logging.INFO
+    finally:
+        lightning.removeHandler(caplog.handler)
+        lightning.setLevel(level)
+    assert not [record for record in caplog.records if record.name.startswith("lightning")]
 
 
 def test_result_json_holds_what_it_promises(cell, tmp_path):
