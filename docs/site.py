@@ -1,12 +1,19 @@
 """The pages of the site: the repository's own, a reference written from configs and docstrings, and a gallery."""
 
 import contextlib
+import importlib
 import io
+import json
+import pkgutil
+import re
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from fairpriv.metrics import Metric
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -27,7 +34,20 @@ GROUPS = {
     "analysis": "By `analysis=NAME`.",
     "trainer": "By `trainer=NAME`.",
     "logger": "By `logger=NAME`.",
+    "task": "The sections and defaults of each kind of experiment; the dataset implies it.",
+    "debug": "By `debug=NAME`.",
+    "paths": "By `paths.KEY=VALUE`.",
 }
+MATHEMATICS = ("bounds", "coupling", "fairness", "hsic", "importance")
+PYTHON = (  # what `import fairpriv` gives, beside the mathematics
+    "api",
+    "run",
+    "result",
+    "editing",
+    "classifiers.nets.pool",
+    "classifiers.equalized_odds",
+    "language_models.defenses.spin_callback",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -67,9 +87,11 @@ def reference() -> dict[str, str]:
     """Write the pages that nobody writes by hand."""
     return {
         "configs": configs(),
-        "mathematics": module("Mathematics", "functional", "bounds", "coupling", "fairness", "hsic", "importance"),
-        "attacks": modules("Attacks", "classifiers/attacks"),
-        "defences": modules("Defences", "classifiers/defenses", "language_models/defenses"),
+        "metrics": metrics(),
+        "python": modules("Python", *PYTHON),
+        "mathematics": modules("Mathematics", *(f"functional.{name}" for name in MATHEMATICS)),
+        "attacks": folders("Attacks", "classifiers/attacks"),
+        "defences": folders("Defences", "classifiers/defenses", "language_models/defenses"),
     }
 
 
@@ -89,20 +111,59 @@ def shown(path: Path) -> str:
     return f"```yaml\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
 
 
-def modules(title: str, *folders: str) -> str:
-    """Show every public class of the folders' files."""
-    named = [
-        (folder.replace("/", "."), path.stem)
-        for folder in folders
-        for path in sorted((ROOT / "fairpriv" / folder).glob("*.py"))
-        if path.stem != "__init__"
-    ]
-    return f"# {title}\n" + "".join(f"\n::: fairpriv.{folder}.{name}\n" for folder, name in named)
+def metrics() -> str:
+    """List every metric that a wing's modules declare, with what it means, its direction and its range."""
+    text = (
+        "# Metrics\n\nWhat a result holds. Words in braces are filled in. `NAME_floor` is the value of `NAME` if there "
+        "were nothing to find.\n"
+    )
+    notes = {
+        "classifiers": "## Classifiers\n",
+        "language_models": "## Language models\n\nThe name of a scorer's metric, such as `mc1`, stands behind "
+        "`eval/DIMENSION/`.\n",
+    }
+    for wing, note in notes.items():
+        package = importlib.import_module(f"fairpriv.{wing}")
+        names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        values = (value for name in names for value in vars(importlib.import_module(name)).values())
+        text += f"\n{note}{table({metric for value in values for metric in _metrics_in(value) if metric.name})}"
+    text += "\n## Dimensions of classifiers\n\nAs the study of [defences and dimensions]"
+    text += "(../experiments/trade_off_classifier/README.md) has them; some also of each group or label.\n"
+    stored = ROOT / "experiments" / "trade_off_classifier" / "results" / "described.json"
+    described = json.loads(stored.read_text(encoding="utf-8"))
+    return text + table(
+        Metric(**{"name": name} | one)
+        for name, one in described.items()
+        if re.fullmatch(r"eval/\w+/[\w.]+(?<!_floor)", name)
+    )
 
 
-def module(title: str, package: str, *names: str) -> str:
-    """Show the named files of a package."""
-    return f"# {title}\n" + "".join(f"\n::: fairpriv.{package}.{name}\n" for name in names)
+def table(found: Iterable[Metric]) -> str:
+    """Describe metrics, a row each."""
+    text = "\n| metric | what it is | unit | better | range |\n|---|---|---|---|---|\n"
+    for metric in sorted(found, key=lambda metric: (metric.name, metric.meaning)):
+        low, high = ("" if end is None else f"{end:g}" for end in (metric.low, metric.high))
+        span = f"{low} to {high}" if low and high else f"from {low}" if low else ""
+        cells = [f"`{metric.name}`", metric.meaning or metric.label, metric.unit, metric.better, span]
+        text += "| " + " | ".join(cell.replace("|", "&#124;").replace("<", "&lt;") for cell in cells) + " |\n"
+    return text
+
+
+def _metrics_in(value: object) -> Iterator[Metric]:
+    """Yield a module's metric, or those in a list or table of it."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+    yield from (part for part in parts if isinstance(part, Metric))
+
+
+def folders(title: str, *folders: str) -> str:
+    """Show the public names of the folders' modules."""
+    found = (path for folder in folders for path in sorted((ROOT / "fairpriv" / folder).glob("[a-z]*.py")))
+    return modules(title, *(".".join(path.relative_to(ROOT / "fairpriv").with_suffix("").parts) for path in found))
+
+
+def modules(title: str, *names: str) -> str:
+    """Show the public names of modules."""
+    return f"# {title}\n" + "".join(f"\n::: fairpriv.{name}\n" for name in names)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

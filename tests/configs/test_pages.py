@@ -1,5 +1,6 @@
 """README and the pages that it leads to: short enough, and no command that does not compose."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -83,3 +84,12 @@ def test_links_lead_to_what_is_there(page):
 
 def test_the_citation_is_of_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fairpriv.__version__
+
+
+def test_the_reference_of_the_site_has_every_group_of_configs():
+    tree = ast.parse((ROOT / "docs" / "site.py").read_text(encoding="utf-8"))
+    told = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GROUPS"
+    ]
+    there = {file.parent.name for file in CONF.glob("*/*.yaml")} - {"hydra", "published"}  # nobody chooses of these
+    assert set(ast.literal_eval(told[0])) == there
