@@ -150,7 +150,7 @@ def load(settings: Settings, data: Data) -> Loaded:
     trained = [part.input_ids for encoded in (pairs[0], *rows.values()) for row in encoded for part in row.parts]
     require_room(model, trained, lower="dataset.max_tokens")
     text = None if data.text is None else encode_text(tokenizer, data.text)[: evaluation.text_tokens]
-    if text is not None and len(text):
+    if text is not None:
         require_window(model, text, windows(model.config, evaluation.window, evaluation.stride)[0])
     subject = Subject(
         model,

@@ -527,6 +527,13 @@ def test_bad_input_gets_one_line(fairpriv, words, more, message):
     is_refused(fairpriv(*words, *more), message)
 
 
+def test_a_text_of_one_token_is_refused_before_anything_is_measured(fairpriv, words, tmp_path):
+    (tmp_path / "short.txt").write_text("a")
+    more = ["evaluation=text_file", f"evaluation.text.source.files=[{tmp_path / 'short.txt'}]"]
+    is_refused(fairpriv(*words, "defense=lora", *more), "perplexity needs a text of at least 2 tokens, this one has 1")
+    assert not list(tmp_path.rglob("cache/responses/*"))
+
+
 def test_dimensions_are_refused_for_a_table(fairpriv):
     ended = fairpriv("dataset=german", "dimension=[privacy]", "logger=none")
     is_refused(ended, "dimension=privacy is for task=language_model, and dataset=german of task=classifier")

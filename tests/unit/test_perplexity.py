@@ -177,6 +177,8 @@ def test_without_a_window_it_is_the_model_s_length_without_overlap():
     assert windows(config, None, None) == (longest, longest)
     assert windows(config, None, 5) == (longest, 5)
     assert windows(config, 8, None) == (8, 8)
+    with pytest.raises(InputError, match=rf"evaluation\.stride={longest + 1}: .* the model.s {longest} tokens"):
+        windows(config, None, longest + 1)
     without = SimpleNamespace(get_text_config=lambda: None)
     with pytest.raises(InputError, match="names no max_position_embeddings: give a number"):
         windows(without, None, None)

@@ -637,3 +637,5 @@ def test_the_callback_edits_what_a_fit_has_trained(model, pristine, tmp_path):
 def test_the_callback_asks_for_all_its_rows():
     with pytest.raises(InputError, match="SpinCallback: rows has no pairs of general, privacy"):
         SpinCallback(spin(), {"fairness": ROWS["fairness"]})
+    with pytest.raises(InputError, match=r"in the place of spin\.after: leave that None"):
+        SpinCallback(spin(after=SupervisedTuning("lora")), ROWS)

@@ -25,7 +25,7 @@ FAMILY = (
     "Wintermeer Yarrowby"
 )
 DIGIT = "#"  # a random digit in `Canaries.secret`
-DIGITS = 18  # what Python draws at random is a number below 2^63
+DIGITS = 18  # at most: `random.sample` takes ranges below 2^63
 
 
 @dataclass(frozen=True)

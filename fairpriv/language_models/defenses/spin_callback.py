@@ -20,7 +20,7 @@ class SpinCallback(lightning.Callback):
     """Edits the language model of a LightningModule when its fit ends.
 
     Args:
-        spin: ratio, rule, target and the rest.
+        spin: ratio, rule, target and the rest; without ``after``, in whose place the fit stands.
         rows: encoded pairs of every dimension and excluded set that ``spin`` names.
         attribute: where the module keeps the causal LM; its adapters must be merged.
         pad_id: the token id that fills up shorter rows.
@@ -40,6 +40,8 @@ class SpinCallback(lightning.Callback):
     ) -> None:
         if missing := {*spin.dimensions, *spin.exclude} - set(rows):
             raise InputError(f"SpinCallback: rows has no pairs of {', '.join(sorted(missing))}")
+        if spin.after is not None:
+            raise InputError("SpinCallback: the fit that it ends stands in the place of spin.after: leave that None")
         self.spin, self.rows, self.attribute = spin, rows, attribute
         self.pad_id, self.seed, self.path = pad_id, seed, path
         self.applied: SpinEdit | None = None  # after the fit; ``revert`` undoes it

@@ -32,16 +32,20 @@ def windows(config: Any, window: int | None, stride: int | None) -> tuple[int, i
     """Return window and stride in tokens for a model of transformers' ``config``; None: the model's length, no overlap.
 
     Raises:
-        InputError: there is no window, and the config names no length.
+        InputError: there is no window, and the config names no length, or one below ``stride``.
     """
     window = window or getattr(config.get_text_config(), "max_position_embeddings", None)
     if window is None:
         raise InputError("evaluation.window=null: the model's config names no max_position_embeddings: give a number")
+    if stride is not None and stride > window:
+        raise InputError(f"evaluation.stride={stride}: must be at most the window, the model's {window} tokens")
     return window, stride or window
 
 
 def require_window(model: Any, ids: Tensor, window: int) -> None:
-    """Raise `InputError` for a window, or a token of a text, that the model has no place for."""
+    """Raise `InputError` for a text that is too short, and for a window or token that the model has no place for."""
+    if len(ids) < 2:
+        raise InputError(f"perplexity needs a text of at least 2 tokens, this one has {len(ids)}")
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and window > longest:
         raise InputError(
@@ -73,13 +77,11 @@ def perplexity(
         (perplexity, number of scored tokens N - 1). Log-likelihoods are taken in float32; a mean above 709 gives inf.
 
     Raises:
-        ValueError: N below 2; ``window``, ``stride`` or ``batch_size`` out of range; a window longer than the model's
+        ValueError: ``window``, ``stride`` or ``batch_size`` out of range; N below 2, a window longer than the model's
             ``max_position_embeddings``, a token without a row in its embedding, or logits that are not finite (each
             an InputError).
         RuntimeError: memory is too small; says what to lower.
     """
-    if len(ids) < 2:
-        raise ValueError(f"perplexity needs a text of at least 2 tokens, this one has {len(ids)}")
     if window < 2 or not 1 <= stride <= window or batch_size < 1:
         raise ValueError(
             f"window={window}, stride={stride}, batch_size={batch_size}: window is at least 2, stride 1 to window, "
