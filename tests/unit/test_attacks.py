@@ -17,6 +17,7 @@ from fairpriv.classifiers.attacks.attack import (
     Query,
     floor_of_leakage,
     guess,
+    measures_of,
     shadows_to_calibrate,
     spread,
 )
@@ -30,6 +31,7 @@ from fairpriv.classifiers.attacks.threshold import ThresholdTest, selected_score
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import fit_pool
 from fairpriv.errors import InputError
+from fairpriv.functional.attacks import threshold_test_scores
 
 LINEAR = BlackBoxMetaClassifier(penalties=[1.0, 100.0], shrinkages=[0.01, 0.3])  # few candidates, to be fast
 BLACK_BOX = [LossTest(), ThresholdTest(), PerPointThreshold(), KL(), LabelOnlyKL(), LINEAR]
@@ -450,6 +452,34 @@ def test_the_more_telling_world_and_share_of_points_are_chosen():
         assert alone.scores.abs().mean() < attack(fractions=[0.1]).run(game).scores.abs().mean()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_points_chosen_are_those_of_a_loop_over_held_out_shadows(seed):
+    draw = torch.Generator().manual_seed(seed)
+    world, y = torch.arange(24) % 2, torch.randint(0, 2, (24,), generator=draw)
+    zero, one, victims = ((torch.rand(m, 24, generator=draw) * 4).round() / 4 for m in (7, 5, 3))
+    told = (world == seed % 2) & (torch.arange(24) < 8)  # these points tell more
+    one[:, told] = (one[:, told] + 0.25).clamp(max=1)
+    fractions, found = [0.01, 0.3, 1.0], []
+    for b in (0, 1):
+        rows = (world == b).nonzero()[:, 0]
+        for fraction in fractions:
+            count, right = [max(1, round(fraction * 12))], [0, 0]
+            for fold in range(3):
+                held = [[m for m in range(len(pool)) if m % 3 == fold] for pool in (zero, one)]
+                kept = [[m for m in range(len(pool)) if m % 3 != fold] for pool in (zero, one)]
+                for own, pool in enumerate((zero, one)):
+                    fitted = zero[kept[0]][:, rows], one[kept[1]][:, rows]
+                    scores = threshold_test_scores(*fitted, pool[held[own]][:, rows], y[rows], count)
+                    right[own] += sum((score > 0) == own for score in scores[:, 0].tolist())
+            scores = threshold_test_scores(zero[:, rows], one[:, rows], victims[:, rows], y[rows], count)
+            found.append((right[0] / 7 + right[1] / 5, scores[:, 0].tolist()))
+    best = max(balanced for balanced, _ in found)
+    expected = next(scores for balanced, scores in found if balanced > best - 1e-12)
+    query = Query(torch.zeros(24, 1), y, torch.zeros(24), world)
+    game = AttackGame(Outputs(victims), (Outputs(zero), Outputs(one)), query, 0, torch.tensor([0, 1, 0]))
+    assert selected_scores(game, "x", threshold_test_scores, fractions, 3).tolist() == pytest.approx(expected)
+
+
 def test_small_trained_pools_are_told_apart_by_every_attack():
     def rows(world, count, seed):
         X = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
@@ -486,6 +516,7 @@ def test_the_yaml_of_an_attack_lists_every_parameter_with_its_default(attack):
 @pytest.mark.parametrize(
     ("attack", "wrong", "key"),
     [
+        (ThresholdTest, {"fractions": [0.0, 0.5]}, "attack.threshold_test.fractions"),
         (ThresholdTest, {"fractions": []}, "attack.threshold_test.fractions"),
         (ThresholdTest, {"fractions": [0.5, 1.5]}, "attack.threshold_test.fractions"),
         (PerPointThreshold, {"folds": 1}, "attack.per_point_threshold.folds"),
@@ -513,10 +544,17 @@ def test_outputs_that_are_no_probabilities_are_refused():
 
 
 def test_a_query_needs_rows_of_both_worlds():
-    with pytest.raises(ValueError, match="rows of both worlds"):
-        Query(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), torch.zeros(3))
+    for world in (0, 1):
+        with pytest.raises(ValueError, match="rows of both worlds"):
+            Query(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), torch.full((3,), world))
     with pytest.raises(ValueError, match="unequally many rows"):
         Query(torch.zeros(3, 1), torch.zeros(2), torch.zeros(3), torch.tensor([0, 1, 1]))
+
+
+def test_a_game_needs_a_world_for_every_victim():
+    game = make_game(property_=1, victims=4)
+    with pytest.raises(ValueError, match="4 victims, but the worlds of 3"):
+        AttackGame(game.victims, None, game.query, 0, game.truth[:3])
 
 
 def result(right, wrong, name="kl", truth=None):
@@ -548,6 +586,12 @@ def test_p_value_counts_every_assignment_of_worlds_to_scores():
     shifted = AttackResult("x", scores + 100, truth)  # a border at which all say world 1
     assert (shifted.accuracy, shifted.p_value) == (4 / 7, found.p_value)
     assert math.isnan(result(3, 1).p_value)
+
+
+def test_above_200_victims_of_a_world_the_p_value_is_that_of_the_normal_approximation():
+    scores, truth = torch.arange(206.0).roll(100), torch.arange(206) < 5
+    normal = stats.mannwhitneyu(scores[truth].numpy(), scores[~truth].numpy(), method="asymptotic").pvalue
+    assert AttackResult("x", scores, truth.long()).p_value == pytest.approx(normal, rel=1e-12)
 
 
 def test_tied_scores_have_a_p_value_without_warning():
@@ -587,6 +631,24 @@ def test_metrics_and_intervals_bear_the_attacks_name():
     assert found.measured.intervals["attack/loss_test/advantage"] == pytest.approx(
         [2 * end - 1 for end in found.interval]
     )
+
+
+@pytest.mark.parametrize(
+    ("auc", "ends", "inverted", "folded", "told"),
+    [
+        (0.3, (0.2, 0.45), 1, 0.7, (0.55, 0.8)),
+        (0.7, (0.4, 1.2), 0, 0.7, (0.5, 1)),
+        (0.5, (0.4, 0.6), 0, 0.5, (0.5, 0.6)),
+    ],
+)
+def test_measures_over_splits_are_folded_with_their_intervals(auc, ends, inverted, folded, told):
+    found = measures_of("x", 0.4, auc, 20, (0.25, 0.48), ends)
+    expected = {"accuracy": 0.4, "advantage": -0.2, "leakage": 0.1, "auc": folded, "auc_inverted": inverted}
+    for name, value in expected.items():
+        assert found.metrics[f"attack/x/{name}"] == pytest.approx(value), name
+    intervals = {"accuracy": (0.25, 0.48), "advantage": (-0.5, -0.04), "leakage": (0.02, 0.25), "auc": told}
+    for name, interval in intervals.items():
+        assert found.intervals[f"attack/x/{name}"] == pytest.approx(interval), name
 
 
 def test_advantage_is_tpr_minus_fpr_with_balanced_bits():

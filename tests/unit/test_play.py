@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
-from fairpriv.classifiers.attacks.play import Split, play, play_attacks
+from fairpriv.classifiers.attacks.play import Split, play, play_attacks, welch_interval
 from fairpriv.classifiers.nets.pool import Pool
 
 TRUTH = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -44,8 +44,9 @@ RIGHT_2 = [0.5, 0.4, 0.3, 0.35, -0.8, -0.9, 0.1, 0.2]
 RIGHT_1 = [0.5, 0.4, 0.3, -0.35, -0.8, -0.9, -0.1, -0.2]
 
 
-def test_one_split_has_a_p_value_and_intervals_over_its_victims():
+def test_one_split_has_a_p_value_and_intervals_over_its_victims(caplog):
     played = play_attacks([game()], [Scores(RIGHT_5)])
+    assert not caplog.records
     (result,) = [Scores(RIGHT_5).run(game())]
     assert played.measured.metrics == result.measured.metrics
     assert played.measured.intervals == result.measured.intervals
@@ -75,6 +76,9 @@ def test_of_mixtures_the_rows_leaked_follow_from_the_accuracy():
     low, high = found.intervals["attack/given/n_leaked"]
     assert low == 0
     assert high == pytest.approx(math.log(1 - 4 * found.intervals["attack/given/leakage"][1] ** 2) / math.log(0.25))
+    certain = play_attacks([game()], [Scores((2 * TRUTH - 1.0).tolist())], shares=(0.8, 0.2)).measured.metrics
+    assert certain["attack/given/accuracy"] == 1
+    assert "attack/given/n_leaked" not in certain
     for shares in ((1.0, 0.0), (0.5, 0.5), None):
         assert "attack/given/n_leaked" not in play_attacks([game()], [Scores(RIGHT_5)], shares=shares).measured.metrics
 
@@ -92,6 +96,9 @@ def test_several_splits_have_intervals_over_splits_and_no_p_value_of_the_cell(pu
     assert played.measured.intervals["attack/given/accuracy"] == pytest.approx((0, min(1 / 3 + half, 1)))
     assert played.measured.intervals["attack/given/leakage"] == pytest.approx((0, 0.5))
     assert played.measured.signed["attack/given/leakage"] == [[pytest.approx(-1 / 6)]]
+    assert metrics["attack/given/accuracy_std"] == pytest.approx(float(accuracy.std()))
+    aucs = [Scores(scores).run(game()).signed_auc for scores in (RIGHT_5, RIGHT_2, RIGHT_1)]
+    assert metrics["attack/given/auc_std"] == pytest.approx(float(torch.tensor(aucs).std()))
     assert not any("p_value" in name for name in metrics)
     assert all(("p_values" in record) != pure for record in played.victims)
 
@@ -145,6 +152,26 @@ def test_the_victim_gap_over_splits_is_signed_before_it_is_folded():
     assert played.measured.metrics["privacy/victim_accuracy_gap"] == pytest.approx(0.05)
     half = stats.t.ppf(0.975, 1) * (0.3 / math.sqrt(2)) * math.sqrt(1 / 2 + 0.5)
     assert played.measured.intervals["privacy/victim_accuracy_gap"] == pytest.approx((0, 0.05 + half))
+
+
+def test_the_interval_of_one_split_s_gap_is_welch_s():
+    first, second = torch.tensor([0.8, 0.82, 0.9, 0.7]).double(), torch.tensor([0.72, 0.66, 0.6]).double()
+    expected = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    assert welch_interval(first, second) == pytest.approx((expected.low, expected.high))
+    assert welch_interval(first[:1], second) == (-math.inf, math.inf)
+    assert welch_interval(first[[0, 0]], second[[0, 0]]) == (pytest.approx(-0.08), pytest.approx(-0.08))
+
+
+def test_what_is_told_of_the_pool_are_means_over_all_victims():
+    first, second = split([0.8] * 8), split([0.6] * 4, torch.tensor([0, 0, 1, 1]))
+    first.gap[:] = 0.1
+    second.gap[:] = 0.4
+    second.constant[:2] = True
+    second.diverged = 3
+    metrics = play([first, second], [], pure=False).measured.metrics
+    expected = {"accuracy": 8.8 / 12, "equalized_odds_gap": 0.2, "constant": 1 / 6, "diverged": 3}
+    for name, value in expected.items():
+        assert metrics[f"pool/{name}"] == pytest.approx(value), name
 
 
 def test_accuracy_on_training_rows_is_told_where_it_is_known():

@@ -77,6 +77,28 @@ def test_without_rows_to_ask_about_it_is_refused_rather_than_found_to_leak_nothi
         guess(SNAP(), replace(game, query=query, poison=(0, 1)))
 
 
+@pytest.mark.parametrize("label", [0, 2])
+def test_of_several_classes_it_asks_for_the_added_label(label):
+    draw = torch.Generator().manual_seed(label)
+    pools = [torch.randn(m, 1, 6, generator=draw) for m in (5, 3, 4)]  # M models of one logit a class, whatever X is
+    zero, one, victims = (Pool([(torch.zeros(len(b), 1, 6), b[:, 0])]) for b in pools)
+    s, y = torch.tensor([0, 0, 0, 1]), torch.tensor([1, label, 1, 1])
+    game = AttackGame(
+        victims, (zero, one), Query(torch.zeros(4, 1), y, s, torch.tensor([0, 0, 1, 1])), 0, torch.ones(4), (0, label)
+    )
+
+    def odds(pool):  # of the added label, once for each of the two rows of group 0 with another one
+        p = pool[:, 0].double().softmax(-1)[:, label]
+        return (p / (1 - p)).log().tolist()
+
+    middles = [sorted(odds(pool))[len(pool) // 2] for pool in pools[:2]]
+    up = 1 if middles[1] > middles[0] else -1
+    expected = [up * (0.5 if one > sum(middles) / 2 else -0.5) for one in odds(pools[2])]
+    assert SNAP().run(game).scores.tolist() == expected
+    with pytest.raises(InputError, match="attack snap needs rows of its own in the training data"):
+        SNAP().run(replace(game, poison=None))
+
+
 def test_leakage_rises_with_the_share_of_rows_added_and_is_none_between_equal_worlds(people):
     def played(**changes):
         data = dealt(people, shadows=12, victims=16, **changes)
@@ -142,5 +164,6 @@ def test_it_is_refused_without_rows_of_its_own_and_rows_without_training(people)
         DistributionInference(CONFIG, people, Undefended())
     with pytest.raises(InputError, match=r"draws its models as they are: leave game\.poison at 0"):
         KnownTruth(CONFIG | {"game": {"poison": 0.1}}, KnownGaussian("known"), Undefended())
-    with pytest.raises(InputError, match=r"attack\.snap\.clip=0\.5: must lie between 0 and 0\.5"):
-        SNAP(clip=0.5)
+    for clip in (0.0, 0.5):
+        with pytest.raises(InputError, match=rf"attack\.snap\.clip={clip}: must lie between 0 and 0\.5"):
+            SNAP(clip=clip)
