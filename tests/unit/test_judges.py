@@ -267,6 +267,9 @@ def test_a_template_with_a_bos_token_gets_no_second_one_and_messages_go_through_
 
     plain = shown("{response} ]")
     assert plain == shown("<s>{response} ]") == [1, WORDS.index("good"), WORDS.index("]")]
+    ending = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = ending  # as of files whose config adds an EOS
+    assert shown("{response} ]") == plain
     messages = [{"role": "user", "content": "{prompt}"}, {"role": "assistant", "content": "{response}"}]
     with pytest.raises(InputError, match=r"has no chat template for judge\.messages"):
         shown(messages=messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,16 +210,15 @@ class GenerativeJudge(Judge):
         return [f"<think>{answer}" if begun else answer for answer, begun in zip(answers, opened, strict=True)]
 
     def _encoded(self, tokenizer: Any, question: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """Encode a question; a template that begins with the BOS token gets no second one."""
-        own = isinstance(question, str)
-        if not own:
-            if not tokenizer.chat_template:
-                raise InputError(
-                    f"judge {self.name}: {self.path} has no chat template for judge.messages: give judge.template"
-                )
-            question = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        begins = own and not (tokenizer.bos_token and str(question).startswith(tokenizer.bos_token))
-        return list(tokenizer(question, add_special_tokens=begins)["input_ids"])
+        """Encode a question; a template that begins with the BOS token gets no second one, and none an EOS."""
+        from fairpriv.language_models.data.tokens import PLAIN, PromptFormat, encode_prompt
+
+        plain = isinstance(question, str)
+        if not plain and not tokenizer.chat_template:
+            raise InputError(
+                f"judge {self.name}: {self.path} has no chat template for judge.messages: give judge.template"
+            )
+        return encode_prompt(tokenizer, question, form=PLAIN if plain else PromptFormat(), max_tokens=sys.maxsize)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
