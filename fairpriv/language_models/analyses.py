@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from fairpriv.functional.hsic import hsic_change, hsic_test
 from fairpriv.functional.importance import matrices_of
 from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
 from fairpriv.functional.overlap import overlap
-from fairpriv.language_models.contract import Tuning
+from fairpriv.language_models.contract import Tuning, require_choice
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import evaluating
 from fairpriv.language_models.judges.judge import Verdict
@@ -242,9 +242,7 @@ class Dependence:
     permutations: int = 500  # of the test of independence; its p value is at least 1 / (1 + permutations)
 
     def __post_init__(self) -> None:
-        kernels = get_args(get_type_hints(type(self))["kernel"])
-        if self.kernel not in kernels:
-            raise InputError(f"analysis.kernel={self.kernel}: must be one of {', '.join(kernels)}")
+        require_choice(self, "analysis", "kernel")
         if self.bandwidth != "median" and (isinstance(self.bandwidth, str) or not 0 < self.bandwidth < math.inf):
             raise InputError(f"analysis.bandwidth={self.bandwidth}: must be a positive number, or median")
         if self.permutations < 1 or (self.prompts is not None and self.prompts < 1):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
@@ -129,6 +129,20 @@ class Tuning(ABC):
     @abstractmethod
     def tune(self, owner: ModelOwner) -> Tuned:
         """Train, edit, or leave the model as it is."""
+
+
+def require_choice(part: object, where: str, *keys: str) -> None:
+    """Raise `InputError` where a field is none of the values that its annotation, a ``Literal``, names.
+
+    Args:
+        part: an object of a dataclass.
+        where: the config section that it stands in.
+        *keys: its fields.
+    """
+    hints = get_type_hints(type(part))
+    for key in keys:
+        if (value := getattr(part, key)) not in (known := get_args(hints[key])):
+            raise InputError(f"{where}.{key}={value}: must be one of {', '.join(known)}")
 
 
 def require_base(part: object, base: type, where: str) -> None:

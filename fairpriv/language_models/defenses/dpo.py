@@ -6,14 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.contract import ModelOwner
+from fairpriv.language_models.contract import ModelOwner, require_choice
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, Preference, collate
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.language_models.models.causal_lm import CausalLM
@@ -85,8 +85,7 @@ class DirectPreference(SupervisedTuning):
         super().__post_init__()
         if not 0 < self.beta < math.inf:
             raise InputError(f"defense.beta={self.beta}: must lie above 0")
-        if self.pairing not in (known := get_args(get_type_hints(type(self))["pairing"])):
-            raise InputError(f"defense.pairing={self.pairing}: must be one of {', '.join(known)}")
+        require_choice(self, "defense", "pairing")
 
     @property
     def contrast(self) -> Literal["prompt", "any"] | None:

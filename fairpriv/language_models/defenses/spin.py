@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from fairpriv.functional.coupling import TopWeights, coupled_weights, selected, 
 from fairpriv.functional.importance import iter_importance_scores, matrices_of
 from fairpriv.functional.wanda import wanda_scores
 from fairpriv.identity import code_of
-from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning, require_base
+from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning, require_base, require_choice
 from fairpriv.language_models.data.tokens import Encoded, collate
 from fairpriv.language_models.models.pretrained import quantised
 from fairpriv.metrics import SHARE, Measured, Metric
@@ -75,9 +75,7 @@ class Spin(Tuning):
                 f"defense.dimensions={self.dimensions}, defense.exclude={self.exclude}: SPIN couples two or more "
                 "dimensions, each once and none of them among the excluded"
             )
-        for key in ("target", "rule", "score", "split"):
-            if getattr(self, key) not in (choices := get_args(get_type_hints(type(self))[key])):
-                raise InputError(f"defense.{key}={getattr(self, key)}: must be one of {', '.join(choices)}")
+        require_choice(self, "defense", "target", "rule", "score", "split")
         for key in ("ratio", "exclude_ratio"):
             value = getattr(self, key)
             if value is not None and not 0 < value <= KEPT:

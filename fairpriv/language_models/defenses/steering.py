@@ -6,13 +6,13 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning
+from fairpriv.language_models.contract import Draw, ModelOwner, Tuned, Tuning, require_choice
 from fairpriv.language_models.data.tokens import NO_TARGET, Encoded, collate
 from fairpriv.language_models.models.reft import decoder_layers, layer_indices
 from fairpriv.metrics import Measured, Metric
@@ -55,8 +55,7 @@ class Steering(Tuning):
             raise InputError(f"defense.dimensions={self.dimensions}: name one dimension or several different ones")
         if self.layers is not None and not self.layers:
             raise InputError("defense.layers=[]: name one layer or more, or null for the middle one")
-        if self.direction not in (known := get_args(get_type_hints(type(self))["direction"])):
-            raise InputError(f"defense.direction={self.direction}: must be one of {', '.join(known)}")
+        require_choice(self, "defense", "direction")
         if not math.isfinite(self.coefficient):
             raise InputError(f"defense.coefficient={self.coefficient}: must be a number")
         if self.batch_size < 1 or (self.samples is not None and self.samples < 1):

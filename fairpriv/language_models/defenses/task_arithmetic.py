@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fairpriv.errors import InputError
-from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base
+from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning, require_base, require_choice
 from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
 from fairpriv.metrics import Measured, Metric
 
@@ -40,8 +40,7 @@ class TaskArithmetic(Tuning):
 
     def __post_init__(self) -> None:
         require_base(self.tuning, SupervisedTuning, "defense.tuning")
-        if self.direction not in (known := get_args(get_type_hints(type(self))["direction"])):
-            raise InputError(f"defense.direction={self.direction}: must be one of {', '.join(known)}")
+        require_choice(self, "defense", "direction")
         if not math.isfinite(self.coefficient):
             raise InputError(f"defense.coefficient={self.coefficient}: must be a number")
 

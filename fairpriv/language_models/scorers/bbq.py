@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import paired_rate_difference_interval, wilson_interval
+from fairpriv.language_models.contract import require_choice
 from fairpriv.language_models.scorers.multiple_choice import choice_log_likelihoods
 from fairpriv.language_models.scorers.scorer import (
     SCORE,
@@ -24,7 +25,6 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
-    require_normalise,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -82,7 +82,7 @@ class BBQ(Scorer):
     required = ("context", "question", "answers", "tags", "label", "condition", "category", "id")
 
     def __post_init__(self) -> None:
-        require_normalise(self.normalise)
+        require_choice(self, "scorer", "normalise")
         for part in ("{context}", "{question}"):
             if part not in self.template:
                 raise InputError(f"scorer.template has no {part}: the model would not see it")

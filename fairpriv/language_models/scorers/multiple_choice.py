@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
+from fairpriv.language_models.contract import require_choice
 from fairpriv.language_models.scorers.scorer import (
     SCORE,
     Normalise,
@@ -20,7 +21,6 @@ from fairpriv.language_models.scorers.scorer import (
     by_category,
     category_of,
     mean_interval,
-    require_normalise,
     several,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
@@ -62,7 +62,7 @@ class MultipleChoice(Scorer):
     optional = ("correct", "wrong", "choices", "label", "category")
 
     def __post_init__(self) -> None:
-        require_normalise(self.normalise)
+        require_choice(self, "scorer", "normalise")
         if "{prompt}" not in self.template:
             raise InputError("scorer.template has no {prompt}: the model would not see the question")
         if not self.separator:

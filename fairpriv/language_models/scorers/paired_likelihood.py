@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import wilson_interval
+from fairpriv.language_models.contract import require_choice
 from fairpriv.language_models.scorers.scorer import (
     SCORE,
     Normalise,
@@ -17,7 +18,6 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
-    require_normalise,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -55,7 +55,7 @@ class PairedLikelihood(Scorer):
     optional = ("category",)
 
     def __post_init__(self) -> None:
-        require_normalise(self.normalise)
+        require_choice(self, "scorer", "normalise")
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for a pair of anything but two texts."""

@@ -9,7 +9,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
@@ -329,9 +329,3 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple
     mean = statistics.fmean(values)
     half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return max(limits[0], mean - half), min(limits[1], mean + half)
-
-
-def require_normalise(value: str) -> None:
-    """Raise `InputError` unless it is one of `Normalise`."""
-    if value not in get_args(Normalise):
-        raise InputError(f"scorer.normalise={value}: must be one of {', '.join(get_args(Normalise))}")

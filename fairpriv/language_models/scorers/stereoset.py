@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import mean_rate_interval
+from fairpriv.language_models.contract import require_choice
 from fairpriv.language_models.scorers.paired_likelihood import neutrality
 from fairpriv.language_models.scorers.scorer import (
     SCORE,
@@ -23,7 +24,6 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
-    require_normalise,
 )
 from fairpriv.metrics import Measured, Metric
 
@@ -71,7 +71,7 @@ class StereoSet(Scorer):
     optional = ("category",)
 
     def __post_init__(self) -> None:
-        require_normalise(self.normalise)
+        require_choice(self, "scorer", "normalise")
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for an example that is not as StereoSet has them."""
