@@ -36,6 +36,17 @@ def test_several_classes_give_the_gap_of_the_function():
     assert metric.compute() == equalized_odds_gap(preds, target, s) > 0
 
 
+def test_a_batch_may_lack_classes_and_groups():
+    preds, target, s = rows(3, classes=4)
+    metric, order = EqualizedOddsGap(3, classes=4), target.argsort(kind="stable")
+    for part in np.split(order, 8):
+        metric.update(preds[part], target[part], s[part])
+    assert metric.compute() == equalized_odds_gap(preds, target, s)
+    alone = EqualizedOddsGap(1)
+    alone.update([0, 1, 1], [1, 1, 0], [0, 0, 0])
+    assert alone.compute() == 0
+
+
 def test_a_cell_without_rows_raises_or_is_skipped():
     preds, target, s = [0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 0]
     metric = EqualizedOddsGap(3)  # group 2 has no rows at all, and group 1 none of label 0
@@ -52,8 +63,13 @@ def test_no_rows_and_wrong_codes_are_errors():
     metric = EqualizedOddsGap(2)
     with pytest.raises(ValueError, match="groups holds codes 0 to 2, outside 0 to 1"):
         metric.update([0, 1], [0, 1], [0, 2])
+    with pytest.raises(ValueError, match="target holds codes 0 to 2, outside 0 to 1"):
+        metric.update([0, 1], [0, 2], [0, 1])
     with pytest.raises(ValueError, match="missing='never'"):
         EqualizedOddsGap(2, missing="never")
+    for groups, classes in ((0, 2), (2, 1)):
+        with pytest.raises(ValueError, match="at least 1 group and 2 classes"):
+            EqualizedOddsGap(groups, classes=classes)
     metric._update_count = 1  # torchmetrics itself would only warn
     with pytest.raises(ValueError, match="there are no rows"):
         metric.compute()

@@ -1,5 +1,7 @@
 """The adversary of queries of its own making: what it makes, and how near it comes to the best there is."""
 
+import math
+
 import pytest
 import torch
 
@@ -35,6 +37,41 @@ def test_rows_made_answer_further_apart_than_those_they_start_from_and_stay_in_r
     assert float(apart(made).min()) > float(apart(X[chosen]).median())
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_rows_are_moved_by_adam_along_a_cosine_within_the_range_of_each_feature(classes):
+    draw = torch.Generator().manual_seed(classes)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.double)
+
+    pools = [[(drawn(m, 3, 5), drawn(m, 5)), (drawn(m, 5, classes), drawn(m, classes))] for m in (6, 4)]
+    X, chosen = drawn(20, 3) * torch.tensor([1.0, 10.0, 0.0]) + 2, torch.tensor([4, 0, 7, 11])  # one is constant
+    low, high = X.min(0).values, X.max(0).values
+
+    def answers(rows, weights):
+        (W, b), (V, c) = weights
+        said = [((rows @ W[m] + b[m]).relu() @ V[m] + c[m]).log_softmax(1) for m in range(len(W))]
+        return torch.stack(
+            [s[:, 1] - s[:, 0] if classes == 2 else (s - s.mean(1, keepdim=True)).flatten() for s in said]
+        )
+
+    scale = torch.tensor([float(high[0] - low[0]), float(high[1] - low[1]), 1e-6]).double()
+    rows = [X.mean(0) + i / 3 * (X[n] - X.mean(0)) for i, n in enumerate(chosen.tolist())]
+    place, first, second = (torch.stack(rows) - low) / scale, 0.0, 0.0
+    for step in range(1, 9):
+        place.requires_grad_(True)
+        zero, one = (answers(low + scale * place, weights) for weights in pools)
+        apart = (one.mean(0) - zero.mean(0)) ** 2 / ((zero.var(0) + one.var(0)) / 2 + 1e-9)
+        (slope,) = torch.autograd.grad(-(1e-9 + apart).log().sum(), place)
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        rate = 0.3 * (1 + math.cos(math.pi * (step - 1) / 8)) / 2
+        moved = rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        place = (place.detach() - moved).clamp(0, 1)
+    assert ((place == 0) | (place == 1))[:, :2].any()  # the range is felt
+    made = OwnQueries(steps=8, lr=0.3).made(X, chosen, pools)
+    assert torch.allclose(made, low + scale * place, atol=1e-9)
+
+
 def test_between_identical_worlds_rows_made_tell_nothing():
     results = [
         guess(OwnQueries(steps=10), KnownGaussian("x", strength=0.0).game(s, shadows=16, victims=60)) for s in (0, 1)
@@ -58,6 +95,7 @@ class Silent(Models):
         ({"rows": 0}, r"attack\.own_queries: rows=0 and steps=60 must be 1 or more"),
         ({"lr": 0.0}, r"attack\.own_queries\.lr=0\.0: must be above 0"),
         ({"shrinkage": 0.0}, r"attack\.own_queries\.shrinkage=0\.0"),
+        ({"shrinkage": 1.1}, r"attack\.own_queries\.shrinkage=1\.1"),
         ({"clip": 0.5}, r"attack\.own_queries\.clip=0\.5"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.model_selection import KFold
 
 from fairpriv.classifiers.attacks.attack import Query
 from fairpriv.classifiers.attacks.proportion import ProportionAttack, ProportionGame, ShareRegression
@@ -52,6 +54,49 @@ def test_regression_nearly_reaches_the_least_error_where_it_can():
     found = Proportion("p", grid=GRID).played(game, truth, world.optimal_error(GRID)).metrics
     assert found["attack/share_regression/share_of_optimum"] > 0.8
     assert found["attack/share_regression/error"] < 0.7 * found["attack/share_regression/error_floor"]
+
+
+def test_regression_is_ridge_s_with_the_least_error_left_out_and_a_normal_error_of_each_share():
+    world = KnownOffset("x", strength=5.0)
+    game, _ = world.proportion_game(3, GRID, shadows=16, victims=40)
+    own, asked = (probs.double().logit(1e-6).numpy() for probs in (game.shadow_probs, game.victim_probs))
+    X, y = own - own.mean(0), game.shares.double().numpy()
+    scale = math.sqrt((X**2).sum() / len(X))
+    X, Z = X / scale, (asked - own.mean(0)) / scale
+
+    def ridge(rows, shares, penalty, at):
+        middle, mean = rows.mean(0), shares.mean()
+        kernel = (rows - middle) @ (rows - middle).T
+        return mean + (at - middle) @ (rows - middle).T @ np.linalg.solve(
+            kernel + penalty * np.eye(len(rows)), shares - mean
+        )
+
+    def error(penalty):
+        left = [ridge(np.delete(X, i, 0), np.delete(y, i), penalty, X[[i]])[0] for i in range(len(X))]
+        return float(((np.array(left) - y) ** 2).mean())
+
+    penalties = [0.01, 0.3, 10.0]
+    best = min(penalties, key=error)
+    left_out = np.zeros(len(y))
+    for fitted, held in KFold(5, shuffle=True, random_state=3).split(X):
+        left_out[held] = ridge(X[fitted], y[fitted], best, X[held])
+    means = [left_out[y == share].mean() for share in GRID]
+    spread = math.sqrt(
+        np.mean([(value - means[GRID.index(share)]) ** 2 for value, share in zip(left_out, y, strict=True)])
+    )
+    chances = np.stack([stats.norm.pdf(ridge(X, y, best, Z), mean, spread) for mean in means], 1)
+    expected = [GRID[int((np.cumsum(row / row.sum()) < 0.5).sum())] for row in chances]
+    assert game.seed == 3
+    assert len(set(expected)) > 1
+    assert ShareRegression(penalties=penalties).run(game).tolist() == expected
+
+
+@pytest.mark.parametrize("grid", [[0.1, 0.5, 0.9], [0.2, 0.8]])
+def test_regression_says_the_middle_share_where_all_shadows_answer_alike(grid):
+    pool = Pool([(torch.zeros(6, 1, 2), torch.zeros(6, 2))])
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    alike = ProportionGame(pool, pool, torch.tensor(grid).repeat(6 // len(grid)), query, 0)
+    assert ShareRegression().run(alike).tolist() == pytest.approx([grid[(len(grid) - 1) // 2]] * 6)
 
 
 def test_regression_guesses_the_mean_where_shadows_tell_nothing():
@@ -145,3 +190,9 @@ def test_rows_leaked_of_estimates_are_the_rows_whose_frequency_is_as_exact():
 def test_penalties_that_are_no_positive_numbers_are_refused(penalties):
     with pytest.raises(InputError, match=r"share_regression\.penalties=.*: one or more numbers are needed, each"):
         ShareRegression(penalties=penalties)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_clip_outside_its_range_is_refused(clip):
+    with pytest.raises(InputError, match=rf"share_regression\.clip={clip}: must lie between 0 and 0\.5"):
+        ShareRegression(clip=clip)
