@@ -359,6 +359,28 @@ def test_both_sides_models_have_equally_many_rows(tmp_path):
     assert sizes["victim"] == sizes["adversary"]
 
 
+def test_a_model_draws_two_fifths_of_the_scarcer_side_and_a_fifth_of_that_to_validate(tmp_path):
+    module = game(tmp_path, adversary_share=0.4, query_share=0.3)
+    halves = [module.half(side).s for side in ("victim", "adversary")]
+    fewest = min(int(((s == 0) == own).sum()) for s in halves for own in (True, False))
+    assert module.model_rows() == (round(0.4 * fewest), round(0.2 * round(0.4 * fewest)))
+    few = game(tmp_path, model_rows=40)
+    assert few.model_rows() == (40, 20)  # 20 validation rows at least
+    many = game(tmp_path, {cell: 12 * n for cell, n in COUNTS.items()})
+    assert many.model_rows() == (2000, 400)
+
+
+def test_a_model_may_be_dealt_another_make_up_than_the_games(tmp_path):
+    module = game(tmp_path, alpha=0.8, model_rows=50)
+    deal = module.deal("victim", [0], alpha=0.3)
+    assert [int((deal.half.take(places).s == 0).sum()) for places in deal.train] == [15, 35]
+
+
+def test_seeds_overlap_by_the_test_rows_of_a_training_row(tmp_path):
+    module = game(tmp_path)
+    assert module.overlap == sum(len(module.parts[part]) for part in ("rates", "gap")) / len(module.parts["train"])
+
+
 def test_too_few_rows_for_a_worlds_make_up_name_the_group_and_how_many_are_missing(tmp_path):
     module = game(tmp_path, model_rows=700, model_validation_rows=100)
     held = int((module.half("victim").s == 0).sum())
@@ -399,6 +421,8 @@ def test_what_was_read_and_how_it_was_dealt_is_told(tmp_path):
     for world in (0, 1):
         held = np.bincount(module.part("train", world).s, minlength=2)
         assert [counts[f"data/world_{world}/{group}"] for group in ("b", "a")] == held.tolist()
+    assert "data/rows_poisoned" not in counts
+    assert module.measured.described["data/rows"].unit == "rows"
     scarcer = int((module.table.s[module.parts["train"]] == 0).sum())
     assert counts["data/decided_by/group=b"] == scarcer == counts["data/rows_of_each_world/train"]
     told = "\n".join(module.told)

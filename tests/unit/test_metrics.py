@@ -38,6 +38,9 @@ def test_parts_are_joined_and_their_parents_stay_as_they_were():
 def test_a_metric_that_two_parts_have_measured_is_named():
     with pytest.raises(InputError, match="b: measured twice; give one of the two another name"):
         Metric("b").of(1) | Metric("b").of(1)
+    twice = Measured(dict.fromkeys("hdgafbec", 1.0))
+    with pytest.raises(InputError, match="a, b, c, d, e, f, g, h: measured twice"):
+        twice | twice
     found = result()
     found.add(Metric("b").of(1))
     with pytest.raises(InputError, match="b: measured twice; give one of the two another name"):
@@ -57,6 +60,54 @@ def test_a_range_that_a_value_contradicts_does_not_hold():
     assert metric.limits([0.2, 1.6]) == (0, math.inf)
     assert metric.limits([-0.2, 0.5]) == (-math.inf, 1)
     assert Metric("any").limits([3.0]) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_descriptions_are_joined_to_one_that_holds_for_both(turned):
+    one = Metric("x", better="less", low=0.0, high=1.0)
+    other = Metric("x", better="greater", low=-1.0, high=3.0, column=4, magnitude=True)
+    both = other.joined(one) if turned else one.joined(other)
+    assert (both.better, both.low, both.high, both.column, both.magnitude) == ("neither", -1, 3, 4, True)
+    open_ended = Metric("x", better="less", column=7)
+    both = open_ended.joined(one) if turned else one.joined(open_ended)
+    assert (both.better, both.low, both.high, both.column, both.magnitude) == ("less", None, None, 7, False)
+
+
+@pytest.mark.parametrize(
+    ("described", "three_decimals"),
+    [
+        ({"unit": "share"}, True),
+        ({"low": -1.0, "high": 1.0}, True),
+        ({"low": 0.0, "high": 0.5}, True),
+        ({"low": -1.5, "high": 1.0}, False),
+        ({"low": 0.0, "high": 2.0}, False),
+        ({"low": 0.0}, False),
+        ({"high": 1.0}, False),
+        ({"unit": "rows"}, False),
+    ],
+)
+def test_shares_and_what_lies_between_minus_1_and_1_have_three_decimals(described, three_decimals):
+    assert Metric("x", **described).fraction == three_decimals
+
+
+def test_a_metric_without_a_label_has_its_name_for_a_title():
+    assert (Metric("x").title, Metric("x", "depth").title) == ("x", "depth")
+
+
+def test_what_is_stored_of_a_description_are_its_main_fields_and_those_that_are_set():
+    main = {"label": "", "meaning": "", "unit": "", "better": "neither", "low": None, "high": None}
+    assert Metric("x").plain() == main
+    assert Metric("x", column=3, magnitude=True).plain() == main | {"column": 3, "magnitude": True}
+
+
+def test_a_metric_is_removed_with_its_interval_and_differences():
+    one = Metric("a").of(1, (0, 2), signed=[[1.0]])
+    left = (one | Metric("b").of(2, (1, 3), signed=[[2.0]])).without("b")
+    assert (left.metrics, left.intervals, left.signed) == (one.metrics, one.intervals, one.signed)
+
+
+def test_ends_that_rounding_has_crossed_are_an_interval():
+    assert Metric("a").of(0.5, (0.5 + 5e-10, 0.5)).intervals["a"] == (0.5 + 5e-10, 0.5)
 
 
 def test_a_result_says_what_its_metrics_mean_and_is_read_back(tmp_path):
@@ -84,7 +135,7 @@ def test_a_result_of_an_earlier_version_is_read_with_what_its_names_meant(tmp_pa
     assert read.metric("of/nobody") == Metric("of/nobody")
 
 
-@pytest.mark.parametrize("told", [3, {"better": "more"}, {"label": 3}, {"low": "0"}, {"meaning": ["a"]}])
+@pytest.mark.parametrize("told", [3, ["better"], {"better": "more"}, {"label": 3}, {"low": "0"}, {"meaning": ["a"]}])
 def test_what_is_no_description_of_a_metric_is_refused(tmp_path, told):
     path = tmp_path / "result.json"
     result(metrics={"a": 1.0}).write(path)
