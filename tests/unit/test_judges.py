@@ -527,6 +527,14 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(monkeypat
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [guard, lambda path: Classifier(path, ["neutral"])])
+def test_a_judge_s_folder_that_is_not_there_is_missed_before_anything_is_answered(make):
+    for path in ("./nowhere", "/nowhere", "~/nowhere"):
+        with pytest.raises(InputError, match=f"judge.path={path}: there is no such folder"):
+            make(path).digest()
+    assert make("owner/model").digest()["model"] == {"path": "owner/model", "revision": None}
+
+
 def test_a_digest_holds_what_decides_verdicts_and_nothing_else(bert, chatter, tmp_path):
     def classifier(**options):
         return Classifier(**{"path": str(bert), "safe_labels": ["neutral"]} | options).digest()

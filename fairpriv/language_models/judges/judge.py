@@ -160,9 +160,14 @@ def model_digest(path: str, revision: str | None, *, own_code: bool) -> Any:
     Args:
         path, revision: as of `load_pretrained`.
         own_code: whether code that comes with it runs, which may compute something else.
+
+    Raises:
+        InputError: the path is that of a folder, which is not there, or a file of it cannot be read.
     """
     folder = Path(path).expanduser()
     digests = {"code": "its own"} if own_code else {}
     if not folder.is_dir():
+        if folder.is_absolute() or path.startswith((".", "~")):
+            raise InputError(f"judge.path={path}: there is no such folder")
         return {"path": path, "revision": revision} | digests
     return digests | {file.name: checksum(file) for file in sorted(folder.iterdir()) if not file.is_dir()}
