@@ -96,9 +96,9 @@ def strategy_of(wanted: Any) -> Any:
 def device_of(config: Mapping[str, Any]) -> torch.device:
     """Choose the device that this process trains on: ``trainer.accelerator`` and, if a list, ``trainer.devices``.
 
-    Else it is the first one of the accelerator that Lightning would choose.
+    Else it is the first one of the accelerator that Lightning would choose, as it does without ``trainer.accelerator``.
     """
-    wanted, listed = config["trainer"]["accelerator"], config["trainer"].get("devices")
+    wanted, listed = config["trainer"].get("accelerator", "auto"), config["trainer"].get("devices")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))  # among the processes of this machine
         return torch.device("cuda", listed[local]) if isinstance(listed, list) else torch.device("cuda")

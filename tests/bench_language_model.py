@@ -199,7 +199,7 @@ def main() -> None:
         ).load()
 
     lm, tokenizer = load(dtype)
-    device = device_name({"trainer": {"accelerator": "auto"}})
+    device = device_name({"trainer": {}})
     print(f"{device}; ours in {dtype}, against float32 (bfloat16 is {gain():.1f} times as fast)", flush=True)
     examples = Texts(Bundled(["general.csv"]), {"prompt": "prompt", "response": "response"}).load()
 

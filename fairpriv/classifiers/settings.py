@@ -72,7 +72,7 @@ class Settings:
                 for name in config["dimensions"]
             ],
             trainer=partial(trainer_of, config),
-            accelerator=config["trainer"]["accelerator"],
+            accelerator=config["trainer"].get("accelerator", "auto"),
             device=device_of(config),
             logged=bool(config["logger"]),
             store=Store(config["paths"]["root"]),

@@ -126,7 +126,7 @@ def machines(number: int) -> list[str]:
 def _accelerator(trainer: Mapping[str, Any]) -> str:
     from fairpriv.trainer import device_of
 
-    return device_of({"trainer": {"accelerator": "auto", **trainer}}).type
+    return device_of({"trainer": trainer}).type
 
 
 def _gpus(trainer: Mapping[str, Any]) -> int:

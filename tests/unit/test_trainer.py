@@ -6,6 +6,9 @@ import sys
 import pytest
 import torch
 
+from fairpriv.classifiers.settings import Settings
+from fairpriv.config.compose import compose, plain
+from fairpriv.config.plugins import CONF
 from fairpriv.trainer import device_of
 
 
@@ -15,7 +18,15 @@ from fairpriv.trainer import device_of
 def test_a_listed_gpu_is_the_one(monkeypatch, devices, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of({"trainer": {"accelerator": "auto", "devices": devices}}) == torch.device(expected)
+    assert device_of({"trainer": {"devices": devices}}) == torch.device(expected)  # as Lightning does
     assert device_of({"trainer": {"accelerator": "cpu", "devices": devices}}) == torch.device("cpu")
+
+
+def test_a_trainer_of_one_s_own_may_leave_the_accelerator_to_lightning(tmp_path):
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "own.yaml").write_text("_target_: lightning.Trainer\n")
+    config = plain(compose(CONF, [tmp_path], ["trainer=own", "logger=none"]))
+    assert Settings.read(config).accelerator == "auto"
 
 
 @pytest.mark.parametrize("way", ["of all backends", "of old", "of the products"])

@@ -98,7 +98,7 @@ class PretrainedLM(Pretrained):
         from fairpriv.language_models.models.precision import fastest
         from fairpriv.trainer import device_of
 
-        return fastest(device_of({"trainer": {"accelerator": "auto"}}).type)
+        return fastest(device_of({"trainer": {}}).type)
 
     @property
     def form(self) -> PromptFormat:
