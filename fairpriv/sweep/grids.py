@@ -126,8 +126,9 @@ def _in_arm(override: Override, cells: Sequence[list[str]]) -> list[list[str]]:
     _, name, key = [*override.get_key_element().split(".", 2), ""][:3]
     arms = {word.partition("=")[2] for cell in cells for word in cell if word.startswith("defense=")}
     if name not in arms or not key:
+        word = f"{override.get_key_element()}={','.join(choices(override))}"
         raise HydraException(
-            f"{override.input_line}: no cell of the grid is of that arm; arms.NAME.KEY names a defence that it sets "
+            f"{word}: no cell of the grid is of that arm; arms.NAME.KEY names a defence that it sets "
             f"({', '.join(sorted(arms)) or 'it sets none'}) and a key"
         )
     found = []

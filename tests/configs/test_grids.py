@@ -118,8 +118,10 @@ def test_a_key_of_one_arm_leaves_the_others_alone(grid):
     assert found[0] == NONE
     assert sorted(map(sorted, found[1:5])) == sorted(map(sorted, full))
     assert sorted(map(sorted, found[5:])) == sorted(map(sorted, spin(["0.001"])))
-    with pytest.raises(HydraException, match=r"no cell of the grid is of that arm; .*\(full, none, spin\)"):
-        grid("experiment=spin", "defense=none,full,spin", "arms.lora.defense.lr=0.1")
+    told = r"^arms.lora.defense.lr=0.1: no cell of the grid is of that arm; .*\(full, none, spin\)"
+    for word in ("arms.lora.defense.lr=0.1", "arms.lora.defense.lr=choice(0.1)"):  # as typed, and as a grid has it
+        with pytest.raises(HydraException, match=told):
+            grid("experiment=spin", "defense=none,full,spin", word)
 
 
 def test_a_key_of_one_arm_is_composed_there_only():
