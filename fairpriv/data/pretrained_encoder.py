@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from fairpriv.data.checkpoints import Pretrained
+from fairpriv.data.checkpoints import Pretrained, unreadable
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 
@@ -97,11 +96,11 @@ class PretrainedEncoder(Pretrained):
             kwargs["revision"] = digest
         try:
             return open_it(where, *args, **kwargs)
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            said = " ".join(str(error).split())
-            if "trust_remote_code" in said:  # which is no key of encoders
+        except Exception as error:  # damaged files raise many kinds, in transformers and below it
+            said = unreadable(error)
+            if "trust_remote_code" in str(error):  # which is no key of encoders
                 said = "it wants to run code of its own: choose an encoder that transformers itself can build"
-            raise InputError(f"model.path={self.path}: {said[:400]}") from error
+            raise InputError(f"model.path={self.path}: {said}") from error
 
 
 def width_of(model: Any, reads: Input, where: str) -> int:

@@ -275,6 +275,21 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tiny_encode
         PretrainedEncoder("own", str(tmp_path / "config.json")).load()
 
 
+@pytest.mark.parametrize("damage", ["another size", "a pickle that is none"])
+def test_an_encoder_s_files_that_cannot_be_loaded_are_said_in_one_line(tiny_encoder, tmp_path, damage):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    if damage == "another size":
+        keys = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 64}
+        (folder / "config.json").write_text(json.dumps(keys))
+    else:
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"no pickle")
+    said = {"another size": "its weights are of other sizes than its config.json says"}.get(damage, "")
+    with pytest.raises(InputError, match=f"model.path=.*: {said}") as raised:
+        PretrainedEncoder("own", str(folder)).load()
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_defence_of_features_is_refused_for_pixels_also_inside_another(wrapped):
     defense = ThresholdOptimizer(estimator=DPSGD()) if wrapped else DPSGD()
