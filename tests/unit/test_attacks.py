@@ -517,6 +517,7 @@ def test_the_yaml_of_an_attack_lists_every_parameter_with_its_default(attack):
     ("attack", "wrong", "key"),
     [
         (ThresholdTest, {"fractions": [0.0, 0.5]}, "attack.threshold_test.fractions"),
+        (ThresholdTest, {"folds": 1}, "attack.threshold_test.folds"),
         (ThresholdTest, {"fractions": []}, "attack.threshold_test.fractions"),
         (ThresholdTest, {"fractions": [0.5, 1.5]}, "attack.threshold_test.fractions"),
         (PerPointThreshold, {"folds": 1}, "attack.per_point_threshold.folds"),

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier, Discriminant, logits, span
 from fairpriv.classifiers.nets.models import Models
+from fairpriv.functional.attacks import calibrate
 
 
 def normal(*shape, seed):
@@ -104,6 +105,40 @@ def test_answers_of_randomised_models_that_are_exactly_0_or_1_are_read():
     result = BlackBoxMetaClassifier().run(game(outputs))
     assert result.scores.isfinite().all()
     assert result.accuracy > 0.95
+
+
+@pytest.mark.parametrize(
+    ("penalties", "shrinkages"),
+    [([100.0, 0.1, 3.0], [0.3, 0.01, 1.0]), ([100.0, 0.1, 3.0], []), ([], [0.3, 0.01, 1.0])],
+)
+@pytest.mark.parametrize("apart", [0.2, 1.0])
+def test_scores_are_those_of_the_candidate_with_the_least_held_out_loss_beside_its_held_out_border(
+    penalties, shrinkages, apart
+):
+    draw = torch.Generator().manual_seed(1)
+    worlds = [torch.zeros(12), torch.ones(9), torch.arange(5) % 2]
+    pools = [(torch.randn(len(w), 8, generator=draw) + apart * w[:, None]).sigmoid() for w in worlds]
+    query = Query(torch.zeros(8, 1), torch.zeros(8), torch.zeros(8), torch.arange(8) % 2)
+    one = AttackGame(Outputs(pools[2]), (Outputs(pools[0]), Outputs(pools[1])), query, 0, worlds[2].long())
+    X, V = span(torch.cat(pools[:2]).double().logit(), pools[2].double().logit())
+    y, fold = np.repeat([0, 1], [12, 9]), np.r_[np.arange(12) % 4, np.arange(9) % 4]
+    ridge = [LogisticRegression(C=C, class_weight="balanced", solver="newton-cholesky") for C in penalties]
+    lda = [LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s, priors=[0.5, 0.5]) for s in shrinkages]
+    tried = []
+    for candidate in [*ridge, *lda]:
+        held = np.zeros(21)
+        for part in range(4):
+            held[fold == part] = candidate.fit(X[fold != part], y[fold != part]).decision_function(X[fold == part])
+        loss = sum(np.log1p(np.exp(-held[y == b] * (2 * b - 1))).mean() for b in (0, 1)) / 2
+        border, direction = calibrate(torch.from_numpy(held[y == 0]), torch.from_numpy(held[y == 1]))
+        tried.append((loss, direction * (candidate.fit(X, y).decision_function(V) - border)))
+    attack = BlackBoxMetaClassifier(penalties=penalties, shrinkages=shrinkages, folds=4)
+    assert attack.run(one).scores.numpy() == pytest.approx(min(tried, key=lambda pair: pair[0])[1], rel=1e-3)
+
+
+def test_shadows_that_answer_alike_tell_nothing():
+    result = BlackBoxMetaClassifier().run(game(lambda worlds: torch.full((len(worlds), 30), 0.3)))
+    assert result.scores.tolist() == [0.0] * 60
 
 
 @pytest.mark.parametrize("kind", [{"penalties": []}, {"shrinkages": []}])

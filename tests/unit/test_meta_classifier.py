@@ -82,6 +82,24 @@ def test_network_does_not_see_the_order_of_hidden_neurons():
     torch.testing.assert_close(net(stacked(permuted(weights, 1))), logits, rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+def test_a_logit_is_that_of_a_loop_over_neurons():
+    net, layers = network(), stacked(random_weights(3, 0))
+    for m, logit in enumerate(net(layers)):
+        below = [net.neurons[0](neuron) for neuron in layers[0][m]]
+        summary = []
+        for layer, read in zip(layers[1:], list(net.neurons)[1:], strict=True):
+            summary.append(sum(below) / len(below))
+            above = []
+            for neuron in layer[m]:
+                scale = len(below) ** 0.5
+                signed = sum(w * features for w, features in zip(neuron, below, strict=False)) / scale
+                sized = sum(abs(w) * features for w, features in zip(neuron, below, strict=False)) / scale
+                above.append(read(torch.cat((signed, sized, neuron[-1:]))))
+            below = above
+        assert float(logit) == pytest.approx(float(net.judge(torch.cat((*summary, *below)))))
+
+
 @pytest.mark.parametrize(("layer", "dim"), [(0, 1), (2, 2)])
 def test_network_sees_the_order_of_inputs_and_outputs(layer, dim):
     net, weights = network(), random_weights(9, 0)
