@@ -489,6 +489,11 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         if "." in parent and parent in known and f"{parent}._target_" not in known:  # such as dataset.groups
             hint = f"{hint}; a new entry of {parent} is written +{key[1]}=VALUE"
         return f"{where}unknown key {key[1]}{hint}"
+    if "Cannot merge DictConfig with ListConfig" in text:
+        if wanted := re.search(r"full_key: (\S+)\n(?:.*\n)*?\s*object_type=(dict|list)", text):
+            form = {"dict": "a mapping, {name: value}", "list": "a list, [a,b]"}[wanted[2]]
+            return f"{where}{wanted[1]}: must be {form}"
+        return f"{where}a list stands where a mapping belongs, or a mapping where a list does"
     reasons = [line for line in lines if line.startswith(("Value ", "Cannot convert", "field", "Invalid value"))]
     if key and reasons:
         return f"{where}{key[1]}: {reasons[0]}"

@@ -53,6 +53,8 @@ MISTAKES = {
     "dataset=csv dataset.groups={sex:[m,f]}": ["unknown key dataset.groups.sex", "+dataset.groups.sex=VALUE"],
     "seed=abc": ["seed", "'abc'", "Integer"],
     "dataset=csv dataset.positive=1": ["dataset.positive=1: must be list[Any] or null: write dataset.positive=[1]"],
+    "model.hidden={a:1}": ["model.hidden: must be a list, [a,b]"],
+    "dataset=adult dataset.groups=[male,female]": ["dataset.groups: must be a mapping, {name: value}"],
     "model.hidden=[a]": ["model.hidden=['a']", "list[int]"],
     "dataset=csv dataset.label_names=[false,true]": ["must be list[str] or null; YAML reads yes, no, on", "quote them"],
     "sweep=a/b": ["sweep=a/b", "name of a folder"],

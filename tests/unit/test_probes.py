@@ -480,10 +480,11 @@ def test_what_is_no_score_of_every_row_is_refused_by_name(subject, wrong):
         probe.measure(subject(epochs=1))
 
 
-def test_a_rate_that_so_few_rows_cannot_tell_is_refused(subject):
-    probe = Membership("membership", models=8, victims=1, rows=100, fpr=[0.001])
+def test_a_rate_that_so_few_rows_cannot_tell_is_refused_before_a_pool_is_trained(subject):
+    probe = Membership("membership", models=8, victims=1, rows=100, fpr=[0.02, 0.001])
+    asked = replace(subject(), owner=lambda deals: pytest.fail("a pool is trained"))
     with pytest.raises(InputError, match=r"0\.001 needs 1000 non-members at least, there are 50: raise"):
-        probe.measure(subject(epochs=1))
+        probe.measure(asked)
 
 
 def test_only_what_the_model_adds_counts_as_attribute_inference(subject):

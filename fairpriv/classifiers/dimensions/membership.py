@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -80,24 +81,29 @@ class Membership(Game):
 
     def measure(self, subject: Subject) -> Measured:
         rows, deals, inside = self._deals(subject)
+        member = inside[: self.victims]
+        others = int((~member).sum())
+        rates = [rate for rate in _RATES if rate * others >= 1] if self.fpr is None else self.fpr
+        if rates and min(rates) * others < 1:
+            raise InputError(
+                f"dimensions.{self.name}.fpr: a false-positive rate of {min(rates):g} needs "
+                f"{math.ceil(1 / min(rates))} non-members at least, there are {others}: raise rows or victims"
+            )
         models = subject.pool(deals)
         if len(models.diverged):
             raise InputError(f"dimension={self.name}: {len(models.diverged)} models diverged: lower training.lr")
         parts = [subject.data.part(part, subject.world) for part in ("rates", "gap")]
         population = parts[0] + parts[1]  # of the same world, and no model was trained on them
-        audited, others = (_answers(models, part) for part in (rows, population))
+        audited, told = (_answers(models, part) for part in (rows, population))
         games = []
         for victim in range(self.victims):
             refs = [m for m in range(self.models) if m != victim]
-            asked = audited[[victim]], others[[victim]], audited[refs], others[refs]
+            asked = audited[[victim]], told[[victim]], audited[refs], told[refs]
             games.append(MembershipGame(rows, population, *asked, inside[refs], subject.seed))
         scores = {
             key: torch.stack([self._scores(key, attack, game) for game in games])
             for key, attack in self.attacks.items()
         }
-        member = inside[: self.victims]
-        least = 1 / int((~member).sum())
-        rates = [rate for rate in _RATES if rate >= least] if self.fpr is None else self.fpr
         found = Measured()
         for name, of_victims in scores.items():
             found |= self._rates(name, of_victims, member, rates)
@@ -168,10 +174,7 @@ class Membership(Game):
             "Balanced accuracy at the best threshold, which favours the attack.",
         ).of(membership.balanced_accuracy_of(scores, member))
         for rate in rates:
-            try:
-                tpr, interval = membership.rates_at(scores, member, rate)
-            except ValueError as error:
-                raise InputError(f"dimensions.{self.name}.fpr: {error}: raise rows or victims") from None
+            tpr, interval = membership.rates_at(scores, member, rate)
             percent = f"{100 * rate:g} %"
             found |= self._about(
                 f"{attack}_tpr_at_{100 * rate:g}",
