@@ -66,13 +66,18 @@ def refuse_overlap(data: GameDataModule) -> None:
 
     This includes twins, which are rows that are equal in features, label and group.
     """
-    tested = [data.part(part, world).index for part in ("rates", "gap") for world in (0, 1)]
     asked = [data.part("query", world).index for world in (0, 1)]
     twins = torch.from_numpy(data.twins)
-    victim = twins[torch.cat([data.half("victim").index, *tested])]
+    victim = twins[torch.cat([data.half("victim").index, data.test.index])]
     adversary = twins[torch.cat([data.half("adversary").index, *asked])]
     if shared := int(torch.isin(victim, adversary).sum()):
         raise InputError(f"{data.table.name}: {shared} rows are in the victims' half and in the adversary's")
+
+
+def query_of(data: GameDataModule) -> Query:
+    """Return the adversary's own rows that it asks about, equally many of both worlds."""
+    rows = data.part("query", 0) + data.part("query", 1)
+    return Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(rows.y) // 2))
 
 
 def deal(
@@ -101,28 +106,23 @@ def deal(
     told = {"victims": victims.told}
     own: tuple[Models, Models] | None = None
     diverged = len(victims.diverged)
-    asked = data.part("query", 0), data.part("query", 1)
     if game.shadows:
         adversary = own_pool(data, "adversary", game.shadows, fit, training)
         pool = defend(adversary) if game.adaptive else adversary.base()
         told["shadows"] = pool.told
-        sound = [i for i in range(len(pool)) if i not in pool.diverged]
-        own = pool[[i for i in sound if i < game.shadows]], pool[[i for i in sound if i >= game.shadows]]
+        own = pool[[i for i in pool.sound if i < game.shadows]], pool[[i for i in pool.sound if i >= game.shadows]]
         diverged += len(pool.diverged)
     generator = torch.Generator().manual_seed(data.seed)
     trained = own_accuracy(victims, owner, generator)
-    kept = [i for i in range(len(victims)) if i not in victims.diverged]
+    kept = victims.sound
     victims, truth, trained = victims[kept], truth[kept], trained[kept]
-    rows = asked[0] + asked[1]
-    query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
-    test = [data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
-    tested = test[0] + test[1] + test[2] + test[3]
+    tested = data.test
     probs = victims.ask(tested.X, tested.s)
     preds = victims.answers(probs, generator)
     classes = probs.shape[2] if probs.dim() == 3 else 2
     largest = torch.stack([(preds == c).double().mean(1) for c in range(classes)]).amax(0)
     return Split(
-        game=AttackGame(victims, own, query, data.seed, truth, data.poison),
+        game=AttackGame(victims, own, query_of(data), data.seed, truth, data.poison),
         accuracy=(preds == tested.y).double().mean(1),
         gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
         constant=1 - largest < 0.01,

@@ -152,6 +152,12 @@ class GameDataModule(LightningDataModule):
             self._halves[side] = self._encode(self._drawn_from[side])
         return self._halves[side]
 
+    @property
+    def test(self) -> Rows:
+        """The test rows of both worlds, on which no model is trained, stopped or tuned."""
+        parts = [self.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
+        return parts[0] + parts[1] + parts[2] + parts[3]
+
     def units(self, rows: Rows) -> Tensor:
         """Number the rows ``[N]``: equal ones, which are dealt together, have the same number."""
         return torch.from_numpy(self.twins)[rows.index]

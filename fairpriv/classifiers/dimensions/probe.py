@@ -57,8 +57,7 @@ class Subject:
     @cached_property
     def rows(self) -> Rows:
         """Test rows of both worlds, on which no model was trained, stopped or tuned."""
-        parts = [self.data.part(part, world) for part in ("rates", "gap") for world in (0, 1)]
-        return parts[0] + parts[1] + parts[2] + parts[3]
+        return self.data.test
 
     @torch.inference_mode()
     def probabilities(self, rows: Rows, dimension: str) -> Tensor:

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fairpriv.classifiers.attacks.attack import Query
-from fairpriv.classifiers.attacks.game import refuse_overlap
+from fairpriv.classifiers.attacks.game import query_of, refuse_overlap
 from fairpriv.classifiers.attacks.proportion import ProportionGame, ShareRegression
 from fairpriv.classifiers.data.game import Side
 from fairpriv.classifiers.dimensions.game import Game
@@ -64,15 +63,11 @@ class Proportion(Game):
             deals = [data.deal(side, [seed, i], float(share)) for i, share in enumerate(shares[side])]
             owner = replace(subject.owner(deals), seed=seed)
             models = subject.defense.pool(owner) if defended else owner.base()
-            sound = [i for i in range(len(models)) if i not in models.diverged]
-            return models[sound], shares[side][sound]
+            return models[models.sound], shares[side][models.sound]
 
         victims, truth = pool("victim", defended=True)
         shadows, known = pool("adversary", defended=data.game.adaptive)
-        asked = data.part("query", 0), data.part("query", 1)
-        rows = asked[0] + asked[1]
-        query = Query(rows.X, rows.y, rows.s, torch.arange(2).repeat_interleave(len(asked[0].y)))
-        return self.played(ProportionGame(victims, shadows, known, query, subject.seed), truth)
+        return self.played(ProportionGame(victims, shadows, known, query_of(data), subject.seed), truth)
 
     def played(self, game: ProportionGame, truth: Tensor, optimum: float | None = None) -> Measured:
         """Measure every attack on one game.

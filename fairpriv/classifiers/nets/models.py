@@ -41,6 +41,11 @@ class Models(ABC):
     def predict_proba(self, X: Any, *groups: Tensor) -> Tensor:
         """Return every member's P(y=1) ``[M, N]`` at features ``[N, F]``; with C > 2 classes, all, ``[M, N, C]``."""
 
+    @property
+    def sound(self) -> list[int]:
+        """The members whose training did not break off, in ascending order."""
+        return [member for member in range(len(self)) if member not in self.diverged]
+
     def ask(self, X: Tensor, groups: Tensor) -> Tensor:
         """Return ``predict_proba``, with the rows' groups ``[N]`` if it needs them."""
         return self.predict_proba(X, groups) if self.needs_groups else self.predict_proba(X)
