@@ -194,6 +194,11 @@ def check(config: Mapping[str, Any], *, missing_allowed: bool = False) -> None:
     for group in ("model", "dataset", "defense", "trainer"):
         if not (isinstance(config[group], Mapping) and config[group].get("_target_")):
             raise InputError(f"{group}._target_ has no value: it names the class that the {group} is built of")
+    for several in ("attack", "dimensions"):
+        for name, node in (config.get(several) or {}).items():
+            if not isinstance(node, Mapping):
+                value = "null" if node is None else node
+                raise InputError(f"{several}.{name}={value}: it is made of keys; ~{several}.{name} leaves it out")
     _check_node(config, "", missing_allowed)
     for group in ("model", "dataset", "defense"):
         if not config[group].get("name"):
@@ -337,6 +342,8 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
     methods = PARTS.get(part) or [method for task in TASKS.values() for method in task.parts.get(part, ())]
     if methods and _can(target, methods) is False:
         raise InputError(f"{where}._target_={target}: is no {part}, which is a class with {' or '.join(methods)}")
+    if not isinstance(partial := node.get("_partial_", False), bool):
+        raise InputError(f"{where}._partial_={partial!r}: must be true or false")
     hints, open_ended = found
     for key, value in node.items():
         if key in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):

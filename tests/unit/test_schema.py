@@ -124,6 +124,10 @@ def test_an_integer_is_a_float_and_null_is_allowed_where_it_is_said(key, value):
         ("trainer.devices", 1.5),
         ("trainer.num_nodes", 0),
         ("trainer.num_nodes", -1),
+        ("attack.kl", None),
+        ("dimensions.utility", None),
+        ("dimensions.utility", 1),
+        ("dataset._partial_", "true"),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value):
