@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import lightning
 import pytest
 import torch
+from fairlearn.metrics import equalized_odds_difference
 
 from fairpriv.classifiers.contract import ClassifierOwner
 from fairpriv.classifiers.data.rows import Rows
@@ -189,6 +190,24 @@ def test_only_all_rows_of_both_worlds_from_fresh_weights_are_a_control():
     assert FairFineTuning(start="scratch", rehearsal=1.0, penalty=0.0).control
     assert not FairFineTuning(start="scratch", rehearsal=0.5, penalty=0.0).control
     assert not FairFineTuning(start="base", rehearsal=1.0, penalty=0.0).control
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lambda_is_chosen_as_by_a_loop_over_recalls(seed):
+    g = torch.Generator().manual_seed(seed)
+    y, s = (torch.rand(2, 120, generator=g) < torch.tensor([[0.2], [0.5]])).long()  # one row in five has label 1
+    rows = Rows(torch.zeros(120, 1), y, s, torch.arange(120))
+    wrong = {penalty: 0.1 + 0.3 * torch.rand(120, generator=g) for penalty in (3.0, 0.0, 0.1, 1.0)}
+    preds = {penalty: torch.where(torch.rand(120, generator=g) < p, 1 - y, y) for penalty, p in wrong.items()}
+    table = {}
+    for penalty, said in preds.items():
+        recalls = [float((said[y == label] == label).double().mean()) for label in (0, 1)]
+        gap = equalized_odds_difference(y.numpy(), said.numpy(), sensitive_features=s.numpy())
+        table[penalty] = pytest.approx((sum(recalls) / 2, gap))
+    found, told = choose(preds, rows, 0.05)
+    assert told == table
+    allowed = [penalty for penalty in told if told[penalty][0] >= told[0.0][0] - 0.05]
+    assert found == min(allowed, key=lambda penalty: (round(told[penalty][1], 9), penalty))
 
 
 def test_of_equal_gaps_the_smallest_lambda_is_chosen():
