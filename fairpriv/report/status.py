@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fairpriv.errors import InputError
@@ -88,9 +89,7 @@ class Survey:
 
     def name_of(self, cell: str) -> str:
         """Name a cell by its id and, as far as known, what distinguishes it from the others."""
-        words = [entry.words for entry in self.entries.values() if entry.words]
-        common = set(words[0]).intersection(*words) if len(words) > 1 else set()
-        own = " ".join(w for w in self.entries.get(cell, Entry()).words if w not in common)
+        own = " ".join(w for w in self.entries.get(cell, Entry()).words if w not in self._common)
         if not own and cell in self.running:
             own = self.running[cell].task
         if not own and cell in self.failed:
@@ -98,6 +97,12 @@ class Survey:
             own = " ".join(str(config.get(group, {}).get("name", "")) for group in ("dataset", "model", "defense"))
             own += f" seed {config.get('seed')}"
         return f"{cell} {own}".strip()
+
+    @cached_property
+    def _common(self) -> set[str]:
+        """The overrides that all cells have; none of a single one."""
+        words = [entry.words for entry in self.entries.values() if entry.words]
+        return set(words[0]).intersection(*words) if len(words) > 1 else set()
 
     def failure(self, cell: str) -> str:
         """Describe a failed cell on one line: which, at what stage, and why."""
