@@ -300,7 +300,7 @@ def shares(counts: Tensor) -> Tensor:
 def _codes(**given: Values) -> list[Tensor]:
     columns = {name: as_tensor(column, name) for name, column in given.items()}
     for name, column in columns.items():
-        if column.is_floating_point() or column.is_complex():
+        if column.numel() and (column.is_floating_point() or column.is_complex()):  # an empty list is one of floats
             raise ValueError(f"{name} holds {column.dtype}, not integer codes")
     if any(column.dim() != 1 for column in columns.values()) or len({len(c) for c in columns.values()}) > 1:
         shapes = ", ".join(f"{name} {list(column.shape)}" for name, column in columns.items())

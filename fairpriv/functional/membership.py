@@ -292,4 +292,5 @@ def dp_true_positive_bound(epsilon: float, delta: float, fpr: float) -> float:
 
     min(e^epsilon fpr + delta, 1 - e^-epsilon (1 - delta - fpr)), at most 1 (Kairouz, Oh and Viswanath, ICML 2015).
     """
-    return min(1.0, math.exp(epsilon) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr))
+    multiple = math.exp(min(epsilon, 700.0))  # beyond, it exceeds a float, and the bound is 1
+    return min(1.0, multiple * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr))

@@ -64,7 +64,7 @@ def calibration_slope(probabilities: ArrayLike, positive: ArrayLike) -> tuple[fl
         positive: ``[n]`` bool; both kinds occur.
 
     Returns:
-        Slope and interval; infinite where the probabilities separate the two kinds, and no slope fits.
+        Slope and interval; infinite where no slope fits, as the probabilities separate the two kinds, or are all alike.
     """
     clipped = np.clip(np.asarray(probabilities, float), 1e-6, 1 - 1e-6)
     rows = np.stack([np.ones_like(clipped), np.log(clipped / (1 - clipped))], 1)

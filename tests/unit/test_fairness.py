@@ -113,6 +113,7 @@ def test_skip_without_empty_cells_does_not_warn():
     ("change", "message"),
     [
         (lambda p, y, g: (p[:0], y[:0], g[:0]), "no rows"),
+        (lambda p, y, g: ([], [], []), "no rows"),
         (lambda p, y, g: (p[:3], y, g), r"preds \[3\], target \[20\]"),
         (lambda p, y, g: (p.view(4, 5), y.view(4, 5), g.view(4, 5)), "one-dimensional"),
         (lambda p, y, g: (p.float(), y, g), "preds holds torch.float32"),

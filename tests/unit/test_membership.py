@@ -274,6 +274,7 @@ def test_randomised_response_meets_the_bound_of_differential_privacy_and_nothing
     assert all(np.diff(bounds) >= -1e-12)
     assert bounds[-1] == 1
     assert all(bound >= fpr for bound, fpr in zip(bounds, grid, strict=True))
+    assert dp_true_positive_bound(1e4, delta, 0.001) == 1
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
