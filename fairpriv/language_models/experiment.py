@@ -24,7 +24,7 @@ from fairpriv.identity import code_of, content_hash
 from fairpriv.language_models.analyses import coupling
 from fairpriv.language_models.contract import ModelOwner, Tuned, Tuning
 from fairpriv.language_models.data.pairs import Pairs, drawn
-from fairpriv.language_models.data.tokens import Encoded, pad_token_id
+from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.engines.harness import Harness
 from fairpriv.language_models.engines.perplexity import PERPLEXITY, SCORED_TOKENS, perplexity, windows
 from fairpriv.language_models.inputs import Loaded, encoded, load, read, trained_on
@@ -155,11 +155,10 @@ class TugOfWar:
                 return found
             return encoded(settings, tokenizer, drawn(settings.dimensions, dimension, split, samples, settings.seed))[0]
 
-        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
         return ModelOwner(
             model,
             tokenizer,
-            pad_token_id(tokenizer, len(embedding)),
+            loaded.pad_id,
             settings.seed,
             pairs=lambda: loaded.pairs,
             fit=fit,

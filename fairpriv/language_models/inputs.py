@@ -15,7 +15,7 @@ from fairpriv.errors import InputError
 from fairpriv.language_models.contract import Draw
 from fairpriv.language_models.data.canaries import require_written
 from fairpriv.language_models.data.pairs import drawn
-from fairpriv.language_models.data.tokens import Encoded, encode_all
+from fairpriv.language_models.data.tokens import Encoded, encode_all, pad_token_id
 from fairpriv.language_models.engines.generation import require_room
 from fairpriv.language_models.engines.perplexity import encode_text, require_window, windows
 from fairpriv.language_models.models.pretrained import quantised
@@ -57,6 +57,7 @@ class Loaded:
     pairs: tuple[list[Encoded], int]  # and how many were dropped
     rows: dict[Draw, list[Encoded]]  # what the defence asks for beside them
     text: Tensor | None
+    pad_id: int  # fills up shorter rows
 
 
 def read(settings: Settings) -> Data:
@@ -106,11 +107,13 @@ def load(settings: Settings, data: Data) -> Loaded:
     """Load the model, and encode what it is to read.
 
     Raises:
-        InputError: the model cannot be had, cannot be tuned as the defence asks, or has no room for what it is to read.
+        InputError: the model cannot be had, cannot be tuned as the defence asks, or has no room for what it is to read;
+            or its tokenizer has no token that could pad.
     """
     evaluation = settings.evaluation
     model, tokenizer = settings.model.load()
     settings.model.pin(tokenizer)
+    pad_id = pad_token_id(tokenizer, len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
     if settings.model.device_map is None and not quantised(model):  # which transformers has put in its place
         model.to(settings.device())  # type: ignore[arg-type]
     if settings.model.gradient_checkpointing:
@@ -162,7 +165,7 @@ def load(settings: Settings, data: Data) -> Loaded:
     )
     if settings.engine is not None:
         settings.engine.require(subject)
-    return Loaded(subject, pairs, rows, text)
+    return Loaded(subject, pairs, rows, text, pad_id)
 
 
 def checkpoint_activations(model: Any) -> None:

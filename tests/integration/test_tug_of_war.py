@@ -527,6 +527,19 @@ def test_bad_input_gets_one_line(fairpriv, words, more, message):
     is_refused(fairpriv(*words, *more), message)
 
 
+def test_a_tokenizer_that_can_pad_with_nothing_is_refused_before_anything_is_measured(
+    fairpriv, words, tiny_lm, tmp_path
+):
+    folder = shutil.copytree(tiny_lm, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("pad_token", "eos_token"):
+        settings.pop(name)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    message = "has no pad, eos or unk token: set pad_token in its tokenizer_config.json"
+    is_refused(fairpriv(*words, "defense=none", f"model.path={folder}"), message)
+    assert not list(tmp_path.rglob("cache/responses/*"))
+
+
 def test_a_text_of_one_token_is_refused_before_anything_is_measured(fairpriv, words, tmp_path):
     (tmp_path / "short.txt").write_text("a")
     more = ["evaluation=text_file", f"evaluation.text.source.files=[{tmp_path / 'short.txt'}]"]

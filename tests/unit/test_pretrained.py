@@ -502,6 +502,6 @@ def test_a_defence_is_told_of_code_of_the_model_s_own(tiny_lm, tmp_path):
         model = PretrainedLM("tiny", str(tiny_lm), trust_remote_code=own)
         cell = TugOfWar.__new__(TugOfWar)
         cell.settings = SimpleNamespace(model=model, seed=0, store=Store(tmp_path), fitting={})
-        loaded = Loaded(Subject(*model.load()), ([], 0), {}, None)
+        loaded = Loaded(Subject(*model.load()), ([], 0), {}, None, 0)
         origins.append(cell.owner(loaded, lambda: None, Records(tmp_path, {}), None).origin)
     assert origins[0] != origins[1]
