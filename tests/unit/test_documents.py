@@ -217,3 +217,10 @@ def test_a_group_of_one_text_is_named_with_the_key_that_pools_texts(tmp_path):
     data = GameDataModule(bios(tmp_path, [*BIOS[:3], *BIOS[4:]]), GameSettings(), seed=0)
     with pytest.raises(InputError, match=r"group 'female' of 'gender' has one row .* pool it by dataset\.values"):
         data.setup()
+
+
+def test_a_group_without_an_answer_is_named_with_the_key_that_texts_have(tmp_path, caplog):
+    (tmp_path / "said.csv").write_text("text,skill,sex\n" + "Sews.,sewing,f\nCooks.,cooking,unknown\n" * 3)
+    source = Files(["said.csv"], folder=str(tmp_path))
+    Documents(name="said", source=source, text="text", target="skill", sensitive="sex").load()
+    assert "'unknown' (3) looks like no answer, and counts as a group: list the groups in dataset.groups" in caplog.text

@@ -72,9 +72,9 @@ class Attributed(Dataset):
     def _chosen(self, attributes: pd.DataFrame, files: str) -> Chosen:
         """Choose the items to keep, with their labels and groups; ``attributes`` has no missing value."""
         label, group = (self._named(attributes, name, files) for name in (self.target, self.sensitive))
-        remedy = self.pools_groups_by
-        y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS, remedy)
-        s, group_names = coded(group, f"sensitive attribute '{self.sensitive}'", self.groups, files, remedy=remedy)
+        keys: dict[str, Any] = {"remedy": self.pools_groups_by, "left_out_by": None}
+        y, label_names = coded(label, f"target '{self.target}'", self.groups, files, _MOST_LABELS, **keys)
+        s, group_names = coded(group, f"sensitive attribute '{self.sensitive}'", self.groups, files, **keys)
         kept = np.flatnonzero((y >= 0) & (s >= 0))
         dropped = {"groups": len(y) - len(kept)}
         counts = np.zeros((len(label_names), len(group_names)), dtype=np.int64)

@@ -636,6 +636,7 @@ def coded(
     files: str,
     most: int = _MOST_GROUPS,
     remedy: str = "dataset.recode",
+    left_out_by: str | None = "dataset.missing_values",
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Code a column's values in the order of ``dataset.groups``.
 
@@ -646,6 +647,7 @@ def coded(
         files: where the values were read, for errors.
         most: largest number of values of a column without an entry.
         remedy: the config key that gives several values one name.
+        left_out_by: the config key that lists what stands for a missing value; None if there is none.
 
     Returns:
         Codes ``[N]``, -1 for values that are not kept; and the names of the kept values, by code.
@@ -696,12 +698,12 @@ def coded(
     if not listed and (unsaid := without_answer(counts.index)):
         shown = ", ".join(f"'{name}' ({counts[name]})" for name in unsaid[:5])
         log.warning(
-            "%s of %s: %s look%s like no answer, and count%s as a group: list it in dataset.missing_values, or the "
-            "groups in dataset.groups.%s",
+            "%s of %s: %s look%s like no answer, and count%s as a group: %slist the groups in dataset.groups.%s",
             what,
             files,
             shown,
             *(("s", "s") if len(unsaid) == 1 else ("", "")),
+            f"list it in {left_out_by}, or " if left_out_by else "",
             column.name,
         )
     if not listed and len(counts) > most:
