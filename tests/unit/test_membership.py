@@ -8,6 +8,8 @@ import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from fairpriv.classifiers.attacks.membership import RMIA, LabelProbability, LargestProbability, LiRA, MembershipGame
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.functional.membership import (
     balanced_accuracy_of,
     confidences,
@@ -91,6 +93,38 @@ def test_rmia_counts_the_population_rows_that_a_row_dominates(rng, online):
                 for z in range(40)
             ]
             assert float(found[v, n]) == pytest.approx(np.mean(wins))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_attacks_score_the_rows_of_their_game_by_the_probability_of_their_own_label(classes):
+    draw = torch.Generator().manual_seed(classes)
+    y, other = torch.arange(7) % classes, torch.arange(9) % classes
+
+    def asked(models, n):
+        probs = torch.rand(models, n, classes, generator=draw).softmax(-1)
+        return probs if classes > 2 else probs[..., 1]
+
+    def own(probs, labels):
+        one = [[p[n] if classes > 2 else torch.stack((1 - p[n], p[n])) for n in range(len(labels))] for p in probs]
+        return torch.tensor([[float(p[label]) for p, label in zip(row, labels, strict=True)] for row in one])
+
+    inside = (torch.arange(6)[:, None] + torch.arange(7)) % 2 == 0
+    rows, population = (Rows(torch.zeros(len(of), 1), of, of, torch.arange(len(of))) for of in (y, other))
+    answers = asked(1, 7), asked(1, 9), asked(6, 7), asked(6, 9)
+    game = MembershipGame(rows, population, *answers, inside, seed=0)
+    victim, others, references, beside = (
+        own(probs, labels) for probs, labels in zip(answers, (y, other, y, other), strict=True)
+    )
+    odds = victim.logit(), references.logit(), inside
+    largest = [max(p.tolist()) if classes > 2 else max(float(p), 1 - float(p)) for p in answers[0][0]]
+    for attack, expected in (
+        (LiRA(), lira_scores(*odds, variance="global")[0]),
+        (LiRA(online=False, variance="row"), lira_scores(*odds, online=False)[0]),
+        (RMIA(), rmia_scores(victim, references, inside, others, beside)[0]),
+        (LabelProbability(), victim[0]),
+        (LargestProbability(), torch.tensor(largest)),
+    ):
+        assert attack.run(game).tolist() == pytest.approx(expected.tolist(), rel=1e-4), attack.name
 
 
 def test_nothing_is_found_of_a_model_that_ignores_its_data(rng):

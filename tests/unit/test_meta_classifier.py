@@ -10,6 +10,7 @@ from fairpriv.classifiers.attacks.attack import AttackGame, Query
 from fairpriv.classifiers.attacks.meta_classifier import MetaClassifier, NeuronSets
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.errors import InputError
+from fairpriv.functional.attacks import calibrate
 
 SIZES = [5, 7, 6, 2]
 
@@ -231,3 +232,55 @@ def test_weights_that_are_not_finite_are_refused():
 def test_a_parameter_out_of_range_is_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         MetaClassifier(**wrong)
+
+
+def test_training_ends_after_its_patience_and_keeps_the_epoch_of_the_least_held_out_loss(monkeypatch):
+    losses, seen = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0, 8.0, 1.0], []
+
+    def loss(logits, target, weight):
+        if torch.is_grad_enabled():
+            return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
+        seen.append((logits, target, weight))
+        return torch.tensor(losses[len(seen) - 1])
+
+    monkeypatch.setattr(meta_classifier, "binary_cross_entropy_with_logits", loss)
+    layers = [layer.float() for layer in stacked(random_weights(20, 0))]
+    world, held_out = (torch.arange(20) < 8).float(), torch.arange(20) % 4 == 0
+    torch.manual_seed(0)
+    net = MetaClassifier(epochs=20, patience=3, dropout=0.5, width=8, batch_size=8)._train(layers, world, held_out)
+    assert len(seen) == 7
+    with torch.no_grad():
+        kept = net([layer[held_out] for layer in layers])
+    assert [torch.equal(kept, logits) for logits, *_ in seen] == [epoch == 3 for epoch in range(7)]
+    for _, target, weight in seen:
+        assert target.tolist() == world[held_out].tolist()
+        # both worlds have the same weight, of 8 and of 12 shadows
+        assert weight.tolist() == pytest.approx([0.5 * 20 / (8 if w else 12) for w in target.tolist()])
+
+
+def test_scores_are_the_mean_of_all_networks_less_the_border_of_held_out_shadows(monkeypatch):
+    game, parts = make_game(*(random_weights(m, m, shift=m / 9) for m in (9, 7, 4))), []
+
+    def train(self, layers, world, held_out):
+        parts.append(held_out)
+        scale = len(parts)
+        return lambda layers: scale * layers[0][:, 1, 2] + layers[1][:, 0, 3] + layers[2][:, 1, -1]
+
+    monkeypatch.setattr(MetaClassifier, "_train", train)
+    scores = MetaClassifier(folds=3).run(game).scores
+    assert [part.nonzero()[:, 0].tolist() for part in parts] == [
+        [m for m in range(16) if (m if m < 9 else m - 9) % 3 == fold] for fold in range(3)
+    ]
+    pools = [stacked(pool.weights) for pool in (*game.shadows, game.victims)]
+    own = [torch.cat(pair) for pair in zip(*pools[:2], strict=True)]
+    # per input in the first layer, one for all weights in the others, and one for the biases
+    place = own[0][:, :, 2], own[1][:, :, :-1], own[2][:, :, -1]
+
+    def terms(layers):
+        values = layers[0][:, 1, 2], layers[1][:, 0, 3], layers[2][:, 1, -1]
+        return [(v - p.mean()) / p.std(correction=0) for v, p in zip(values, place, strict=True)]
+
+    (a, b, c), (d, e, f) = terms(own), terms(pools[2])
+    held = torch.stack([((m if m < 9 else m - 9) % 3 + 1) * a[m] + b[m] + c[m] for m in range(16)])
+    border, direction = calibrate(held[:9], held[9:])
+    assert scores.tolist() == pytest.approx((direction * (2 * d + e + f - border)).tolist(), rel=1e-4, abs=1e-5)
