@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fairpriv.config.compose import build, compose, plain
 from fairpriv.errors import InputError
 from fairpriv.report.finding import find_results
+from fairpriv.report.selection import flat
 from fairpriv.report.weights_and_biases import harmless, wandb_run
 from fairpriv.report.weights_and_biases import summarise as summarise_wandb
 from fairpriv.result import Result, cell_name
@@ -76,7 +77,8 @@ def _other(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> Ite
     def start() -> None:
         nonlocal logger
         made: Any = build({"logger": node}, "logger", **_names(node, cell, config))
-        made.log_hyperparams(_flat(config))
+        leaves = flat(config)
+        made.log_hyperparams({key: leaf if isinstance(leaf, int | float | str) else str(leaf) for key, leaf in leaves})
         for method in ("log_metrics", "finalize", "save"):
             setattr(made, method, harmless(getattr(made, method), name))
         logger = made
@@ -103,16 +105,6 @@ def _names(node: Mapping[str, Any], cell: str, config: Mapping[str, Any]) -> dic
         attempts = sum(1 for _ in folder.glob(f"{cell}*"))
         ours |= {"version": f"{cell}-{attempts}" if attempts else cell}
     return {key: value for key, value in ours.items() if key in asked and node.get(key) is None}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
 
 
 def log_results(conf: Path, folders: Sequence[Path], places: Sequence[Path], overrides: Sequence[str]) -> int:

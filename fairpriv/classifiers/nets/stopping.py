@@ -64,6 +64,6 @@ def refuse_few_rows(rows: int, patience: int | None) -> None:
     if patience is not None and rows < LEAST_ROWS:
         raise InputError(
             f"{rows} validation rows are too few to stop training by ({LEAST_ROWS} at least): raise "
-            "game.validation_share or game.model_validation_rows, or train every epoch with training.patience=null and "
-            "defense.patience=null"
+            "game.validation_share or game.model_validation_rows, or train every epoch: training.patience=null, and "
+            "defense.patience=null where the defence trains"
         )
