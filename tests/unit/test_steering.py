@@ -9,7 +9,7 @@ from fairpriv.config.compose import compose
 from fairpriv.errors import InputError
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.tokens import Encoded
-from fairpriv.language_models.defenses.steering import Steering
+from fairpriv.language_models.defenses.steering import Steering, _add
 from fairpriv.language_models.engines.generation import respond
 from fairpriv.language_models.models.pretrained import PretrainedLM
 
@@ -61,6 +61,9 @@ def test_a_vector_is_the_difference_of_means_over_responses(model, dimensions):
         safe, unsafe = (mean_state(model, ROWS[name, split, 5], 0) for split in ("safe", "unsafe"))
         expected += 2.5 * (safe - unsafe) / len(dimensions)
     assert list(found) == [0]
+    hooks = [len(layer._forward_hooks) for layer in model.model.layers]
+    vectors(model, steering(layers=[-2]))
+    assert [len(layer._forward_hooks) for layer in model.model.layers] == hooks  # what listened is gone
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -98,6 +101,13 @@ def test_a_steered_model_answers_as_one_whose_layers_have_that_bias(tiny_lm, mod
     }
     steered = tuned(model, layers=layers, coefficient=3.0).model
     assert respond(steered, tokenizer, prompts, max_new_tokens=8, batch_tokens=200) == told["biased"] != told["plain"]
+
+
+def test_what_a_layer_returns_beside_its_states_stays():
+    states, cache = torch.ones(1, 2, 3), object()
+    steered, kept = _add(torch.arange(3.0), None, (), (states, cache))
+    assert steered.tolist() == [[[1, 2, 3]] * 2]
+    assert kept is cache
 
 
 @torch.no_grad()
@@ -141,6 +151,8 @@ def test_another_vector_is_another_content(model, tiny_lm):
         ({"direction": "sum"}, r"defense\.direction=sum: must be one of difference, random"),
         ({"coefficient": float("nan")}, r"defense\.coefficient=nan"),
         ({"samples": 0}, r"defense\.samples=0"),
+        ({"batch_size": 0}, r"defense\.batch_size=0"),
+        ({"dimensions": ["privacy", "privacy"]}, r"defense\.dimensions=.*: name one dimension or several different"),
     ],
 )
 def test_what_cannot_be_is_refused(model, options, message):
