@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 from hydra.utils import instantiate
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from fairpriv.cli import CONF
@@ -14,6 +15,9 @@ from fairpriv.config.compose import compose
 from fairpriv.errors import InputError
 from fairpriv.language_models.contract import ModelOwner
 from fairpriv.language_models.data.tokens import Encoded, collate
+from fairpriv.language_models.defenses.spin import Spin
+from fairpriv.language_models.defenses.supervised_tuning import SupervisedTuning
+from fairpriv.language_models.defenses.task_arithmetic import TaskArithmetic
 from fairpriv.language_models.models.causal_lm import fit_causal_lm
 from fairpriv.language_models.models.pretrained import PretrainedLM
 from fairpriv.store import Store
@@ -121,12 +125,28 @@ def test_what_cannot_be_is_refused(tuned, words, message):
         tuned("defense=task_arithmetic", *words)
 
 
-def test_an_adapter_that_is_not_merged_is_refused(tuned, tiny_lm):
+def test_an_adapter_that_is_not_merged_is_refused_also_where_that_shows_late(tuned, tiny_lm):
     model = PretrainedLM("tiny", str(tiny_lm), dtype="float32").load()[0]
     model.lm_head.weight = model.model.embed_tokens.weight  # tied: a merge would change the embedding, too
     words = ["defense=task_arithmetic", "defense.tuning.adapter.target_modules=[lm_head]"]
+    with pytest.raises(InputError, match=r"defense=lora: the adapter cannot be merged.*adapter\.target_modules"):
+        tuned(*words, model=model)
+    words += ["+defense.tuning.adapter.init_lora_weights=pissa"]  # which reads weights when it is put on
     with pytest.raises(InputError, match=r"its adapter cannot be merged.*defense\.tuning\.adapter\.target_modules"):
         tuned(*words, model=model)
+
+
+def test_an_adapter_that_a_merge_would_spoil_is_refused_before_anything_is_measured(tiny_lm):
+    model = PretrainedLM("tiny", str(tiny_lm), dtype="float32").load()[0]
+    lora = SupervisedTuning("lora", adapter=LoraConfig(target_modules=["lm_head"]))
+    defenses = [TaskArithmetic("task_arithmetic", lora), Spin("lora_spin", ["fairness", "privacy"], after=lora)]
+    for defense in defenses:
+        defense.check(model)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    lora.check(model)  # measured with the adapter beside the weights
+    for defense in defenses:
+        with pytest.raises(InputError, match="cannot be merged, as an adapted weight has a second use"):
+            defense.check(model)
 
 
 def test_weights_in_half_precision_are_refused(tuned):

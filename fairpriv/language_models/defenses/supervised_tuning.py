@@ -89,7 +89,7 @@ class SupervisedTuning(Tuning):
         return self.adapter is None
 
     def check(self, model: nn.Module, *, merged: bool = False) -> None:
-        """Refuse a model that the adapter does not fit, and half-precision weights that are trained or merged into."""
+        """Refuse a model that the adapter does not fit, and weights that it cannot be trained in or merged into."""
         from fairpriv.language_models.models.reft import LoReFTConfig, places
 
         if isinstance(self.adapter, LoReFTConfig):
@@ -113,7 +113,12 @@ class SupervisedTuning(Tuning):
         if not (self.adapter is None or isinstance(self.adapter, LoReFTConfig) or method):
             own = copy.deepcopy(self.adapter)  # PEFT writes the names of what it adapts into it
             with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError):  # PiSSA, say, reads weights
-                replace(self, adapter=own)._adapted(_outline(model))
+                adapted = replace(self, adapter=own)._adapted(_outline(model))
+                if merged and _shared(adapted):
+                    raise InputError(
+                        f"defense={self.name}: the adapter cannot be merged, as an adapted weight has a second use: "
+                        "adapt other modules by its adapter.target_modules"
+                    )
 
     def tune(self, owner: ModelOwner) -> Tuned:
         """Train, merge what can be merged, and report what was trained on.
