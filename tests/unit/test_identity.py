@@ -13,7 +13,16 @@ from hydra.utils import get_object
 from fairpriv import identity
 from fairpriv.config.schema import class_definition
 from fairpriv.config.settings import EvaluationSettings
-from fairpriv.identity import code_of, content_hash, contents, declared, described, outcome, outcome_config
+from fairpriv.identity import (
+    code_of,
+    content_hash,
+    contents,
+    declared,
+    derived_seed,
+    described,
+    outcome,
+    outcome_config,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -122,6 +131,29 @@ def test_an_analysis_tells_cells_of_language_models_apart_and_its_absence_does_n
     assert cell_id(language | {"analysis": None}, DIGESTS) == cell_id(language, DIGESTS)
     assert cell_id(language | some, DIGESTS) != cell_id(language, DIGESTS)
     assert cell_id(CONFIG | some, DIGESTS) == cell_id(CONFIG, DIGESTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "nothing", "something"),
+    [
+        ("utility.tasks", [], ["boolq"]),
+        ("utility.first", None, 50),
+        ("dataset.canaries", None, {"count": 8}),
+        ("game.poison", 0, 0.05),
+        ("evaluation.engine", None, {"url": "there"}),
+    ],
+)
+def test_what_is_asked_for_counts_and_that_it_is_not_does_not(key, nothing, something):
+    section, name = key.split(".")
+    model = (
+        {"game": {"alpha": 1.0}} if section == "game" else {"dimensions": {"privacy": {}}, "evaluation": {"seed": 0}}
+    )
+    base = CONFIG | model | ({"utility": {"tasks": ["arc"]}} if key == "utility.first" else {})
+
+    def with_it(value):
+        return cell_id(base | {section: {**base.get(section, {}), name: value}}, DIGESTS)
+
+    assert with_it(nothing) == cell_id(base, DIGESTS) != with_it(something)
 
 
 def test_a_key_that_came_later_tells_cells_apart_and_its_null_does_not():
@@ -313,6 +345,17 @@ def test_a_class_that_moves_keeps_its_id(house):
     assert moved("cellar.Part") == moved("attic.Piece") == moved("door.Piece") == moved("attic.Piece", b=2)
     assert moved("cellar.Part", a=2) != moved("cellar.Part")
     assert moved("cellar.Part", c=None) == moved("cellar.Part") != moved("cellar.Part", c=1)
+
+
+def test_what_a_plain_class_lists_does_not_count(house):
+    text = "from typing import ClassVar\n\nclass Part:\n    not_outcome: ClassVar[tuple[str, ...]] = ('cache',)\n"
+    package = house(cellar=text)
+    assert declared(f"{package}.cellar.Part") == (f"{package}.cellar.Part", {"cache"}, frozenset())
+
+
+def test_a_derived_seed_is_31_bits_of_the_hash_of_its_parts():
+    text = '[7,"victim"]'
+    assert derived_seed(7, "victim") == int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 2147483648
 
 
 def test_a_subclass_inherits_no_kind_but_what_does_not_count(house):
