@@ -108,11 +108,12 @@ def load(settings: Settings, data: Data) -> Loaded:
 
     Raises:
         InputError: the model cannot be had, cannot be tuned as the defence asks, or has no room for what it is to read;
-            or its tokenizer has no token that could pad.
+            or its tokenizer has no token that could pad, or no chat template by which tasks are to be asked.
     """
     evaluation = settings.evaluation
     model, tokenizer = settings.model.load()
     settings.model.pin(tokenizer)
+    settings.harness.require_template(tokenizer)
     pad_id = pad_token_id(tokenizer, len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
     if settings.model.device_map is None and not quantised(model):  # which transformers has put in its place
         model.to(settings.device())  # type: ignore[arg-type]

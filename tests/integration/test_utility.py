@@ -112,6 +112,21 @@ def test_a_task_that_cannot_be_had_stops_the_cell_before_the_model_is_loaded(
     assert (result.status, "lm-eval task remote" in result.error) == ("failed", True)
 
 
+def test_a_chat_template_that_is_not_there_is_missed_before_anything_is_answered(fairpriv, words, mine, monkeypatch):
+    load = PretrainedLM.load
+
+    def without(self):
+        model, tokenizer = load(self)
+        tokenizer.chat_template = None
+        return model, tokenizer
+
+    monkeypatch.setattr(PretrainedLM, "load", without)
+    ended = fairpriv(*words, *mine, "defense=none", "utility.tasks=[choices]", "utility.chat=true")
+    assert ended.status == 2
+    assert "lm-eval: chat=true, and the tokenizer has no chat template" in ended.err
+    assert "answers:" not in ended.err
+
+
 def test_a_task_that_is_asked_by_another_chat_template_is_measured_again(fairpriv, words, mine, monkeypatch):
     asked, measure = [], Harness.measure
 

@@ -120,6 +120,11 @@ class Harness:
             )
         return found
 
+    def require_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `InputError` where tasks are to be asked by a chat template, and there is none."""
+        if self.tasks and self.chat and not tokenizer.chat_template:
+            raise InputError("lm-eval: chat=true, and the tokenizer has no chat template")
+
     def digest(self) -> str:
         """Hash what every task asks: its definition and its documents, but not where they lie."""
         return content_hash(self._loaded().digests)
@@ -169,8 +174,7 @@ class Harness:
             InputError: as `metrics`; or a chat template is wanted, and there is none; or logits that are not finite.
             RuntimeError: the GPU's memory is too small; says what to lower.
         """
-        if self.chat and not tokenizer.chat_template:
-            raise InputError("lm-eval: chat=true, and the tokenizer has no chat template")
+        self.require_template(tokenizer)
         if isinstance(self.limit, Mapping):
             asked: dict[str, Any] = {"batch_size": batch_size, "system": system, "end": end, "progress": progress}
             each = [one.scores(model, tokenizer, **asked) for one in self.apart()]
