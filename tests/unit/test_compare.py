@@ -411,6 +411,7 @@ def test_p_agrees_with_scipys_t_test_and_with_the_interval_of_one_cell():
     for lo, hi in ((0.0, 0.3), (-0.3, 0.0)):
         assert Estimate.of([(lo + hi) / 3], (-1, 1), (lo, hi)).p == pytest.approx(0.05)
     assert Estimate.of([0.1, 0.2], (-1, 1)).p is None
+    assert Estimate.of_magnitude([0.0] * 3, (0, 1), [[(0.0, [[0.0]])] * 3]).p is None  # no t test of a magnitude
     assert Estimate.of([0.0] * 3, (-1, 1)).p == 1
     assert Estimate.of([1e-17] * 3, (-1, 1)).p == 1  # what rounding leaves of equal numbers
     assert Estimate.of([0.25] * 3, (-1, 1)).p is None
