@@ -236,6 +236,12 @@ def test_codes_match_however_they_are_spelled(tmp_path):
     assert table.y.tolist() == [1, 0, 0]
 
 
+def test_two_columns_of_one_file_are_not_given_one_name(tmp_path):
+    data = dataset(tmp_path, rename={"age": "years", "sex": "years"}, sensitive="years")
+    with pytest.raises(InputError, match=r"dataset\.rename: .* has 'age' and 'sex', which cannot both be 'years'"):
+        data.load()
+
+
 def test_every_filter_condition(tmp_path):
     kept = {
         "min": (41, {41, 58}),

@@ -346,6 +346,12 @@ class TabularDataset(Dataset):
                 raise InputError(f"{path} has no rows")
             frame = _without_copies(frame, header, path)
             taken = {old: new for old, new in self.rename.items() if old in frame.columns and new not in frame.columns}
+            for new in taken.values():
+                if len(olds := [old for old, name in taken.items() if name == new]) > 1:
+                    raise InputError(
+                        f"dataset.rename: {path.name} has {' and '.join(map(repr, olds))}, which cannot both be '{new}'"
+                        ": rename one of them"
+                    )
             frame = frame.rename(columns=taken)
             if frames and set(frame.columns) != set(frames[0].columns):
                 differing = ", ".join(sorted(set(frame.columns) ^ set(frames[0].columns))[:10])
