@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import linprog
 
 from fairpriv.identity import content_hash
 from fairpriv.metrics import Metric
@@ -123,6 +124,28 @@ def test_several_differences_are_covered_at_once_by_bonferroni():
     assert interval(seeds).hi == pytest.approx(np.mean(first) + half)
 
 
+@pytest.mark.parametrize("spread", [0.004, 0.03])
+def test_a_difference_of_several_classes_is_bounded_over_the_box_of_its_numbers(spread):
+    rng = np.random.default_rng(3)
+    seeds = [[0.3, -0.25, -0.1, 0.05] + spread * rng.normal(size=4) for _ in range(6)]
+    seeds = [row - row.mean() for row in seeds]
+    half = stats.t.ppf(1 - 0.025 / 4, 5) * stats.sem(seeds)
+    low, high = np.mean(seeds, 0) - half, np.mean(seeds, 0) + half
+    ends, zero_sum = list(zip(low, high, strict=True)), {"A_eq": np.ones((1, 4)), "b_eq": [0]}
+    # the least sum of positive parts t >= d, t >= 0; the most over every set of classes that may be the positive ones
+    least = linprog(
+        np.r_[np.zeros(4), np.ones(4)],
+        np.hstack([np.eye(4), -np.eye(4)]),
+        np.zeros(4),
+        np.hstack([np.ones((1, 4)), np.zeros((1, 4))]),
+        [0],
+        [*ends, *[(0, 1)] * 4],
+    ).fun
+    most = max(-linprog(-np.array(some), bounds=ends, **zero_sum).fun for some in itertools.product((0, 1), repeat=4))
+    found = interval([[row.tolist()] for row in seeds])
+    assert (found.lo, found.hi) == pytest.approx((least, most))
+
+
 def test_a_folded_rate_starts_at_one_half():
     estimate = interval([[[0.1]], [[-0.2]], [[0.05]]], (0.5, 1.0), base=0.5)
     assert estimate.lo == 0.5
@@ -160,6 +183,9 @@ def test_without_groups_to_compare_there_is_no_gap_and_no_width():
 def test_rows_that_do_not_make_the_metric_make_no_interval():
     values = [0.1, 0.3]
     assert Estimate.of_magnitude(values, UNIT, [[(0.1, [[0.1]]), (0.3, [[0.2]])]]).lo is None
+    # nor do rows of another number or length, as of cells with other groups or labels
+    for more in ([[0.3], [0.1]], [[0.3, -0.3]]):
+        assert Estimate.of_magnitude(values, UNIT, [[(0.1, [[0.1]]), (0.3, more)]]).lo is None
 
 
 def test_cells_pooled_by_a_key_are_bounded_part_by_part():

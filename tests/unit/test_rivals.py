@@ -117,8 +117,12 @@ def uneven() -> Rows:
     return Rows(torch.randn(len(y), 2, generator=g), y, s, torch.arange(len(y)))
 
 
-def test_weights_are_those_under_which_label_and_group_are_independent():
+@pytest.mark.parametrize("single", [False, True])
+def test_weights_are_those_under_which_label_and_group_are_independent(single):
     rows = uneven()
+    if single:  # only the first row of label 0 in group 2 stays
+        cell = ((rows.y == 0) & (rows.s == 2)).nonzero()[1:, 0].tolist()
+        rows = rows.take(torch.tensor([i for i in range(len(rows.y)) if i not in cell]))
     weights = Reweighting().weights(rows).tolist()
     n, y, s = len(rows.y), rows.y.tolist(), rows.s.tolist()
     for i in range(n):
