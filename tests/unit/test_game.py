@@ -208,6 +208,12 @@ def test_few_rows_are_asked_for_where_nothing_is_measured(tmp_path):
     assert not ((rows.s == 2) & (rows.y == 1)).any()
 
 
+def test_worlds_without_a_row_to_train_on_are_refused(tmp_path):
+    counts = dict.fromkeys([("a", 0), ("a", 1), ("b", 0), ("b", 1)], 3)
+    with pytest.raises(InputError, match=r"no row of .* is left to train on: lower game\.adversary_share"):
+        game(tmp_path, counts, groups=("a", "b"), min_cell=0, test_share=0.9, validation_share=0.05)
+
+
 def test_label_that_a_world_does_not_hold_is_named(tmp_path):
     with pytest.raises(InputError, match="part 'train' of world 0 has no row with label '1' among its 2"):
         game(tmp_path, rows=2, seed=next(seed for seed in range(20) if one_label(tmp_path, seed)))

@@ -383,6 +383,11 @@ class GameDataModule(LightningDataModule):
     def _worlds(self, part: Part, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Draw the row numbers of world 0 and world 1 of a part, as many as possible."""
         own, rest = self._sides(part)
+        if part == "train" and not min(own, rest):
+            raise InputError(
+                f"{self.table.name}: no row of {self._scarcer()} is left to train on: lower game.adversary_share, "
+                "game.test_share or game.validation_share, or give more data"
+            )
         if part == "train" and self.game.rows is not None and self.game.rows > min(own, rest):
             raise InputError(
                 f"game.rows={self.game.rows}: {self.table.name} has {min(own, rest)} training rows per world "
