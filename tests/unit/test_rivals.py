@@ -195,17 +195,29 @@ def scored(groups: int = 3, n: int = 500) -> tuple[torch.Tensor, Rows]:
     return score, Rows(score[:, None], y, s, torch.arange(n))
 
 
+@pytest.mark.parametrize("objective", ["accuracy_score", "balanced_accuracy_score"])
 @pytest.mark.parametrize("constraints", ["equalized_odds", "demographic_parity"])
-def test_chances_are_those_that_fairlearn_draws_by(constraints):
+def test_chances_are_those_that_fairlearn_draws_by(constraints, objective):
     score, rows = scored()
-    rules = ThresholdOptimizer(constraints=constraints)._rules(score, rows)
+    rules = ThresholdOptimizer(constraints=constraints, objective=objective)._rules(score, rows)
     theirs = FairlearnsOptimizer(
-        estimator=Scores(), constraints=constraints, prefit=True, predict_method="predict_proba"
+        estimator=Scores(),
+        constraints=constraints,
+        objective=objective,
+        prefit=True,
+        predict_method="predict_proba",
     ).fit(score.double().numpy()[:, None], rows.y.numpy(), sensitive_features=rows.s.numpy())
     asked, groups = torch.linspace(0, 1, 301).repeat(3), torch.arange(3).repeat_interleave(301)
     expected = theirs._pmf_predict(asked.double().numpy()[:, None], sensitive_features=groups.numpy())[:, 1]
     assert np.allclose(chances(rules, asked, groups), expected, atol=1e-5)
     assert ((expected > 0) & (expected < 1)).any()  # some answers are drawn
+
+
+def test_thresholds_are_a_control_where_all_rows_of_both_worlds_make_network_and_thresholds():
+    both = FairFineTuning(start="scratch", rehearsal=1.0, penalty=0.0)
+    assert ThresholdOptimizer(estimator=both, rehearsal=1.0).control
+    assert not ThresholdOptimizer(estimator=both, rehearsal=0.5).control
+    assert not ThresholdOptimizer(rehearsal=1.0).control
 
 
 def test_thresholds_equalise_the_odds_of_the_rows_that_they_are_fitted_to():
@@ -557,6 +569,18 @@ def test_what_is_told_are_probabilities_with_the_label_that_the_model_gives(answ
         assert len(told.unique()) <= 13  # tenths, and where both classes are rounded to one half
     if answers == "noise":
         assert (told - probs).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("digits", [1, 2])
+def test_rounded_answers_are_decimals_and_a_tie_leaves_the_label_a_quarter_of_a_step_ahead(digits):
+    step = 0.1**digits
+    whole = [[5, 3, 2], [3, 3, 3], [4, 1, 5], [4, 5, 5], [10, 0, 0]]  # in steps, before the shares are made to sum to 1
+    moved = [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.0, 0.1, 0.2], [0.0, 0.2, 0.1], [0.1, 0.0, 0.2]]
+    probs = torch.tensor(whole).double() * step + torch.tensor(moved).double() * step
+    told = LimitedAnswers(answers="rounded", digits=digits).limit(probs, torch.zeros(5, 1), 0)
+    for row, ahead, answer in zip(whole, [None, 0, None, 1, None], told.tolist(), strict=True):
+        expected = [n + 0.25 * (i == ahead) for i, n in enumerate(row)]
+        assert answer == pytest.approx([n / sum(expected) for n in expected], abs=1e-6)
 
 
 def test_noise_is_a_function_of_row_and_key_and_otherwise_normal_and_independent():

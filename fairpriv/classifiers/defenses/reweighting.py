@@ -29,5 +29,5 @@ class Reweighting(FairFineTuning):
         """Return weights ``[N]`` from the shares in ``rows``; if every label occurs in every group, their mean is 1."""
         counts = torch.zeros(int(rows.y.max()) + 1, int(rows.s.max()) + 1)
         counts.index_put_((rows.y, rows.s), torch.ones(len(rows.y)), accumulate=True)
-        weights = counts.sum(1, keepdim=True) * counts.sum(0) / (len(rows.y) * counts.clamp(min=1))
+        weights = counts.sum(1, keepdim=True) * counts.sum(0) / (len(rows.y) * counts)  # of cells that have rows
         return weights[rows.y, rows.s]
