@@ -129,23 +129,13 @@ class Harness:
         """Hash what every task asks: its definition and its documents, but not where they lie."""
         return content_hash(self._loaded().digests)
 
-    def measure(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch_size: int,
-        system: str | None = None,
-        end: tuple[int | None, str] = (None, ""),
-        progress: bool = False,
-    ) -> Measured:
+    def measure(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> Measured:
         """Measure general capability: ``eval/utility/<task>``, with further metrics below it.
 
         The name alone is a task's first metric, where higher is better; arguments and errors as of `scores`.
         """
         measured = Measured()
-        told = self.scores(model, tokenizer, batch_size=batch_size, system=system, end=end, progress=progress)
-        for task, score in told.items():
+        for task, score in self.scores(model, tokenizer, **asked).items():
             first = next(iter(score.measured.metrics), None)
             measured |= score.measured.renamed(functools.partial(_of_task, task, first))
         return measured
