@@ -301,8 +301,11 @@ def test_twins_are_never_on_two_sides_of_a_split(tmp_path, alpha):
 
 def test_rows_with_a_twin_are_counted(tmp_path):
     assert twin_game(tmp_path).counts["data/twin_rows"] == 1200
-    assert game(tmp_path).counts["data/twin_rows"] == 0
-    counts = game(tmp_path).counts
+    module = game(tmp_path)
+    counts = module.counts
+    assert counts["data/twin_rows"] == 0
+    module.twins[5] = module.twins[3]
+    assert module.counts["data/twin_rows"] == 2
     assert sum(count for name, count in counts.items() if name.startswith("data/rows/")) < counts["data/rows"] == 3500
 
 
