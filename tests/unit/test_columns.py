@@ -185,6 +185,15 @@ def test_decimal_commas_are_named_and_read(tmp_path):
         dataset(tmp_path, plain, decimal=",", thousands=",")
 
 
+
+@pytest.mark.parametrize("unit", ["1", "-", ".", "12.5"])
+def test_units_that_are_a_part_of_numbers_are_refused(tmp_path, unit):
+    """By a unit of 1 an income of 15 was read as 5, by - one of -5."""
+    with pytest.raises(InputError, match=rf"dataset\.units: '{unit}' is a part of numbers themselves"):
+        dataset(tmp_path, people(), units=[unit])
+    assert dataset(tmp_path, people(), units=[".-", "m2", "Rs."]).load().features["income"].dtype == float
+
+
 @pytest.mark.parametrize(
     ("cell", "settings", "read"),
     [

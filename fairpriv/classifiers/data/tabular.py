@@ -6,6 +6,7 @@ import filecmp
 import io
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,6 +208,9 @@ class TabularDataset(Dataset):
             raise InputError(
                 f"dataset.decimal='{self.decimal}', thousands='{self.thousands}': two different characters"
             )
+        for unit in self.units:
+            if re.fullmatch(rf"[+-]?[\d{re.escape(''.join(marks))}]*", unit):
+                raise InputError(f"dataset.units: '{unit}' is a part of numbers themselves; name signs beside them")
         if self.max_categories is not None and self.max_categories < 2:
             raise InputError(f"dataset.max_categories: {self.max_categories}; it is at least 2, or null for no limit")
         for column in set(self.numeric or ()) & set(self.categorical or ()):
