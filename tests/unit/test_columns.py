@@ -185,7 +185,6 @@ def test_decimal_commas_are_named_and_read(tmp_path):
         dataset(tmp_path, plain, decimal=",", thousands=",")
 
 
-
 @pytest.mark.parametrize("unit", ["1", "-", ".", "12.5"])
 def test_units_that_are_a_part_of_numbers_are_refused(tmp_path, unit):
     """By a unit of 1 an income of 15 was read as 5, by - one of -5."""
