@@ -108,7 +108,7 @@ def mean_rate_interval(successes: Sequence[float], n: Sequence[float], level: fl
         (lo, hi) within [0, 1].
 
     Raises:
-        ValueError: as :func:`wilson_interval`, or unequal lengths.
+        ValueError: as :func:`wilson_interval`, or unequal lengths or no rate.
     """
     return _mean_rate(successes, n, level)[1:]
 
@@ -137,7 +137,7 @@ def mean_rate_gap_interval(
         (lo, hi) within [0, 1].
 
     Raises:
-        ValueError: as :func:`wilson_interval`, or unequal lengths.
+        ValueError: as :func:`mean_rate_interval`.
     """
     mean0, lo0, hi0 = _mean_rate(successes0, n0, level)
     mean1, lo1, hi1 = _mean_rate(successes1, n1, level)
@@ -385,6 +385,8 @@ def _require_rate(successes: float, n: float) -> None:
 
 def _mean_rate(successes: Sequence[float], n: Sequence[float], level: float) -> tuple[float, float, float]:
     """Return the mean of independent rates, and the ends of its interval."""
+    if not len(n):
+        raise ValueError("the mean of no rates has no interval")
     rates, smooth, variance = [], [], 0.0
     for hits, rows in zip(successes, n, strict=True):
         _require_rate(hits, rows)

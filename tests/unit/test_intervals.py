@@ -102,9 +102,11 @@ def test_interval_of_perfect_recalls_has_a_width():
     assert 0.8 < lo < 0.95
 
 
-def test_unequal_numbers_of_rates_are_refused():
+def test_unequal_numbers_of_rates_and_none_are_refused():
     with pytest.raises(ValueError, match="zip"):
         mean_rate_interval([1, 2], [3, 4, 5])
+    with pytest.raises(ValueError, match="the mean of no rates"):
+        mean_rate_interval([], [])
 
 
 def test_mean_rate_intervals_cover():
