@@ -126,6 +126,12 @@ def test_direction_and_other_options_of_the_game_leave_the_halves_alone(tmp_path
     assert torch.equal(both[0].part("train", 0).index, both[1].part("train", 0).index)
 
 
+def test_rows_may_be_more_than_other_parts_have(tmp_path):
+    whole = game(tmp_path).counts["data/rows_of_each_world/train"]
+    counts = game(tmp_path, rows=int(whole)).counts
+    assert counts["data/rows_of_each_world/train"] == whole > counts["data/rows_of_each_world/rates"]
+
+
 def test_rows_limits_training_alone(tmp_path):
     free, limited = game(tmp_path, alpha=0.7), game(tmp_path, alpha=0.7, rows=50)
     assert [len(limited.part("train", world).y) for world in (0, 1)] == [50, 50]
@@ -377,6 +383,15 @@ def test_a_model_draws_two_fifths_of_the_scarcer_side_and_a_fifth_of_that_to_val
     assert few.model_rows() == (40, 20)  # 20 validation rows at least
     many = game(tmp_path, {cell: 12 * n for cell, n in COUNTS.items()})
     assert many.model_rows() == (2000, 400)
+
+
+def test_no_row_trains_and_validates_where_a_model_takes_all_of_the_scarcer_side(tmp_path):
+    counts = game(tmp_path, model_rows=40)._held
+    fewest = min(count for side in counts.values() for count in side.values())
+    module = game(tmp_path, model_rows=fewest - 30, model_validation_rows=30)
+    deal = module.deal("victim", [0])
+    places = torch.cat([*deal.train, *deal.validation])
+    assert len(places.unique()) == len(places) == 2 * fewest
 
 
 def test_a_model_may_be_dealt_another_make_up_than_the_games(tmp_path):
