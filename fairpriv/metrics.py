@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -164,6 +165,9 @@ class Metric:
         kept = ("label", "meaning", "unit", "better", "low", "high")
         found = {one.name: (getattr(self, one.name), one.default) for one in fields(self) if one.name != "name"}
         return {key: value for key, (value, default) in found.items() if key in kept or value != default}
+
+
+share_metric = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)  # of a rate
 
 
 def _number(value: object) -> bool:

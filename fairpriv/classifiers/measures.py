@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairpriv import functional
 from fairpriv.functional.fairness import shares
-from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
+from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric, share_metric
 
 Ends = tuple[float, float]  # of an interval
 
@@ -35,7 +35,6 @@ _FLOORED = (
 )
 _accuracy = functools.partial(Metric, unit=SHARE, better="greater", low=0.0, high=1.0)
 _gap = functools.partial(Metric, unit=SHARE, better="less", low=0.0, high=1.0, magnitude=True)
-_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
 _answer = functools.partial(Metric, unit=YES_OR_NO, low=0.0, high=1.0)
 
 ACCURACY = _accuracy(
@@ -55,7 +54,7 @@ BALANCED_ACCURACY = _accuracy(
 WORLD_ACCURACY = _accuracy(
     "eval/accuracy_world{world}", "accuracy in world {world}", "Accuracy on the gap half of world {world}'s test rows."
 )
-MAJORITY_SHARE = _share(
+MAJORITY_SHARE = share_metric(
     "eval/majority_share_world{world}",
     "majority share in world {world}",
     "Share of the predictions on world {world}'s test rows that are of the most frequent class.",
@@ -87,12 +86,14 @@ BALANCED_ACCURACY_GAP = _gap(
     column=51,
     against=BALANCED_ACCURACY.name,
 )
-SHIFT_WEIGHT = _share(
+SHIFT_WEIGHT = share_metric(
     "privacy/shift_weight",
     "shift weight",
     "W: how far the worlds' groups differ, the largest total variation over labels.",
 )
-LABEL_SHIFT = _share("privacy/label_shift", "label shift", "What unequal base rates alone add to the accuracy gap.")
+LABEL_SHIFT = share_metric(
+    "privacy/label_shift", "label shift", "What unequal base rates alone add to the accuracy gap."
+)
 BOUND = Metric(
     "privacy/bound",
     "bound",
@@ -136,7 +137,7 @@ BOUND_REFUTED = _answer(
     "bound refuted",
     "Whether the accuracy gap exceeds the bound by more than the sampling error of both explains.",
 )
-TRAIN_ACCURACY = _share(
+TRAIN_ACCURACY = share_metric(
     "eval/train_accuracy", "training accuracy", "Accuracy on the rows that the model was trained or tuned on last."
 )
 

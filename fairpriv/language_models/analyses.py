@@ -29,29 +29,32 @@ from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.engines.generation import evaluating
 from fairpriv.language_models.judges.judge import Verdict
 from fairpriv.language_models.judges.refusal import CAUTIONS, caution_families, is_refusal
-from fairpriv.metrics import SHARE, Measured, Metric
+from fairpriv.metrics import Measured, Metric, share_metric
 
 LEAST = 5  # prompts that HSIC and its change need
 Tops = Mapping[str, Mapping[str, TopWeights]]  # by dimension or excluded set, then by weight name
 Row = dict[str, Any]
 
 
-_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
-JACCARD = _share("analysis/jaccard/{pair}", "Jaccard of {pair}", "Overlap of two sets' top weights, over all matrices.")
-JACCARD_BY_CHANCE = _share(
+JACCARD = share_metric(
+    "analysis/jaccard/{pair}", "Jaccard of {pair}", "Overlap of two sets' top weights, over all matrices."
+)
+JACCARD_BY_CHANCE = share_metric(
     "analysis/jaccard_by_chance/{pair}",
     "Jaccard of {pair} by chance",
     "Its mean for random sets of the same sizes, with the central 95 % of that distribution.",
 )
 CAUTION = {
-    "rate": _share(
+    "rate": share_metric(
         "analysis/caution/{dimension}/rate", "{dimension} cautions", "Share of responses with a cautionary phrase."
     ),
-    "rate_before": _share(
+    "rate_before": share_metric(
         "analysis/caution/{dimension}/rate_before", "{dimension} cautions before", "The same of the untouched model."
     ),
     "rate_change": replace(
-        _share("analysis/caution/{dimension}/rate_change", "{dimension} cautions, change", "The one minus the other."),
+        share_metric(
+            "analysis/caution/{dimension}/rate_change", "{dimension} cautions, change", "The one minus the other."
+        ),
         low=-1.0,
     ),
 }
@@ -71,7 +74,7 @@ HSIC = {
     for key in ("before", "after", "change")
 }
 HSIC |= {
-    f"p_{key}": _share(
+    f"p_{key}": share_metric(
         f"analysis/{{which}}/{{pair}}/p_{key}", f"{{which}} of {{pair}}, p {key}", "Permutation test of independence."
     )
     for key in ("before", "after")

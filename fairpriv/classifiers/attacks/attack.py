@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -19,15 +18,14 @@ from fairpriv.errors import InputError, returned
 from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.functional.attacks import calibrate
 from fairpriv.functional.intervals import placement, t_quantile
-from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric
+from fairpriv.metrics import SHARE, YES_OR_NO, Measured, Metric, share_metric
 
 FOLDS = 5  # of the shadows, on which the border of an attack is set
 EXACT = 200  # largest number of victims per world for which Mann and Whitney's p value is exact
 
 
 _TURNED = "an attack below one half is no protection."
-_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
-ACCURACY = _share(
+ACCURACY = share_metric(
     "attack/{attack}/accuracy",
     "{attack} attack",
     f"Share of models whose training world the attack names correctly; one half is guessing: {_TURNED}",
@@ -76,7 +74,7 @@ AUC_INVERTED = Metric(
     low=0.0,
     high=1.0,
 )
-P_VALUE = _share(
+P_VALUE = share_metric(
     "attack/{attack}/p_value", "{attack} p value", "Mann and Whitney's two-sided test of the attack's scores."
 )
 

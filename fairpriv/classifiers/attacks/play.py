@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from fairpriv.classifiers.attacks.attack import (
 )
 from fairpriv.functional.attacks import leaked_by_accuracy
 from fairpriv.functional.intervals import t_quantile
-from fairpriv.metrics import SHARE, Measured, Metric
+from fairpriv.metrics import SHARE, Measured, Metric, share_metric
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +49,20 @@ VICTIM_ACCURACY_GAP = Metric(
     high=1.0,
     magnitude=True,
 )
-_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
-POOL_ACCURACY = _share("pool/accuracy", "victims' accuracy", "Mean over victims, on all test rows.", better="greater")
-POOL_TRAIN_ACCURACY = _share(
+POOL_ACCURACY = share_metric(
+    "pool/accuracy", "victims' accuracy", "Mean over victims, on all test rows.", better="greater"
+)
+POOL_TRAIN_ACCURACY = share_metric(
     "pool/train_accuracy", "victims' training accuracy", "Mean over victims, each on its own training rows."
 )
-POOL_GAP = _share(
+POOL_GAP = share_metric(
     "pool/equalized_odds_gap",
     "victims' equalized-odds gap",
     "Mean over victims, on all test rows.",
     better="less",
     magnitude=True,
 )
-POOL_CONSTANT = _share(
+POOL_CONSTANT = share_metric(
     "pool/constant", "constant victims", "Share of victims over 99 % of whose predictions are of one class."
 )
 POOL_DIVERGED = Metric(

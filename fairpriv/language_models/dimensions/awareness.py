@@ -12,19 +12,16 @@ from fairpriv.functional.intervals import mcnemar, paired_rate_difference_interv
 from fairpriv.functional.verdicts import Known, cohen_kappa, rogan_gladen
 from fairpriv.language_models.judges.judge import Verdict
 from fairpriv.language_models.judges.refusal import is_refusal
-from fairpriv.metrics import SHARE, Measured, Metric
+from fairpriv.metrics import SHARE, Measured, Metric, share_metric
 
 log = logging.getLogger(__name__)
 
-AWARENESS = Metric(
+AWARENESS = share_metric(
     "eval/{dimension}/awareness",
     "{dimension} awareness",
     "Share of the dimension's prompts whose response the judge finds safe. A model that refuses everything has 1: read "
     "over-refusal beside it.",
-    SHARE,
-    "greater",
-    low=0.0,
-    high=1.0,
+    better="greater",
     column=20,
     headline=True,
 )
@@ -38,42 +35,30 @@ AWARENESS_CHANGE = Metric(
     high=1.0,
     column=21,
 )
-OVER_REFUSAL = Metric(
+OVER_REFUSAL = share_metric(
     "eval/{dimension}/over_refusal",
     "{dimension} over-refusal",
     "Share of matched benign prompts that the model refuses.",
-    SHARE,
-    "less",
-    low=0.0,
-    high=1.0,
+    better="less",
     column=24,
 )
-UNPARSABLE = Metric(
+UNPARSABLE = share_metric(
     "eval/{dimension}/unparsable",
     "{dimension} unparsable",
     "Share of verdicts that cannot be read, which are left out.",
-    SHARE,
-    "less",
-    low=0.0,
-    high=1.0,
+    better="less",
 )
-P_VALUE = Metric(
+P_VALUE = share_metric(
     "eval/{dimension}/mcnemar_p",
     "{dimension} McNemar's p",
     "McNemar's exact two-sided test of the change.",
-    SHARE,
-    low=0.0,
-    high=1.0,
 )
-CORRECTED = Metric(
+CORRECTED = share_metric(
     "eval/{dimension}/awareness_corrected",
     "{dimension} awareness, corrected",
     "Awareness corrected for the errors that the judge makes on responses whose truth is known, if it makes the same "
     "ones on the model's responses (Rogan and Gladen 1978).",
-    SHARE,
-    "greater",
-    low=0.0,
-    high=1.0,
+    better="greater",
     column=22,
     spared=True,
 )
@@ -88,34 +73,25 @@ KAPPA = Metric(
     column=23,
     spared=True,
 )
-OTHER_AWARENESS = Metric(
+OTHER_AWARENESS = share_metric(
     "judge/{judge}/{dimension}/awareness",
     "{dimension} awareness by {judge}",
     "Share of the dimension's prompts whose response this judge finds safe.",
-    SHARE,
-    "greater",
-    low=0.0,
-    high=1.0,
+    better="greater",
     column=23,
     spared=True,
 )
-SENSITIVITY = Metric(
+SENSITIVITY = share_metric(
     "judge/{judge}/{dimension}/sensitivity",
     "{dimension} sensitivity of {judge}",
     "Share of responses known to be safe that the judge calls safe.",
-    SHARE,
-    "greater",
-    low=0.0,
-    high=1.0,
+    better="greater",
 )
-SPECIFICITY = Metric(
+SPECIFICITY = share_metric(
     "judge/{judge}/{dimension}/specificity",
     "{dimension} specificity of {judge}",
     "Share of responses known to be unsafe that the judge calls unsafe.",
-    SHARE,
-    "greater",
-    low=0.0,
-    high=1.0,
+    better="greater",
 )
 # Frequent words of English questions, without those that are as frequent in another language ("is", "was", "in", "do").
 _ENGLISH = re.compile(r"\b(?:the|what|how|why|which|who|when|are|does|can|should|would|my|your|this|and|with|tell)\b")

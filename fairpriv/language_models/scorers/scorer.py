@@ -15,7 +15,7 @@ from fairpriv.data.texts import Example
 from fairpriv.errors import InputError
 from fairpriv.functional.intervals import t_quantile
 from fairpriv.language_models.dimensions.awareness import change
-from fairpriv.metrics import SHARE, Measured, Metric
+from fairpriv.metrics import SHARE, Measured, Metric, share_metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 Normalise = Literal["none", "tokens", "characters"]
 
-_share = functools.partial(Metric, unit=SHARE, low=0.0, high=1.0)
-SCORE = _share(
+SCORE = share_metric(
     "score",
     "score",
     "What the dimension's own scorer found, from 0 to 1, where 1 is what the dimension asks for.",
