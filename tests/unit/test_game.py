@@ -481,3 +481,12 @@ def test_advice_helps_where_a_cell_is_empty_and_where_it_is_only_small(tmp_path)
         game(tmp_path, many, property="a")
     better = str(error.value).split("game.property=")[1][0]
     game(tmp_path, many, property=better)
+
+
+@pytest.mark.parametrize(("rows", "min_cell", "lower"), [(30, 8, True), (7, 5, False)], ids=["few", "none"])
+def test_a_lower_min_cell_is_advised_where_a_part_has_rows_of_the_cell(tmp_path, rows, min_cell, lower):
+    with pytest.raises(InputError, match=r"with label '1' and group 'b'.*raise game\.test_share") as error:
+        game(tmp_path, COUNTS | {("b", 1): rows}, groups=("a", "b"), min_cell=min_cell)
+    assert ("lower game.min_cell" in str(error.value)) == lower == (" has 0 rows" not in str(error.value))
+    # one of two groups can be neither left out nor pooled
+    assert str(error.value).endswith("or name another dataset.sensitive")

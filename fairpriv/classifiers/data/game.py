@@ -455,7 +455,6 @@ class GameDataModule(LightningDataModule):
         wanted = needed.get(part, 0)
         both = np.concatenate(worlds)
         labels_by = self.dataset.leaves_labels_out_by
-        or_label = f", or such labels by {labels_by}" if labels_by else ""
         for label, label_name in enumerate(table.label_names):
             for group, group_name in enumerate(table.group_names):
                 count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
@@ -463,18 +462,20 @@ class GameDataModule(LightningDataModule):
                     cell = (table.y == label) & (table.s == group)
                     total, distinct = int(cell.sum()), len(np.unique(self.twins[cell]))
                     equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
-                    leave_out = (
-                        f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
-                        f"{self.dataset.pools_groups_by}{or_label}"
-                    )
+                    if len(table.group_names) > 2:
+                        leave_out = (
+                            f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
+                            f"{self.dataset.pools_groups_by}{f', or such labels by {labels_by}' if labels_by else ''}"
+                        )
+                    else:  # two are compared at least
+                        leave_out = "name another dataset.sensitive"
+                        leave_out += f", or leave the label out by {labels_by}" if labels_by else ""
                     if distinct < len(_PARTS):  # no share of the data gives each part one
                         advice = f"no other game.min_cell or share mends that: {leave_out}"
                     else:
                         other = self._other_property(label, group, part)
-                        advice = (
-                            f"{other}raise game.test_share or game.validation_share, lower game.min_cell (so few rows "
-                            f"measure little), or {leave_out}"
-                        )
+                        lower = "lower game.min_cell (so few rows measure little), " if count else ""
+                        advice = f"{other}raise game.test_share or game.validation_share, {lower}or {leave_out}"
                     raise InputError(
                         f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
                         f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}{equal}), "
