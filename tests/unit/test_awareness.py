@@ -102,6 +102,9 @@ def test_awareness_is_corrected_where_the_judge_s_errors_are_known(caplog):
     assert not caplog.text
     assert corrected("d", said, Known(100, 30, 100, 60)).metrics == {}
     assert "no better than chance" in caplog.text
+    caplog.clear()
+    assert corrected("d", said, Known(0, 0, 100, 60)).metrics == {}  # none of the safe ones could be read
+    assert "its judge has no verdicts of both kinds on what is known" in caplog.text
 
 
 def test_several_judges_are_compared_two_by_two():

@@ -187,15 +187,14 @@ def corrected(dimension: str, verdicts: Sequence[Verdict], known: Known | None) 
         known: the same judge's verdicts on responses whose truth is known; None: there are none.
 
     Returns:
-        Nothing where no verdict can be read, or where the judge does no better than chance on what is known, so that
-        nothing can be corrected.
+        Nothing where no verdict can be read, or where of what is known the judge read nothing safe or nothing unsafe,
+        or did no better than chance, so that nothing can be corrected.
     """
     read = [verdict.safe for verdict in verdicts if verdict.safe is not None]
     found = rogan_gladen(sum(read), len(read), known) if known is not None else None
     if known is not None and read and found is None:
-        log.warning(
-            "awareness of %s is not corrected: its judge does no better than chance on what is known", dimension
-        )
+        why = "does no better than chance on" if known.safe and known.unsafe else "has no verdicts of both kinds on"
+        log.warning("awareness of %s is not corrected: its judge %s what is known", dimension, why)
     return CORRECTED.named(dimension=dimension).of(*found) if found is not None else Measured()
 
 
