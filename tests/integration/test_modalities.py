@@ -200,7 +200,7 @@ def test_a_profession_with_one_gender_is_refused_by_name_or_left_out(cell, tiny_
     ended, _ = cell(*words, "game.min_cell=5")
     assert ended.status == 2
     assert "label 'surgeon' and gender 'female'" in ended.err
-    assert "or such labels by dataset.min_cell_rows" in ended.err
+    assert "name another dataset.sensitive, or leave such labels out by dataset.min_cell_rows" in ended.err
     ended, _ = cell(*words, "dataset.min_cell_rows=60")
     assert ended.status == 2
     assert "leaves 1 labels of 'profession'" in ended.err

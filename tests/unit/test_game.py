@@ -189,7 +189,10 @@ def test_bad_game_is_named_in_one_line(tmp_path, changes, message):
 
 
 def test_group_of_one_row_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"group 'b' of 'group' has one row in people.*dataset\.groups\.group"):
+    told = "group 'b' of 'group' has one row in people: it cannot be both trained on and measured: "
+    with pytest.raises(InputError, match=f"^{told}leave the group out of dataset.groups.group, or pool it with"):
+        game(tmp_path, COUNTS | {("b", 0): 0, ("b", 1): 1})
+    with pytest.raises(InputError, match=f"^{told}name another dataset.sensitive$"):  # of two none can be left out
         game(tmp_path, {("a", 0): 50, ("a", 1): 50, ("b", 1): 1}, groups=("a", "b"))
 
 

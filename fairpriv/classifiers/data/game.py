@@ -441,9 +441,17 @@ class GameDataModule(LightningDataModule):
             if count < 2:
                 raise InputError(
                     f"group '{name}' of '{table.sensitive}' has {('no', 'one')[count]} row in {table.name}: it cannot "
-                    f"be both trained on and measured; leave it out of dataset.groups.{table.sensitive}, or pool it by "
-                    f"{self.dataset.pools_groups_by}"
+                    f"be both trained on and measured: {self._without_a_group()}"
                 )
+
+    def _without_a_group(self) -> str:
+        """Say how to do without a group; of two, neither can be left out or pooled."""
+        if len(self.table.group_names) < 3:
+            return "name another dataset.sensitive"
+        return (
+            f"leave the group out of dataset.groups.{self.table.sensitive}, or pool it with another by "
+            f"{self.dataset.pools_groups_by}"
+        )
 
     def _check_cells(self, part: Part, worlds: tuple[NDArray[np.int64], ...]) -> None:
         """Refuse a part with too few rows of a (label, group) cell, or with a world that lacks a label.
@@ -455,6 +463,7 @@ class GameDataModule(LightningDataModule):
         wanted = needed.get(part, 0)
         both = np.concatenate(worlds)
         labels_by = self.dataset.leaves_labels_out_by
+        or_label = f", or leave such labels out by {labels_by}" if labels_by else ""
         for label, label_name in enumerate(table.label_names):
             for group, group_name in enumerate(table.group_names):
                 count = int(((table.y[both] == label) & (table.s[both] == group)).sum())
@@ -462,14 +471,7 @@ class GameDataModule(LightningDataModule):
                     cell = (table.y == label) & (table.s == group)
                     total, distinct = int(cell.sum()), len(np.unique(self.twins[cell]))
                     equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
-                    if len(table.group_names) > 2:
-                        leave_out = (
-                            f"leave the group out of dataset.groups.{table.sensitive}, or pool it with another by "
-                            f"{self.dataset.pools_groups_by}{f', or such labels by {labels_by}' if labels_by else ''}"
-                        )
-                    else:  # two are compared at least
-                        leave_out = "name another dataset.sensitive"
-                        leave_out += f", or leave the label out by {labels_by}" if labels_by else ""
+                    leave_out = self._without_a_group() + or_label
                     if distinct < len(_PARTS):  # no share of the data gives each part one
                         advice = f"no other game.min_cell or share mends that: {leave_out}"
                     else:
