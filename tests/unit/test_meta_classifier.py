@@ -264,7 +264,7 @@ def test_scores_are_the_mean_of_all_networks_less_the_border_of_held_out_shadows
     def train(self, layers, world, held_out):
         parts.append(held_out)
         scale = len(parts)
-        return lambda layers: scale * layers[0][:, 1, 2] + layers[1][:, 0, 3] + layers[2][:, 1, -1]
+        return lambda layers: scale * layers[0][:, 1, 2] + layers[1][:, 0, 6] + layers[2][:, 1, -1]
 
     monkeypatch.setattr(MetaClassifier, "_train", train)
     scores = MetaClassifier(folds=3).run(game).scores
@@ -277,7 +277,7 @@ def test_scores_are_the_mean_of_all_networks_less_the_border_of_held_out_shadows
     place = own[0][:, :, 2], own[1][:, :, :-1], own[2][:, :, -1]
 
     def terms(layers):
-        values = layers[0][:, 1, 2], layers[1][:, 0, 3], layers[2][:, 1, -1]
+        values = layers[0][:, 1, 2], layers[1][:, 0, 6], layers[2][:, 1, -1]
         return [(v - p.mean()) / p.std(correction=0) for v, p in zip(values, place, strict=True)]
 
     (a, b, c), (d, e, f) = terms(own), terms(pools[2])
