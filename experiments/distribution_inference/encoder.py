@@ -33,6 +33,7 @@ def main(folder: Path, out: Path) -> None:
     own = {path for path, digest in digests.items() if int(digest[:8], 16) % 3 == 0}
     (out / "faces").mkdir(parents=True)
     for path in digests.keys() - own:
+        (out / "faces" / path.name).unlink(missing_ok=True)  # of a run that was stopped
         (out / "faces" / path.name).symlink_to(path.resolve())
     ages, images = [], []
     for path in sorted(own, key=digests.get):  # in no order of age
