@@ -422,7 +422,7 @@ def test_effective_rows_agree_with_a_double_loop():
         assert found[key] == pytest.approx(loop_effective_rows(values[own], units[own]))
         assert 1 < found[key] < int(own.sum())
     assert found[3] == 0
-    values, units = torch.tensor([0.9, 0.7, 0.1, 0.2, 0.0], dtype=T), torch.tensor([4, 4, 0, 1, 2])  # a single pair
+    values, units = torch.tensor([0.5, 0.4, 0.0, 1.0, 0.45], dtype=T), torch.tensor([4, 4, 0, 1, 2])  # a single pair
     assert float(effective_rows(values, units)) == pytest.approx(loop_effective_rows(values, units))
     assert float(effective_rows(values, units)) < 5
 
