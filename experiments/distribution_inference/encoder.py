@@ -31,7 +31,7 @@ def main(folder: Path, out: Path) -> None:
     torch.manual_seed(0)
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.jpg"))}
     own = {path for path, digest in digests.items() if int(digest[:8], 16) % 3 == 0}
-    (out / "faces").mkdir(parents=True)
+    (out / "faces").mkdir(parents=True, exist_ok=True)
     for path in digests.keys() - own:
         (out / "faces" / path.name).unlink(missing_ok=True)  # of a run that was stopped
         (out / "faces" / path.name).symlink_to(path.resolve())
