@@ -232,7 +232,7 @@ def _anywhere(told: dict[str, Any]) -> dict[str, Any]:
     text, paths = json.dumps(told), told["config"].get("paths") or {}
     for place, where in (("data", "data"), ("root", "outputs")):
         if Path(paths.get(place) or "").is_absolute():
-            text = text.replace(json.dumps(paths[place])[1:-1], where)
+            text = re.sub(re.escape(json.dumps(paths[place])[1:-1]) + r'(?=[/"])', where, text)
     return cast(dict[str, Any], json.loads(text))
 
 

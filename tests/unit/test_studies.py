@@ -84,6 +84,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
         cell.mkdir(parents=True)
         told = {"id": "a", "metrics": {"data/rows": 3, "eval/accuracy": 0.5}, "artifacts": {"x": "y"}}
         told["config"] = {"paths": {"root": "/home/me/out", "data": "data"}, "model": {"cache": "/home/me/out/cache"}}
+        told["config"]["model"]["path"] = "/home/me/output"  # another folder that begins alike
         told |= {key: {} for key in ("outcome", "described", "intervals", "signed", "versions")}
         (cell / "result.json").write_text(json.dumps(told))
         return subprocess.CompletedProcess(words, 0)
@@ -96,7 +97,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     assert kept["a"]["metrics"] == {"eval/accuracy": 0.5}
     assert kept.keys() == {"a", "alike"}
     assert kept["alike"] == {
-        "model": {"model": {"cache": "outputs/cache"}},
+        "model": {"model": {"cache": "outputs/cache", "path": "/home/me/output"}},
         "paths": {"paths": {"root": "outputs", "data": "data"}},
     }
 
