@@ -186,10 +186,11 @@ def test_every_member_takes_its_own_number_of_epochs(how):
 
 
 def test_members_in_several_blocks_are_the_same(monkeypatch):
-    for how in (HOW, HOW | PENALISED, HOW | {"batch_size": 500}, HOW | DUAL, HOW | STOPPING):
+    more = ({}, PENALISED, {"batch_size": 500}, DUAL, STOPPING, STOPPING | {"batch_size": 500, "lr": 0.1})
+    for how in (HOW | each for each in more):
         whole = fit_pool(UNEVEN, **how)
         with monkeypatch.context() as patch:
-            patch.setitem(pool_training.BLOCK, "cpu", 2 * 8 * min(how["batch_size"], 230))
+            patch.setitem(pool_training.BLOCK, "cpu", 4 * 8 * min(how["batch_size"], 230))
             assert largest_difference(whole, fit_pool(UNEVEN, **how)) < ROUNDING
 
 
@@ -216,9 +217,9 @@ def test_members_that_have_stopped_cost_no_gradients(monkeypatch):
     counts = []
     gradients = pool_training.PoolClassifier._gradients
 
-    def watched(self, part, members, *rest):
-        counts.append(len(members))
-        return gradients(self, part, members, *rest)
+    def watched(self, block, *rest):
+        counts.append(len(block.members))
+        return gradients(self, block, *rest)
 
     monkeypatch.setattr(pool_training.PoolClassifier, "_gradients", watched)
     for batch_size in (32, 4096):  # batches of some rows, and of all
@@ -236,15 +237,15 @@ def test_members_that_have_stopped_cost_no_gradients(monkeypatch):
 
 def test_a_finished_member_stays_bit_for_bit_what_it_was(monkeypatch):
     history = []
-    step = PoolAdamW.step
+    advance = PoolAdamW.advance
 
-    def watched(self, closure=None):
-        step(self, closure)
+    def watched(self, own):
+        advance(self, own)
         (group,) = self.param_groups
         tensors = [t for p in group["params"] for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"])]
         history.append([t[-1].clone() for t in tensors] + [self.steps[-1].clone()])
 
-    monkeypatch.setattr(PoolAdamW, "step", watched)
+    monkeypatch.setattr(PoolAdamW, "advance", watched)
     fit_pool([dataset(200, 0), dataset(40, 1)], **HOW | {"weight_decay": 0.5})
     assert len(history) == 3 * 7
     changed = [any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(history)]
@@ -260,12 +261,11 @@ def test_adamw_is_torchs_for_every_member_with_its_own_number_of_steps():
     params = [torch.nn.Parameter(p.clone()) for p in stacked]
     ours = PoolAdamW(params, lr=0.1, weight_decay=0.2)
     for step, gradient in enumerate(gradients):
-        ours.active = sum(n > step for n in numbers)
         ours.frozen[1] = step >= 2
         for p, value in zip(params, gradient, strict=True):
             p.grad = value.clone()
             p.grad[1] += torch.nan if step >= 2 else 0
-        ours.step()
+        ours.advance(ours.of(slice(sum(n > step for n in numbers))))
     numbers[1] = 2
     assert ours.steps.tolist() == numbers
     for member, number in enumerate(numbers):

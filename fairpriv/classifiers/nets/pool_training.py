@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import lightning
 import numpy as np
@@ -296,6 +296,30 @@ class HeldOut:
         self.groups = int(s.max()) + 1
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What some members read and write at every step: views, which are made once, since making them takes time.
+
+    Attributes:
+        members: their numbers, ``[k]``.
+        rows: theirs among the stacked rows, if every batch is the whole data.
+        inputs: of every layer, ``[k, B, in]``; of the first layer with a column of 1.
+        deltas: gradients at the outputs of all layers but the last, ``[k, B, out]``.
+        weights, biases, weights_grad, biases_grad: of every layer.
+        own: the same parameters as the optimiser has them.
+    """
+
+    members: Tensor
+    rows: slice
+    inputs: list[Tensor]
+    deltas: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor]
+    weights_grad: list[Tensor]
+    biases_grad: list[Tensor]
+    own: Share
+
+
 class PoolClassifier(lightning.LightningModule):
     """A pool in training, with hand-written backpropagation, which needs no graph and allocates nothing.
 
@@ -364,6 +388,7 @@ class PoolClassifier(lightning.LightningModule):
         self.best = BestEpoch(len(names), None if self.dual is not None else settings.patience)
         self.kept: list[Tensor] | None = None  # the parameters as they were at their member's best epoch
         self.taken = 0  # steps
+        self.blocks: dict[int, _Block] = {}  # by their first member's place, as they were made last
         self.kept_penalty = self.penalty.clone()
         self.met = torch.ones(len(names), dtype=torch.bool)
 
@@ -381,6 +406,8 @@ class PoolClassifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Allocate the memory that every step writes to."""
         budget = BLOCK.get(self.device.type, BLOCK["cpu"])
+        if not self.whole:  # the caches are to hold a block's weights and moments too, from one step to the next
+            budget //= 2
         self.block = max(1, budget // (self.width * max(self.sizes)))
         room = min(self.block, len(self.names)) * self.width
         self.activations = [self.X.new_empty(room * size) for size in (self.sizes[0] + 1, *self.sizes[1:-1])]
@@ -407,45 +434,73 @@ class PoolClassifier(lightning.LightningModule):
     @torch.no_grad()
     def training_step(self, batch: list[Step], _: int) -> None:
         """Take some steps."""
-        for index, weight in batch:
-            self._step(index, weight, self.taken)
-            self.taken += 1
+        while batch and not self.trainer.should_stop:
+            learning = self.steps > self.taken
+            until = self.epoch - self.taken % self.epoch if self.held_out is not None else self.steps - self.taken
+            run = batch[: int(until[learning].min())]  # no member is validated or stops before its end
+            self._take_steps(run)
+            batch = batch[len(run) :]
             if signs.due():
                 signs.step(f"fit of {self.stage}, step {self.taken} of {int(self.steps[0])}")
-            if self.trainer.should_stop:
-                return
 
-    def _step(self, index: Tensor | None, weight: Tensor, step: int) -> None:
-        """Take one step with the first k members, but for those that have stopped."""
+    def _take_steps(self, run: list[Step]) -> None:
+        """Take these steps with the first k members, but for those that have stopped.
+
+        A block of members takes them all before the next block does, so that its weights and moments are still in the
+        caches at its next step.
+        """
         self._set_stopped_aside()
         members = self.order[: self.learning]
-        members = members[: int(torch.searchsorted(members, len(weight)))]  # in ascending order
+        members = members[: int(torch.searchsorted(members, len(run[0][1])))]  # in ascending order
         k = len(members)
-        if not k:
-            return
-        if k < len(weight):
-            index, weight = index if index is None else index[members], weight[members]
-        finite = torch.ones(k, dtype=torch.bool, device=weight.device)
         for part in (slice(i, min(i + self.block, k)) for i in range(0, k, self.block)):
-            finite[part] = self._gradients(part, members[part], index, weight[part]).isfinite()
-        finite &= torch.stack([grad[:k].flatten(1).sum(1) for grad in self.parts_grad]).sum(0).isfinite()
-        if self.private is not None:
-            self._add_noise(self.private, members)
+            rows = part if k == len(run[0][1]) else members[part]  # of the batch
+            for step, (index, weight) in enumerate(run, self.taken):
+                block = self._block(part, members, weight.shape[1])
+                self._step(block, None if index is None else index[rows], weight[rows], step)
+        self.taken += len(run)
         frozen = self.optimizer.frozen
+        ended = ((self.taken % self.epoch[members] == 0) & ~frozen[:k].cpu()).nonzero().flatten()
+        if self.held_out is not None and len(ended):
+            stopped = self._validate(ended, members[ended], self.taken - 1, self.held_out)
+            frozen[ended[stopped]] = True
+            if (frozen.cpu() | (self.steps[self.order] <= self.taken)).all():
+                self.trainer.should_stop = True
+
+    def _block(self, part: slice, members: Tensor, width: int) -> _Block:
+        """Return the members in the places ``part`` with what they have for batches of ``width`` rows."""
+        k, hidden = part.stop - part.start, self.sizes[1:-1]
+        last = self.blocks.get(part.start)
+        if last is not None and last.inputs[0].shape[:2] == (k, width):
+            return last
+        rows = slice(part.start * width, part.stop * width)
+        x = self.X[rows].view(k, width, -1) if self.whole else _view(self.activations[0], k, width, self.sizes[0] + 1)
+        outputs, deltas = (
+            [_view(space, k, width, size) for space, size in zip(spaces, hidden, strict=True)]
+            for spaces in (self.activations[1:], self.deltas)
+        )
+        weights, biases, weights_grad, biases_grad = (
+            [tensor[part] for tensor in tensors]
+            for tensors in (self.weights, self.biases, self.weights_grad, self.biases_grad)
+        )
+        own, inputs = self.optimizer.of(part), [x, *outputs]
+        block = _Block(members[part], rows, inputs, deltas, weights, biases, weights_grad, biases_grad, own)
+        self.blocks[part.start] = block
+        return block
+
+    def _step(self, block: _Block, index: Tensor | None, weight: Tensor, step: int) -> None:
+        """Take one step with the members of this block, but for those that have stopped."""
+        own = block.own
+        losses = self._gradients(block, index, weight)
+        finite = torch.stack([losses, *(grad.flatten(1).sum(1) for grad in own.grads)]).sum(0).isfinite()
+        if self.private is not None:
+            self._add_noise(self.private, block)
         if not finite.all():
-            broken = ~finite & ~frozen[:k]
-            for i in members[broken.cpu()].tolist():
+            for i in block.members[(~finite & ~own.frozen).cpu()].tolist():
                 log.warning("pool member %d diverged at step %d; it stays as it was before", self.names[i], step)
                 self.diverged[i] = True
-            frozen[:k] |= broken
-        self.optimizer.active = k
-        self.optimizer.step()
-        ended = (((step + 1) % self.epoch[members] == 0) & ~frozen[:k].cpu()).nonzero().flatten()
-        if self.held_out is not None and len(ended):
-            stopped = self._validate(ended, members[ended], step, self.held_out)
-            frozen[ended[stopped]] = True
-            if (frozen.cpu() | (self.steps[self.order] <= step + 1)).all():
-                self.trainer.should_stop = True
+            own.frozen.logical_or_(~finite)
+        self.optimizer.advance(own)
 
     def _set_stopped_aside(self) -> None:
         """Move the members that have stopped behind the others, once they are a sixteenth of those before them."""
@@ -455,6 +510,7 @@ class PoolClassifier(lightning.LightningModule):
         places = stopped.byte().argsort(stable=True)
         left = places[: self.learning - int(stopped.sum())]
         self.optimizer.reorder(places)
+        self.blocks.clear()
         if self.whole:  # the rows of the others are not needed any more
             for name in ("X", "y", "sign", "cell"):
                 rows = getattr(self, name).unflatten(0, (self.learning, self.width))
@@ -462,16 +518,16 @@ class PoolClassifier(lightning.LightningModule):
         self.order[: self.learning] = self.order[: self.learning][places]
         self.learning = len(left)
 
-    def _add_noise(self, private: Private, members: Tensor) -> None:
+    def _add_noise(self, private: Private, block: _Block) -> None:
         """Add noise to these members' sums of clipped gradients, and divide by the batches' expected size."""
-        gradients = [grad[: len(members)] for grad in (*self.weights_grad, *self.biases_grad)]
+        gradients = [*block.weights_grad, *block.biases_grad]
         sizes = [grad[0].numel() for grad in gradients]
-        drawn = torch.stack([torch.randn(sum(sizes), generator=self.generators[i]) for i in members.tolist()])
+        drawn = torch.stack([torch.randn(sum(sizes), generator=self.generators[i]) for i in block.members.tolist()])
         noise = (private.noise * private.clip * drawn).to(self.X)
         for grad, own in zip(gradients, noise.split(sizes, 1), strict=True):
             grad.add_(own.view_as(grad))
-        for grad in self.parts_grad:
-            grad[: len(members)].transpose(0, -1).div_(self.expected[members].to(grad))
+        for grad in block.own.grads:
+            grad.transpose(0, -1).div_(self.expected[block.members].to(grad))
 
     def _validate(self, places: Tensor, members: Tensor, step: int, rows: HeldOut) -> Tensor:
         """Keep the weights of members whose best epoch just ended, and move lambdas; return who is to stop, a mask."""
@@ -518,57 +574,51 @@ class PoolClassifier(lightning.LightningModule):
             kept[members] = part[places]
         self.kept_penalty[members.to(self.kept_penalty.device)] = self.penalty[members].to(self.kept_penalty)
 
-    def _gradients(self, part: slice, members: Tensor, index: Tensor | None, weight: Tensor) -> Tensor:
-        """Write the gradients of the members in the places ``part``; return their losses on this batch [k]."""
-        k, width = weight.shape
-        if index is None:
-            rows: slice | Tensor = slice(part.start * width, part.stop * width)
-            x = self.X[rows].view(k, width, -1)
-        else:
-            rows = index[part].flatten()
-            x = _view(self.activations[0], k, width, self.sizes[0] + 1)
-            torch.index_select(self.X, 0, rows, out=x.flatten(0, 1))
-        inputs = [x]  # of every layer
+    def _gradients(self, block: _Block, index: Tensor | None, weight: Tensor) -> Tensor:
+        """Write the gradients of a block's members; return their losses on this batch [k]."""
         last = len(self.weights) - 1
+        rows: slice | Tensor = block.rows
+        if index is not None:
+            rows = index.flatten()
+            torch.index_select(self.X, 0, rows, out=block.inputs[0].flatten(0, 1))
         for layer in range(last):
-            out = _view(self.activations[layer + 1], k, width, self.sizes[layer + 1])
+            h, out = block.inputs[layer : layer + 2]
             if layer == 0:
-                torch.bmm(x, self.parts[0][part], out=out)
+                torch.bmm(h, block.own.params[0], out=out)
             else:
-                torch.baddbmm(self.biases[layer][part, None], inputs[layer], self.weights[layer][part], out=out)
-            inputs.append(out.relu_())
+                torch.baddbmm(block.biases[layer][:, None], h, block.weights[layer], out=out)
+            out.relu_()
         # Rows lie along the last dimension of outputs and their gradients, because products whose result is a few
         # columns wide are slow; of two classes only the difference of logits counts.
-        W, b = self.weights[last][part].transpose(1, 2), self.biases[last][part]
+        W, b = block.weights[last].transpose(1, 2), block.biases[last]
         if self.classes == 2:
             W, b = _differences(W), _differences(b)
-        h = inputs[last][..., : self.sizes[last]]  # without the column of 1 if there is one layer
-        losses, at_output = self._loss(torch.baddbmm(b[..., None], W, h.transpose(1, 2)), members, rows, weight)
-        deltas: list[Tensor] = []  # the loss's gradients at the outputs of the layers before, first layer first
+        h = block.inputs[last][..., : self.sizes[last]]  # without the column of 1 if there is one layer
+        losses, at_output = self._loss(torch.baddbmm(b[..., None], W, h.transpose(1, 2)), block.members, rows, weight)
         for layer in range(last, 0, -1):
-            out = _view(self.deltas[layer - 1], k, width, self.sizes[layer])
-            if deltas:
-                delta = torch.bmm(deltas[0], self.weights[layer][part].transpose(1, 2), out=out)
+            delta = block.deltas[layer - 1]  # the loss's gradient at the output of the layer before
+            if layer < last:
+                torch.bmm(block.deltas[layer], block.weights[layer].transpose(1, 2), out=delta)
             elif self.classes == 2:
-                delta = torch.mul(at_output.transpose(1, 2), W, out=out)
+                torch.mul(at_output.transpose(1, 2), W, out=delta)
             else:
-                delta = torch.bmm(at_output.transpose(1, 2), W, out=out)
-            torch.ops.aten.threshold_backward.grad_input(delta, inputs[layer], 0, grad_input=delta)
-            deltas.insert(0, delta)
+                torch.bmm(at_output.transpose(1, 2), W, out=delta)
+            torch.ops.aten.threshold_backward.grad_input(delta, block.inputs[layer], 0, grad_input=delta)
         if self.private is not None:
             both = torch.cat((-at_output, at_output), 1) if self.classes == 2 else at_output
-            features = [x[..., : self.sizes[0]], *inputs[1:]]
-            clip_rows(features, [*deltas, both.transpose(1, 2)], self.private.clip)
+            features = [block.inputs[0][..., : self.sizes[0]], *block.inputs[1:]]
+            clip_rows(features, [*block.deltas, both.transpose(1, 2)], self.private.clip)
             at_output = both[:, 1:] if self.classes == 2 else both
-        for layer, delta in enumerate(deltas):
+        for layer, delta in enumerate(block.deltas):
+            before = block.inputs[layer].transpose(1, 2)
             if layer == 0:
-                torch.bmm(x.transpose(1, 2), delta, out=self.parts_grad[0][part])
+                torch.bmm(before, delta, out=block.own.grads[0])
             else:
-                torch.bmm(inputs[layer].transpose(1, 2), delta, out=self.weights_grad[layer][part])
-                torch.sum(delta, 1, out=self.biases_grad[layer][part])
+                torch.bmm(before, delta, out=block.weights_grad[layer])
+                torch.sum(delta, 1, out=block.biases_grad[layer])
         slope, shift = torch.bmm(at_output, h).transpose(1, 2), at_output.sum(2)
-        torch.mul(slope, self.difference, out=self.weights_grad[last][part])
-        torch.mul(shift, self.difference, out=self.biases_grad[last][part])
+        torch.mul(slope, self.difference, out=block.weights_grad[last])
+        torch.mul(shift, self.difference, out=block.biases_grad[last])
         return losses
 
     def _loss(self, logits: Tensor, members: Tensor, rows: slice | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -674,6 +724,19 @@ def _view(space: Tensor, *shape: int) -> Tensor:
     return space[: math.prod(shape)].view(shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Some members' share of what a `PoolAdamW` has, which are views, and the steps that they have taken."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    frozen: Tensor
+    steps: Tensor
+    taken: list[Tensor]
+
+
 class PoolAdamW(torch.optim.Optimizer):
     """AdamW over parameters stacked along their first dimension, one entry per member.
 
@@ -681,8 +744,7 @@ class PoolAdamW(torch.optim.Optimizer):
     weights and moments bit for bit.
 
     Attributes:
-        active: number of members that learn, which are the first ones; it only falls.
-        frozen: bool [M], True for members among them that do not learn; it only fills.
+        frozen: bool [M], True for members that do not learn; it only fills.
         steps: int64 [M], steps that each member has taken.
     """
 
@@ -690,10 +752,9 @@ class PoolAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8})
         stacked = self.param_groups[0]["params"]
         for p in stacked:
-            self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": p.new_zeros(())}
-        self.active = len(stacked[0])
-        self.frozen = torch.zeros(self.active, dtype=torch.bool, device=stacked[0].device)
-        self.steps = torch.zeros(self.active, dtype=torch.int64, device=stacked[0].device)
+            self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.frozen = torch.zeros(len(stacked[0]), dtype=torch.bool, device=stacked[0].device)
+        self.steps = torch.zeros(len(stacked[0]), dtype=torch.int64, device=stacked[0].device)
 
     @torch.no_grad()
     def reorder(self, places: Tensor) -> None:
@@ -703,24 +764,33 @@ class PoolAdamW(torch.optim.Optimizer):
         for tensor in (*self.param_groups[0]["params"], *moments, self.frozen, self.steps):
             tensor[: len(places)] = tensor[places.to(tensor.device)]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the members that learn."""
-        loss = closure() if closure is not None else None
+    def of(self, members: slice) -> Share:
+        """Return the share of these members, of which those that are not frozen have taken as many steps."""
+        params = self.param_groups[0]["params"]
+        frozen, steps = self.frozen[members], self.steps[members]
+        return Share(
+            [p.detach()[members] for p in params],
+            [p.grad[members] for p in params],
+            [self.state[p]["exp_avg"][members] for p in params],
+            [self.state[p]["exp_avg_sq"][members] for p in params],
+            frozen,
+            steps,
+            [steps.max().to(p) for p in params],
+        )
+
+    def advance(self, own: Share) -> None:
+        """Take one step with these members, but for those that are frozen."""
         (group,) = self.param_groups
-        k = self.active
-        params = [p[:k] for p in group["params"]]
-        states = [self.state[p] for p in group["params"]]
-        means, squares = ([state[name][:k] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        frozen = self.frozen[:k].nonzero().flatten()
-        kept = [(tensor, tensor[frozen]) for tensor in (*params, *means, *squares)] if len(frozen) else []
+        stacked = (*own.params, *own.means, *own.squares)
+        frozen = own.frozen.nonzero().flatten()
+        kept = [(tensor, tensor[frozen]) for tensor in stacked] if len(frozen) else []
         adamw(
-            params,
-            [p.grad[:k] for p in group["params"]],
-            means,
-            squares,
+            own.params,
+            own.grads,
+            own.means,
+            own.squares,
             [],
-            [state["step"] for state in states],
+            own.taken,
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -732,8 +802,7 @@ class PoolAdamW(torch.optim.Optimizer):
         )
         for tensor, values in kept:
             tensor[frozen] = values
-        self.steps[:k] += ~self.frozen[:k]
-        return loss
+        own.steps.add_(~own.frozen)
 
 
 def clip_rows(inputs: Sequence[Tensor], deltas: Sequence[Tensor], clip: float) -> None:
