@@ -440,8 +440,6 @@ class PoolClassifier(lightning.LightningModule):
             run = batch[: int(until[learning].min())]  # no member is validated or stops before its end
             self._take_steps(run)
             batch = batch[len(run) :]
-            if signs.due():
-                signs.step(f"fit of {self.stage}, step {self.taken} of {int(self.steps[0])}")
 
     def _take_steps(self, run: list[Step]) -> None:
         """Take these steps with the first k members, but for those that have stopped.
@@ -458,6 +456,8 @@ class PoolClassifier(lightning.LightningModule):
             for step, (index, weight) in enumerate(run, self.taken):
                 block = self._block(part, members, weight.shape[1])
                 self._step(block, None if index is None else index[rows], weight[rows], step)
+                if part.stop == k and signs.due():  # all others have taken it before
+                    signs.step(f"fit of {self.stage}, step {step + 1} of {int(self.steps[0])}")
         self.taken += len(run)
         frozen = self.optimizer.frozen
         ended = ((self.taken % self.epoch[members] == 0) & ~frozen[:k].cpu()).nonzero().flatten()
