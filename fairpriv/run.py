@@ -109,11 +109,13 @@ def _identify(result: Result, config: Mapping[str, Any], digests: Mapping[str, s
 
 def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
     """Measure the cell in this process, alone or as one of several; the first of them writes ``result.json``."""
+    from fairpriv.trainer import without_tips  # with Lightning, which `load_lightning` imports faster, but later
+
     path, timed = Store(config["paths"]["root"]).path(result.id), functools.partial(stage, seconds=result.seconds)
     living = signs.alive(cell_name(config)) if rank() == 0 else contextlib.nullcontext()
     with (
         living,
-        _without_tips(),
+        without_tips(),
         cell_loggers(config["logger"] if rank() == 0 else None, result.id, result.config) as logger,
     ):
         cell.measure(result, path.parent, logger, timed)
@@ -121,18 +123,6 @@ def measure(config: Mapping[str, Any], cell: Cell, result: Result) -> None:
         if rank() == 0:
             result.write(path)
             summarise(logger, result, path.parent)
-
-
-@contextlib.contextmanager
-def _without_tips() -> Iterator[None]:
-    """Keep back what Lightning says of every Trainer: its devices, and tips."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        lightning.setLevel(level)
 
 
 def measure_as_rank(config: Mapping[str, Any], result: Result, number: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning
@@ -58,6 +60,18 @@ def trainer_of(config: Mapping[str, Any]) -> functools.partial[lightning.Trainer
     if trainer.keywords.get("enable_progress_bar") is None:
         trainer.keywords["enable_progress_bar"] = not config["sweep"] and sys.stderr.isatty()
     return trainer
+
+
+@contextlib.contextmanager
+def without_tips() -> Iterator[None]:
+    """Keep back what Lightning says of every Trainer: its devices, and tips."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class TellLoss(Callback):

@@ -214,9 +214,15 @@ def test_a_wrong_description_is_refused(tmp_path, changes, message):
 
 
 def test_a_group_of_one_text_is_named_with_the_key_that_pools_texts(tmp_path):
-    data = GameDataModule(bios(tmp_path, [*BIOS[:3], *BIOS[4:]]), GameSettings(), seed=0)
-    with pytest.raises(InputError, match=r"group 'female' of 'gender' has one row .* pool it by dataset\.values"):
+    third = {"values": {"gender": {2: "other"}}, "groups": {"gender": ["male", "female", "other"]}}
+    data = GameDataModule(bios(tmp_path, [*BIOS, ("They rap.", 23, 2)], **third), GameSettings(), seed=0)
+    with pytest.raises(InputError, match=r"group 'other' of 'gender' has one row .* with another by dataset\.values"):
         data.setup()
+    of_two = GameDataModule(bios(tmp_path / "two", [*BIOS[:3], *BIOS[4:]]), GameSettings(), seed=0)
+    with pytest.raises(
+        InputError, match=r"group 'female' of 'gender' has one row .*: name another dataset\.sensitive$"
+    ):
+        of_two.setup()
 
 
 def test_a_group_without_an_answer_is_named_with_the_key_that_texts_have(tmp_path, caplog):

@@ -134,6 +134,19 @@ def test_every_member_is_the_model_that_the_single_path_trains(how):
         assert all(largest_difference(fitted[i], free[i]) > 0.01 for i in range(5))
 
 
+def test_a_pool_says_nothing_of_trainers(caplog):
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.addHandler(caplog.handler)
+    log.setLevel(logging.INFO)
+    try:
+        fit_pool(UNEVEN, **HOW | {"epochs": 1})
+    finally:
+        log.removeHandler(caplog.handler)
+        log.setLevel(level)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "how",
     [{}, PENALISED, PENALISED | {"batch_size": 500}, DUAL, DUAL | PENALISED],

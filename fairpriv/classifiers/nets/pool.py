@@ -41,7 +41,7 @@ from fairpriv.classifiers.nets.stopping import refuse_few_rows
 from fairpriv.errors import InputError
 from fairpriv.functional.arrays import Values, as_tensor
 from fairpriv.store import Store, checksum
-from fairpriv.trainer import EXPECTED_WARNINGS
+from fairpriv.trainer import EXPECTED_WARNINGS, without_tips
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ class _PoolFit:
         )
         # The GPU of this process, and not the first one for all ranks.
         own_gpu = processes.several() and torch.cuda.is_available() and accelerator != "cpu"
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_tips():
             for expected in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", expected)
             lightning.Trainer(
