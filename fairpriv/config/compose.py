@@ -429,20 +429,7 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
-        name, _, value = error.override.partition("=")
-        if error.override.count("[") > error.override.count("]") or error.override.count("{") > error.override.count(
-            "}"
-        ):
-            return f"cannot read {error.override!r}: it ends before its bracket; write it without spaces, or in quotes"
-        if re.search(r"[=,]\s*,|[^=],\s*$", error.override):
-            mark = f"; for a comma itself write {typed(name, ',')}" if value.strip() == "," else ""
-            return f"cannot read {error.override!r}: there is no value beside one of its commas{mark}"
-        if "=" in error.override:
-            bare = [one.strip() for one in value[1:-1].split(",")] if value[:1] + value[-1:] == "[]" else value
-            if not set("".join(bare)) & set("'\"[]{}(),="):
-                return f"cannot read {error.override!r}: the shell takes quotes away; write {typed(name, bare)}"
-            return f"cannot read {error.override!r}: quote a text that holds quotes or brackets: key='...'"
-        return f"cannot read {error.override!r}: an override is written key=value ({str(error).splitlines()[0]})"
+        return _unparsed(error)
     if refused := next((cause for cause in _chain(error) if isinstance(cause, InputError)), None):
         return str(refused)  # by a launcher, say, that Hydra was building
     text = "\n".join(str(e) for e in _chain(error))
@@ -498,6 +485,25 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
     if key and reasons:
         return f"{where}{key[1]}: {reasons[0]}"
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def _unparsed(error: OverrideParseException) -> str:
+    """Say what is wrong with an override that Hydra cannot read, and how it is written."""
+    word = error.override
+    name, equals, value = word.partition("=")
+    bare = [one.strip() for one in value[1:-1].split(",")] if value[:1] + value[-1:] == "[]" else value
+    if any(word.count(begin) > word.count(end) for begin, end in ("[]", "{}")):
+        why = "it ends before its bracket; write it without spaces, or in quotes"
+    elif re.search(r"[=,]\s*,|[^=],\s*$", word):
+        mark = f"; for a comma itself write {typed(name, ',')}" if value.strip() == "," else ""
+        why = f"there is no value beside one of its commas{mark}"
+    elif not equals:
+        why = f"an override is written key=value ({str(error).splitlines()[0]})"
+    elif set("".join(bare)) & set("'\"[]{}(),="):
+        why = "quote a text that holds quotes or brackets: key='...'"
+    else:
+        why = f"the shell takes quotes away; write {typed(name, bare)}"
+    return f"cannot read {word!r}: {why}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -692,30 +692,8 @@ def coded(
             f"{what} of {files} holds names that differ in case, blanks or marks only: {shown}: make them one "
             f"by {remedy}, or list the groups in dataset.groups.{column.name}"
         )
-    initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
-    short = [
-        n for n in initials if any(n != name and name.casefold().startswith(n.casefold()) for name in counts.index)
-    ]
-    if short and not listed:
-        log.warning(
-            "%s of %s: %s may be short for another of its values: %s; %s makes them one",
-            what,
-            files,
-            ", ".join(short),
-            _counted(values),
-            remedy,
-        )
-    if not listed and (unsaid := without_answer(counts.index)):
-        shown = ", ".join(f"'{name}' ({counts[name]})" for name in unsaid[:5])
-        log.warning(
-            "%s of %s: %s look%s like no answer, and count%s as a group: %slist the groups in dataset.groups.%s",
-            what,
-            files,
-            shown,
-            *(("s", "s") if len(unsaid) == 1 else ("", "")),
-            f"list it in {left_out_by}, or " if left_out_by else "",
-            column.name,
-        )
+    if not listed:
+        _warn_of_doubtful(values, f"{what} of {files}", remedy, left_out_by)
     if not listed and len(counts) > most:
         raise InputError(f"{what} of {files} has {len(counts)} values: list the groups in dataset.groups.{column.name}")
     found = sorted(counts.index, key=lambda value: (-counts[value], value))
@@ -731,6 +709,32 @@ def coded(
                 + unquoted(listed or ())
             )
     return values.map({name: code for code, name in enumerate(names)}).fillna(-1).to_numpy(np.int64), tuple(names)
+
+
+def _warn_of_doubtful(values: pd.Series, where: str, remedy: str, left_out_by: str | None) -> None:
+    """Warn of values that may be short for others, and of those that look like no answer."""
+    counts = values.value_counts()
+    initials = [name for name in counts.index if len(name) == 1 and name.isalpha()]
+    short = [
+        n for n in initials if any(n != name and name.casefold().startswith(n.casefold()) for name in counts.index)
+    ]
+    if short:
+        log.warning(
+            "%s: %s may be short for another of its values: %s; %s makes them one",
+            where,
+            ", ".join(short),
+            _counted(values),
+            remedy,
+        )
+    if unsaid := without_answer(counts.index):
+        log.warning(
+            "%s: %s look%s like no answer, and count%s as a group: %slist the groups in dataset.groups.%s",
+            where,
+            ", ".join(f"'{name}' ({counts[name]})" for name in unsaid[:5]),
+            *(("s", "s") if len(unsaid) == 1 else ("", "")),
+            f"list it in {left_out_by}, or " if left_out_by else "",
+            values.name,
+        )
 
 
 def _texts(column: pd.Series) -> pd.Series:
