@@ -43,6 +43,7 @@ _ALL = ("attack", "dimensions", "trainer", "training")  # sections that are left
 _BY_NAME = ("dataset", "model", "defense", "game", "evaluation", "utility", "paths")  # and key by key
 _TOLD = ("name", "alpha", "adaptive", "tau")  # what tables, pictures and published figures ask for, though it be alike
 _ASKED = ("logger", "retry", "sweep", "threads")  # which sweep asked for a cell, and how
+_TWICE = re.compile(r"attack/.*/(advantage|auc_inverted)")  # the accuracy says it, and the sign of the AUC
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 
@@ -205,7 +206,11 @@ def keep(name: str, folder: Path, *, beside: bool = False) -> None:
     for told in cells.values():
         # What was read of the data is the same in every cell, victims' scores and what was hashed are of no use here.
         for part in ("metrics", "described", "intervals", "signed"):
-            told[part] = {key: value for key, value in told.get(part, {}).items() if not key.startswith("data/")}
+            told[part] = {
+                key: value
+                for key, value in told.get(part, {}).items()
+                if not (key.startswith("data/") or _TWICE.fullmatch(key))
+            }
         told |= {"artifacts": {}, "outcome": {}}
         # constraints.txt of the commit says the rest.
         told["versions"] = {key: told["versions"][key] for key in _VERSIONS if key in told.get("versions", {})}

@@ -105,7 +105,8 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
 def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch):
     def result(name, label):
         described = {"eval/accuracy": Metric("eval/accuracy", label), "data/rows": Metric("data/rows")}
-        return Result(name, "completed", {"seed": 0}, {"eval/accuracy": 0.5, "data/rows": 3.0}, described)
+        metrics = {"eval/accuracy": 0.5, "data/rows": 3.0, "attack/kl/advantage": 0.2, "attack/kl/auc_inverted": 1.0}
+        return Result(name, "completed", {"seed": 0}, metrics, described)
 
     labels = {"a": "accuracy", "b": "accuracy", "c": "another"}
     for name, label in labels.items():
@@ -117,6 +118,7 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
     told = {path.stem: json.loads(path.read_text()) for path in kept.glob("*.json")}
     assert told.pop("described") == {"eval/accuracy": Metric("eval/accuracy", "accuracy").plain()}
     assert [sorted(told[name].get("described", {})) for name in "abc"] == [[], [], ["eval/accuracy"]]
+    assert {key for one in told.values() for key in one["metrics"]} == {"eval/accuracy"}
     found, skipped = find_results([kept])
     assert skipped == []
     assert {one.id: one.metric("eval/accuracy").label for one in found} == labels
