@@ -91,9 +91,11 @@ class TrainingSettings:
     weight_decay: float = 0.0001
 
     def __post_init__(self) -> None:
-        for key, least in {"epochs": 0, "batch_size": 1, "lr": 0, "weight_decay": 0}.items():
+        for key, least in {"epochs": 1, "batch_size": 1, "weight_decay": 0}.items():
             if not least <= getattr(self, key) < math.inf:
                 raise InputError(f"training.{key}={getattr(self, key)}: must be a number of at least {least}")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"training.lr={self.lr}: must be a number above 0")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"training.patience={self.patience}: must be at least 1, or null to train to the end")
 

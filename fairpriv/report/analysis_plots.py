@@ -117,8 +117,8 @@ def caution_figure(table: Comparison) -> Figure | None:
             for number, after, before in entries:
                 colour = _colour(found[number][0], number)
                 y = place + (number - (len(found) - 1) / 2) * 0.8 / len(found)
-                if after.lo is not None and after.hi is not None:
-                    ax.plot([after.lo, after.hi], [y, y], color=colour, linewidth=2.4, alpha=0.3)
+                if after.ends:
+                    ax.plot(after.ends, [y, y], color=colour, linewidth=2.4, alpha=0.3)
                 if before:
                     ax.plot([before.mean, after.mean], [y, y], color=colour, linewidth=0.8)
                     ax.plot(before.mean, y, marker="o", markersize=4, color=colour, markerfacecolor="white")
@@ -221,7 +221,7 @@ def _colour(group: Group, number: int) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    return "" if estimate.lo is None or estimate.hi is None else f" [{estimate.lo:.2g}, {estimate.hi:.2g}]"
+    return f" [{estimate.ends[0]:.2g}, {estimate.ends[1]:.2g}]" if estimate.ends else ""
 
 
 def _within(pair: str, dimensions: Sequence[str]) -> bool:
@@ -240,7 +240,7 @@ def _estimate(rows: Sequence[Row], key: str) -> Estimate | None:
     ends = [row[f"{key}_interval"] for row in rows if row.get(f"{key}_interval")]
     if key == "by_chance" and ends:
         low, high = (statistics.fmean(end) for end in zip(*ends, strict=True))
-        return Estimate(statistics.fmean(values), None, low, high, len(values))
+        return Estimate(statistics.fmean(values), None, low, high, 1)  # not over seeds, so that two have one, too
     limits = (-math.inf, math.inf) if key in ("before", "after") else (0.0, 1.0)  # HSIC, or shares
     return Estimate.of(values, limits, ends[0] if ends else (None, None))
 
@@ -272,7 +272,7 @@ def _draw(ax: Axes, points: Sequence[tuple[int, Estimate]], colour: str, name: s
     marker = "o" if len(points) == 1 else None
     layers, means = [layer for layer, _ in points], [estimate.mean for _, estimate in points]
     ax.plot(layers, means, color=colour, linestyle=style, marker=marker, linewidth=1.3, label=name)
-    ends = [(layer, e.lo, e.hi) for layer, e in points if e.lo is not None and e.hi is not None]
+    ends = [(layer, *estimate.ends) for layer, estimate in points if estimate.ends]
     if ends:
         x, low, high = zip(*ends, strict=True)
         ax.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)

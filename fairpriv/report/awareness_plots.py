@@ -91,5 +91,5 @@ def _line(ax: Axes, points: Sequence[tuple[float, Group]], metric: str, number: 
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     ax.plot([at for at, _ in drawn], [e.mean for _, e in drawn], color=colour, marker=marker, markersize=4, label=name)
     for at, estimate in drawn:
-        if estimate.lo is not None and estimate.hi is not None:
-            ax.plot([at, at], [estimate.lo, estimate.hi], color=colour, linewidth=0.8)
+        if estimate.ends:
+            ax.plot([at, at], estimate.ends, color=colour, linewidth=0.8)

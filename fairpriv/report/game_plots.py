@@ -253,7 +253,7 @@ def attack_figure(table: Comparison) -> Figure | None:
             for x, estimate in enumerate(row):
                 if estimate is None:
                     continue
-                interval = "" if estimate.lo is None else f" [{estimate.lo:.2f}, {estimate.hi:.2f}]"
+                interval = " [{:.2f}, {:.2f}]".format(*estimate.ends) if estimate.ends else ""
                 strong = "white" if abs(estimate.mean - (0 if folded else 0.5)) > 0.3 else "black"
                 ax.text(x, y, f"{estimate.mean:.2f}{interval}", ha="center", va="center", fontsize=7, color=strong)
         keys = [key for key in varying(table, groups) if key != ALPHA]
@@ -285,5 +285,5 @@ def _advantage_line(ax: Axes, groups: Sequence[Group], attack: str, number: int)
     shifted = [alpha + 0.004 * number for alpha, _ in points]  # so that error bars do not cover one another
     ax.plot(shifted, [e.mean for _, e in points], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
     for at, (_, estimate) in zip(shifted, points, strict=True):
-        if estimate.lo is not None and estimate.hi is not None:
-            ax.plot([at, at], [estimate.lo, estimate.hi], color=colour, linewidth=0.8)
+        if estimate.ends:
+            ax.plot([at, at], estimate.ends, color=colour, linewidth=0.8)

@@ -717,7 +717,7 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
                 "control": group.control,
                 "ranked": group.ranked,
                 "values": [
-                    [*_briefly(e.mean, e.lo, e.hi), e.n, floor_text(m, group.floors)]
+                    [*_briefly(e.mean, *(e.ends or (None, None))), e.n, floor_text(m, group.floors)]
                     if (e := group.estimates.get(m.name))
                     else None
                     for m in metrics

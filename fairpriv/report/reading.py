@@ -174,7 +174,7 @@ def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
     if unpaired := sum(g.unpaired > 0 for g in table.groups):
         parts.append(f"differences of {unpaired} are of a part of their cells, the others having no such row")
     if controls := sum(group.control is not None for group in table.groups):
-        parts.append(f"{controls} are controls")
+        parts.append(f"{controls} are controls" if controls > 1 else "1 is a control")
     floored = [
         (estimate, group.floors[name][1])
         for group in table.groups

@@ -65,8 +65,8 @@ def _scatter(
     for name, (colour, marker) in styles.items():  # one call for each series, since calls are slow
         members = [group for group in drawn if table.series(group) == name]
         pairs = [(group.estimates[x], group.estimates[y]) for group in members]
-        level = [(b.mean, a.lo, a.hi) for a, b in pairs if a.lo is not None and a.hi is not None]
-        upright = [(a.mean, b.lo, b.hi) for a, b in pairs if b.lo is not None and b.hi is not None]
+        level = [(b.mean, *a.ends) for a, b in pairs if a.ends]
+        upright = [(a.mean, *b.ends) for a, b in pairs if b.ends]
         if len(drawn) <= _CROWD:
             draw_bars(ax.hlines, level, color=colour, linewidth=0.9)
             draw_bars(ax.vlines, upright, color=colour, linewidth=0.9)

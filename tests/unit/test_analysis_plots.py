@@ -140,7 +140,7 @@ def said(rate, before=None, kind="evaluate"):
 
 def test_cautions_are_drawn_by_family_hollow_before_and_filled_after(cell):
     none = cell("none", files={"cautions": [*said(0.2), *said(0.9, kind="benign")]})
-    tuned = [cell("lora", seed, files={"cautions": said(rate, 0.2)}) for seed, rate in ((0, 0.59), (1, 0.61))]
+    tuned = [cell("lora", seed, files={"cautions": said(rate, 0.2)}) for seed, rate in enumerate((0.59, 0.6, 0.61))]
     figure = drawn(caution_figure, none, *tuned)
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["any", "law"]  # the third is in no response
@@ -151,7 +151,8 @@ def test_cautions_are_drawn_by_family_hollow_before_and_filled_after(cell):
     assert filled == pytest.approx([0.2, 0.6, 0.1, 0.3])
     one, over_seeds, *_ = [list(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 2.4]
     assert one == pytest.approx([0.1, 0.3])
-    assert over_seeds == pytest.approx([0.6 - 12.706 * 0.01, 0.6 + 12.706 * 0.01], rel=1e-3)
+    half = 4.3027 * 0.01 / 3**0.5
+    assert over_seeds == pytest.approx([0.6 - half, 0.6 + half], rel=1e-3)
     assert names(figure) == ["none", "lora", "hollow: before"]
 
 
