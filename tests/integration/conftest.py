@@ -59,7 +59,7 @@ def fairpriv(request, imported, tmp_path, capfd, monkeypatch) -> Iterator[Callab
     for log, (level, handlers) in zip(loggers, before, strict=True):
         log.setLevel(level)
         log.handlers[:] = handlers
-    # What a cell has imported and read for all that follow, such as benchmarks, would be looked through by each of them.
+    # What a cell has imported and read for those that follow, such as benchmarks, would be looked through by each.
     gc.collect()
     gc.freeze()
 
