@@ -14,7 +14,7 @@ from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
-from fairpriv.classifiers.contract import ClassifierOwner, PoolOwner
+from fairpriv.classifiers.contract import ClassifierOwner, Defended, PoolOwner
 from fairpriv.classifiers.data.batches import PoissonBatches
 from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.data.rows import Rows
@@ -269,6 +269,8 @@ def test_a_budget_for_which_the_accountant_finds_no_noise_names_the_other_one():
         ({"delta": 1.0}, r"delta between 0 and 1"),
         ({"clip": 0.0}, r"lr and clip above 0"),
         ({"steps_per_epoch": 0}, r"steps_per_epoch=0"),
+        ({"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share"),
+        ({"rehearsal": -0.5}, r"defense\.rehearsal=-0\.5: must be a share"),
         ({"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0"),
     ],
 )
@@ -282,30 +284,36 @@ class TwoWorlds:
     label_names: tuple[str, ...] = ("no", "yes")
 
     def part(self, name: str, world: int) -> Rows:
-        return table(40, seed=world, group=world)
+        return table(40 if name == "train" else 10, seed=world, group=world)
 
 
-def seen_by(defense: DPSGD, world: int = 0) -> tuple[dict[str, float], Rows]:
+def seen_by(defense: DPSGD, world: int = 0) -> tuple[Defended, Rows, Rows]:
+    """What comes of it, and the rows that it is trained on and stopped by."""
     fits = []
 
     def watched(module, batches, **how):
-        fits.append(batches.rows)
+        fits.append((batches.rows, how["validation"]))
         fit(module, batches, trainer=TRAINER, **how)
 
     defended = defense.defend(ClassifierOwner(TwoWorlds(), world, seed=0, base=net, fresh=net, fit=watched))
-    return defended.measured.metrics, fits[0]
+    return defended, *fits[0]
 
 
 @pytest.mark.parametrize("world", [0, 1])
 def test_it_sees_the_rows_of_scratch_or_of_none_and_reports_the_budget(world):
-    metrics, rows = seen_by(DPSGD(**CONTROL), world)
+    defended, rows, held_out = seen_by(DPSGD(**CONTROL), world)
+    metrics = defended.measured.metrics
     assert sorted(rows.s.tolist()) == [0] * 40 + [1] * 40
+    assert sorted(held_out.s.tolist()) == [0] * 10 + [1] * 10
+    assert defended.budget == (metrics["defense/epsilon"], 1e-5)
     assert 0.98 < metrics["defense/epsilon"] <= 1.0
     assert metrics["defense/delta"] == 1e-5
     assert metrics["defense/noise_multiplier"] == DPSGD(**QUICK).private.noise
-    _, rows = seen_by(DPSGD(start="scratch", rows="own", **QUICK), world)
+    _, rows, held_out = seen_by(DPSGD(start="scratch", rows="own", **QUICK), world)
     assert rows.s.tolist() == [world] * 40
-    _, rows = seen_by(DPSGD(**QUICK), world)
+    assert held_out.s.tolist() == [world] * 10
+    defended, rows, _ = seen_by(DPSGD(**QUICK), world)
+    assert defended.budget is None  # the base model has seen rows, and is not private
     assert sorted(rows.s.tolist()) == sorted([1 - world] * 40 + [world] * 20)
 
 

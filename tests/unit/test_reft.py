@@ -420,6 +420,14 @@ def test_it_answers_as_the_model_it_wraps():
         _ = reft.no_such_name
 
 
+def test_a_call_of_the_wrapped_model_does_not_get_the_targets_of_an_earlier_one():
+    reft, batch = reft_model(), padded("right", PROMPTS, RESPONSES)
+    labels = batch.pop("labels")
+    before = reft.model(**batch).logits
+    assert not torch.equal(reft(**batch, targets=labels).logits, before)
+    assert torch.equal(reft.model(**batch).logits, before)
+
+
 def test_a_copy_intervenes_with_its_own_interventions():
     reft, batch = reft_model(), padded("left", PROMPTS)
     before = reft(**batch).logits

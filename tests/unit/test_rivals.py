@@ -5,6 +5,7 @@ import functools
 import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import fairlearn.reductions
 import lightning
@@ -236,7 +237,9 @@ def test_one_model_behind_thresholds_answers_by_its_score_and_group():
     assert sorted(rows.s.unique().tolist()) == [0, 1]
     model = base_pool().member(0)
     chance = chances(defense._rules(scores(model, rows.X), rows), scores(model, ASKED.X), ASKED.s)
-    drawn = torch.stack([defended.predict(ASKED) for _ in range(300)]).double().mean(0)
+    answers = torch.stack([defended.predict(ASKED) for _ in range(300)]).double()
+    assert set(answers.unique().tolist()) == {0.0, 1.0}
+    drawn = answers.mean(0)
     assert (drawn - chance).abs().max() < 4.5 * 0.5 / np.sqrt(300)
     assert (drawn - chance).abs()[(chance == 0) | (chance == 1)].max() == 0
 
@@ -340,10 +343,23 @@ def test_a_mixture_of_networks_is_fairer_than_the_arm_that_it_is_made_of():
     assert np.ptp(rates(drawn, rows), axis=1).max() < np.ptp(rates(predict(plain, rows.X), rows), axis=1).max() - 0.1
 
 
+def test_one_mixture_draws_from_constant_answers_too(monkeypatch):
+    net = base_pool().member(0)
+    defense = ExponentiatedGradient(estimator=dataclasses.replace(ARM, epochs=1))
+    reduced = [(net, 0.25), (1, 0.6), (0, 0.15)], SimpleNamespace(best_gap_=0.125)
+    monkeypatch.setattr(defense, "_reduce", lambda rows, train: reduced)
+    defended = defense.defend(victim())
+    drawn = torch.stack([defended.predict(ASKED) for _ in range(300)]).double().mean(0)
+    chance = 0.25 * predict(net, ASKED.X) + 0.6
+    assert (drawn - chance).abs().max() < 4.5 * 0.5 / np.sqrt(300)
+    assert defended.measured.metrics["defense/networks"] == 3
+    assert defended.measured.metrics["defense/duality_gap"] == 0.125
+
+
 @fairlearns_pandas
 def test_a_pools_members_are_reduced_as_each_would_be_alone():
     arm = dataclasses.replace(ARM, epochs=1)
-    defense = ExponentiatedGradient(estimator=arm, max_iter=2)
+    defense = ExponentiatedGradient(estimator=arm, max_iter=3)
     holder = owner(1)
     all_at_once = defense.defend_pool(holder).predict_proba(ASKED.X)
     start, samples = holder.base(), holder.tuning_samples(0.5)
@@ -357,6 +373,7 @@ def test_a_pools_members_are_reduced_as_each_would_be_alone():
         mixture, _ = defense._reduce(samples[i], train)
         alone = sum(chance * (net.predict_proba(ASKED.X)[0] > 0.5).double() for net, chance in mixture)
         assert torch.allclose(all_at_once[i].double(), alone, atol=1e-5)
+        assert len(mixture) > 1  # else it does not depend on what the networks answer
 
 
 def test_a_mixture_is_the_weighted_vote_of_its_networks_and_constants():
@@ -524,18 +541,27 @@ def test_one_group_alone_is_refused(defense):
     ("defense", "arguments", "message"),
     [
         (ThresholdOptimizer, {"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share"),
+        (ThresholdOptimizer, {"rehearsal": -0.5}, r"defense\.rehearsal=-0\.5: must be a share"),
+        (AdversarialDebiasing, {"rehearsal": 1.5}, r"defense\.rehearsal=1\.5: must be a share"),
         (AdversarialDebiasing, {"rehearsal": -1.0}, r"defense\.rehearsal=-1\.0: must be a share"),
         (AdversarialDebiasing, {"alpha": -1.0}, r"defense\.alpha=-1\.0"),
         (AdversarialDebiasing, {"alpha": float("nan")}, r"defense\.alpha=nan"),
         (AdversarialDebiasing, {"lr": 0.0}, r"lr=0\.0"),
         (AdversarialDebiasing, {"adversary_lr": float("nan")}, r"adversary_lr=nan"),
+        (AdversarialDebiasing, {"adversary_lr": 0.0}, r"adversary_lr=0\.0"),
+        (AdversarialDebiasing, {"adversary": [4, 0]}, r"adversary=\[4, 0\]"),
+        (AdversarialDebiasing, {"epochs": 0}, r"defense\.epochs=0"),
         (AdversarialDebiasing, {"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0: must be a number of at least 0"),
         (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
         (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
         (LimitedAnswers, {"noise": -1.0}, r"noise=-1\.0"),
-        (LimitedAnswers, {"digits": 40}, r"defense\.digits=40, noise=1\.0: digits are from 0 to 15"),
+        (LimitedAnswers, {"digits": 16}, r"defense\.digits=16, noise=1\.0: digits are from 0 to 15"),
         (LimitedAnswers, {"estimator": ThresholdOptimizer()}, r"threshold_optimizer leaves no single network"),
         (OwnTraining, {"name": "x", "smoothing": 1.0}, r"defense\.smoothing=1\.0: must be a share"),
+        (OwnTraining, {"name": "x", "smoothing": -0.5}, r"defense\.smoothing=-0\.5: must be a share"),
+        (OwnTraining, {"name": "x", "epochs": 0}, r"defense\.epochs=0"),
+        (OwnTraining, {"name": "x", "batch_size": 0}, r"batch_size=0"),
+        (OwnTraining, {"name": "x", "lr": 0.0}, r"lr=0\.0"),
         (OwnTraining, {"name": "x", "patience": 0}, r"defense\.patience=0"),
         (OwnTraining, {"name": "x", "weight_decay": float("nan")}, r"defense\.weight_decay=nan"),
     ],
@@ -544,6 +570,41 @@ def test_settings_out_of_range_are_refused(defense, arguments, message):
     more = {"estimator": ARM} if defense is ExponentiatedGradient else {}
     with pytest.raises(InputError, match=message):
         defense(**more, **arguments)
+
+
+def test_the_ends_of_ranges_are_taken():
+    least = {"epochs": 1, "batch_size": 1, "patience": 1, "weight_decay": 0.0}
+    AdversarialDebiasing(adversary=[1], alpha=0.0, rehearsal=0.0, **least)
+    ExponentiatedGradient(estimator=ARM, max_iter=1)
+    LimitedAnswers(digits=15, noise=0.0)
+    OwnTraining("x", smoothing=0.0, **least)
+
+
+def test_debiasing_is_a_control_on_all_rows_of_both_worlds_from_fresh_weights():
+    assert AdversarialDebiasing(start="scratch", rehearsal=1.0).control
+    assert not AdversarialDebiasing(start="scratch", rehearsal=0.5).control
+    assert not AdversarialDebiasing(start="base", rehearsal=1.0).control
+
+
+@pytest.mark.parametrize("around", [ThresholdOptimizer, LimitedAnswers])
+def test_what_is_around_a_defence_refuses_the_inputs_that_it_refuses(around):
+    around().refuse_inputs()
+    with pytest.raises(InputError, match="defense=adversarial_debiasing takes rows of features"):
+        around(estimator=AdversarialDebiasing()).refuse_inputs()
+
+
+@pytest.mark.parametrize(
+    ("defense", "labels_alone"),
+    [
+        (ThresholdOptimizer(), True),
+        (ExponentiatedGradient(estimator=ARM), True),
+        (LimitedAnswers(answers="label"), True),
+        (LimitedAnswers(answers="rounded"), False),
+        (AdversarialDebiasing(), False),
+    ],
+)
+def test_defences_say_whether_they_tell_labels_alone(defense, labels_alone):
+    assert defense.answers_only == labels_alone
 
 
 # Limited answers, smoothed labels, few epochs
@@ -594,6 +655,14 @@ def test_noise_is_a_function_of_row_and_key_and_otherwise_normal_and_independent
         assert abs(np.corrcoef(noise[:, 0], other[:, 0])[0, 1]) < 0.06  # 3.8 standard errors
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+def test_noise_has_its_standard_deviation_in_log_probabilities(noise):
+    X = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    told = LimitedAnswers(answers="noise", noise=noise).limit(torch.full((4000, 2), 0.5), X, key=7)
+    apart = (told[:, 0] / told[:, 1]).log().double()  # of two draws, and the larger one comes first
+    assert float(apart.square().mean().sqrt()) == pytest.approx(noise * 2**0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("answers", ["label", "rounded", "noise"])
 def test_a_model_and_a_pool_tell_less_and_answer_as_before(answers):
     rule = LimitedAnswers(answers=answers)
@@ -604,7 +673,11 @@ def test_a_model_and_a_pool_tell_less_and_answer_as_before(answers):
     assert not torch.allclose(told, probs, atol=0.01)
     torch.testing.assert_close(pool[[2]].predict_proba(ASKED.X)[0], told[2])  # a member keeps its key
     assert pool.weights == ()
-    assert (one.tells is None) == (answers == "label")  # of labels there are no probabilities
+    if answers == "label":
+        assert one.tells is None  # of labels there are no probabilities
+    else:
+        plain = base_pool().member(0)(ASKED.X).detach().softmax(1)
+        torch.testing.assert_close(one.tells(ASKED), rule.limit(plain, ASKED.X, member_seed(0, 0)))
 
 
 def test_attacks_on_weights_are_left_out_where_only_answers_are_defended():
