@@ -15,7 +15,9 @@ import pytest
 
 from fairpriv.identity import content_hash
 from fairpriv.report import page as compare_module
+from fairpriv.report.comparison import Comparison
 from fairpriv.report.page import compare
+from fairpriv.report.tradeoff import tradeoff_figure
 from fairpriv.result import Result
 
 HOSTILE = "</script><script>document.title='$x_1$'</script><!--<script> \u2028 & \"' ${1}"
@@ -56,6 +58,17 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self.lasttag = ""
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_trade_off_has_no_interval_of_two_seeds(tmp_path, seeds):
+    cells = [cell(seed=seed) for seed in range(seeds)]
+    (group,) = report(tmp_path, *cells).data["groups"]
+    mean, low, high, n, _ = group["values"][0]
+    assert (mean, n, low is None, high is None) == (0.8 + (seeds - 1) / 200, seeds, seeds == 2, seeds == 2)
+    table = Comparison.of(cells)
+    bars = [bar for bar in tradeoff_figure(table, table.settings).axes[0].collections if len(bar.get_segments())]
+    assert bool(bars) == (seeds == 3)
 
 
 @pytest.fixture
