@@ -43,7 +43,8 @@ _ALL = ("attack", "dimensions", "trainer", "training")  # sections that are left
 _BY_NAME = ("dataset", "model", "defense", "game", "evaluation", "utility", "paths")  # and key by key
 _TOLD = ("name", "alpha", "adaptive", "tau")  # what tables, pictures and published figures ask for, though it be alike
 _ASKED = ("logger", "retry", "sweep", "threads")  # which sweep asked for a cell, and how
-_TWICE = re.compile(r"attack/.*/(advantage|auc_inverted)")  # the accuracy says it, and the sign of the AUC
+# The accuracy says it, and the sign of the AUC; of an equalized-odds gap the signed parts, label by label.
+_TWICE = re.compile(r"attack/.*/(advantage|auc_inverted)|fairness/delta/.*")
 _VERSIONS = ("python", "torch", "processor", "kernels")  # what is kept of a cell's environment
 
 

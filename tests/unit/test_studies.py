@@ -106,6 +106,7 @@ def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch
     def result(name, label):
         described = {"eval/accuracy": Metric("eval/accuracy", label), "data/rows": Metric("data/rows")}
         metrics = {"eval/accuracy": 0.5, "data/rows": 3.0, "attack/kl/advantage": 0.2, "attack/kl/auc_inverted": 1.0}
+        metrics |= {"fairness/delta/yes": 0.1, "fairness/delta/yes_floor": 0.05}
         return Result(name, "completed", {"seed": 0}, metrics, described)
 
     labels = {"a": "accuracy", "b": "accuracy", "c": "another"}
