@@ -22,7 +22,7 @@ class InputError(ValueError):
 
 def typed(key: str, value: str | Sequence[str]) -> str:
     """Write an override as one types it: quoted for Hydra, and quoted again for the shell, which takes quotes away."""
-    quoted = [f'"{one}"' for one in ([value] if isinstance(value, str) else value)]
+    quoted = ['"' + one.replace('"', r"\"") + '"' for one in ([value] if isinstance(value, str) else value)]
     return shlex.quote(f"{key}={quoted[0]}" if isinstance(value, str) else f"{key}=[{', '.join(quoted)}]")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fairpriv.classifiers.data.columns import MISSING, Notation, alike, missing_code, notation, oddities, text
+from fairpriv.classifiers.data.columns import MISSING, Notation, alike, missing_codes, notation, oddities, text
 from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
 from fairpriv.errors import InputError
@@ -281,10 +281,10 @@ def test_codes_are_one_group_however_files_spell_them(tmp_path):
 
 def test_groups_that_differ_in_case_only_are_refused_by_name(tmp_path, said):
     frame = people(sex={i: "M" if i % 4 == 1 else "m" if i % 2 else "f" for i in range(200)})
-    with pytest.raises(InputError, match=r"blanks or marks only: 'M' \(50\) and 'm' \(50\).*dataset\.recode"):
+    with pytest.raises(InputError, match=r"differ in spelling only: 'M' \(50\) and 'm' \(50\).*dataset\.recode"):
         dataset(tmp_path, frame).load()
     assert len(dataset(tmp_path, frame, groups={"sex": ["f", "m"]}).load().y) == 150
-    assert any("left out are 'M' (50), which differ from a listed group in case" in line for line in said())
+    assert any("left out are 'M' (50), which differ from a listed group in spelling" in line for line in said())
     recode = {"sex": {"from": "sex", "values": {"m": "m", "M": "m", "f": "f"}}}
     assert len(dataset(tmp_path, frame, recode=recode).load().y) == 200
     with pytest.raises(InputError, match=r"recode\.sex: of 'M', 'm'"):
@@ -300,13 +300,13 @@ def test_initials_beside_the_whole_word_are_named_with_the_sizes(tmp_path, said)
 def test_a_label_that_is_spelled_in_two_ways_is_not_two_labels(tmp_path):
     frame = people()
     frame["hired"] = ["yes" if i % 2 else "Yes" for i in range(200)]
-    with pytest.raises(InputError, match="which differ in case, blanks or marks only, under two labels"):
+    with pytest.raises(InputError, match="which differ in spelling only, under two labels"):
         dataset(tmp_path, frame).load()
 
 
 def test_categories_that_differ_in_case_are_named(tmp_path, said):
     dataset(tmp_path, people(city={3: "OSLO", 4: "oslo"})).load()
-    assert any("'city' has values that differ in case, blanks or marks only: " in line for line in said())
+    assert any("'city' has values that differ in spelling only: " in line for line in said())
     for same in (["non-white", "non white"], ["'m'", "m"], ["m.", "m"], ["01", "1"]):
         assert alike([*same, "-1", "A+", "A", "10"]) == [sorted(same)]
     assert alike(["Oslo", "oslo ", "O\u00adslo", "Moss"]) == [sorted(["Oslo", "oslo ", "O\u00adslo"])]
@@ -403,9 +403,111 @@ def test_a_number_that_stands_for_missing_values_is_named(tmp_path, said, code, 
 
 
 def test_few_numbers_may_be_categories_and_many_negative_ones_are_numbers():
-    assert missing_code(pd.Series([-1, 0, 1] * 40)) is None
-    assert missing_code(pd.Series([*range(-9, 40)] * 4)) is None
-    assert missing_code(pd.Series([*range(40)] * 4)) is None
+    assert missing_codes(pd.Series([-1, 0, 1] * 40)) == []
+    assert missing_codes(pd.Series([*range(-9, 40)] * 4)) == []
+    assert missing_codes(pd.Series([*range(40)] * 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "codes"),
+    [
+        ([*range(40), -9, -8], [-9, -8]),
+        ([*range(90), 999, 998], [998, 999]),
+        ([*range(10), 97, 98, 99], [97, 98, 99]),
+        ([*range(10), -7, 777], [-7, 777]),
+        ([*range(100)], []),
+        ([*range(10), 99, 250], []),  # an outlier beyond them
+        ([0, 1, 99], []),  # categories
+        ([*range(40), -9, -5], []),
+    ],
+)
+def test_several_codes_and_codes_far_beyond_the_numbers_are_found(numbers, codes):
+    assert missing_codes(pd.Series(numbers * 3, dtype=float)) == codes
+    assert missing_codes(pd.Series(numbers * 2, dtype=float)) == []
+
+
+def test_codes_in_a_target_of_numbers_are_named(tmp_path, said):
+    frame = people().assign(hired=[-9 if i % 20 == 0 else i % 50 for i in range(200)])
+    dataset(tmp_path, frame, positive=None, positive_above=20).load()
+    assert any("'hired' has 10 rows of -9, which looks like a code" in line for line in said())
+
+
+@pytest.mark.parametrize("codes", [["1", "2", "9"], ["0", "1", "-1"], ["1", "2", "99"]])
+def test_a_code_for_no_answer_among_groups_is_warned_of(tmp_path, said, codes):
+    dataset(tmp_path, people(sex={i: codes[i % 3] for i in range(200)})).load()
+    assert any(f"'{codes[2]}' (66) looks like no answer" in line for line in said())
+
+
+def test_groups_that_are_counted_through_are_answers(tmp_path, said):
+    dataset(tmp_path, people(sex={i: str(i % 9 + 1) for i in range(200)})).load()
+    assert not any("no answer" in line for line in said())
+
+
+@pytest.mark.parametrize("first", ["9007199254740992", "92233720368547758081"])
+def test_long_codes_stay_apart_that_are_one_number_to_a_float(tmp_path, first):
+    codes = [first, str(int(first) + 1)]
+    table = dataset(tmp_path, people(sex={i: codes[i % 2] for i in range(1, 200)} | {0: ""}), missing="drop").load()
+    assert sorted(table.group_names) == codes
+    table = dataset(tmp_path, people(city={i: codes[i % 2] for i in range(200)})).load()
+    assert list(table.features["city"].cat.categories) == codes
+    assert Notation(MISSING).read(pd.Series([int(code) for code in codes], dtype=object)).tolist() == codes
+    if int(first) < 2**63:
+        assert Notation(MISSING).read(pd.Series([*map(int, codes), None], dtype="Int64")).tolist()[:2] == codes
+
+
+@pytest.mark.parametrize("mark", [".", "xx", "50+"])
+def test_a_column_of_numbers_with_one_other_word_is_refused_however_often_it_stands(tmp_path, mark):
+    frame = people(income=dict.fromkeys(range(0, 200, 2), mark))
+    with pytest.raises(InputError, match=rf"numeric but for 100 of 200 cells: '{re.escape(mark)}' \(100\)"):
+        dataset(tmp_path, frame).load()
+
+
+def test_blanks_without_a_width_are_blanks(tmp_path):
+    frame = people(sex={3: "m\u200b"}, income={4: "\ufeff5", 5: "\u200b"}, hired={0: "yes\u200b"})
+    table = dataset(tmp_path, frame, missing="category").load()
+    assert sorted(table.group_names) == ["f", "m"]
+    assert table.features["income"][4] == 5
+    assert table.features["income"].isna().sum() == 1
+
+
+def test_numbers_in_quotation_marks_are_named_with_what_reads_them(tmp_path):
+    for form in ("'{}'", '="{}"', "'{}"):
+        frame = people().assign(age=[form.format(i % 40) for i in range(200)])
+        with pytest.raises(InputError, match=r"'age' of people0\.csv holds numbers with quotation marks") as error:
+            dataset(tmp_path, frame).load()
+        units = as_typed(error.value)["dataset.units"]
+        assert dataset(tmp_path, frame, units=units).load().features["age"][:41].tolist() == [*range(40), 0]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [["True", "1"], ["false", "0"], ["a &amp; b", "a & b"], ["<= 9", "<=9"], ["x/y", "x / y"], ["9 %", "9%"]],
+)
+def test_groups_that_are_the_same_to_a_reader_are_refused_by_name(tmp_path, same):
+    frame = people(sex={i: [*same, "other"][i % 3] for i in range(200)})
+    with pytest.raises(InputError, match="names that differ in spelling only"):
+        dataset(tmp_path, frame).load()
+
+
+def test_columns_whose_names_hardly_differ_are_named(tmp_path, said):
+    dataset(tmp_path, people().assign(Sex=range(0, 400, 2), **{"city ": "here"})).load()
+    told = [line for line in said() if "columns whose names" in line]
+    assert [line.split("only: ")[1].split(";")[0] for line in told] == ["'city' and 'city '", "'Sex' and 'sex'"]
+
+
+def test_a_text_column_most_of_whose_values_become_one_is_told(tmp_path, said):
+    frame = people().assign(time=[f"{i % 12}:{i % 60:02}" for i in range(200)])
+    dataset(tmp_path, frame).load()
+    assert not any("'time'" in line for line in said())
+    dataset(tmp_path, frame, max_categories=20).load()
+    assert any("'time' has 60 categories, as '0:00'; 62 % of the rows have one of" in line for line in said())
+
+
+def test_the_index_of_a_parquet_file_is_a_column(tmp_path):
+    pytest.importorskip("pyarrow")
+    people().set_index("sex").to_parquet(tmp_path / "people.parquet")
+    source = Files(["people.parquet"], folder=str(tmp_path))
+    assert TabularDataset("people", source, "hired", "sex", positive=["yes"]).load().s.mean() == 0.5
 
 
 def test_ordinary_columns_are_not_odd():

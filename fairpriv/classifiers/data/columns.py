@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import logging
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fairpriv.errors import InputError, typed
 
@@ -28,6 +30,9 @@ _FEW = 50  # rows; in fewer rows all values of a column may differ by chance
 _REPEATED = 3  # cells; so many of one code for missing values are no chance
 _CATEGORIES = 5  # distinct numbers; up to so many may be categories, as -1, 0 and 1
 _SEVERAL = 20  # distinct cells; fewer, as 1st to 9th, may be categories that begin with a number
+_FAR = 5  # times as large as any other number; so far beyond them 99 or 999 looks like a code
+_EXACT = 2**53  # from here on a float does not hold every whole number
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # blanks without a width, which `str.strip` leaves
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|\d{1,2}[-/.]\d{4}"
@@ -67,21 +72,30 @@ def text(value: Any) -> str:
     """Spell a value as it is compared: 1, 1.0 and "1.0" become "1", and outer blanks are removed."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    spelled = str(value).strip()
+    spelled = trimmed(value)
     whole = _WHOLE.fullmatch(spelled)
     return whole[1] if whole else spelled
+
+
+def trimmed(value: Any) -> str:
+    """Return a value's text without outer blanks, those without a width included."""
+    return str(value).strip().strip(_INVISIBLE).strip()
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
     """Group names that hardly differ; leave out all others.
 
     They differ only in case, blanks, the Unicode form of their letters, hyphens between words, quotation marks around
-    them, a full stop at the end, or zeros before a number.
+    them, a full stop at the end, or zeros before a number; or in that one is 1 and the other true, one & and the other
+    &amp;.
     """
     found: dict[str, list[str]] = {}
     for name in names:
-        shown = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isprintable() or c.isspace())
+        shown = html.unescape(unicodedata.normalize("NFKC", name))
+        shown = "".join(c for c in shown if c.isprintable() or c.isspace())
+        shown = re.sub(r"\s*([^\w\s])\s*", r"\1", shown)
         shown = re.sub(r"(?<=[^\W_])[-_](?=[^\W_])", " ", shown.casefold()).strip(" '\"").rstrip(".")
+        shown = {"true": "1", "false": "0"}.get(shown, shown)
         if shown.isdecimal():
             shown = shown.lstrip("0") or "0"
         found.setdefault(" ".join(shown.split()), []).append(name)
@@ -89,8 +103,12 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def without_answer(names: Iterable[str]) -> list[str]:
-    """List the names that people write where they have no answer, such as "-" or "unknown"."""
-    return [name for name in names if _NO_ANSWER.fullmatch("".join(c for c in name if c.isprintable()).strip())]
+    """List the names that people write where they have no answer, such as "-" or "unknown", or 9 beside 1 and 2."""
+    names = list(names)
+    found = [name for name in names if _NO_ANSWER.fullmatch("".join(c for c in name if c.isprintable()).strip())]
+    codes = {int(name): name for name in names if re.fullmatch(r"-?\d{1,9}", name, re.ASCII)}
+    alone = [code for code in codes if code < 0 or (code - 1 not in codes and code > 3)]
+    return found + [codes[code] for code in alone if re.fullmatch(r"-(1|7+|8+|9+)|9+[6-9]?|7+|8+", str(code))]
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,9 @@ class Notation:
     def read(self, column: pd.Series) -> pd.Series:
         """Return the column, NaN where missing: as numbers if all others are, else as text without outer blanks."""
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            return column
+            whole = column[column.abs() >= _EXACT] if pd.api.types.is_integer_dtype(column) else column[:0]
+            if whole.astype(np.float64).nunique() == whole.nunique():
+                return column
         if column.dtype == object and column.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any():
             column = column.map(str)  # parquet files may hold such cells
         if isinstance(column.dtype, pd.CategoricalDtype):
@@ -113,7 +133,7 @@ class Notation:
         else:
             codes, cells = pd.factorize(column)
         words = {str(word).strip().casefold() for word in self.missing}
-        stripped = [str(cell).strip() for cell in cells]
+        stripped = [trimmed(cell) for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
         numbers = self._numbers(known)
         if numbers is not None and not (self.decimal == "." and not self.thousands and _dotted(known.dropna())):
@@ -130,11 +150,18 @@ class Notation:
         return pd.Series(each[codes], index=column.index, name=str(column.name))
 
     def _numbers(self, known: pd.Series) -> pd.Series | None:
-        """Read cells as numbers, missing ones as NaN; return None if one of them is not a number."""
+        """Read cells as numbers, missing ones as NaN; return None if one of them is not a number.
+
+        Whole numbers that would become one as floats, as long ids do, are text.
+        """
         numbers = None
         for part in (known.iloc[:100], known):  # the first cells of most text columns already show that they are text
             numbers = pd.to_numeric(part.map(self._plain, na_action="ignore"), errors="coerce")
             if (numbers.isna() & part.notna()).any():
+                return None
+        if numbers is not None and len(long := known[numbers.abs() >= _EXACT]):
+            whole = {plain.lstrip("+0") for cell in long if re.fullmatch(r"[+-]?\d+", plain := self._plain(cell))}
+            if len(set(map(float, whole))) < len(whole):
                 return None
         return None if any(map(self.misplaced, known.dropna())) else numbers
 
@@ -196,11 +223,14 @@ def refuse_odd_numbers(column: pd.Series, files: str) -> None:
     suffixes = [mark.casefold() for found in written for kind, mark in found or () if kind == "suffix"]
     unit = len(suffixes) >= _SEVERAL and len(set(suffixes)) == 1
     odd = [found is None or (not unit and "suffix" in dict(found)) for found in written]
-    if counts.empty or counts[odd].sum() > (1 - _MOSTLY) * counts.sum():
+    few = sum(odd) <= _CATEGORIES and len(odd) - sum(odd) >= _SEVERAL  # such as "." for whoever did not answer
+    if counts.empty or (counts[odd].sum() > (1 - _MOSTLY) * counts.sum() and not few):
         return
     if remedy := notation(counts.index[[not one for one in odd]]):
         raise InputError(f"column '{column.name}' of {files} {remedy}; or list it in dataset.categorical")
     cells = counts[odd]
+    if cells.empty:  # long ids
+        return
     first = int(np.flatnonzero(column.isin(cells.index))[0]) + 1
     shown = ", ".join(f"'{cell}' ({count})" for cell, count in cells.head(5).items())
     more = f" and {len(cells) - 5} more" if len(cells) > 5 else ""
@@ -234,14 +264,16 @@ def notation(cells: Iterable[Any]) -> str | None:
     example = next(cell for cell, written in found if written & marks)
     units = sorted(mark for kind, mark in marks if kind == "unit")
     what, settings = [], []
+    if quotes := sorted(mark for kind, mark in marks if kind == "quote"):
+        what.append("quotation marks")
     if units:
         what.append(f"{'currency' if any(_is_currency(mark) for mark in units) else 'per cent'} signs")
     if suffixes := sorted(mark for kind, mark in marks if kind == "suffix"):
         what.append(f"'{suffixes[0]}' behind them")
     if multiples := [mark for mark in suffixes if mark.casefold() in _MULTIPLES]:
         settings.append(f"the whole numbers in the file instead of '{multiples[0]}'")
-    elif units or suffixes:
-        settings.append(typed("dataset.units", units + suffixes))
+    elif units or suffixes or quotes:
+        settings.append(typed("dataset.units", units + suffixes + quotes))
     for kind, name in (("thousands", "thousands marks"), ("decimal", "decimal commas")):
         if several := sorted(mark for k, mark in marks if k == kind):
             what.append(name)
@@ -261,6 +293,9 @@ def _written(cell: str) -> set[tuple[str, str]] | None:
     """Return the marks with which a number is written, none for a plain one; None if the cell is not a number."""
     cell = _ascii(cell)
     marks: set[tuple[str, str]] = set()
+    if inner := re.fullmatch(r"""(=?")(.*)"|(')([^']*)'?""", cell):  # ="12" keeps a spreadsheet from reading a number
+        cell = inner[2] or inner[4] or ""
+        marks |= {("quote", mark) for mark in inner[1] or inner[3]}
     if inner := re.fullmatch(r"\((.*)\)", cell):
         cell = inner[1]
         marks.add(("negative", "()"))
@@ -356,19 +391,34 @@ def _oddity(column: pd.Series, copied: dict[str, Any]) -> str | None:
     return None
 
 
-def missing_code(column: pd.Series) -> float | None:
-    """Return the negative number, such as -1 or -999, that seems to stand for missing values of a numeric column.
+def missing_codes(column: pd.Series) -> list[float]:
+    """List the numbers, such as -1, -999 or 99, that seem to stand for missing values of a numeric column.
 
-    It is -1, or all its digits are 9. It is the only negative one, occurs several times, and stands beside numbers of
-    which there are too many for categories.
+    They are its only negative numbers, and each is -1 or all its digits are 7, 8 or 9; or they lie far beyond all other
+    numbers, as 97, 98 and 99 do. Each occurs several times, beside numbers of which there are too many for categories.
     """
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        return None
-    negative = column[column < 0]
-    if len(negative) < _REPEATED or negative.nunique() > 1 or column.nunique() <= _CATEGORIES:
-        return None
-    code = float(negative.iloc[0])
-    return code if re.fullmatch(r"-(1|9+)\.0", str(code)) else None
+        return []
+    counts = column.value_counts().sort_index()
+    numbers = counts.index.to_numpy(np.float64)
+    found: list[float] = []
+
+    def keep(codes: NDArray[np.bool_], looks: str) -> None:
+        alike = all(re.fullmatch(looks, str(number)) for number in numbers[codes])
+        if alike and (counts[codes] >= _REPEATED).all() and (~codes).sum() >= _CATEGORIES:
+            found.extend(numbers[codes].tolist())
+
+    keep(numbers < 0, r"-(1|7+|8+|9+)\.0")
+    size = np.abs(np.where(np.isin(numbers, found), 0, numbers))
+    jumps = np.flatnonzero(numbers[1:] > _FAR * np.maximum.accumulate(size)[:-1])
+    if len(jumps):
+        keep(numbers > numbers[jumps[-1]], r"(9+[6-9]|7{2,}|8{2,})\.0")
+    return found
+
+
+def _named(codes: Sequence[float]) -> str:
+    """Begin a sentence on such codes, as "-9 looks like"."""
+    return " and ".join(f"{code:g}" for code in codes) + (" looks like" if len(codes) == 1 else " each look like")
 
 
 def _is_day(number: float) -> bool:
@@ -386,8 +436,8 @@ def profile(frame: pd.DataFrame, target: str, sensitive: str, categorical: Colle
         told = f"{name}: {kind}{role}, {int(column.isna().sum())} missing, {column.nunique()} distinct values"
         if name in odd:
             told += f"; looks like {odd[name]}"
-        if kind == "numeric" and (code := missing_code(column)) is not None:
-            told += f"; {code:g} looks like a code for missing values"
+        if kind == "numeric" and (codes := missing_codes(column)):
+            told += f"; {_named(codes)} a code for missing values"
         yield told
 
 

@@ -26,7 +26,7 @@ from fairpriv.classifiers.data.columns import (
     check_quotes,
     content_of,
     is_rectangular,
-    missing_code,
+    missing_codes,
     notation,
     oddities,
     profile,
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _MOVED = 0.05  # change of a group's share by leaving out rows with missing values above which a warning says so
 _LARGEST = 1e150  # number of a feature, whose square is still one
+_POOLED = 0.25  # share of a feature's rows in rare categories above which a warning says that these become one
 _MOST_GROUPS = 20  # a sensitive column with more values and no list of groups is an error
 
 _FILTERS: dict[str, Callable[[pd.Series, Any], pd.Series]] = {
@@ -419,6 +420,8 @@ class TabularDataset(Dataset):
             frame = pd.read_parquet(path)
         except ImportError as error:
             raise InputError(f"{path}: reading parquet needs pyarrow: `pip install pyarrow`") from error
+        # What pandas had as an index with a name is a column of the file like any other
+        frame = frame.reset_index(level=[name for name in frame.index.names if name is not None])
         names = [str(name) for name in frame.columns]
         return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
 
@@ -466,7 +469,7 @@ class TabularDataset(Dataset):
                 if len({value in mapping for value in same}) == 2:
                     raise InputError(
                         f"dataset.recode.{name}: of {', '.join(map(repr, same))} in '{rule['from']}' of {files}, which "
-                        "differ in case, blanks or marks only, some are listed: list them all"
+                        "differ in spelling only, some are listed: list them all"
                     )
             if rule.get("other") is not None:
                 new = new.mask(unlisted, text(rule["other"]))
@@ -544,8 +547,15 @@ class TabularDataset(Dataset):
             log.warning(
                 "%s: features that look like %s: %s; dataset.drop leaves them out", self.name, kind, ", ".join(names)
             )
-        for name in features:
-            if name not in (self.categorical or ()) and (code := missing_code(frame[name])) is not None:
+        for twins in alike([*features, *({self.target, self.sensitive} - set(features))]):
+            log.warning(
+                "%s: columns whose names differ in spelling only: %s; dataset.drop leaves one out",
+                self.name,
+                " and ".join(f"'{name}'" for name in twins),
+            )
+        counted = [name for name in features if name not in (self.categorical or ())]
+        for name in counted + [self.target] * (self.positive_above is not None):
+            for code in missing_codes(frame[name]):
                 log.warning(
                     "%s: '%s' has %d rows of %g, which looks like a code for missing values, and counts as a number: "
                     "list it in dataset.missing_values if it is one",
@@ -554,14 +564,28 @@ class TabularDataset(Dataset):
                     (frame[name] == code).sum(),
                     code,
                 )
+        for name in features:
             if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
                 shown = "; ".join(" and ".join(f"'{value}'" for value in values) for values in same[:3])
                 log.warning(
-                    "%s: '%s' has values that differ in case, blanks or marks only: %s; dataset.recode makes them one",
+                    "%s: '%s' has values that differ in spelling only: %s; dataset.recode makes them one",
                     self.name,
                     name,
                     shown,
                 )
+            if self.max_categories and not pd.api.types.is_numeric_dtype(frame[name]):
+                counts = frame[name].value_counts()
+                pooled = counts.iloc[self.max_categories - 1 :].sum() if len(counts) > self.max_categories else 0
+                if pooled > _POOLED * len(frame):
+                    log.warning(
+                        "%s: '%s' has %d categories, as '%s'; %.0f %% of the rows have one of the rare ones, which "
+                        "become one ('other'): dataset.max_categories, recode or drop",
+                        self.name,
+                        name,
+                        len(counts),
+                        counts.index[0],
+                        100 * pooled / len(frame),
+                    )
 
     def _tell_moved(self, before: pd.DataFrame, after: pd.DataFrame) -> None:
         """Warn if leaving out rows with missing values changes the shares of groups or labels."""
@@ -609,8 +633,8 @@ class TabularDataset(Dataset):
             for same in alike(values.unique()):
                 if len({(value in positive, self.negative is not None and value in negative) for value in same}) > 1:
                     raise InputError(
-                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in case, "
-                        f"blanks or marks only, under two labels, and {rule}: list them all under one"
+                        f"target '{self.target}' of {files} holds {', '.join(map(repr, same))}, which differ in "
+                        f"spelling only, under two labels, and {rule}: list them all under one"
                     )
             y = np.asarray(values.isin(positive), dtype=np.int64)
             names = ("/".join(negative), "/".join(positive))
@@ -663,7 +687,7 @@ def coded(
         Codes ``[N]``, -1 for values that are not kept; and the names of the kept values, by code.
 
     Raises:
-        InputError: names that differ in case, blanks or marks only, too many values, fewer than two, a value named
+        InputError: names that differ in spelling only, too many values, fewer than two, a value named
             twice, or a listed value without rows.
     """
     values = _texts(column)
@@ -678,8 +702,7 @@ def coded(
         if lost:
             more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
             log.warning(
-                "%s of %s: left out are %s%s, which differ from a listed group in case, blanks or marks only; %s makes "
-                "them one",
+                "%s of %s: left out are %s%s, which differ from a listed group in spelling only; %s makes them one",
                 what,
                 files,
                 ", ".join(lost[:5]),
@@ -689,7 +712,7 @@ def coded(
     elif same:
         shown = "; ".join(" and ".join(f"'{name}' ({counts[name]})" for name in names) for names in same[:3])
         raise InputError(
-            f"{what} of {files} holds names that differ in case, blanks or marks only: {shown}: make them one "
+            f"{what} of {files} holds names that differ in spelling only: {shown}: make them one "
             f"by {remedy}, or list the groups in dataset.groups.{column.name}"
         )
     if not listed:
