@@ -536,7 +536,9 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         show(result)
     told: dict[str, Any] = {"id": result.id, "status": result.status, "error": result.error, "metrics": result.metrics}
     told["inputs"] = contents(result.outcome)
-    told["better"] = {name: result.metric(name).better for name in result.metrics}
+    described = {name: result.metric(name) for name in result.metrics}
+    told["better"] = {name: metric.better for name, metric in described.items()}
+    told["guess"] = {name: metric.guess for name, metric in described.items() if metric.guess is not None}
     # for searches: a control is not a better find than a trivial outcome
     return told | {"degenerate": [*result.degenerate, *([result.control] if result.control else [])]}
 

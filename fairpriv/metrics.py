@@ -37,6 +37,7 @@ class Metric:
         against: the metric of its cost, on the other axis of a trade-off.
         magnitude: whether it is the size of a signed difference, so that its mean over seeds never covers 0.
         null_arm: whether its value in the same cells with game.alpha=0.5 is shown beside it.
+        guess: what it is for who guesses; a value beyond it, such as an attack's AUC of 0.4, is no better than that.
     """
 
     name: str
@@ -53,11 +54,12 @@ class Metric:
     against: str = ""
     magnitude: bool = False
     null_arm: bool = False
+    guess: float | None = None
 
     def __post_init__(self) -> None:
         if self.better not in (known := get_args(Better)):
             raise InputError(f"metric {self.name}: better={self.better!r}: must be one of {', '.join(known)}")
-        for key in ("low", "high"):
+        for key in ("low", "high", "guess"):
             if not (_number(end := getattr(self, key)) or end is None):
                 raise InputError(f"metric {self.name}: {key}={end!r}: must be a number, or None where there is none")
 
@@ -94,6 +96,12 @@ class Metric:
         high = math.inf if self.high is None or max(values, default=self.high) > self.high else self.high
         return low, high
 
+    def ranked(self, value: float) -> float:
+        """Return the value by which rows are ranked: that of guessing where ``value`` is beyond it."""
+        if self.guess is None or self.sign * (value - self.guess) <= 0:
+            return value
+        return self.guess
+
     def joined(self, other: Metric) -> Metric:
         """Combine two cells' descriptions of one name: the range holds both, and a direction stays if both agree."""
         return replace(
@@ -103,6 +111,7 @@ class Metric:
             high=None if self.high is None or other.high is None else max(self.high, other.high),
             column=other.column if self.column is None else self.column,
             magnitude=self.magnitude or other.magnitude,
+            guess=self.guess if self.guess == other.guess else None,
         )
 
     def named(self, **words: str) -> Metric:
@@ -181,7 +190,7 @@ def read_metric(name: str, told: Any) -> Metric | None:
     defaults = {one.name: one.default for one in fields(Metric) if one.name != "name"}
     found = {key: told[key] for key in defaults if key in told}
     for key, value in found.items():
-        if key in ("low", "high", "column"):
+        if key in ("low", "high", "column", "guess"):
             ours = value is None or _number(value)
         else:
             ours = type(value) is type(defaults[key])

@@ -450,15 +450,17 @@ class Comparison:
         sound = [group for group in groups if group.ranked]
         for metric, meant in self.described.items():
             sign = meant.sign
-            scores = [(sign * group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
+            ranked = [(group.estimates[metric].mean, group) for group in sound if metric in group.estimates]
+            scores = [(sign * meant.ranked(mean), group) for mean, group in ranked]
             most = max((score for score, _ in scores), default=0.0)
             winners = [group for score, group in scores if score == most]
             if sign and len(winners) < len(scores):  # all alike: none is best
                 for group in winners:
                     group.best.add(metric)
         whole = [group for group in sound if self.pareto and set(self.pareto) <= group.estimates.keys()]
-        points = [[group.estimates[metric].mean for metric in self.pareto] for group in whole]
-        for i in pareto_front(points, [self.described[metric].sign for metric in self.pareto]):
+        front = [self.described[metric] for metric in self.pareto]
+        points = [[metric.ranked(group.estimates[metric.name].mean) for metric in front] for group in whole]
+        for i in pareto_front(points, [metric.sign for metric in front]):
             whole[i].on_front = True
 
     @property

@@ -699,7 +699,10 @@ def _data(table: Comparison, cells: Sequence[tuple[int, str, Result]]) -> dict[s
 
     rows = [row(*cell) for cell in cells]
     return {
-        "metrics": [{"name": m.name, "label": m.title, "better": m.sign} for m in metrics],
+        "metrics": [
+            {"name": m.name, "label": m.title, "better": m.sign} | ({} if m.guess is None else {"guess": m.guess})
+            for m in metrics
+        ],
         "panel": next(iter(table.panels), None),
         "place": [heading(key) for key in table.place],
         "settings": [*table.settings],

@@ -230,6 +230,9 @@ function place(group, axis) {
   return value === null ? undefined : [value, null, null, 1];
 }
 
+// The value by which rows are ranked: that of guessing where a value is beyond it.
+const ranked = (axis, value) => (typeof axis.guess === "number" && axis.better * (value - axis.guess) > 0 ? axis.guess : value);
+
 // Indices of the points [x, y] that none equals or betters in both coordinates and betters in one.
 function front(points, better) {
   const scaled = points.map(([x, y]) => [better[0] * x, better[1] * y]);
@@ -311,7 +314,8 @@ function panel(name, groups, axisX, axisY, width) {
   svg.append(draw("text", { transform: turned, class: "axis", "text-anchor": "middle" }, title(axisY, "↑↓", height - 20)));
   const better = [axisX.better, axisY.better];
   const sound = points.filter(({ group }) => group.ranked);
-  const best = better.every(Boolean) ? front(sound.map(({ x, y }) => [x[0], y[0]]), better).map((i) => sound[i]) : [];
+  const worth = sound.map(({ x, y }) => [ranked(axisX, x[0]), ranked(axisY, y[0])]);
+  const best = better.every(Boolean) ? front(worth, better).map((i) => sound[i]) : [];
   if (best.length > 0) {
     const corners = best.map(({ x, y }) => [sx(x[0]), sy(y[0])]).sort((p, q) => p[0] - q[0]);
     const edgeX = better[0] > 0 ? left : width - right;

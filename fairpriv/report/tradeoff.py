@@ -88,7 +88,8 @@ def _scatter(
     across, up = table.described[x], table.described[y]
     better = (across.sign, up.sign)
     left, right, bottom, top = *ax.get_xlim(), *ax.get_ylim()
-    if all(better) and (front := sorted(points[i] for i in pareto_front(points, better))):
+    ranked = [(across.ranked(a), up.ranked(b)) for a, b in points]
+    if all(better) and (front := sorted(points[i] for i in pareto_front(ranked, better))):
         # The border of the dominated area runs from the best point of one axis to the best of the other.
         worst_x = left if better[0] > 0 else right
         worst_y = bottom if better[1] > 0 else top

@@ -91,8 +91,8 @@ class Search:
 
         Args:
             trial: a trial that `ask` returned.
-            outcomes: ``id``, ``status``, ``error``, ``metrics`` and ``degenerate`` of each cell, and the content of its
-                ``inputs``.
+            outcomes: ``id``, ``status``, ``error``, ``metrics`` and ``degenerate`` of each cell, the content of its
+                ``inputs``, and what metrics are for who ``guess``es, beyond which a value is no better.
 
         Raises:
             InputError: a cell read other content than earlier trials, as of a file that was changed; or has no
@@ -118,6 +118,7 @@ class Search:
             row |= {"state": "failed", "error": reasons[0]}
         else:
             row |= {"state": "completed", "values": values}
+            row["guess"] = [outcomes[0].get("guess", {}).get(metric) for metric in self.directions]
         # A trivial outcome counts as infeasible, or the search would end at a constant predictor.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental in Optuna
@@ -127,7 +128,8 @@ class Search:
             self.study.tell(trial, state=state.FAIL)
         else:
             signs = [self._turned.get(metric, 1) for metric in self.directions]
-            self.study.tell(trial, [sign * value for sign, value in zip(signs, values, strict=True)])
+            ranked = _ranked(row, self.directions)
+            self.study.tell(trial, [sign * value for sign, value in zip(signs, ranked, strict=True)])
         self._write()
 
     def _require_same(self, inputs: Mapping[str, str]) -> None:
@@ -168,7 +170,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial: FrozenTrial = optuna.trial.create_trial(
-                values=row["values"],
+                values=_ranked(row, self.directions),
                 params=row["params"],
                 distributions=self.space,
                 constraints={"degenerate": float(row["degenerate"])},
@@ -237,7 +239,7 @@ def front(stored: Mapping[str, Any]) -> list[int]:
     """
     sign = [1 if way == "maximize" else -1 for way in stored["objectives"].values()]
     points = {
-        number: [s * v for s, v in zip(sign, row["values"], strict=True)]
+        number: [s * v for s, v in zip(sign, _ranked(row, stored["objectives"]), strict=True)]
         for number, row in enumerate(stored["trials"])
         if row["state"] == "completed" and not row["degenerate"]
     }
@@ -246,6 +248,13 @@ def front(stored: Mapping[str, Any]) -> list[int]:
         return there != here and all(u >= v for u, v in zip(there, here, strict=True))
 
     return [n for n, here in points.items() if not any(beaten(here, there) for there in points.values())]
+
+
+def _ranked(row: Mapping[str, Any], ways: Mapping[str, str]) -> list[float]:
+    """Return a completed trial's values, those beyond what guessing comes to moved back to that; see `Metric.guess`."""
+    guesses = row.get("guess") or [None] * len(ways)
+    ends = [(max if way == "minimize" else min, guess) for way, guess in zip(ways.values(), guesses, strict=True)]
+    return [v if guess is None else end(v, guess) for v, (end, guess) in zip(row["values"], ends, strict=True)]
 
 
 def report(path: Path) -> None:

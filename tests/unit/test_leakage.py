@@ -155,6 +155,8 @@ def test_where_every_rank_is_as_likely_exposure_has_its_floor_and_its_interval_c
         covered += low <= floor <= high
         means.append(found.metrics["exposure"])
         assert found.metrics["exposure_floor"] == pytest.approx(floor)
+        assert found.described["exposure"].guess == pytest.approx(floor)  # by chance a rank lies below it
+        assert found.described["score"].guess == pytest.approx(1 - floor / math.log2(20))
     assert statistics.fmean(means) == pytest.approx(floor, abs=4 * statistics.stdev(means) / 60**0.5)
     assert covered >= 52  # of a skewed variable Student's interval covers a little less than 95 %
 
@@ -300,6 +302,7 @@ def test_a_loss_that_falls_on_members_alone_gives_them_away(subject):
     assert metrics["difference_auc"] == pytest.approx(0.9)
     assert metrics["score"] == pytest.approx(0.2) == scorer.rescore(found.records)
     assert (metrics["difference_tpr_at_1"], metrics["difference_tpr_at_1_floor"]) == (0, 0.01)
+    assert [found.measured.described[f"difference_{of}"].guess for of in ("auc", "tpr_at_1")] == [0.5, 0.01]
     assert (found.measured.intervals["score"][0] < 0.2 < found.measured.intervals["score"][1]) is True
     member = torch.tensor([record["member"] for record in now])
     assert metrics["loss_auc"] == membership_auc(-torch.tensor([record["loss"] for record in now]), member)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from fairpriv.classifiers.attacks.membership import RMIA, LabelProbability, LargestProbability, LiRA, MembershipGame
 from fairpriv.classifiers.data.rows import Rows
+from fairpriv.classifiers.dimensions.membership import Membership
 from fairpriv.functional.membership import (
     balanced_accuracy_of,
     confidences,
@@ -258,6 +259,19 @@ def test_where_nothing_leaks_the_interval_of_a_mean_auc_covers_one_half():
         low, high = mean_auc_interval(torch.stack(scores), inside[:16])
         covered += low <= 0.5 <= high
     assert covered >= 182  # of 95 %, less than one in two hundred such tests would have fewer
+
+
+def test_an_attack_that_is_worse_than_guessing_protects_no_better(rng):
+    scores, member = torch.from_numpy(rng.normal(size=(2, 400))), torch.arange(400).repeat(2, 1) % 2 == 0
+    dimension = Membership(name="m")
+    found = dimension._rates("lira", scores, member, [0.05]) | dimension._by_group(
+        scores, member, torch.arange(400) % 3, ["a", "b", "c"]
+    )
+    floors = {name: found.metrics[f"{name}_floor"] for name in found.metrics if f"{name}_floor" in found.metrics}
+    assert floors == {"eval/m/lira_tpr_at_5": 0.05} | dict.fromkeys(
+        ["eval/m/lira_auc", *(f"eval/m/lira_auc/{group}" for group in "abc")], 0.5
+    )
+    assert {name: found.described[name].guess for name in floors} == floors
 
 
 def test_a_rate_below_what_can_be_told_is_refused():

@@ -196,6 +196,25 @@ def test_a_metric_that_nobody_knows_has_its_column_its_mark_its_axis_and_its_goa
     assert json.loads(run.summary["described"])["probe/depth"]["better"] == "less"
 
 
+@pytest.mark.parametrize("better", ["less", "greater"])
+def test_beyond_guessing_no_row_is_better_than_one_that_guesses(better):
+    """An attack's AUC of 0.4 protects no more than one of 0.5: it was starred, and alone on the front."""
+    from fairpriv.report.comparison import Comparison
+
+    sign = 1 if better == "less" else -1
+    auc = Metric("probe/auc", better=better, guess=0.5, column=5)
+    values = {"none": 0.5 + sign * 0.2, "lucky": 0.5 - sign * 0.35, "fair": 0.5 - sign * 0.2}  # of the first seed
+    for pareto in ((), ("probe/auc", "probe/auc")):
+        table = Comparison.of(cells(auc, values), pareto=pareto)
+        marked = {group.defence for group in table.groups if group.best}
+        assert marked == {"lucky", "fair"}
+        assert {group.defence for group in table.groups if group.on_front} == (marked if pareto else set())
+    assert [auc.ranked(0.5 + sign * far) for far in (0.1, 0.0, -0.1)] == [0.5 + sign * 0.1, 0.5, 0.5]
+    assert Metric("x", better=better).ranked(0.4) == 0.4
+    assert read_metric("probe/auc", auc.plain()) == auc
+    assert (auc.joined(auc).guess, auc.joined(Metric("probe/auc", guess=0.1)).guess) == (0.5, None)
+
+
 def test_a_metric_of_which_neither_way_is_better_marks_nothing_and_is_drawn_on_no_front():
     from fairpriv.report.comparison import Comparison
 

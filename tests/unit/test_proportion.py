@@ -138,6 +138,9 @@ def test_an_error_stands_beside_that_of_the_middle_share():
     assert found.metrics["attack/it/error_removed"] == pytest.approx(0.75)
     assert found.metrics["attack/it/n_leaked"] == pytest.approx((0.09 + 0.25 + 0.09) / 0.04, rel=1e-5)
     assert found.described["attack/it/error_removed"].headline
+    for name in ("error_removed", "n_leaked"):  # an estimate that is worse than guessing protects no better
+        assert found.described[f"attack/it/{name}"].guess == found.metrics[f"attack/it/{name}_floor"]
+    assert not found.described["attack/it/error"].sign
     assert "attack/it/share_of_optimum" not in found.metrics
 
 

@@ -289,6 +289,16 @@ def test_front_in_the_page_agrees_with_a_double_loop(better):
     assert sorted(json.loads(done.stdout)) == expected
 
 
+@needs_node
+def test_the_page_ranks_a_value_beyond_guessing_as_guessing():
+    source = Path(compare_module.__file__).with_name("report.js").read_text(encoding="utf-8")
+    (ranked,) = re.findall(r"^const ranked = .*$", source, re.MULTILINE)
+    axes = [{"better": -1, "guess": 0.5}, {"better": 1, "guess": 0.5}, {"better": -1}]
+    code = f"{ranked}\nconsole.log(JSON.stringify({json.dumps(axes)}.map((a) => [0.4, 0.6].map((v) => ranked(a, v)))))"
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[0.5, 0.6], [0.4, 0.5], [0.4, 0.6]]
+
+
 @needs_chromium
 @pytest.mark.slow
 def test_report_opens_from_disk_and_draws_whatever_names_hold(hostile, tmp_path):

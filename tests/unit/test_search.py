@@ -91,6 +91,21 @@ def test_an_attack_is_searched_by_its_leakage_whatever_the_way(tmp_path, wrong):
         search(tmp_path, [wrong])
 
 
+def test_a_search_finds_nothing_better_than_guessing_beyond_it(tmp_path):
+    """It was led to attacks whose AUC lies below one half, which are unlucky, and called them its front."""
+    studied = search(tmp_path, ["eval/mine/auc", "eval/accuracy"])
+    for accuracy, auc in ((0.9, 0.5), (0.8, 0.3), (0.95, 0.7)):
+        ((trial, _),) = studied.ask(1)
+        told = outcome(accuracy, 0.1) | {"better": {"eval/mine/auc": "less"}, "guess": {"eval/mine/auc": 0.5}}
+        told["metrics"]["eval/mine/auc"] = auc
+        studied.tell(trial, [told])
+    assert [row["values"][0] for row in studied.trials] == [0.5, 0.3, 0.7]
+    assert front(read(studied.path)) == [0, 2]
+    again = search(tmp_path, ["eval/mine/auc", "eval/accuracy"])
+    assert [trial.values for trial in studied.study.trials] == [[-0.5, 0.9], [-0.5, 0.8], [-0.7, 0.95]]
+    assert [trial.values for trial in again.study.trials] == [[0.5, 0.9], [0.5, 0.8], [0.7, 0.95]]  # known to fall
+
+
 def test_a_search_that_was_cut_off_asks_for_the_unfinished_trial_again(tmp_path):
     first = search(tmp_path)
     for _ in range(3):

@@ -48,13 +48,20 @@ class AttributeInference(Probe):
         imputed = share(
             "imputation_accuracy", "imputation accuracy", "Rows whose attribute is guessed without the model.", low=0.0
         )
-        guessed = share("accuracy", "attribute accuracy", "The same with the model's answers.", low=0.0, better="less")
+        guessed = share(
+            "accuracy",
+            "attribute accuracy",
+            "The same with the model's answers.",
+            low=0.0,
+            instead=f"eval/{self.name}/gain",
+        )
         gain = share(
             "gain",
             "attribute gain",
             "Rows whose sensitive attribute is guessed with the model's answers, minus those without.",
             low=-1.0,
             better="less",
+            guess=0.0,
             headline=True,
             column=62,
         )

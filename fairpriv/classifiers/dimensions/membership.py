@@ -163,6 +163,7 @@ class Membership(Game):
             f"{attack}_auc",
             f"{label} AUC",
             f"Chance that {label} scores a member above a non-member; 0.5 is guessing. Mean over victims.",
+            guess=0.5,
             headline=attack == self._first,
             column=60 if attack in (self._first, "rmia") else None,
         )
@@ -180,6 +181,7 @@ class Membership(Game):
                 f"{attack}_tpr_at_{100 * rate:g}",
                 f"{label} TPR at {percent}",
                 f"Members found where {percent} of non-members are taken for members, all victims' rows together.",
+                guess=rate,
             ).of(tpr, interval, floor=rate)
         return found
 
@@ -204,7 +206,7 @@ class Membership(Game):
                 )
             if auc:
                 key, meaning = f"{self._first}_auc/{kind}{name}", f"The AUC of {attack} among rows of {name}."
-                about = self._about(key, f"{attack} AUC, {name}", meaning)
+                about = self._about(key, f"{attack} AUC, {name}", meaning, guess=0.5)
                 found |= about.of(sum(auc) / len(auc), _interval(asked, truth), floor=0.5)
         return found
 

@@ -104,8 +104,9 @@ class Proportion(Game):
         gain = replace(GAIN.named(attack=attack), headline=first)
         found |= gain.of(1 - error / prior, (1 - ends[1] / prior, 1 - ends[0] / prior), floor=0.0)
         if squared:
-            leaked = N_LEAKED.named(attack=attack)
-            found |= leaked.of(leaked_by_estimates(truth, squared), floor=leaked_by_estimates(truth, blindly))
+            least = leaked_by_estimates(truth, blindly)
+            leaked = replace(N_LEAKED.named(attack=attack), guess=least)
+            found |= leaked.of(leaked_by_estimates(truth, squared), floor=least)
         if optimum is not None and prior - optimum > 1e-9:
             found |= SHARE_OF_OPTIMUM.named(attack=attack).of((prior - error) / (prior - optimum))
         return found
@@ -117,9 +118,9 @@ ERROR = Metric(
     "Mean over victims of the distance between the estimated and the true share of the property group. Its floor is "
     "the error of who guesses the middle share and asks nothing.",
     SHARE,
-    "greater",
     low=0.0,
     high=1.0,
+    instead="attack/{attack}/error_removed",
 )
 GAIN = Metric(
     "attack/{attack}/error_removed",
@@ -130,6 +131,7 @@ GAIN = Metric(
     "less",
     high=1.0,
     column=61,
+    guess=0.0,
 )
 N_LEAKED = Metric(
     "attack/{attack}/n_leaked",

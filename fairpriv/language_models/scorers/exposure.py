@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fairpriv.data.texts import Example
@@ -88,12 +88,13 @@ class Exposure(Scorer):
         found, floor = _bits(records, planted=True), mean_exposure(records[0]["candidates"])
         low, high = bounded_interval(found, most)
         first = sum(record["rank"] == 1 for record in records if record["planted"])
-        measured = EXPOSURE.of(statistics.fmean(found), (low, high), floor=floor)
+        measured = replace(EXPOSURE, guess=floor).of(statistics.fmean(found), (low, high), floor=floor)
         if other := _bits(records, planted=False):
             measured |= UNPLANTED.of(statistics.fmean(other), bounded_interval(other, most))
         measured |= FIRST.of(first / len(found), wilson_interval(first, len(found)))
         measured |= CANDIDATES.of(records[0]["candidates"])
-        measured |= SCORE.of(1 - statistics.fmean(found) / most, (1 - high / most, 1 - low / most))
+        score = replace(SCORE, guess=1 - floor / most)
+        measured |= score.of(1 - statistics.fmean(found) / most, (1 - high / most, 1 - low / most))
         return Scored(measured, records)
 
     def rescore(self, records: Sequence[Mapping[str, Any]]) -> float | None:

@@ -31,6 +31,7 @@ AUC = Metric(
     "less",
     0.0,
     1.0,
+    guess=0.5,
 )
 TPR = Metric(
     "{attack}_tpr_at_{percent}",
@@ -167,7 +168,7 @@ class PairMembership(Scorer):
             measured |= about.of(area, (low, high), floor=0.5)
             for rate in self.fpr or ([0.01] if n0 >= 100 else []):
                 found, interval = rates_at(torch.tensor(values), member, rate)
-                about = TPR.named(attack=attack, percent=f"{100 * rate:g}")
+                about = replace(TPR.named(attack=attack, percent=f"{100 * rate:g}"), guess=rate)
                 measured |= about.of(found, interval, floor=rate)
             if attack == "difference":
                 measured |= SCORE.of(_score(area), (_score(high), _score(low)))
