@@ -174,7 +174,7 @@ def test_rows_of_a_world_are_in_random_order(tmp_path):
         ({"rows": 0}, r"game\.rows=0"),
         (
             {"rows": 100_000},
-            r"game\.rows=100000: people has \d+ training rows per world \(\d+ of a, \d+ of the others\)",
+            r"game\.rows=100000: people has \d+ training rows per world \(\d+ of a, \d+ of the others\): lower it, or",
         ),
         (
             {"min_cell": 11},
@@ -221,6 +221,29 @@ def test_worlds_without_a_row_to_train_on_are_refused(tmp_path):
     counts = dict.fromkeys([("a", 0), ("a", 1), ("b", 0), ("b", 1)], 3)
     with pytest.raises(InputError, match=r"no row of .* is left to train on: lower game\.adversary_share"):
         game(tmp_path, counts, groups=("a", "b"), min_cell=0, test_share=0.9, validation_share=0.05)
+
+
+@pytest.mark.parametrize(
+    ("min_cell", "message"),
+    [
+        (5, r"all the data: 50, 1 of them distinct: .*mends that: give features that tell these rows apart, or name"),
+        (0, r"no row of group=[ab] is left to train on \(its 100 rows are 2 distinct ones: .*: give features"),
+    ],
+)
+def test_rows_that_are_all_alike_are_said_to_be(tmp_path, min_cell, message):
+    counts = dict.fromkeys([("a", 0), ("a", 1), ("b", 0), ("b", 1)], 50)
+    rows = [f"1,{group},{label}\n" for (group, label), n in counts.items() for _ in range(n)]
+    (tmp_path / "alike.csv").write_text("x,group,label\n" + "".join(rows))
+    dataset = TabularDataset(
+        "alike",
+        Files(["alike.csv"], folder=str(tmp_path)),
+        "label",
+        "group",
+        positive=[1],
+        groups={"group": ["a", "b"]},
+    )
+    with pytest.raises(InputError, match=message):
+        GameDataModule(dataset, GameSettings(min_cell=min_cell), 0).setup()
 
 
 def test_label_that_a_world_does_not_hold_is_named(tmp_path):

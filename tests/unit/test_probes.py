@@ -501,5 +501,6 @@ def test_only_what_the_model_adds_counts_as_attribute_inference(subject):
     assert everything.metrics["eval/attribute/gain"] == pytest.approx(
         1 - everything.metrics["eval/attribute/imputation_accuracy"]
     )
+    assert everything.described["eval/attribute/gain"].guess == 0
     low, _ = everything.intervals["eval/attribute/gain"]
     assert low > 0.3

@@ -384,14 +384,21 @@ class GameDataModule(LightningDataModule):
         """Draw the row numbers of world 0 and world 1 of a part, as many as possible."""
         own, rest = self._sides(part)
         if part == "train" and not min(own, rest):
+            scarcer = (self.table.s == self.property_code) == (own < rest)
+            total, distinct = int(scarcer.sum()), len(np.unique(self.twins[scarcer]))
+            alike, advice = "", "lower game.adversary_share, game.test_share or game.validation_share"
+            if distinct < min(total, len(_PARTS) + 1):  # one is the adversary's half
+                alike = f" (its {total} rows are {distinct} distinct ones: equal rows are kept together)"
+                advice = "give features that tell rows apart"
             raise InputError(
-                f"{self.table.name}: no row of {self._scarcer()} is left to train on: lower game.adversary_share, "
-                "game.test_share or game.validation_share, or give more data"
+                f"{self.table.name}: no row of {self._scarcer()} is left to train on{alike}: {advice}, or give more "
+                "data"
             )
         if part == "train" and self.game.rows is not None and self.game.rows > min(own, rest):
             raise InputError(
                 f"game.rows={self.game.rows}: {self.table.name} has {min(own, rest)} training rows per world "
-                f"({own} of {self.group_names[self.property_code]}, {rest} of the others)"
+                f"({own} of {self.group_names[self.property_code]}, {rest} of the others): lower it, or set it to null "
+                "to take as many as there are"
             )
         return self._draw(self.parts[part], rng, [self._world_rows(part)], what=part)[0]
 
@@ -473,7 +480,8 @@ class GameDataModule(LightningDataModule):
                     equal = f", {distinct} of them distinct: equal rows are kept together" if distinct < total else ""
                     leave_out = self._without_a_group() + or_label
                     if distinct < len(_PARTS):  # no share of the data gives each part one
-                        advice = f"no other game.min_cell or share mends that: {leave_out}"
+                        apart = "give features that tell these rows apart, or " if distinct < total else ""
+                        advice = f"no other game.min_cell or share mends that: {apart}{leave_out}"
                     else:
                         other = self._other_property(label, group, part)
                         lower = "lower game.min_cell (so few rows measure little), " if count else ""
