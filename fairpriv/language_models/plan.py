@@ -411,15 +411,26 @@ class _Place(Pretrained):
         return self.inside
 
 
-@functools.cache  # cells of a grid ask for the same ones
-def config_at(
-    path: str, revision: str | None, trust: bool, key: str, package: str | None = None, inside: str | None = None
-) -> Any:
+def config_at(*where: Any) -> Any:
     """Read the config.json of a folder, or of a model on the hub, of which nothing else is fetched, or in a package.
+
+    Args:
+        where: path, revision, whether remote code is trusted, and the config key that errors name; and what a package
+            carries: its name, and the file in it.
 
     Raises:
         InputError: it cannot be had.
     """
+    found = _config_at(*where)
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+@functools.cache  # cells of a grid ask for the same ones; what cannot be had is not waited for again
+def _config_at(
+    path: str, revision: str | None, trust: bool, key: str, package: str | None = None, inside: str | None = None
+) -> Any:
     from transformers import AutoConfig
 
     folder = Path(path).expanduser()
@@ -436,10 +447,10 @@ def config_at(
         reason = (
             " ".join(str(error).split()).removeprefix(f"model.path={path}: ").partition("; or give a local folder")[0]
         )
-        raise InputError(
+        return InputError(
             f"{key}={path}: its config.json cannot be had ({reason[:300]}); give a folder that holds it, which "
             "needs no weights"
-        ) from error
+        )
 
 
 def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: int | None, tflops: float | None) -> int:
@@ -465,6 +476,7 @@ def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: in
         told["dataset"] = [config["dataset"]["max_tokens"], config["dataset"]["samples"]]
         arms.setdefault(json.dumps(told, sort_keys=True, default=str), []).append(config)
     table = Table("cells", "model", "defence", "GB", "", "most in", "which is", "minutes a cell")
+    unknown: dict[str, list[str]] = {}  # arms, by the reason for which nothing is known of them
     notes, seconds, status = [], 0.0, 0
     for cells in arms.values():
         config, count = cells[0], len(cells)
@@ -475,7 +487,7 @@ def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: in
             top, took = max(planner.stages(), key=lambda stage: stage.total), planner.work() / speed / 1e12
         except (InputError, NotImplementedError) as error:
             table.add_row(str(count), *arm, "?")
-            notes.append(f"{', '.join(arm)}: {error}")
+            unknown.setdefault(str(error), []).append(", ".join(arm))
             status |= isinstance(error, InputError)
             continue
         seconds += took * count * planner.processes / max(devices, planner.processes)
@@ -487,6 +499,7 @@ def plan(configs: Sequence[Mapping[str, Any]], memory: float | None, devices: in
             status |= gpu
             need = f"{top.name} needs {top.total / GB:.3g} GB of {most / GB:.3g}"
             notes.append(f"{', '.join(arm)}: {need}: set {advice(planner, top)}")
+    notes = [*(f"{'; '.join(dict.fromkeys(told))}: {reason}" for reason, told in unknown.items()), *notes]
     console = Console(width=140, markup=False, highlight=False)
     console.print(table)
     where = f"{devices} x {room / GB:.3g} GB" if gpu else f"this machine's {room / GB:.3g} GB"

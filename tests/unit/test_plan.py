@@ -196,11 +196,15 @@ def test_a_plan_refuses_pairs_that_a_run_refuses(folder, capsys, word):
     assert f"{word}: must be at least" in out
 
 
-def test_a_plan_of_a_model_that_is_not_at_hand_asks_for_its_config(tmp_path, capsys):
-    words = ["experiment=quickstart_llm", "model=hf", f"model.path={tmp_path}", "defense=none"]
+def test_a_plan_of_a_model_that_is_not_at_hand_asks_for_its_config(tmp_path, capsys, monkeypatch):
+    read, asked = AutoConfig.from_pretrained, []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **more: asked.append(args) or read(*args, **more))
+    words = ["experiment=quickstart_llm", "model=hf", f"model.path={tmp_path}", "defense=none,lora,spin"]
     status, out, _ = told(capsys, *words, "--memory", "80")
     assert status == 1
-    assert "its config.json cannot be had" in out
+    assert asked == [(str(tmp_path),)]  # not once an arm: each time the hub would be waited for
+    assert out.count("its config.json cannot be had") == 1
+    assert f"hf, none; hf, lora; hf, spin: model.path={tmp_path}: its config.json" in out
     assert "needs no weights" in out
     assert "In all" not in out  # nothing is known
 
