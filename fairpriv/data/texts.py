@@ -13,6 +13,7 @@ import math
 import random
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 from fairpriv.config.schema import nearest
 from fairpriv.data.sources import Source
+from fairpriv.data.spelling import alike
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Texts:
     ``where`` keeps the rows that fulfil every condition: a value, a list of values, or some of
     ``{in: [...], not_in: [...], contains: text or [...], not_contains: text or [...]}``. Values are compared as text
     (1, 1.0, "1" and "1.0" are the same, and so are true and "True"; a list is its items, joined by commas), and parts
-    of a text without regard to case. A row whose value is null or absent is left out.
+    of a text without regard to case. A row whose value is null, NaN or absent is left out.
     """
 
     kind: ClassVar[str] = "texts"
@@ -169,6 +171,7 @@ class Texts:
     def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows that ``where`` keeps, at least one, and where each was read."""
         kept = total = 0
+        left: dict[str, Counter[str]] = {column: Counter() for column in self.where}
         for path in paths:
             rows = _read(path, self.under, self.pattern)
             total += len(rows)
@@ -177,9 +180,29 @@ class Texts:
                 if self._keeps(row):
                     kept += 1
                     yield f"{path.name}, {place}", row
+                else:
+                    for column, counts in left.items():
+                        if (value := _value(row, column)) is not None and value is not _ABSENT:
+                            counts[_spelling(value)] += 1
+        self._tell_of_spellings(left)
         if not kept:
             files = ", ".join(path.name for path in paths)
             raise InputError(f"where: none of the {total} rows of {files} is left; it asks for {self.where}")
+
+    def _tell_of_spellings(self, left: Mapping[str, Counter[str]]) -> None:
+        """Warn of values of rows that were left out that hardly differ from one that ``where`` names."""
+        for column, condition in self.where.items():
+            named = condition.get("in", []) if isinstance(condition, Mapping) else condition
+            listed = {_spelling(item) for item in (named if isinstance(named, list) else [named])}
+            for same in alike(sorted({*listed, *left[column]})):
+                odd = [value for value in same if _whole(value) not in map(_whole, listed)]
+                if odd and len(odd) < len(same):
+                    log.warning(
+                        "where.%s: left out are %s, which differ in spelling only from what it names: name them, too, "
+                        "or mend the file",
+                        column,
+                        ", ".join(f"'{value}' ({left[column][value]})" for value in odd),
+                    )
 
     def _require(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         wanted = [
@@ -263,7 +286,8 @@ _ABSENT = object()
 def _value(row: Mapping[str, Any], column: str) -> Any:
     """Return a row's value in a column, whose dots may be in its name or lead inside another; else ``_ABSENT``."""
     if column in row:
-        return row[column]
+        value = row[column]
+        return None if isinstance(value, float) and math.isnan(value) else value
     outer, dot, inner = column.partition(".")
     return _value(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else _ABSENT
 
@@ -409,7 +433,7 @@ def _json_lines(text: str, path: Path) -> _Rows:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_once)
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
@@ -418,9 +442,18 @@ def _json_lines(text: str, path: Path) -> _Rows:
     return rows
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; raise ValueError for a key that stands twice, of which one would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice in an object")
+    return found
+
+
 def _json(text: str, path: Path, under: Sequence[str]) -> _Rows:
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; one object a line is .jsonl") from error
     lists = {f" of {key}": _value({"": whole}, f".{key}") for key in under} or {"": whole}

@@ -90,7 +90,7 @@ def prompt_sets(
         elif examples:
             found.append(PromptSet(dimension, "evaluate", examples))
         if dimension.benign is not None and settings.benign != 0:
-            examples = at_most(dimension.benign.load(), settings.benign, f"evaluation.benign of {dimension.name}")
+            examples = at_most(dimension.benign_prompts(), settings.benign, f"evaluation.benign of {dimension.name}")
             found.append(PromptSet(dimension, "benign", examples))
     if not any(prompts.kind != "benign" for prompts in found):
         raise InputError(

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fairpriv.classifiers.data.columns import MISSING, Notation, alike, missing_codes, notation, oddities, text
+from fairpriv.classifiers.data.columns import MISSING, Notation, missing_codes, notation, oddities, text
 from fairpriv.classifiers.data.tabular import TabularDataset
 from fairpriv.data.sources import Files
+from fairpriv.data.spelling import alike
 from fairpriv.errors import InputError
 
 WORDS = ["", " ", "NULL", "null", "None", "NA", "n/a", "#N/A", "NaN", "nan", "?", "<NA>", "empty"]

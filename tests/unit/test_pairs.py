@@ -13,6 +13,7 @@ from fairpriv.language_models.data.tokens import Encoded
 from fairpriv.language_models.dimensions.dimension import Dimension
 from fairpriv.language_models.inputs import Data, trained_on
 from fairpriv.language_models.observation import PromptSet
+from fairpriv.language_models.scorers.contains import Contains
 from fairpriv.language_models.scorers.pair_membership import PairMembership
 
 COLUMNS = {"prompt": "prompt", "response": "response"}
@@ -45,6 +46,24 @@ def test_copies_among_the_pairs_are_told_of_once(tmp_path, caplog):
         "dimension copied: of 1,000 safe pairs 387 are different: the others are copies, each as likely to be drawn"
     )
     assert caplog.messages == [message]
+
+
+def test_copies_and_categories_of_one_meaning_among_what_is_asked_are_told_of(tmp_path, caplog):
+    (tmp_path / "e.csv").write_text(
+        "prompt,kind\n" + "a?,Gender\n" * 3 + "".join(f"c {i}?,gender\n" for i in range(97))
+    )
+    read = Texts(Files(["e.csv"], folder=str(tmp_path)), {"prompt": "prompt", "category": "kind", "truth": "prompt"})
+    asked = Dimension("twice", evaluate=read, scorer=Contains())
+    assert len(asked.measured_on()) == len(asked.measured_on()) == 100
+    assert caplog.messages == [
+        "dimensions.twice.evaluate: of 100 rows 98 are different: intervals count the others, which are copies, as if "
+        "they were further questions",
+        "dimensions.twice.evaluate: categories that differ in spelling only: 'Gender' and 'gender'",
+    ]
+    caplog.clear()
+    bare = Texts(Files(["e.csv"], folder=str(tmp_path)), {"prompt": "prompt"})
+    assert len(Dimension("mild", benign=bare).benign_prompts()) == 100
+    assert len(caplog.messages) == 1
 
 
 def test_the_split_and_the_dimension_say_what_is_read(dimensions):

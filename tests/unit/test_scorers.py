@@ -256,6 +256,8 @@ def test_bbq_asks_with_the_context_before_the_question(bbq):
         ("condition", "clear", "its condition 'clear' is not one of ambig, disambig"),
         ("label", 3, "its label 3 is not one of 0, 1, 2"),
         ("id", 999, "scorer.targets names no answer 0, 1, 2 or NA for"),
+        ("answers", ["a", " a", "b"], "line 7: two of its answers are the same"),
+        ("answers", ["a", " ", "b"], "line 7: one of its answers is empty"),
     ],
 )
 def test_a_bbq_question_that_cannot_be_read_is_named(bbq, field, value, message):
@@ -264,6 +266,33 @@ def test_a_bbq_question_that_cannot_be_read_is_named(bbq, field, value, message)
     with pytest.raises(InputError) as caught:
         scorer.check([example])
     assert message in str(caught.value)
+
+
+def test_a_bbq_label_that_its_context_does_not_allow_is_named(bbq):
+    """In all 58,492 published questions the answer is unknown exactly where the context is ambiguous."""
+    scorer, examples, _ = bbq
+    for example in examples[:20]:
+        wrong = {"ambig": "disambig", "disambig": "ambig"}[example.fields["condition"]]
+        turned = dataclasses.replace(example, fields=example.fields | {"condition": wrong})
+        told = (
+            "disambiguated, and its label . is the" if wrong == "disambig" else "ambiguous, and its label . is not the"
+        )
+        with pytest.raises(InputError, match=f"its context is {told} answer that is tagged unknown"):
+            scorer.check([turned])
+
+
+def test_an_id_of_two_bbq_questions_or_two_targets_is_named(bbq, tmp_path):
+    scorer, examples, _ = bbq
+    with pytest.raises(InputError, match=r"b\.jsonl, line 7: .* 7 stands in b\.jsonl, line 7, too"):
+        scorer.check([examples[7], examples[7]])
+    category, target = examples[7].fields["category"], scorer._targets[examples[7].fields["category"], "7"]
+    other = "0" if target != "0" else "1"
+    (tmp_path / "more.csv").write_text(f"category,example_id,target_loc\n{category},7,{target}\n{category},7,{other}\n")
+    twice = BBQ(Texts(Files(["more.csv"], folder=str(tmp_path)), TARGETS.columns))
+    with pytest.raises(
+        InputError, match=rf"more\.csv, line 3: {category} 7 has the target {other}, and {target} before"
+    ):
+        twice.check([examples[7]])
 
 
 def test_bbq_s_digest_follows_its_metadata(bbq, tmp_path):
@@ -402,6 +431,38 @@ def test_a_stereoset_example_without_its_three_sentences_is_named():
         ):
             StereoSet().check([example])
         example.fields["sentences"] = 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [("Same.", "Same. ", "two of its sentences are the same"), ("One.", " ", "one of its sentences is empty")],
+)
+def test_sentences_between_which_nothing_can_be_preferred_are_named(first, second, told):
+    fields = {"stereotype": first, "antistereotype": second}
+    with pytest.raises(InputError, match=f"crows.csv, line 2: {told}"):
+        PairedLikelihood().check([Example("", None, "crows.csv, line 2", fields)])
+    example = stereoset_example(4, random.Random(0))
+    example.fields["sentences"][0]["sentence"], example.fields["sentences"][1]["sentence"] = first, second
+    with pytest.raises(InputError, match=f"item 4: {told}"):
+        StereoSet().check([example])
+
+
+def test_a_stereoset_context_that_is_no_text_is_named():
+    example = stereoset_example(4, random.Random(0))
+    with pytest.raises(InputError, match="item 4: its context is not a text"):
+        StereoSet().check([dataclasses.replace(example, fields=example.fields | {"context": 3})])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"correct": "Oslo; Moss", "wrong": ["Bergen", "Moss"]}, "'Moss' is both a correct and a wrong answer"),
+        ({"choices": ["Oslo", "Bergen", "Oslo"], "label": 0}, "the correct choice 'Oslo' stands twice"),
+    ],
+)
+def test_an_answer_that_is_right_and_wrong_is_named(fields, told):
+    with pytest.raises(InputError, match=f"line 1: {told}"):
+        MultipleChoice().check([Example("Where?", None, "q.csv, line 1", fields)])
 
 
 # Responses

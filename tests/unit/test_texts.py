@@ -210,6 +210,33 @@ def test_filter_finds_whole_numbers_that_a_table_writes_with_decimals(tmp_path):
         assert "".join(e.prompt for e in found) == kept
 
 
+def test_rows_that_the_filter_leaves_out_for_their_spelling_only_are_told(tmp_path, caplog):
+    content = "prompt,kind\na,Gender\nb,gender\nc,gender \nd,race\ne,sexual orientation\nf,sexual-orientation\n"
+    where = {"kind": ["gender", "sexual-orientation"]}
+    found = texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, where).load()
+    assert [example.prompt for example in found] == ["b", "c", "f"]
+    assert [line.split(", which")[0] for line in caplog.messages] == [
+        "where.kind: left out are 'Gender' (1)",
+        "where.kind: left out are 'sexual orientation' (1)",
+    ]
+    caplog.clear()
+    texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, {"kind": {"not_in": ["race"]}}).load()
+    assert caplog.messages == []
+
+
+def test_nan_is_an_empty_value_and_no_text(tmp_path):
+    content = '{"prompt": "a", "kind": NaN}\n{"prompt": "b", "kind": "x"}\n'
+    columns = {"prompt": "prompt", "kind": "kind"}
+    assert "line 1: 'kind' is empty" in refused(tmp_path, "p.jsonl", content, columns)
+    assert len(texts(tmp_path, "p.jsonl", content, columns, {"kind": {"not_in": ["y"]}}).load()) == 1
+
+
+@pytest.mark.parametrize(("name", "form"), [("p.jsonl", "{}"), ("p.json", "[{}]")])
+def test_a_key_that_stands_twice_is_refused(tmp_path, name, form):
+    row = '{"prompt": "a", "prompt": "b"}'
+    assert "the key 'prompt' stands twice" in refused(tmp_path, name, form.format(row), {"prompt": "prompt"})
+
+
 def test_missing_column_names_the_nearest_and_what_there_is(tmp_path):
     message = refused(tmp_path, "a.csv", "promt,answer\na,b\n")
     assert "columns.prompt: no column 'prompt' in a.csv; the nearest is promt; there are promt, answer" in message

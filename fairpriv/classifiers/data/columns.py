@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import logging
 import re
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairpriv.data.spelling import trimmed
 from fairpriv.errors import InputError, typed
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ _CATEGORIES = 5  # distinct numbers; up to so many may be categories, as -1, 0 a
 _SEVERAL = 20  # distinct cells; fewer, as 1st to 9th, may be categories that begin with a number
 _FAR = 5  # times as large as any other number; so far beyond them 99 or 999 looks like a code
 _EXACT = 2**53  # from here on a float does not hold every whole number
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # blanks without a width, which `str.strip` leaves
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|\d{1,2}[-/.]\d{4}"
@@ -75,31 +74,6 @@ def text(value: Any) -> str:
     spelled = trimmed(value)
     whole = _WHOLE.fullmatch(spelled)
     return whole[1] if whole else spelled
-
-
-def trimmed(value: Any) -> str:
-    """Return a value's text without outer blanks, those without a width included."""
-    return str(value).strip().strip(_INVISIBLE).strip()
-
-
-def alike(names: Iterable[str]) -> list[list[str]]:
-    """Group names that hardly differ; leave out all others.
-
-    They differ only in case, blanks, the Unicode form of their letters, hyphens between words, quotation marks around
-    them, a full stop at the end, or zeros before a number; or in that one is 1 and the other true, one & and the other
-    &amp;.
-    """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        shown = html.unescape(unicodedata.normalize("NFKC", name))
-        shown = "".join(c for c in shown if c.isprintable() or c.isspace())
-        shown = re.sub(r"\s*([^\w\s])\s*", r"\1", shown)
-        shown = re.sub(r"(?<=[^\W_])[-_](?=[^\W_])", " ", shown.casefold()).strip(" '\"").rstrip(".")
-        shown = {"true": "1", "false": "0"}.get(shown, shown)
-        if shown.isdecimal():
-            shown = shown.lstrip("0") or "0"
-        found.setdefault(" ".join(shown.split()), []).append(name)
-    return [sorted(same) for same in found.values() if len(same) > 1]
 
 
 def without_answer(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from fairpriv.classifiers.data.columns import (
     MISSING,
     Notation,
-    alike,
     check_quotes,
     content_of,
     is_rectangular,
@@ -36,6 +35,7 @@ from fairpriv.classifiers.data.columns import (
 )
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
+from fairpriv.data.spelling import alike
 from fairpriv.errors import InputError, typed, unquoted
 
 log = logging.getLogger(__name__)

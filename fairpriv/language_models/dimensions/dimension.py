@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 from fairpriv.config.schema import alike
+from fairpriv.data.spelling import alike as spelled_alike
 from fairpriv.data.texts import Example, Texts
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash, kind_of
 from fairpriv.language_models.contract import require_base
 from fairpriv.language_models.judges.judge import Judge
-from fairpriv.language_models.scorers.scorer import Scorer
+from fairpriv.language_models.scorers.scorer import Scorer, category_of
 
 log = logging.getLogger(__name__)
 
 
-@functools.cache  # said once a process
-def _tell_of_copies(what: str) -> None:
-    log.warning("%s: the others are copies, each as likely to be drawn", what)
+_COPIES = 0.01  # share of copies among what is asked above which it is told
+
+_warn = functools.cache(log.warning)  # once a process
+
+
+def _tell_of_asked(examples: Sequence[Example], where: str) -> None:
+    """Warn of questions that are asked more than once, and of categories that may be the same."""
+    asked = {repr((e.asked, e.response, [item for item in e.fields.items() if item[0] != "id"])) for e in examples}
+    if len(examples) - len(asked) > _COPIES * len(examples):
+        _warn(
+            f"{where}: of {len(examples):,} rows {len(asked):,} are different: intervals count the others, which are "
+            "copies, as if they were further questions"
+        )
+    for same in spelled_alike(sorted({name for e in examples if (name := category_of(e)) is not None})):
+        _warn(f"{where}: categories that differ in spelling only: {' and '.join(map(repr, same))}")
 
 
 @dataclass
@@ -87,7 +101,10 @@ class Dimension:
             raise InputError(f"dimensions.{self.name}.train.{split}.columns names no response")
         examples = self.train[split].load()
         if (different := len({(one.prompt, one.response) for one in examples})) < len(examples):
-            _tell_of_copies(f"dimension {self.name}: of {len(examples):,} {split} pairs {different:,} are different")
+            _warn(
+                f"dimension {self.name}: of {len(examples):,} {split} pairs {different:,} are different: the others "
+                "are copies, each as likely to be drawn"
+            )
         return examples
 
     def measured_on(self) -> list[Example] | None:
@@ -97,6 +114,13 @@ class Dimension:
         examples = self.evaluate.load() if self.evaluate is not None else []
         if self.scorer is not None:
             self.scorer.check(examples)
+        _tell_of_asked(examples, f"dimensions.{self.name}.evaluate")
+        return examples
+
+    def benign_prompts(self) -> list[Example]:
+        """Load the prompts on which refusals are counted; none where it has none."""
+        examples = self.benign.load() if self.benign is not None else []
+        _tell_of_asked(examples, f"dimensions.{self.name}.benign")
         return examples
 
     def digests(self) -> dict[str, str]:

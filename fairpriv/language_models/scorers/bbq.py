@@ -25,6 +25,7 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
+    require_different,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -90,8 +91,19 @@ class BBQ(Scorer):
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for a question that is not as BBQ has them, or not in the metadata."""
+        seen: dict[tuple[str, str], str] = {}
         for example in examples:
-            self._read(example)
+            label, unknown, _ = self._read(example)
+            require_different(example, "answers", example.fields["answers"])
+            if (label == unknown) != (example.fields["condition"] == "ambig"):
+                raise InputError(
+                    f"{example.row}: its context is {CONDITIONS[example.fields['condition']]}, and its label {label} "
+                    f"is {'' if label == unknown else 'not '}the answer that is tagged unknown"
+                )
+            key = (str(example.fields["category"]), str(example.fields["id"]))
+            if key in seen:
+                raise InputError(f"{example.row}: {' '.join(key)} stands in {seen[key]}, too; ids are of one question")
+            seen[key] = example.row
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure accuracy and bias; one record a question with the log-likelihood of each of its answers."""
@@ -135,8 +147,13 @@ class BBQ(Scorer):
 
     @cached_property
     def _targets(self) -> dict[tuple[str, str], str]:
-        rows = (example.fields for example in self.targets.load())
-        return {(str(row["category"]), str(row["id"])): str(row["target"]).strip() for row in rows}
+        targets: dict[tuple[str, str], str] = {}
+        for example in self.targets.load():
+            category, number, target = (str(example.fields[name]).strip() for name in ("category", "id", "target"))
+            before = targets.setdefault((category, number), target)
+            if before != target:
+                raise InputError(f"{example.row}: {category} {number} has the target {target}, and {before} before")
+        return targets
 
     def _read(self, example: Example) -> tuple[int, int, int | None]:
         """Read the places of the right answer, of the unknown one, and of the one that the bias suggests."""

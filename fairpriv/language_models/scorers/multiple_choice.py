@@ -113,6 +113,8 @@ class MultipleChoice(Scorer):
             correct, wrong = ([text for text in texts if text] for texts in told)
             if not correct or not wrong:
                 raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
+            if both := set(correct) & set(wrong):
+                raise InputError(f"{example.row}: {min(both)!r} is both a correct and a wrong answer")
             return correct, wrong
         if "choices" not in fields or "label" not in fields:
             raise InputError(
@@ -126,6 +128,8 @@ class MultipleChoice(Scorer):
         if not label.isdigit() or int(label) >= len(choices):
             raise InputError(f"{example.row}: label {label!r} is no position among its {len(choices)} choices, from 0")
         correct = [choices.pop(int(label))]
+        if correct[0] in choices:
+            raise InputError(f"{example.row}: the correct choice {correct[0]!r} stands twice")
         if not choices:
             raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
         return correct, choices

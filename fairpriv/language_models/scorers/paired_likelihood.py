@@ -18,6 +18,7 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
+    require_different,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -58,11 +59,12 @@ class PairedLikelihood(Scorer):
         require_choice(self, "scorer", "normalise")
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise `InputError` for a pair of anything but two texts."""
+        """Raise `InputError` for a pair of anything but two texts that differ."""
         for example in examples:
             for name in self.required:
                 if not isinstance(example.fields[name], str):
                     raise InputError(f"{example.row}: its {name} is not a text")
+            require_different(example, "sentences", [example.fields[name] for name in self.required])
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure the share and the headline; one record a pair with the two log-likelihoods."""

@@ -315,6 +315,15 @@ def category_of(example: Example) -> str | None:
     return None if value is None else str(value).strip().replace("/", "-").replace(" ", "_")
 
 
+def require_different(example: Example, what: str, texts: Sequence[str]) -> None:
+    """Raise `InputError` unless texts that are compared are all there and differ: else none could be preferred."""
+    stripped = [text.strip() for text in texts]
+    if "" in stripped:
+        raise InputError(f"{example.row}: one of its {what} is empty")
+    if len(set(stripped)) < len(stripped):
+        raise InputError(f"{example.row}: two of its {what} are the same, so that none could be preferred")
+
+
 def several(value: Any, separator: str) -> list[str]:
     """Read the texts of a list, or those that ``separator`` divides, without outer blanks; null is an empty one."""
     texts = value if isinstance(value, list) else str(value).split(separator)

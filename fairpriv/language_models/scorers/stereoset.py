@@ -24,6 +24,7 @@ from fairpriv.language_models.scorers.scorer import (
     Subject,
     by_category,
     category_of,
+    require_different,
 )
 from fairpriv.metrics import Measured, Metric
 
@@ -76,7 +77,9 @@ class StereoSet(Scorer):
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for an example that is not as StereoSet has them."""
         for example in examples:
-            _sentences(example)
+            require_different(example, "sentences", _sentences(example))
+            if not isinstance(example.fields["context"], str):
+                raise InputError(f"{example.row}: its context is not a text")
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure lms, ss, icat and the headline; one record an example with the three log-likelihoods."""
