@@ -324,6 +324,10 @@ def _empty(value: Any) -> bool:
 def _messages(told: dict[str, Any], where: str) -> list[dict[str, str]]:
     """Return the messages of a prompt that is a conversation, and leave its text in their place."""
     turns = told.get("prompt")
+    if isinstance(turns, str) and re.match(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""", turns):
+        raise InputError(
+            f"{where}: its prompt is a conversation written as text: .jsonl, .json and .parquet hold lists"
+        )
     if not isinstance(turns, list):
         return []
     for number, turn in enumerate(turns, start=1):
@@ -332,6 +336,8 @@ def _messages(told: dict[str, Any], where: str) -> list[dict[str, str]]:
         role, known = turn.get("role"), ("user", "assistant") if number > 1 else ("system", "user", "assistant")
         if role not in known:
             raise InputError(f"{where}: message {number} of its prompt has the role {role}, not {' or '.join(known)}")
+        if not turn["content"].strip():
+            raise InputError(f"{where}: message {number} of its prompt is empty")
     if turns[-1]["role"] != "user":
         raise InputError(f"{where}: the last message of its prompt is not the user's: there is nothing to answer")
     messages = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]

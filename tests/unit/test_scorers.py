@@ -555,6 +555,18 @@ def test_contains_is_the_share_of_responses_with_any_of_their_truths():
         Contains("less")
 
 
+def test_a_large_float_is_the_whole_number_that_it_was():
+    """A table with an empty cell holds its numbers as floats, and 1e+16 is not what an answer says."""
+    examples = [question(0, truth=1e16), question(1, truth=[12345678901234567.0])]
+    found = Contains().score(None, examples, ["It is 10000000000000000.", "12,345,678,901,234,568"])
+    assert found.outcomes == [True, True]
+
+
+def test_a_truth_that_is_an_object_is_named():
+    with pytest.raises(InputError, match=r"q\.csv, line 2: its truth \{'a': 1\} is no text, number or list of these"):
+        Contains().check([question(0, truth={"a": 1})])
+
+
 def test_a_null_among_the_truths_is_no_text_that_an_answer_could_hold():
     found = Contains().score(None, [question(0, truth=["Paris", None])], ["None of these."])
     assert (found.outcomes, found.records[0]["truth"]) == ([False], ["Paris"])

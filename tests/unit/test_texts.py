@@ -479,6 +479,9 @@ def test_a_conversation_is_asked_as_messages_and_read_as_text(tmp_path):
         (["Hi."], "message 1 of its prompt is not {role: ..., content: text}"),
         ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "has the role system, not user or"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "is not the user's"),
+        ([{"role": "system", "content": "a"}, {"role": "user", "content": " "}], "message 2 of its prompt is empty"),
+        ('[{"role": "user", "content": "a"}]', "is a conversation written as text"),
+        ("[{'content': 'a', 'role': 'user'}]", "is a conversation written as text"),
     ],
 )
 def test_a_conversation_that_cannot_be_asked_names_its_row(tmp_path, turns, message):

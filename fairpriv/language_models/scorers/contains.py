@@ -57,6 +57,11 @@ class Contains(Scorer):
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `InputError` for a truth without a word or a number, which every response would hold."""
         for example in examples:
+            told = example.fields["truth"]
+            if not all(
+                isinstance(one, str | int | float | None) for one in (told if isinstance(told, list) else [told])
+            ):
+                raise InputError(f"{example.row}: its truth {str(told)[:60]} is no text, number or list of these")
             if any(not words(truth) for truth in self._truths(example)):
                 raise InputError(f"{example.row}: its truth {example.fields['truth']!r} has no word and no number")
 

@@ -326,8 +326,9 @@ def require_different(example: Example, what: str, texts: Sequence[str]) -> None
 
 def several(value: Any, separator: str) -> list[str]:
     """Read the texts of a list, or those that ``separator`` divides, without outer blanks; null is an empty one."""
-    texts = value if isinstance(value, list) else str(value).split(separator)
-    return ["" if text is None else str(text).strip() for text in texts]
+    texts = value if isinstance(value, list) else str(value).split(separator) if isinstance(value, str) else [value]
+    whole = (int(text) if isinstance(text, float) and text.is_integer() else text for text in texts)
+    return ["" if text is None else str(text).strip() for text in whole]
 
 
 def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple[float, float]:
