@@ -265,9 +265,10 @@ def check_task(config: Mapping[str, Any]) -> None:
         if task not in fitting:
             here = f"dataset={config['dataset']['name']} of" if group != "dataset" else "the config asks for"
             such = f", such as dataset={TASKS[task].dataset}" if group == "dataset" else ""
+            other = "".join(f", or dataset={TASKS[each].dataset}" for each in fitting if group != "dataset")
             raise InputError(
                 f"{group}={name} is for task={' or '.join(fitting)}, and {here} task={task}: choose a {group} of that "
-                f"task{such} (fairpriv ls {group})"
+                f"task{such} (fairpriv ls {group}){other}"
             )
     if task == "language_model" and not dimensions:
         raise InputError(

@@ -156,7 +156,8 @@ TEXT_CELL = {key: value for key, value in CONFIG.items() if key not in ("game", 
     [
         (
             CONFIG | {"defense": TUNING},
-            "defense=full is for task=language_model, and dataset=people of task=classifier",
+            "defense=full is for task=language_model, and dataset=people of task=classifier: "
+            r"choose a defense of that task \(fairpriv ls defense\), or dataset=pairs$",
         ),
         (
             CONFIG | {"model": LANGUAGE_MODEL},
@@ -164,7 +165,8 @@ TEXT_CELL = {key: value for key, value in CONFIG.items() if key not in ("game", 
         ),
         (
             CONFIG | {"dataset": TEXTS},
-            "dataset=pairs is for task=language_model, and the config asks for task=classifier",
+            "dataset=pairs is for task=language_model, and the config asks for task=classifier: "
+            r"choose a dataset of that task, such as dataset=adult \(fairpriv ls dataset\)$",
         ),
         (
             TEXT_CELL | {"defense": PENALTY},
