@@ -59,8 +59,9 @@ def load_results(places: Place | Sequence[Place], *, all_keys: bool = False) -> 
 
     Returns:
         A row for each cell, the oldest first: ``id``, ``status``, ``error``, ``degenerate`` (the reasons, joined),
-        dotted config keys (lists as tuples), metrics by their names, and the ends of their 95 % intervals as
-        ``NAME.low`` and ``NAME.high``. Values that a cell lacks are missing (NaN or None).
+        ``control`` (why it is a null control, whose leakage is no merit of a defence; else empty), dotted config keys
+        (lists as tuples), metrics by their names, and the ends of their 95 % intervals as ``NAME.low`` and
+        ``NAME.high``. Values that a cell lacks are missing (NaN or None).
 
     Raises:
         InputError: there is no such folder, or no result in it.
@@ -81,7 +82,8 @@ def load_results(places: Place | Sequence[Place], *, all_keys: bool = False) -> 
     rows = []
     for result, leaf in zip(results, leaves, strict=True):
         row: dict[str, Any] = {"id": result.id, "status": result.status, "error": result.error}
-        row |= {"degenerate": "; ".join(result.degenerate)} | {key: leaf.get(key) for key in shown} | result.metrics
+        row |= {"degenerate": "; ".join(result.degenerate), "control": result.control or ""}
+        row |= {key: leaf.get(key) for key in shown} | result.metrics
         for name, (low, high) in result.intervals.items():
             row |= {f"{name}.low": low, f"{name}.high": high}
         rows.append(row)

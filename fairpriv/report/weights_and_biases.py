@@ -147,6 +147,7 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
             run.define_metric(name, summary={1: "max", -1: "min", 0: None}[result.metric(name).sign])
     run.log(values)  # W&B draws panels of its own for what has a history
     summary: dict[str, Any] = {"status": result.status, "degenerate": result.degenerate, "error": result.error}
+    summary["control"] = result.control  # why it is one, else None
     shown = {name: metric for name in values if (metric := result.metric(name)).column is not None}
     floors = {floor: result.metric(floor) for name in shown if (floor := f"{name}_floor") in values}
     summary["described"] = json.dumps({name: metric.plain() for name, metric in (shown | floors).items()})
@@ -156,8 +157,8 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
     summary |= {f"git/{key}": value for key, value in (result.git or {}).items()}
     summary["task"] = "language_model" if is_language_model(result.config) else "classifier"
     run.summary.update(values | summary)  # after the history, or the summary would hold {"max": value}
-    if result.degenerate:
-        run.tags = (*(run.tags or ()), "degenerate")
+    marks = {"degenerate": result.degenerate, "control": result.control}
+    run.tags = (*(run.tags or ()), *(mark for mark, why in marks.items() if why))
 
 
 def _tables(run: wandb.Run, result: Result, folder: Path) -> None:

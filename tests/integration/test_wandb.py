@@ -163,7 +163,7 @@ def test_generations_decisions_edits_and_adapters_are_logged_and_whole_models_ar
     config = names | {"attack": {}, "dimensions": {"privacy": {}}, "game": {"world": 0}, "seed": 0, "sweep": None}
     result = Result("abc", "completed", config, {"eval/privacy/awareness": 0.5, "train/steps": None})
     result.artifacts = artifacts | {"model": "model", "whole": "whole"}
-    result.degenerate = ["it refuses everything"]
+    result.degenerate, result.control = ["it refuses everything"], "its rows do not depend on the world"
     result.intervals = {"eval/privacy/awareness": [0.4, 0.6], "train/steps": [None, None]}
     result.git = {"commit": "c" * 40, "dirty": False}
     result.write(cell / "result.json")
@@ -171,7 +171,8 @@ def test_generations_decisions_edits_and_adapters_are_logged_and_whole_models_ar
     with weights_and_biases.wandb_run(node, "abc", config) as logger:
         weights_and_biases.summarise(logger, result, cell)
     (one,) = runs(tmp_path)
-    assert list(one.run.tags) == ["x" * 64, "privacy", "degenerate"]
+    assert list(one.run.tags) == ["x" * 64, "privacy", "degenerate", "control"]
+    assert one.summary["control"] == result.control
     assert one.summary["eval/privacy/awareness"] == 0.5
     assert one.summary["degenerate"] == ["it refuses everything"]
     assert (one.summary["eval/privacy/awareness/lo"], one.summary["eval/privacy/awareness/hi"]) == (0.4, 0.6)

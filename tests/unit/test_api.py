@@ -88,12 +88,13 @@ def written(root: Path, seed: int, **fields) -> None:
 
 def test_results_become_a_table_with_a_row_for_each_cell(tmp_path):
     written(tmp_path, 0, metrics={"eval/accuracy": 0.5}, intervals={"eval/accuracy": [0.4, 0.6]})
-    written(tmp_path, 1, metrics={"eval/accuracy": None, "x": 2}, degenerate=["one", "two"])
+    written(tmp_path, 1, metrics={"eval/accuracy": None, "x": 2}, degenerate=["one", "two"], control="all rows")
     written(tmp_path, 2, status="failed", error="boom")
     table = fairpriv.load_results(tmp_path).set_index("seed")
     assert list(table.status) == ["completed", "completed", "failed"]
     assert list(table["defense.hidden"]) == [(8, 0), (8, 1), (8, 2)]
     assert (table.at[2, "error"], table.at[1, "degenerate"]) == ("boom", "one; two")
+    assert [*table["control"]] == ["", "all rows", ""]
     assert table.loc[0, ["eval/accuracy", "eval/accuracy.low", "eval/accuracy.high"]].tolist() == [0.5, 0.4, 0.6]
     assert table["eval/accuracy"].isna().tolist() == [False, True, True]
     assert table["x"].dtype == float
@@ -105,7 +106,9 @@ def test_a_table_has_what_differs_unless_every_key_is_asked_for(tmp_path):
     for seed in range(2):
         config = {"seed": seed, "dataset": {"name": "adult", "target": "income"}, "game": {"alpha": 1.0}}
         written(tmp_path, seed, config=config)
-    assert set(fairpriv.load_results([tmp_path])) == {"id", "status", "error", "degenerate", "seed", "dataset.name"}
+    assert set(fairpriv.load_results([tmp_path])) == {
+        *("id", "status", "error", "degenerate", "control", "seed", "dataset.name")
+    }
     assert {"dataset.target", "game.alpha"} <= set(fairpriv.load_results(tmp_path, all_keys=True))
 
 

@@ -124,6 +124,8 @@ def test_every_member_is_the_model_that_the_single_path_trains(how):
     alone = Pool.of([module.net for module in modules])
     assert fitted.told["epoch"] == [module.epoch for module in modules]
     assert fitted.told["lambda"] == pytest.approx([module.penalty for module in modules], abs=1e-4)
+    if "dual" not in how:
+        assert set(fitted.told["lambda"]) == {how.get("penalty", 0.0)}  # as it is asked for, and not as float32 has it
     if "patience" in how:
         assert len(set(fitted.told["epoch"])) > 1
         assert min(fitted.told["epoch"]) < how["epochs"]

@@ -670,7 +670,10 @@ class PoolClassifier(lightning.LightningModule):
         weights = [
             (W.contiguous(), b.contiguous()) for W, b in zip(*self._layers([p.cpu() for p in stand]), strict=True)
         ]
-        told: dict[str, list[float]] = {"lambda": (self.penalty if self.kept is None else self.kept_penalty).tolist()}
+        penalties = (self.penalty if self.kept is None else self.kept_penalty).tolist()
+        told: dict[str, list[float]] = {
+            "lambda": [float(f"{one:.6g}") for one in penalties]
+        }  # 0.1, as it was asked for
         taken = self.optimizer.steps.cpu()[places]
         told["epoch"] = (taken // self.epoch if self.kept is None else self.best.epoch).tolist()
         if self.dual is not None:
