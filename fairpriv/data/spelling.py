@@ -34,3 +34,10 @@ def alike(names: Iterable[str]) -> list[list[str]]:
             shown = shown.lstrip("0") or "0"
         found.setdefault(" ".join(shown.split()), []).append(name)
     return [sorted(same) for same in found.values() if len(same) > 1]
+
+
+def unnamed(found: Iterable[str], named: Iterable[str]) -> list[str]:
+    """List what is found and not named, but hardly differs from what is."""
+    told = set(named)
+    same = alike(sorted({*found, *told}))
+    return sorted(name for names in same if told.intersection(names) for name in names if name not in told)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from fairpriv.config.schema import nearest
 from fairpriv.data.sources import Source
-from fairpriv.data.spelling import alike
+from fairpriv.data.spelling import unnamed
 from fairpriv.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -171,37 +171,35 @@ class Texts:
     def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows that ``where`` keeps, at least one, and where each was read."""
         kept = total = 0
-        left: dict[str, Counter[str]] = {column: Counter() for column in self.where}
+        values: dict[str, Counter[str]] = {column: Counter() for column in self.where}
         for path in paths:
             rows = _read(path, self.under, self.pattern)
             total += len(rows)
             self._require(path, [row for _, row in rows])
             for place, row in rows:
+                for column, counts in values.items():
+                    if (value := _value(row, column)) is not None and value is not _ABSENT:
+                        counts[_spelling(value)] += 1
                 if self._keeps(row):
                     kept += 1
                     yield f"{path.name}, {place}", row
-                else:
-                    for column, counts in left.items():
-                        if (value := _value(row, column)) is not None and value is not _ABSENT:
-                            counts[_spelling(value)] += 1
-        self._tell_of_spellings(left)
+        self._tell_of_spellings(values)
         if not kept:
             files = ", ".join(path.name for path in paths)
             raise InputError(f"where: none of the {total} rows of {files} is left; it asks for {self.where}")
 
-    def _tell_of_spellings(self, left: Mapping[str, Counter[str]]) -> None:
-        """Warn of values of rows that were left out that hardly differ from one that ``where`` names."""
+    def _tell_of_spellings(self, values: Mapping[str, Counter[str]]) -> None:
+        """Warn of values that hardly differ from one that ``where`` names, and are not named."""
         for column, condition in self.where.items():
-            named = condition.get("in", []) if isinstance(condition, Mapping) else condition
-            listed = {_spelling(item) for item in (named if isinstance(named, list) else [named])}
-            for same in alike(sorted({*listed, *left[column]})):
-                odd = [value for value in same if _whole(value) not in map(_whole, listed)]
-                if odd and len(odd) < len(same):
+            conditions = condition if isinstance(condition, Mapping) else {"in": condition}
+            for operand in (conditions[name] for name in ("in", "not_in") if name in conditions):
+                listed = {_whole(_spelling(item)) for item in (operand if isinstance(operand, list) else [operand])}
+                for odd in unnamed({_whole(value) for value in values[column]}, listed):
                     log.warning(
-                        "where.%s: left out are %s, which differ in spelling only from what it names: name them, too, "
-                        "or mend the file",
+                        "where.%s does not name %s (%d rows), which differs in spelling only from what it names",
                         column,
-                        ", ".join(f"'{value}' ({left[column][value]})" for value in odd),
+                        repr(odd),
+                        sum(count for value, count in values[column].items() if _whole(value) == odd),
                     )
 
     def _require(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

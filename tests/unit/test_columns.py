@@ -490,6 +490,15 @@ def test_groups_that_are_the_same_to_a_reader_are_refused_by_name(tmp_path, same
         dataset(tmp_path, frame).load()
 
 
+@pytest.mark.parametrize("condition", ["in", "not_in"])
+def test_values_that_a_filter_does_not_name_for_their_spelling_only_are_told(tmp_path, said, condition):
+    frame = people(city=dict.fromkeys(range(5), "OSLO "))
+    dataset(tmp_path, frame, filters={"city": {condition: ["Oslo"]}}).load()
+    assert any(
+        f"dataset.filters.city.{condition} of people0.csv does not name 'OSLO' (5 rows)" in one for one in said()
+    )
+
+
 def test_columns_whose_names_hardly_differ_are_named(tmp_path, said):
     dataset(tmp_path, people().assign(Sex=range(0, 400, 2), **{"city ": "here"})).load()
     told = [line for line in said() if "columns whose names" in line]

@@ -210,18 +210,20 @@ def test_filter_finds_whole_numbers_that_a_table_writes_with_decimals(tmp_path):
         assert "".join(e.prompt for e in found) == kept
 
 
-def test_rows_that_the_filter_leaves_out_for_their_spelling_only_are_told(tmp_path, caplog):
+def test_values_that_the_filter_does_not_name_for_their_spelling_only_are_told(tmp_path, caplog):
     content = "prompt,kind\na,Gender\nb,gender\nc,gender \nd,race\ne,sexual orientation\nf,sexual-orientation\n"
     where = {"kind": ["gender", "sexual-orientation"]}
     found = texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, where).load()
     assert [example.prompt for example in found] == ["b", "c", "f"]
     assert [line.split(", which")[0] for line in caplog.messages] == [
-        "where.kind: left out are 'Gender' (1)",
-        "where.kind: left out are 'sexual orientation' (1)",
+        "where.kind does not name 'Gender' (1 rows)",
+        "where.kind does not name 'sexual orientation' (1 rows)",
     ]
     caplog.clear()
     texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, {"kind": {"not_in": ["race"]}}).load()
     assert caplog.messages == []
+    texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, {"kind": {"not_in": ["gender"]}}).load()
+    assert [line.split(", which")[0] for line in caplog.messages] == ["where.kind does not name 'Gender' (1 rows)"]
 
 
 def test_nan_is_an_empty_value_and_no_text(tmp_path):

@@ -35,7 +35,7 @@ from fairpriv.classifiers.data.columns import (
 )
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
-from fairpriv.data.spelling import alike
+from fairpriv.data.spelling import alike, unnamed
 from fairpriv.errors import InputError, typed, unquoted
 
 log = logging.getLogger(__name__)
@@ -488,6 +488,18 @@ class TabularDataset(Dataset):
             for condition, bound in conditions.items():
                 column = frame[name] if condition in ("in", "not_in") else self._numbers(frame[name], files)
                 keep &= _FILTERS[condition](column, bound)
+                if condition in ("in", "not_in"):
+                    values = _texts(column)
+                    for odd in unnamed(values.dropna().unique(), map(text, bound)):
+                        log.warning(
+                            "dataset.filters.%s.%s of %s does not name '%s' (%d rows), which differs in spelling only "
+                            "from what it names",
+                            name,
+                            condition,
+                            files,
+                            odd,
+                            (values == odd).sum(),
+                        )
         return frame[keep]
 
     def _family(self, name: str) -> set[str]:
