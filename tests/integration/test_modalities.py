@@ -76,6 +76,7 @@ def test_texts_are_defended_and_attacked_on_a_frozen_encoders_features(cell, tin
     for attack in ("loss_test", "threshold_test", "per_point_threshold", "kl", "label_only_kl"):
         assert 0 <= metrics[f"attack/{attack}/accuracy"] <= 1
     assert 0 <= metrics["pool/equalized_odds_gap"] <= 1
+    assert 0 < metrics["pool/equalized_odds_gap_floor"] < 1
 
 
 def test_all_of_a_text_encoder_is_trained(cell, tiny_encoder):

@@ -13,7 +13,7 @@ from scipy import stats
 
 from fairpriv.classifiers.attacks.attack import Attack, AttackGame, AttackResult, Query, guess
 from fairpriv.classifiers.attacks.black_box_meta_classifier import BlackBoxMetaClassifier
-from fairpriv.classifiers.attacks.game import deal, own_pool, refuse_overlap
+from fairpriv.classifiers.attacks.game import deal, gap_floor, own_pool, refuse_overlap
 from fairpriv.classifiers.attacks.kl import KL
 from fairpriv.classifiers.attacks.label_only_kl import LabelOnlyKL
 from fairpriv.classifiers.attacks.loss import LossTest
@@ -32,6 +32,7 @@ from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool, fit_pool
 from fairpriv.config.settings import GameSettings, TrainingSettings
 from fairpriv.errors import InputError
+from fairpriv.functional.fairness import group_counts, label_gaps, permuted_counts, shares
 from fairpriv.metrics import Measured
 from fairpriv.result import Result
 from fairpriv.undefended import Undefended
@@ -300,6 +301,19 @@ def test_a_pool_is_defended_as_each_of_its_members_would_be(data, how):
         assert len(set(pool.told["lambda"])) > 1
     elif how["penalty"] != "validation":
         assert min(pool.told["epoch"]) < 12
+
+
+def test_the_floor_of_the_victims_gaps_deals_groups_among_the_rows_of_a_label_and_equal_rows_together():
+    generator = torch.Generator().manual_seed(3)
+    preds, y, s = (torch.randint(2, (*shape, 60), generator=generator) for shape in ((3,), (), ()))
+    counts = [group_counts(p, y, s, labels=2, group_count=2, classes=2) for p in preds]
+    expected = [label_gaps(shares(permuted_counts(count, draws=4000))).amax(1).mean() for count in counts]
+    expected = pytest.approx(float(torch.stack(expected).mean()), rel=0.05)
+    rows = Rows(torch.zeros(60, 1), y, s, torch.arange(60))
+    assert gap_floor(preds, rows, torch.arange(60), 2, 0, draws=1000) == expected
+    four = rows.take(torch.arange(60).repeat(4))
+    assert gap_floor(preds.repeat(1, 4), four, torch.arange(60).repeat(4), 2, 0, draws=1000) == expected
+    assert gap_floor(preds.repeat(1, 4), four, torch.arange(240), 2, 0, draws=1000) < 0.6 * expected.expected
 
 
 def test_dual_ascent_on_a_pool_changes_what_it_answers(data):

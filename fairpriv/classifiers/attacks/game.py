@@ -11,6 +11,7 @@ from fairpriv.classifiers.attacks.attack import Attack, AttackGame, Query
 from fairpriv.classifiers.attacks.play import Split
 from fairpriv.classifiers.contract import Defense, PoolOwner
 from fairpriv.classifiers.data.game import GameDataModule, Side
+from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.nets.models import Models
 from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.config.settings import TrainingSettings
@@ -125,12 +126,39 @@ def deal(
         game=AttackGame(victims, own, query_of(data), data.seed, truth, data.poison),
         accuracy=(preds == tested.y).double().mean(1),
         gap=equalized_odds_gaps(preds, tested.y, tested.s, classes=classes),
+        gap_floor=gap_floor(preds, tested, data.units(tested), classes, data.seed),
         constant=1 - largest < 0.01,
         diverged=diverged,
         train_accuracy=trained,
         ratio=(1 - game.adversary_share) / game.adversary_share,
         told=told,
     )
+
+
+def gap_floor(preds: Tensor, rows: Rows, units: Tensor, classes: int, seed: int, draws: int = 20) -> float:
+    """Return the mean equalized-odds gap of models whose answers know nothing of the group, given the label.
+
+    Groups are dealt at random among the rows of a label; equal rows, which have the same number in ``units`` ``[N]``,
+    keep one group.
+
+    Args:
+        preds: predicted classes, ``[M, N]``.
+        rows, units: the rows, and the number of each.
+        classes: number of classes.
+        seed: of the draws.
+        draws: number of draws, the same ones for all models.
+    """
+    _, unit = torch.unique(torch.stack((rows.y, units), 1), dim=0, return_inverse=True)
+    label, group = (torch.zeros(int(unit.max()) + 1, dtype=torch.int64) for _ in range(2))
+    label[unit], group[unit] = rows.y, rows.s
+    generator, found = torch.Generator().manual_seed(seed), []
+    members = [(label == each).nonzero()[:, 0] for each in label.unique()]
+    for _ in range(draws):
+        dealt = group.clone()
+        for own in members:
+            dealt[own] = group[own[torch.randperm(len(own), generator=generator)]]
+        found.append(equalized_odds_gaps(preds, rows.y, dealt[unit], classes=classes).mean())
+    return float(torch.stack(found).mean())
 
 
 def own_accuracy(models: Models, owner: PoolOwner, generator: torch.Generator) -> Tensor:

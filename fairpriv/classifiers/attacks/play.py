@@ -91,6 +91,7 @@ class Split:
     gap: Tensor  # [V], equalized-odds gap on them
     constant: Tensor  # [V], whether over 99 % of the predictions are of one class
     diverged: int  # victims and shadows left out
+    gap_floor: float | None = None  # the mean gap, were groups dealt at random among the rows of a label
     train_accuracy: Tensor | None = None  # [V], on each victim's own training rows
     ratio: float = 0.0  # rows of the victims' half per row of the adversary's: how much splits overlap
     told: dict[str, Any] = field(default_factory=dict)  # of victims and shadows: the epoch, the lambda that was chosen
@@ -104,8 +105,8 @@ def play(
     Metrics: those of :func:`play_attacks`; ``privacy/victim_accuracy_gap``, the absolute difference in mean accuracy on
     the same rows between victims of world 0 and of world 1 (our reading c), with its ``_floor``, its expectation for
     victims whose worlds are dealt at random; ``pool/accuracy``, ``pool/train_accuracy`` if it is known,
-    ``pool/equalized_odds_gap`` and ``pool/constant``, means over victims; ``pool/diverged``, a count. (Reading d, an
-    attack's accuracy minus one half, is half its advantage.)
+    ``pool/equalized_odds_gap`` with its ``_floor`` and ``pool/constant``, means over victims; ``pool/diverged``, a
+    count. (Reading d, an attack's accuracy minus one half, is half its advantage.)
 
     The gap's interval is Welch's for one split, and Student's t over several.
 
@@ -130,7 +131,9 @@ def play(
     if trained := [split.train_accuracy.double() for split in splits if split.train_accuracy is not None]:
         measured |= POOL_TRAIN_ACCURACY.of(_mean_of(trained))
     constant = _mean_of(split.constant.double() for split in splits)
-    measured |= POOL_GAP.of(_mean_of(split.gap for split in splits)) | POOL_CONSTANT.of(constant)
+    floors = [split.gap_floor for split in splits if split.gap_floor is not None]
+    floor = math.fsum(floors) / len(floors) if floors else None
+    measured |= POOL_GAP.of(_mean_of(split.gap for split in splits), floor=floor) | POOL_CONSTANT.of(constant)
     measured |= POOL_DIVERGED.of(sum(split.diverged for split in splits))
     if constant > 0.5:
         reason = f"{constant:.0%} of the victims are constant: over 99 % of their predictions are of one class"
