@@ -248,8 +248,13 @@ def test_a_wrong_border_and_direction_are_mended_on_shadows():
 
 @pytest.mark.parametrize(
     "wrong",
-    [torch.full((4,), math.nan), torch.zeros(3), torch.tensor([-math.inf, -math.inf, math.inf, math.inf])],
-    ids=["NaN", "few", "infinite"],  # the middle of infinite ones of both signs is no border
+    [
+        torch.full((4,), math.nan),
+        torch.tensor([0.0, 1.0, math.nan, 2.0]),
+        torch.zeros(3),
+        torch.tensor([-math.inf, -math.inf, math.inf, math.inf]),  # whose middle is no border
+    ],
+    ids=["NaN", "one NaN", "few", "infinite"],
 )
 def test_what_is_no_score_of_every_victim_is_refused_and_not_taken_for_guesses_of_world_0(wrong):
     class Odd(Attack):
@@ -433,6 +438,28 @@ def test_points_are_chosen_by_shadows_that_were_left_out():
     assert len(other_world) == 3  # no better, so the victims are not asked again
 
 
+def test_a_held_out_shadow_of_score_0_counts_as_one_of_world_0():
+    def statistic(fitted0, fitted1, judged, y, counts):
+        world = judged[:, 0].double()
+        return torch.stack((torch.full_like(world, -1), world, torch.full_like(world, -1)), 1)  # only the middle tells
+
+    zero, one = Outputs(torch.zeros(4, 2)), Outputs(torch.ones(4, 2))
+    query = Query(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([0, 1]))
+    game = AttackGame(one, (zero, one), query, 0, torch.tensor([0, 1, 0, 1]))
+    assert selected_scores(game, "x", statistic, [0.1, 0.5, 1.0], folds=2).tolist() == [1.0] * 4
+
+
+def test_where_both_worlds_points_tell_as_much_those_of_world_0_are_chosen():
+    def statistic(fitted0, fitted1, judged, y, counts):
+        return (1.0 + y[:1]).double().expand(len(judged), 1)
+
+    pool = Outputs(torch.full((4, 2), 0.5))
+    for order in ([0, 1], [1, 0]):
+        query = Query(torch.zeros(2, 1), torch.tensor(order), torch.zeros(2), torch.tensor(order))
+        game = AttackGame(pool, (pool, pool), query, 0, torch.tensor([0, 1, 0, 1]))
+        assert selected_scores(game, "x", statistic, [1.0], folds=2).tolist() == [1.0] * 4
+
+
 def test_the_more_telling_world_and_share_of_points_are_chosen():
     generator = torch.Generator().manual_seed(0)
     rows, models = 200, 40
@@ -522,11 +549,16 @@ def test_the_yaml_of_an_attack_lists_every_parameter_with_its_default(attack):
         (ThresholdTest, {"fractions": [0.5, 1.5]}, "attack.threshold_test.fractions"),
         (PerPointThreshold, {"folds": 1}, "attack.per_point_threshold.folds"),
         (KL, {"clip": 0.0}, "attack.kl.clip"),
+        (KL, {"clip": 0.5}, "attack.kl.clip"),
+        (LabelOnlyKL, {"smoothing": 0.0}, "attack.label_only_kl.smoothing"),
         (LabelOnlyKL, {"smoothing": 0.5}, "attack.label_only_kl.smoothing"),
+        (LabelOnlyKL, {"clip": 0.0}, "attack.label_only_kl.clip"),
         (LabelOnlyKL, {"clip": 0.1}, "attack.label_only_kl.clip"),
+        (BlackBoxMetaClassifier, {"clip": 0.0}, "attack.black_box_meta_classifier.clip"),
         (BlackBoxMetaClassifier, {"clip": 0.5}, "attack.black_box_meta_classifier.clip"),
         (BlackBoxMetaClassifier, {"folds": 1}, "attack.black_box_meta_classifier.folds"),
         (BlackBoxMetaClassifier, {"penalties": [0.0]}, "attack.black_box_meta_classifier.penalties"),
+        (BlackBoxMetaClassifier, {"shrinkages": [0.0]}, "attack.black_box_meta_classifier.shrinkages"),
         (BlackBoxMetaClassifier, {"shrinkages": [1.5]}, "attack.black_box_meta_classifier.shrinkages"),
         (BlackBoxMetaClassifier, {"penalties": [], "shrinkages": []}, "attack.black_box_meta_classifier: needs"),
     ],
@@ -536,10 +568,17 @@ def test_a_parameter_out_of_range_is_named(attack, wrong, key):
         attack(**wrong)
 
 
-def test_outputs_that_are_no_probabilities_are_refused():
+def test_a_parameter_at_the_end_of_its_range_is_taken():
+    assert LabelOnlyKL(smoothing=0.01, clip=0.01).clip == 0.01
+    assert BlackBoxMetaClassifier(shrinkages=[1.0], folds=2).folds == 2
+    assert ThresholdTest(fractions=[1.0], folds=2).fractions == [1.0]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1e-6, 1 + 1e-6])
+def test_outputs_that_are_no_probabilities_are_refused(wrong):
     game = make_game(property_=1, victims=4)
     probs = game.victims.predict_proba(game.query.X)
-    probs[2, 5] = math.nan
+    probs[2, 5] = wrong
     with pytest.raises(ValueError, match="victim number 2 gives no probabilities"):
         LossTest().run(changed(game, victims=Outputs(probs)))
 
@@ -593,6 +632,17 @@ def test_above_200_victims_of_a_world_the_p_value_is_that_of_the_normal_approxim
     scores, truth = torch.arange(206.0).roll(100), torch.arange(206) < 5
     normal = stats.mannwhitneyu(scores[truth].numpy(), scores[~truth].numpy(), method="asymptotic").pvalue
     assert AttackResult("x", scores, truth.long()).p_value == pytest.approx(normal, rel=1e-12)
+
+
+def test_the_p_value_of_tied_scores_is_that_of_the_normal_approximation_corrected_for_ties():
+    scores, truth = [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 3.0], [0, 0, 0, 1, 0, 1, 1]
+    pairs = [(one, zero) for one, b in zip(scores, truth, strict=True) if b for zero in (0.0, 0.0, 1.0, 1.0)]
+    wins = sum(1.0 if one > zero else 0.5 if one == zero else 0.0 for one, zero in pairs)
+    tied = sum(scores.count(score) ** 3 - scores.count(score) for score in set(scores))
+    variance = 3 * 4 / 12 * (7 + 1 - tied / (7 * 6))
+    z = (abs(wins - 3 * 4 / 2) - 0.5) / math.sqrt(variance)  # half a win for continuity
+    found = AttackResult("x", torch.tensor(scores), torch.tensor(truth))
+    assert found.p_value == pytest.approx(math.erfc(z / math.sqrt(2)))
 
 
 def test_tied_scores_have_a_p_value_without_warning():
@@ -685,3 +735,5 @@ def test_spread_over_splits_is_students_t_widened_for_overlap():
     assert widened == pytest.approx((mean - half * math.sqrt(4 / 3), mean + half * math.sqrt(4 / 3)))
     with pytest.raises(ValueError, match="two or more"):
         spread([0.75], ratio=0.0)
+    quarter = 0.1 * math.tan(0.475 * math.pi)  # the t distribution of one degree of freedom is Cauchy's
+    assert spread([0.6, 0.8], ratio=0.0).interval == pytest.approx((0.7 - quarter, 0.7 + quarter))

@@ -1021,6 +1021,18 @@ def test_names_cannot_steer_the_terminal(tmp_path, capsys):
     assert "[31mred" in out
 
 
+def test_a_metric_that_cells_describe_otherwise_is_described_as_holds_for_all():
+    narrow, wide = (
+        Metric("mine/x", better="less", low=0.0, high=1.0),
+        Metric("mine/x", better="less", low=0.0, high=3.0),
+    )
+    cells = [cell(seed=s, metrics={"mine/x": 0.5}, described={"mine/x": m}) for s, m in enumerate((narrow, wide))]
+    for order in (cells, cells[::-1]):
+        assert Comparison.of(order).described["mine/x"].limits() == (0, 3)
+    later = cell(seed=2, status="failed", metrics={"mine/x": 0.5}, described={"mine/x": replace(wide, high=9.0)})
+    assert Comparison.of([*cells, later]).described["mine/x"].limits() == (0, 3)
+
+
 def test_cells_of_different_code_are_told(tmp_path, capsys):
     commits = [{"commit": "a" * 40, "dirty": False}, {"commit": "a" * 40, "dirty": True}, None]
     cells = [cell(seed=s, git=g, versions={"fairpriv": "1.0"}) for s, g in enumerate(commits)]

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -41,6 +42,12 @@ def table(n: int, seed: int = 0, group: int = 0) -> Rows:
 def net(seed: int = 0) -> MLP:
     torch.manual_seed(seed)
     return MLP(5, 2, hidden=[8, 4])
+
+
+def private_module() -> PrivateClassifier:
+    return PrivateClassifier(
+        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0, seed=0
+    )
 
 
 def opacus_sums(model: MLP, X, y, clip: float) -> list[torch.Tensor]:
@@ -98,11 +105,25 @@ def test_clipping_takes_layers_together_and_leaves_short_gradients():
 
 def test_several_batches_a_step_are_refused_since_the_budget_does_not_count_them():
     rows, trainer = table(40), functools.partial(TRAINER, accumulate_grad_batches=2)
-    module = PrivateClassifier(
-        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0, seed=0
-    )
+    module = private_module()
     with pytest.raises(InputError, match=r"trainer.accumulate_grad_batches=2: .* steps of one batch each"):
         fit(module, PoissonBatches(rows, 4, 0), epochs=1, trainer=trainer, validation=rows)
+
+
+def test_several_processes_are_refused_since_each_would_add_noise_of_its_own():
+    module = private_module()
+    module.trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    with pytest.raises(InputError, match=r"trains in one process: leave trainer\.devices at 1"):
+        module.configure_optimizers()
+
+
+def test_the_loss_that_is_told_is_a_mean_over_rows_and_the_one_that_is_trained_a_sum():
+    module, rows = private_module(), table(6)
+    batch = (rows.X, rows.y, rows.s, torch.ones(6))
+    expected = cross_entropy(module.net(rows.X), rows.y).item()
+    assert module.training_step(batch, 0).item() == pytest.approx(6 * expected, rel=1e-5)
+    assert float(module.train_loss.compute()) == pytest.approx(expected, rel=1e-5)
+    assert module.training_step([part[:0] for part in batch], 1).item() == 0  # a batch without rows
 
 
 def test_one_model_by_opacus_and_a_pool_of_one_are_the_same_where_there_is_no_noise():
@@ -135,9 +156,7 @@ def test_one_model_by_opacus_and_a_pool_of_one_are_the_same_where_there_is_no_no
 
 
 def test_opacus_leaves_a_plain_module_behind():
-    module = PrivateClassifier(
-        net(), classes=2, lr=0.01, weight_decay=0.0, private=Private(1.0, 1.0), expected=10.0, seed=0
-    )
+    module = private_module()
     fit(module, PoissonBatches(table(20), 2, 0), epochs=1, trainer=TRAINER, validation=table(20))
     assert not module.net.training
     for layer in module.net.modules():

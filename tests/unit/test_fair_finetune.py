@@ -275,3 +275,7 @@ def test_the_penalty_at_zero_gap_is_that_of_scores_drawn_without_regard_to_the_g
 def test_wrong_settings_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         FairFineTuning(**{"grid": [1.0], **arguments})
+
+
+def test_candidates_may_be_tuned_for_as_long_as_the_chosen_one():
+    assert FairFineTuning(grid=[1.0], penalty="validation", epochs=3, grid_epochs=3).grid_epochs == 3

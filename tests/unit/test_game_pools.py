@@ -139,6 +139,43 @@ def test_shadows_pass_through_the_defence_only_where_the_adversary_is_adaptive(d
     assert seen == [8, 8, 12]
 
 
+def test_members_that_diverged_are_neither_victims_nor_shadows(tmp_path):
+    """Of networks that are drawn and not trained, some of which say that they broke off."""
+    settings = GameSettings(shadows=5, victims=4, model_rows=20, adversary_share=0.25, adaptive=True)
+    data = GameDataModule(people(tmp_path), settings, seed=0)
+    data.setup()
+    draw, made = torch.Generator().manual_seed(0), []
+
+    def drawn(owner):
+        members, features = 2 * owner.count, data.test.X.shape[1]
+        weights = torch.randn(members, features, 2, generator=draw), torch.randn(members, 2, generator=draw)
+        made.append(Pool([weights]))
+        made[-1].diverged.extend([1] if owner.count == 4 else [0, 4, 5])
+        return made[-1]
+
+    split = deal(data, drawn, FIT, TRAINING)
+    victims, shadows = made
+    kept = [0, 2, 3, 4, 5, 6, 7]
+    assert split.diverged == 1 + 3
+    assert split.game.truth.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    for found, pool, members in [
+        (split.game.victims, victims, kept),
+        (split.game.shadows[0], shadows, [1, 2, 3]),
+        (split.game.shadows[1], shadows, [6, 7, 8, 9]),
+    ]:
+        assert torch.equal(found.weights[0][0], pool.weights[0][0][members])
+    samples = own_pool(data, "victim", 4, FIT, TRAINING).samples(own=True)
+    for place, member in enumerate(kept):
+        for rows, accuracy in ((samples[member], split.train_accuracy), (data.test, split.accuracy)):
+            W, b = (part[member] for part in victims.weights[0])
+            right = [int(said[1] > said[0]) == y for said, y in zip((rows.X @ W + b).tolist(), rows.y, strict=True)]
+            assert float(accuracy[place]) == pytest.approx(sum(right) / len(right))
+    query = split.game.query
+    assert query.s.tolist() == query.world.tolist()  # the worlds are pure groups
+    assert query.y.tolist() == [y for world in (0, 1) for y in data.part("query", world).y.tolist()]
+    assert split.ratio == pytest.approx(3)  # rows of the victims' half to one of the adversary's
+
+
 class Coins(Models):
     """Members that answer 1 with a chance of their own, whatever they are asked."""
 
@@ -245,14 +282,6 @@ def test_repeated_splits_report_mean_and_spread():
     assert metrics["attack/guess/accuracy"] == pytest.approx(0.75)
     assert metrics["attack/guess/accuracy_std"] == pytest.approx(0.3535, abs=1e-3)
     assert metrics["pool/diverged"] == 2
-
-
-def test_victims_that_are_mostly_constant_make_the_outcome_degenerate():
-    one = split([0.8] * 4, [0, 0, 1, 1])
-    one.constant = torch.tensor([True, True, True, False])
-    assert play([one], [Guess()], pure=False).measured.degenerate == [
-        "75% of the victims are constant: over 99 % of their predictions are of one class"
-    ]
 
 
 def as_victim(owner, member) -> ClassifierOwner:

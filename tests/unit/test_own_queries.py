@@ -1,6 +1,7 @@
 """The adversary of queries of its own making: what it makes, and how near it comes to the best there is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ class Silent(Models):
         ({"lr": 0.0}, r"attack\.own_queries\.lr=0\.0: must be above 0"),
         ({"shrinkage": 0.0}, r"attack\.own_queries\.shrinkage=0\.0"),
         ({"shrinkage": 1.1}, r"attack\.own_queries\.shrinkage=1\.1"),
+        ({"clip": 0.0}, r"attack\.own_queries\.clip=0\.0"),
         ({"clip": 0.5}, r"attack\.own_queries\.clip=0\.5"),
     ],
 )
@@ -111,6 +113,9 @@ def test_it_needs_shadows_that_are_networks_and_rows_of_features():
         OwnQueries().run(game)
     with pytest.raises(InputError, match="own_queries needs shadow models and has 0 per world"):
         OwnQueries().run(KnownGaussian("x").game(0, shadows=0, victims=1))
+    game = KnownGaussian("x").game(0, shadows=2, victims=1)
+    with pytest.raises(InputError, match="own_queries makes rows of features"):
+        OwnQueries().run(replace(game, query=replace(game.query, X=game.query.X.long())))
 
 
 def test_it_is_left_out_only_where_shadows_pass_through_a_defence_that_leaves_no_network():

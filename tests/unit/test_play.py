@@ -79,7 +79,7 @@ def test_of_mixtures_the_rows_leaked_follow_from_the_accuracy():
     certain = play_attacks([game()], [Scores((2 * TRUTH - 1.0).tolist())], shares=(0.8, 0.2)).measured.metrics
     assert certain["attack/given/accuracy"] == 1
     assert "attack/given/n_leaked" not in certain
-    for shares in ((1.0, 0.0), (0.5, 0.5), None):
+    for shares in ((1.0, 0.0), (1.0, 0.4), (0.0, 0.4), (0.5, 0.5), None):
         assert "attack/given/n_leaked" not in play_attacks([game()], [Scores(RIGHT_5)], shares=shares).measured.metrics
 
 
@@ -158,7 +158,7 @@ def test_the_interval_of_one_split_s_gap_is_welch_s():
     first, second = torch.tensor([0.8, 0.82, 0.9, 0.7]).double(), torch.tensor([0.72, 0.66, 0.6]).double()
     expected = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     assert welch_interval(first, second) == pytest.approx((expected.low, expected.high))
-    assert welch_interval(first[:1], second) == (-math.inf, math.inf)
+    assert welch_interval(first[:1], second) == welch_interval(first, second[:1]) == (-math.inf, math.inf)
     assert welch_interval(first[[0, 0]], second[[0, 0]]) == (pytest.approx(-0.08), pytest.approx(-0.08))
 
 
@@ -172,6 +172,16 @@ def test_what_is_told_of_the_pool_are_means_over_all_victims():
     expected = {"accuracy": 8.8 / 12, "equalized_odds_gap": 0.2, "constant": 1 / 6, "diverged": 3}
     for name, value in expected.items():
         assert metrics[f"pool/{name}"] == pytest.approx(value), name
+
+
+def test_a_game_is_degenerate_where_more_than_half_of_its_victims_are_constant():
+    half, more = split([0.8] * 8), split([0.8] * 8)
+    half.constant[:4] = True
+    more.constant[:5] = True
+    assert play([half], [], pure=False).measured.degenerate == []
+    assert play([more], [], pure=False).measured.degenerate == [
+        "62% of the victims are constant: over 99 % of their predictions are of one class"
+    ]
 
 
 def test_accuracy_on_training_rows_is_told_where_it_is_known():

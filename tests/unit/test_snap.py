@@ -99,6 +99,22 @@ def test_of_several_classes_it_asks_for_the_added_label(label):
         SNAP().run(replace(game, poison=None))
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_of_two_classes_it_asks_how_far_models_lean_to_the_added_label(label):
+    draw = torch.Generator().manual_seed(label)
+    odds = [torch.randn(m, generator=draw) for m in (4, 3, 5)]  # of label 1, whatever X is
+    zero, one, victims = (Pool([(torch.zeros(len(x), 1, 2), torch.stack((-x, x), 1) / 2)]) for x in odds)
+    s, y = torch.tensor([0, 0, 0, 1]), torch.tensor([1 - label, label, 1 - label, 1 - label])
+    query = Query(torch.zeros(4, 1), y, s, torch.tensor([0, 0, 1, 1]))
+    game = AttackGame(victims, (zero, one), query, 0, torch.ones(5), (0, label))
+    toward = [[x if label else -x for x in part.tolist()] for part in odds]
+    middles = [sorted(values)[(len(values) - 1) // 2] for values in toward[:2]]
+    up = 1 if middles[1] > middles[0] else -1
+    expected = [up * (0.5 if x > sum(middles) / 2 else -0.5) for x in toward[2]]
+    assert SNAP().run(game).scores.tolist() == expected
+    assert set(expected) == {-0.5, 0.5}
+
+
 def test_leakage_rises_with_the_share_of_rows_added_and_is_none_between_equal_worlds(people):
     def played(**changes):
         data = dealt(people, shadows=12, victims=16, **changes)

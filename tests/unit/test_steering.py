@@ -131,6 +131,19 @@ def test_an_equal_difference_is_marked(model):
     assert tuned(model, coefficient=0.0).measured.degenerate == ["steering adds nothing: defense.coefficient=0"]
 
 
+@pytest.mark.parametrize(("layers", "marked"), [([0, 1], False), ([1, 1], True)])
+def test_a_difference_in_one_layer_alone_is_not_marked(model, monkeypatch, layers, marked):
+    states = {"safe": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "unsafe": torch.tensor([[0.0, 2.0], [3.0, 4.0]])}
+    said = iter(["safe", "unsafe"])  # that differ in the first layer, and not in the second
+    monkeypatch.setattr(Steering, "_states", lambda *_: (states[next(said)][layers], torch.ones(2)))
+    _, measured = steering(layers=[0, 1]).vectors(model, {which: [] for which in steering().sets})
+    assert bool(measured.degenerate) == marked
+
+
+def test_one_pair_at_a_time_and_one_in_all_are_taken():
+    assert steering(samples=1, batch_size=1).sets == [("privacy", "safe", 1), ("privacy", "unsafe", 1)]
+
+
 def test_another_vector_is_another_content(model, tiny_lm):
     def fresh():
         return PretrainedLM("tiny", str(tiny_lm), dtype="float32").load()[0]
