@@ -570,7 +570,7 @@ def test_a_parameter_out_of_range_is_named(attack, wrong, key):
 
 def test_a_parameter_at_the_end_of_its_range_is_taken():
     assert LabelOnlyKL(smoothing=0.01, clip=0.01).clip == 0.01
-    assert BlackBoxMetaClassifier(shrinkages=[1.0], folds=2).folds == 2
+    assert BlackBoxMetaClassifier(folds=2).folds == 2
     assert ThresholdTest(fractions=[1.0], folds=2).fractions == [1.0]
 
 

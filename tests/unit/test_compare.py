@@ -17,7 +17,7 @@ from fairpriv.earlier import earlier
 from fairpriv.errors import InputError
 from fairpriv.identity import content_hash
 from fairpriv.metrics import Metric
-from fairpriv.report.comparison import Comparison, Estimate, pareto_front
+from fairpriv.report.comparison import Comparison, Estimate, described, pareto_front
 from fairpriv.report.finding import find_results
 from fairpriv.report.page import compare
 from fairpriv.report.reading import holm, reading
@@ -1030,7 +1030,7 @@ def test_a_metric_that_cells_describe_otherwise_is_described_as_holds_for_all():
     for order in (cells, cells[::-1]):
         assert Comparison.of(order).described["mine/x"].limits() == (0, 3)
     later = cell(seed=2, status="failed", metrics={"mine/x": 0.5}, described={"mine/x": replace(wide, high=9.0)})
-    assert Comparison.of([*cells, later]).described["mine/x"].limits() == (0, 3)
+    assert described([*cells, later])["mine/x"].limits() == (0, 3)
 
 
 def test_cells_of_different_code_are_told(tmp_path, capsys):

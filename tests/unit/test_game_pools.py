@@ -150,7 +150,7 @@ def test_members_that_diverged_are_neither_victims_nor_shadows(tmp_path):
         members, features = 2 * owner.count, data.test.X.shape[1]
         weights = torch.randn(members, features, 2, generator=draw), torch.randn(members, 2, generator=draw)
         made.append(Pool([weights]))
-        made[-1].diverged.extend([1] if owner.count == 4 else [0, 4, 5])
+        made[-1].diverged.extend([1] if owner.count == 4 else [0, 4, 6])
         return made[-1]
 
     split = deal(data, drawn, FIT, TRAINING)
@@ -161,7 +161,7 @@ def test_members_that_diverged_are_neither_victims_nor_shadows(tmp_path):
     for found, pool, members in [
         (split.game.victims, victims, kept),
         (split.game.shadows[0], shadows, [1, 2, 3]),
-        (split.game.shadows[1], shadows, [6, 7, 8, 9]),
+        (split.game.shadows[1], shadows, [5, 7, 8, 9]),
     ]:
         assert torch.equal(found.weights[0][0], pool.weights[0][0][members])
     samples = own_pool(data, "victim", 4, FIT, TRAINING).samples(own=True)

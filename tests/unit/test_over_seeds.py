@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from fairpriv.identity import content_hash
 from fairpriv.metrics import Metric
 from fairpriv.report import tradeoff
-from fairpriv.report.comparison import Comparison, Estimate
+from fairpriv.report.comparison import Comparison, Estimate, _magnitude_box
 from fairpriv.report.page import compare
 from fairpriv.report.reading import reading
 from fairpriv.result import Result
@@ -144,6 +144,21 @@ def test_a_difference_of_several_classes_is_bounded_over_the_box_of_its_numbers(
     most = max(-linprog(-np.array(some), bounds=ends, **zero_sum).fun for some in itertools.product((0, 1), repeat=4))
     found = interval([[row.tolist()] for row in seeds])
     assert (found.lo, found.hi) == pytest.approx((least, most))
+
+
+@pytest.mark.parametrize(
+    ("ends", "box"),
+    [
+        ([(0.1, 0.5), (-0.3, -0.1)], (0.1, 0.3)),  # d and -d, so that d is 0.1 to 0.3
+        ([(-0.5, -0.1), (0.1, 0.3)], (0.1, 0.3)),
+        ([(-0.2, 0.3), (-0.3, 0.2)], (0.0, 0.3)),
+        ([(-0.4, 0.1), (-0.1, 0.4)], (0.0, 0.4)),
+        ([(-0.4, 0.1)], (0.0, 0.4)),
+        ([(-0.4, -0.1)], (0.1, 0.4)),
+    ],
+)
+def test_the_total_variation_of_two_classes_is_the_size_of_one_s_difference(ends, box):
+    assert _magnitude_box(ends) == pytest.approx(box)
 
 
 def test_a_folded_rate_starts_at_one_half():
