@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from fairpriv.language_models.scorers.scorer import (
     several,
 )
 from fairpriv.metrics import SHARE, Measured, Metric
+
+log = logging.getLogger(__name__)
 
 MC1 = Metric(
     "mc1", "MC1", "Share of questions whose best answer is likelier than every wrong one.", SHARE, "greater", 0.0, 1.0
@@ -69,9 +72,20 @@ class MultipleChoice(Scorer):
             raise InputError("scorer.separator is empty: it must be the text between two answers, such as ;")
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise `InputError` for a question without a right and a wrong answer."""
-        for example in examples:
-            self._answers(example)
+        """Raise `InputError` for a question without a right and a wrong answer; warn of an answer that is both."""
+        answers = [self._answers(example) for example in examples]
+        both = [
+            (example.row, min(same))
+            for example, (correct, wrong) in zip(examples, answers, strict=True)
+            if (same := set(correct) & set(wrong))
+        ]
+        if both:  # published files hold some, and published figures count them
+            log.warning(
+                "%s: %r is a right and a wrong answer; so it is in %d of %d questions",
+                *both[0],
+                len(both),
+                len(answers),
+            )
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure mc1 and mc2; one record a question with the log-likelihood of each of its answers."""
@@ -113,8 +127,6 @@ class MultipleChoice(Scorer):
             correct, wrong = ([text for text in texts if text] for texts in told)
             if not correct or not wrong:
                 raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
-            if both := set(correct) & set(wrong):
-                raise InputError(f"{example.row}: {min(both)!r} is both a correct and a wrong answer")
             return correct, wrong
         if "choices" not in fields or "label" not in fields:
             raise InputError(
@@ -128,8 +140,6 @@ class MultipleChoice(Scorer):
         if not label.isdigit() or int(label) >= len(choices):
             raise InputError(f"{example.row}: label {label!r} is no position among its {len(choices)} choices, from 0")
         correct = [choices.pop(int(label))]
-        if correct[0] in choices:
-            raise InputError(f"{example.row}: the correct choice {correct[0]!r} stands twice")
         if not choices:
             raise InputError(f"{example.row}: there must be at least one correct and one wrong answer")
         return correct, choices
