@@ -132,10 +132,19 @@ def _able(group: Group) -> bool:
 
 
 def _told(table: Comparison, one: Difference) -> str:
-    worth = "better" if one.estimate.mean * one.metric.sign > 0 else "worse"
     mean = number(one.metric, one.estimate.mean, "+")
     interval = interval_text(one.metric, one.estimate, one.estimate.n, "+")
-    return f"{table.name(one.group)}: {one.metric.title} {mean} {interval} ({worth})"
+    return f"{table.name(one.group)}: {one.metric.title} {mean} {interval} ({_worth(one)})"
+
+
+def _worth(one: Difference) -> str:
+    """Say whether a difference is for the better; it is not between two values that are both beyond guessing."""
+    difference, metric = one.estimate.mean, one.metric
+    if own := one.group.estimates.get(metric.name):
+        difference = metric.ranked(own.mean) - metric.ranked(own.mean - difference)
+    if not difference:
+        return "neither is better than guessing"
+    return "better" if difference * metric.sign > 0 else "worse"
 
 
 def _open(found: Sequence[Difference], told: int, alone: int, clear: int) -> list[str]:

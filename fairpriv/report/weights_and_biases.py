@@ -158,7 +158,8 @@ def _metrics(run: wandb.Run, result: Result, folder: Path) -> None:
     summary["task"] = "language_model" if is_language_model(result.config) else "classifier"
     run.summary.update(values | summary)  # after the history, or the summary would hold {"max": value}
     marks = {"degenerate": result.degenerate, "control": result.control}
-    run.tags = (*(run.tags or ()), *(mark for mark, why in marks.items() if why))
+    if told := [mark for mark, why in marks.items() if why]:
+        run.tags = (*(run.tags or ()), *told)
 
 
 def _tables(run: wandb.Run, result: Result, folder: Path) -> None:

@@ -215,6 +215,21 @@ def test_beyond_guessing_no_row_is_better_than_one_that_guesses(better):
     assert (auc.joined(auc).guess, auc.joined(Metric("probe/auc", guess=0.1)).guess) == (0.5, None)
 
 
+def test_a_difference_between_two_that_do_worse_than_guessing_is_not_for_the_better():
+    from fairpriv.report.comparison import Comparison
+    from fairpriv.report.reading import reading
+
+    auc, found = Metric("probe/auc", better="less", guess=0.5, column=5), []
+    for defence, values in {"none": [0.48, 0.49, 0.47], "lucky": [0.305, 0.31, 0.3], "leaky": [0.6, 0.61, 0.6]}.items():
+        for seed, value in enumerate(values):
+            config = {"seed": seed, "dataset": {"name": "adult"}, "defense": {"name": defence}}
+            found.append(result(id=f"{defence}{seed}", config=config))
+            found[-1].add(auc.of(value))
+    settled = reading(Comparison.of(found))[0]
+    assert re.search(r"lucky: probe/auc -0.17\d* ±[\d.]+ \(neither is better than guessing\)", settled)
+    assert re.search(r"leaky: probe/auc [+]0.12\d* ±[\d.]+ \(worse\)", settled)
+
+
 def test_a_metric_of_which_neither_way_is_better_marks_nothing_and_is_drawn_on_no_front():
     from fairpriv.report.comparison import Comparison
 
