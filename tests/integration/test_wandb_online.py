@@ -438,6 +438,7 @@ def test_wandb_view_without_key_network_or_extra_says_what_to_do(service, fairpr
     assert len(ended.err.splitlines()) == 1
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    service.away = False  # W&B's process asks an absent server again and again before it ends
     wandb.teardown()
     told = "fairpriv: wandb-view: W&B has no key: run `wandb login`, or set WANDB_API_KEY\n"
     ended = fairpriv("wandb-view", "mine")
