@@ -513,9 +513,10 @@ def test_a_text_column_most_of_whose_values_become_one_is_told(tmp_path, said):
     assert any("'time' has 60 categories, as '0:00'; 62 % of the rows have one of" in line for line in said())
 
 
-def test_the_index_of_a_parquet_file_is_a_column(tmp_path):
+@pytest.mark.parametrize("drop", [True, False])  # False: pandas keeps it among the columns, too
+def test_the_index_of_a_parquet_file_is_a_column(tmp_path, drop):
     pytest.importorskip("pyarrow")
-    people().set_index("sex").to_parquet(tmp_path / "people.parquet")
+    people().set_index("sex", drop=drop).to_parquet(tmp_path / "people.parquet")
     source = Files(["people.parquet"], folder=str(tmp_path))
     assert TabularDataset("people", source, "hired", "sex", positive=["yes"]).load().s.mean() == 0.5
 

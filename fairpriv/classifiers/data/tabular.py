@@ -420,8 +420,9 @@ class TabularDataset(Dataset):
             frame = pd.read_parquet(path)
         except ImportError as error:
             raise InputError(f"{path}: reading parquet needs pyarrow: `pip install pyarrow`") from error
-        # What pandas had as an index with a name is a column of the file like any other
-        frame = frame.reset_index(level=[name for name in frame.index.names if name is not None])
+        # What pandas had as an index with a name is a column of the file like any other, unless it is one already
+        own = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        frame = frame.reset_index(level=own)
         names = [str(name) for name in frame.columns]
         return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
 
