@@ -42,6 +42,28 @@ def permuted_counts(counts: Tensor, *, draws: int = 500, seed: int = 0) -> Tenso
     return torch.from_numpy(found)
 
 
+def permuted_groups(y: Tensor, groups: Tensor, units: Tensor, generator: torch.Generator) -> Tensor:
+    """Deal the groups anew among the units of each label, whose rows stay together.
+
+    Args:
+        y, groups: labels and groups ``[N]``.
+        units: the same number for equal rows, ``[N]``.
+        generator: of the draw.
+    """
+    dealt, first = groups.clone(), first_of_unit(units)
+    for label in y.unique():
+        places = ((y == label) & (first == torch.arange(len(first)))).nonzero()[:, 0]
+        dealt[places] = groups[places[torch.randperm(len(places), generator=generator)]]
+    return dealt[first]
+
+
+def first_of_unit(units: Tensor) -> Tensor:
+    """Return the place of the first row of each row's unit, ``[N]``."""
+    _, unit = units.unique(return_inverse=True)
+    place = torch.arange(len(units))
+    return torch.full_like(place, len(place)).scatter_reduce(0, unit, place, "amin")[unit]
+
+
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
     """Compute the total variation distance of distributions over the last dimension, in [0, 1]; others broadcast."""
     return (p - q).abs().sum(-1) / 2

@@ -17,6 +17,7 @@ from fairpriv.classifiers.nets.pool import Pool
 from fairpriv.config.settings import TrainingSettings
 from fairpriv.errors import InputError
 from fairpriv.functional import equalized_odds_gaps
+from fairpriv.functional.fairness import permuted_groups
 from fairpriv.identity import derived_seed
 
 
@@ -148,17 +149,10 @@ def gap_floor(preds: Tensor, rows: Rows, units: Tensor, classes: int, seed: int,
         seed: of the draws.
         draws: number of draws, the same ones for all models.
     """
-    _, unit = torch.unique(torch.stack((rows.y, units), 1), dim=0, return_inverse=True)
-    label, group = (torch.zeros(int(unit.max()) + 1, dtype=torch.int64) for _ in range(2))
-    label[unit], group[unit] = rows.y, rows.s
-    generator, found = torch.Generator().manual_seed(seed), []
-    members = [(label == each).nonzero()[:, 0] for each in label.unique()]
-    for _ in range(draws):
-        dealt = group.clone()
-        for own in members:
-            dealt[own] = group[own[torch.randperm(len(own), generator=generator)]]
-        found.append(equalized_odds_gaps(preds, rows.y, dealt[unit], classes=classes).mean())
-    return float(torch.stack(found).mean())
+    generator = torch.Generator().manual_seed(seed)
+    dealt = (permuted_groups(rows.y, rows.s, units, generator) for _ in range(draws))
+    gaps = [equalized_odds_gaps(preds, rows.y, groups, classes=classes).mean() for groups in dealt]
+    return float(torch.stack(gaps).mean())
 
 
 def own_accuracy(models: Models, owner: PoolOwner, generator: torch.Generator) -> Tensor:

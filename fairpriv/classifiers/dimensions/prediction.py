@@ -15,6 +15,7 @@ from torch import Tensor
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
 from fairpriv.errors import InputError
 from fairpriv.functional import predictions
+from fairpriv.functional.fairness import first_of_unit, permuted_groups
 from fairpriv.functional.intervals import range_interval
 from fairpriv.metrics import Better, Measured, Metric
 
@@ -270,7 +271,7 @@ def _interval(
 
 def _resampled(units: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Draw units with replacement, as many as there are, and yield the places of their rows."""
-    first_seen = _first_of_unit(units)
+    first_seen = first_of_unit(units)
     order = first_seen.argsort(stable=True)  # equal rows side by side; as it is where there are none
     rows = first_seen[order].unique_consecutive(return_counts=True)[1]
     first = rows.cumsum(0) - rows
@@ -281,13 +282,6 @@ def _resampled(units: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         yield order[first[drawn].repeat_interleave(counts) + within]
 
 
-def _first_of_unit(units: Tensor) -> Tensor:
-    """Return the place of the first row of each row's unit, ``[N]``."""
-    _, unit = units.unique(return_inverse=True)
-    place = torch.arange(len(units))
-    return torch.full_like(place, len(place)).scatter_reduce(0, unit, place, "amin")[unit]
-
-
 def _mean(drawn: Iterable[float]) -> float | None:
     values = [value for value in drawn if math.isfinite(value)]
     return sum(values) / len(values) if values else None
@@ -295,11 +289,7 @@ def _mean(drawn: Iterable[float]) -> float | None:
 
 def _dealt(sample: Sample, generator: torch.Generator) -> Sample:
     """Deal the groups anew among the units of each label, whose rows stay together."""
-    groups, first = sample.groups.clone(), _first_of_unit(sample.units)
-    for label in sample.y.unique():
-        places = ((sample.y == label) & (first == torch.arange(len(first)))).nonzero()[:, 0]
-        groups[places] = groups[places[torch.randperm(len(places), generator=generator)]]
-    return sample._replace(groups=groups[first])
+    return sample._replace(groups=permuted_groups(sample.y, sample.groups, sample.units, generator))
 
 
 def _calibrated(sample: Sample, generator: torch.Generator) -> Sample:
@@ -309,4 +299,4 @@ def _calibrated(sample: Sample, generator: torch.Generator) -> Sample:
         y = torch.multinomial(probs, 1, generator=generator)[:, 0]
     else:
         y = (torch.rand(len(probs), generator=generator, dtype=probs.dtype) < probs).long()
-    return sample._replace(y=y[_first_of_unit(sample.units)])
+    return sample._replace(y=y[first_of_unit(sample.units)])
