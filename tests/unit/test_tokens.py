@@ -320,6 +320,26 @@ def test_template_without_system_message_says_so():
         encode(bpe(INST, eos_token="</s>"), PROMPT, RESPONSE, **OPTIONS, form=PromptFormat(system="Be fair."))
 
 
+def test_two_turns_in_a_row_are_joined_where_the_template_refuses_them_and_it_is_told_once(caplog):
+    alternating = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"
+    )
+    tokenizer = bpe(alternating + INST, eos_token="</s>")
+    said = [{"role": "user", "content": "Ann's number is 1."}, {"role": "user", "content": "What is it?"}]
+    for _ in range(2):
+        row = encode(tokenizer, said, RESPONSE, **OPTIONS)
+        assert row == encode(tokenizer, "Ann's number is 1.\n\nWhat is it?", RESPONSE, **OPTIONS)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the tokenizer's chat template refuses two turns in a row by one role, which are joined: "
+        "Conversation roles must alternate"
+    ]
+    tolerant = bpe(INST, eos_token="</s>")
+    assert encode(tolerant, said, RESPONSE, **OPTIONS) != row  # left as they are
+    with pytest.raises(InputError, match="Conversation roles must alternate"):
+        encode(tokenizer, [{"role": "assistant", "content": "Hello"}, *said], RESPONSE, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from fairpriv.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 _SENTINEL = "Zq7sentinelK2"  # stands in for a text whose place in a template's output is looked for
 NO_TARGET = -100  # the label that a loss leaves out, by torch's and transformers' convention
@@ -376,9 +381,24 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=asking, tokenize=False))
     except TemplateError as error:
+        if len(joined := _joined(messages)) < len(messages):  # templates of Mistral, Llama 2 and Gemma want them so
+            text = _conversation(tokenizer, joined, asking=asking)
+            _tell_joined(str(error))
+            return text
         reason = " ".join(str(error).split())
         advice = "set system to null or " if messages[0]["role"] == "system" else "set "
         raise InputError(f"the tokenizer's chat template fails: {reason}; {advice}chat_template=none") from error
+
+
+def _joined(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Join turns in a row by one role, a blank line between them."""
+    runs = itertools.groupby(messages, lambda turn: turn["role"])
+    return [{"role": role, "content": "\n\n".join(turn["content"] for turn in run)} for role, run in runs]
+
+
+@functools.cache  # told once
+def _tell_joined(reason: str) -> None:
+    log.warning("the tokenizer's chat template refuses two turns in a row by one role, which are joined: %s", reason)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
