@@ -288,7 +288,7 @@ def test_groups_that_differ_in_case_only_are_refused_by_name(tmp_path, said):
     assert any("left out are 'M' (50), which differ from a listed group in spelling" in line for line in said())
     recode = {"sex": {"from": "sex", "values": {"m": "m", "M": "m", "f": "f"}}}
     assert len(dataset(tmp_path, frame, recode=recode).load().y) == 200
-    with pytest.raises(InputError, match=r"recode\.sex: of 'M', 'm'"):
+    with pytest.raises(InputError, match=r"recode\.sex: 'sex' of people0.csv holds 'M', which differs"):
         dataset(tmp_path, frame, recode={"sex": {"from": "sex", "values": {"m": "m"}, "other": "f"}}).load()
 
 
@@ -456,6 +456,36 @@ def test_long_codes_stay_apart_that_are_one_number_to_a_float(tmp_path, first):
         assert Notation(MISSING).read(pd.Series([*map(int, codes), None], dtype="Int64")).tolist()[:2] == codes
 
 
+@pytest.mark.parametrize("blank", [{}, {7: ""}])
+def test_digits_of_one_width_that_begin_with_a_zero_are_codes(tmp_path, said, blank):
+    zips = [f"{number:05}" for number in range(1230, 31230, 1500)]
+    frame = people(city={i: zips[i % 20] for i in range(200)} | blank)
+    table = dataset(tmp_path, frame, missing="category").load()
+    assert {*table.features["city"].cat.categories} - {"missing"} == {*zips}
+    assert any("'city' has digits of one width, as '01230', and is read as categories: " in line for line in said())
+    numbers = dataset(tmp_path, frame, missing="category", numeric=["city"]).load().features["city"]
+    assert numbers[[0, 1]].tolist() == [1230, 2730]
+    told = len(said())
+    listed = dataset(tmp_path, frame, missing="category", categorical=["city"]).load()
+    assert listed.features["city"][0] == "1230"  # as ever: what was computed with it stays
+    assert not any("of one width" in line for line in said()[told:])
+    table = dataset(tmp_path, people(sex={i: zips[i % 2] for i in range(200)}), groups={"sex": [zips[0], zips[1]]})
+    assert table.load().group_names == ("01230", "02730")
+
+
+@pytest.mark.parametrize("cells", ["0 00", "0 1", "0.5 0.7", "05 7", "-01 -02", "00.5 01.5"])
+def test_other_numbers_with_a_zero_stay_numbers(tmp_path, cells):
+    frame = people(city={i: cells.split()[i % 2] for i in range(200)}).assign(begun="2020-01-02")
+    assert dataset(tmp_path, frame).load().features["city"][1] == float(cells.split()[1])
+
+
+def test_codes_that_a_recoding_writes_without_their_zeros_are_refused(tmp_path):
+    frame = people(city={i: ["01", "02"][i % 2] for i in range(200)})
+    rule = {"place": {"from": "city", "values": {1: "Oslo"}, "other": "elsewhere"}}
+    with pytest.raises(InputError, match=r"recode\.place: 'city' of people0.csv holds '01', which differs in spelling"):
+        dataset(tmp_path, frame, recode=rule).load()
+
+
 @pytest.mark.parametrize("mark", [".", "xx", "50+"])
 def test_a_column_of_numbers_with_one_other_word_is_refused_however_often_it_stands(tmp_path, mark):
     frame = people(income=dict.fromkeys(range(0, 200, 2), mark))
@@ -547,6 +577,18 @@ def test_parquet_is_read_as_the_same_table(tmp_path):
     assert table.features["income"].tolist() == frame["income"].tolist()
     assert (table.features["city"] == "missing").sum() == 2
     assert list(table.features) == ["income", "city", "member"]
+
+
+@pytest.mark.parametrize("kind", [object, "category"])
+def test_bytes_in_a_parquet_file_are_text(tmp_path, kind):
+    pytest.importorskip("pyarrow")
+    frame = people().assign(sex=lambda f: f["sex"].str.encode("utf-8").astype(kind))
+    frame.to_parquet(tmp_path / "people.parquet")
+    source = Files(["people.parquet"], folder=str(tmp_path))
+    assert set(TabularDataset("people", source, "hired", "sex", positive=["yes"]).load().group_names) == {"f", "m"}
+    frame.assign(city=b"\xff").to_parquet(tmp_path / "people.parquet")
+    with pytest.raises(InputError, match=r"people\.parquet is not UTF-8 \(invalid start byte"):
+        TabularDataset("people", source, "hired", "sex", positive=["yes"]).load()
 
 
 def test_parquet_without_its_package_says_so(tmp_path, monkeypatch):

@@ -94,8 +94,11 @@ class Notation:
     thousands: str | None = None
     units: Sequence[str] = ()
 
-    def read(self, column: pd.Series) -> pd.Series:
-        """Return the column, NaN where missing: as numbers if all others are, else as text without outer blanks."""
+    def read(self, column: pd.Series, codes: bool = True) -> pd.Series:
+        """Return the column, NaN where missing: as numbers if all others are, else as text without outer blanks.
+
+        What `are_codes` finds is text, unless ``codes`` is False.
+        """
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             whole = column[column.abs() >= _EXACT] if pd.api.types.is_integer_dtype(column) else column[:0]
             if whole.astype(np.float64).nunique() == whole.nunique():
@@ -103,13 +106,13 @@ class Notation:
         if column.dtype == object and column.map(lambda cell: isinstance(cell, list | dict | np.ndarray)).any():
             column = column.map(str)  # parquet files may hold such cells
         if isinstance(column.dtype, pd.CategoricalDtype):
-            codes, cells = column.cat.codes.to_numpy(), column.cat.categories
+            places, cells = column.cat.codes.to_numpy(), column.cat.categories
         else:
-            codes, cells = pd.factorize(column)
+            places, cells = pd.factorize(column)
         words = {str(word).strip().casefold() for word in self.missing}
         stripped = [trimmed(cell) for cell in cells]
         known = pd.Series([cell if cell.casefold() not in words else None for cell in stripped], dtype=object)
-        numbers = self._numbers(known)
+        numbers = None if codes and are_codes(known.dropna()) else self._numbers(known)
         if numbers is not None and not (self.decimal == "." and not self.thousands and _dotted(known.dropna())):
             values = numbers
         elif {cell.casefold() for cell in known.dropna()} <= {"true", "false"}:
@@ -119,9 +122,9 @@ class Notation:
         else:
             values = known
         each = values.to_numpy()
-        if (codes < 0).any():
-            each = np.append(each, np.nan)  # code -1 reads this last entry
-        return pd.Series(each[codes], index=column.index, name=str(column.name))
+        if (places < 0).any():
+            each = np.append(each, np.nan)  # place -1 reads this last entry
+        return pd.Series(each[places], index=column.index, name=str(column.name))
 
     def _numbers(self, known: pd.Series) -> pd.Series | None:
         """Read cells as numbers, missing ones as NaN; return None if one of them is not a number.
@@ -181,6 +184,12 @@ class Notation:
         for unit in self.units:
             cell = cell.replace(unit, "")
         return cell.strip()
+
+
+def are_codes(cells: Collection[str]) -> bool:
+    """Tell whether cells are digits of one width, some with a 0 in front, as ZIP codes are: 01234 is not 1234."""
+    padded = any(len(cell) > 1 and cell[0] == "0" for cell in cells)
+    return padded and len({*map(len, cells)}) == 1 and all(cell.isdecimal() for cell in cells)
 
 
 def refuse_odd_numbers(column: pd.Series, files: str) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fairpriv.classifiers.data.columns import (
     MISSING,
     Notation,
+    are_codes,
     check_quotes,
     content_of,
     is_rectangular,
@@ -363,8 +364,9 @@ class TabularDataset(Dataset):
                 raise InputError(f"{paths[0].name} and {path.name} do not have the same columns: {differing}")
             frames.append(frame)
         whole = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        typed = {*(self.numeric or ()), *(self.categorical or ()), *[self.target] * (self.positive_above is not None)}
         # All files are typed together, because one may write a code as 1 and another as 1.0
-        return pd.DataFrame({name: self._notation.read(whole[name]) for name in whole.columns})
+        return pd.DataFrame({name: self._notation.read(whole[name], name not in typed) for name in whole.columns})
 
     @property
     def _notation(self) -> Notation:
@@ -406,9 +408,11 @@ class TabularDataset(Dataset):
         only = needed if is_rectangular(content, self.separator, len(names)) else None
         frame = parse(header=None if self.columns is not None else 0, names=self.columns, usecols=only)
         check_quotes(content, path, self.separator, len(names))
-        # pandas makes categories that are all numbers into numbers, and forgets how they were written: 1.500 or 1.5
-        if decimals := [place for place, name in enumerate(frame) if frame[name].cat.categories.dtype == np.float64]:
-            places = [only[place] for place in decimals] if only else decimals
+        # pandas makes categories that are all numbers into numbers, and forgets how they were written: 1.500 or 1.5,
+        # and 01234 or 1234
+        lossy = (np.float64, np.int64) if re.search(rb"(?<![\d.])0\d", content) else (np.float64,)
+        if lost := [place for place, name in enumerate(frame) if frame[name].cat.categories.dtype in lossy]:
+            places = [only[place] for place in lost] if only else lost
             whole = parse(str, header=None if self.columns is not None else 0, names=self.columns, usecols=places)
             frame = frame.assign(**{str(name): whole[name] for name in whole})
         if only is None:
@@ -423,6 +427,9 @@ class TabularDataset(Dataset):
         # What pandas had as an index with a name is a column of the file like any other, unless it is one already
         own = [name for name in frame.index.names if name is not None and name not in frame.columns]
         frame = frame.reset_index(level=own)
+        for name, column in frame.items():
+            if column.dtype in ("object", "category") and any(isinstance(cell, bytes) for cell in column):
+                frame[name] = column.map(lambda cell: cell.decode() if isinstance(cell, bytes) else cell)
         names = [str(name) for name in frame.columns]
         return frame.set_axis(names, axis=1).iloc[:, self._needed(names)].reset_index(drop=True)
 
@@ -466,12 +473,11 @@ class TabularDataset(Dataset):
             mapping = {text(key): text(value) for key, value in rule["values"].items()}
             new = old.map(mapping)
             unlisted = new.isna() & old.notna()
-            for same in alike(old.dropna().unique()):
-                if len({value in mapping for value in same}) == 2:
-                    raise InputError(
-                        f"dataset.recode.{name}: of {', '.join(map(repr, same))} in '{rule['from']}' of {files}, which "
-                        "differ in spelling only, some are listed: list them all"
-                    )
+            if odd := unnamed(old.dropna().unique(), mapping):
+                raise InputError(
+                    f"dataset.recode.{name}: '{rule['from']}' of {files} holds {', '.join(map(repr, odd))}, which "
+                    "differs in spelling only from what is listed: list all spellings"
+                )
             if rule.get("other") is not None:
                 new = new.mask(unlisted, text(rule["other"]))
             elif unlisted.any():
@@ -576,6 +582,16 @@ class TabularDataset(Dataset):
                     name,
                     (frame[name] == code).sum(),
                     code,
+                )
+        for name in features:
+            plain = pd.api.types.is_numeric_dtype(frame[name]) or name in (self.categorical or ())
+            if not plain and name not in (self.numeric or ()) and are_codes(frame[name].dropna().unique()):
+                log.warning(
+                    "%s: '%s' has digits of one width, as '%s', and is read as categories: dataset.numeric reads "
+                    "numbers",
+                    self.name,
+                    name,
+                    frame[name].dropna().min(),
                 )
         for name in features:
             if not pd.api.types.is_numeric_dtype(frame[name]) and (same := alike(frame[name].dropna().unique())):
