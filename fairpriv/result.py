@@ -346,7 +346,11 @@ def write_whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
 
 
 def require_computable(result: Result) -> None:
-    """Raise `NotOursError` for numbers whose squares overflow a float."""
+    """Raise `NotOursError` for numbers that cannot be: their squares overflow a float, or they have another range."""
+    for name, metric in result.described.items():
+        (low, high), value = metric.limits(), result.metrics[name]
+        if value is not None and not low - 1e-6 <= value <= high + 1e-6:  # room for rounding
+            raise NotOursError(f"{name} is {value:.6g}, outside its range [{low:g}, {high:g}]: damaged")
     own = (result.metrics.values(), result.seconds.values(), [result.overlap], *result.intervals.values())
     own += tuple(row for rows in result.signed.values() for row in rows)
     if max(map(abs, filter(None, chain.from_iterable(own))), default=0.0) <= _LARGEST_NUMBER:

@@ -1141,6 +1141,10 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
+        (
+            {"metrics": {"eval/accuracy": 1.7}, "described": {"eval/accuracy": {"low": 0, "high": 1}}},
+            "eval/accuracy is 1.7, outside its range [0, 1]: damaged",
+        ),
         ({"metrics": {"eval/accuracy": 1e200}}, "eval/accuracy is 1e+200: too large to compute with"),
         ({"metrics": {"eval/accuracy": -(10**400)}}, "metrics should be a mapping of names to numbers"),
         ({"intervals": {"eval/accuracy": [0.1, 1e300]}}, "eval/accuracy is 1e+300: too large"),

@@ -484,6 +484,18 @@ def test_an_empty_edit_is_degenerate_and_says_what_would_not_be(model):
     assert spin(strength=0).edit(model, ROWS)[1].degenerate == ["defense.strength=0 changes no weight"]
 
 
+def test_a_ratio_that_selects_nothing_is_told_of_before_anything_is_scored(model, monkeypatch, caplog):
+    monkeypatch.setattr(module, "iter_importance_scores", None)
+    for target, weights in (("mlp", 2048), ("self_attn", 1024)):
+        caplog.clear()
+        spin(target=target, ratio=1 / weights).check(model)
+        assert caplog.text == ""
+        none = spin(target=target, ratio=0.99 / weights)
+        none.check(model)
+        assert f"selects no weight, so that nothing is edited; {1 / weights!r} is the smallest that does" in caplog.text
+        assert none.edit(model, ROWS)[0].indices == {}
+
+
 def test_an_edit_that_couples_nothing_names_a_ratio_that_does(model):
     unlike = {"fairness": pairs(0, 1), "privacy": pairs(7, 1), "general": pairs(3, 1)}
     ratio = 1 / 2048

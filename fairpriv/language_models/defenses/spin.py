@@ -127,7 +127,12 @@ class Spin(Tuning):
             )
         if self.after is not None:
             self.after.check(model, merged=True)
-        self._matrices(model)
+        if self.ratio < (least := smallest_ratio(max(self._sizes(model).values()))):
+            log.warning(
+                "SPIN: defense.ratio=%r selects no weight, so that nothing is edited; %r is the smallest that does",
+                self.ratio,
+                least,
+            )
 
     def tune(self, owner: ModelOwner) -> Tuned:
         """Apply the defence before this one, then edit; the edit is kept in the cell's folder."""
@@ -248,15 +253,18 @@ class Spin(Tuning):
             InputError: as ``importance_scores``, and a gradient that is not finite.
         """
         self._warn_of_shared(rows)
-        wanted = self._matrices(model)
+        wanted = self._sizes(model)
+        if self.ratio < smallest_ratio(max(wanted.values())):  # there is nothing to score for
+            none = torch.empty(0)
+            return {name: {w: TopWeights(none.long(), none, wanted[w], KEPT) for w in wanted} for name in rows}
         origin = origin or _weights_hash(model)
         scores = {name: self._top(name, model, encoded, pad_id, store, origin) for name, encoded in rows.items()}
         return {name: {w: top for w, top in tops.items() if w in wanted} for name, tops in scores.items()}
 
-    def _matrices(self, model: nn.Module) -> set[str]:
-        """Name the target's matrices; raise `InputError` where there are none, or one cannot be scored."""
+    def _sizes(self, model: nn.Module) -> dict[str, int]:
+        """Count each of the target's weights; raise `InputError` where there are none, or one cannot be scored."""
         try:
-            return set(matrices_of(model, self.target))
+            return {name: layers[0].weight.numel() for name, layers in matrices_of(model, self.target).items()}
         except ValueError as error:
             raise InputError(f"SPIN: {error}") from error
 
