@@ -1,6 +1,6 @@
 """Run the studies, keep their results, and write what their READMEs show of them.
 
-python experiments/studies.py run NAME... [KEY=VALUE...]   runs the commands of a study's README, keeps what they give
+python experiments/studies.py run NAME... [KEY=VALUE...]   runs a study's commands, keeps what they give
 python experiments/studies.py keep NAME FOLDER             makes what lies below FOLDER the study's results
 python experiments/studies.py add NAME FOLDER              adds what lies below FOLDER to the study's results
 python experiments/studies.py tables                       writes every block from "made by" to "end" anew, and pictures
@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 DRAWN = re.compile(r"<!-- drawn by: (fairpriv compare .+?) -->\n!\[[^]]*\]\((\w+\.png)\)")
 BLOCK = re.compile(r"(<!-- made by: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+VARIABLE = re.compile(r'^(\w+)="(.*?)"$', re.DOTALL | re.MULTILINE)  # as a shell sets it
 
 ALIKE = "alike.json"  # beside results: what their configs have in common, see `in_common`
 _ALL = ("attack", "dimensions", "trainer", "training")  # sections that are left out only as a whole
@@ -166,13 +167,10 @@ def ours(figure: Mapping[str, Any]) -> Iterator[str]:
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> None:
-    """Run the commands that a study's README shows, below outputs/studies/NAME, and keep what they give."""
+    """Run the commands that a study's README begins with, below outputs/studies/NAME, and keep what they give."""
     for name in names:
         root = ROOT / "outputs" / "studies" / name
-        text = (HERE / name / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-        fences = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        for line in "\n".join(fences).splitlines():
-            words = shlex.split(line, comments=True)
+        for words in commands_of((HERE / name / "README.md").read_text(encoding="utf-8")):
             if words[:1] == ["fairpriv"] and words[1] not in commands():
                 words = [sys.executable, "-m", *words, f"paths.root={root}", *overrides]
                 print(shlex.join(words), flush=True)
@@ -182,6 +180,15 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> None:
                 elif status:
                     sys.exit(status)
         keep(name, root)
+
+
+def commands_of(page: str) -> Iterator[list[str]]:
+    """Yield the words of each line of a page's first fence, with what a variable holds in place of its name."""
+    fence = page.replace("\\\n", " ").split("```\n")[1]  # a later one may tell how settings were chosen
+    for line in VARIABLE.sub("", fence).splitlines():
+        for name, value in VARIABLE.findall(fence):
+            line = line.replace(f"${name}", value.replace("\n", " "))
+        yield shlex.split(line, comments=True)
 
 
 def keep(name: str, folder: Path, *, beside: bool = False) -> None:

@@ -70,7 +70,8 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     (study / "results").mkdir(parents=True)
     (study / "results" / "old.json").write_text("{}")
     (study / "README.md").write_text(
-        "# Small\n```\nfairpriv dataset=mine\nfairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\n"
+        '# Small\n```\nDATA="dataset=mine\n    seed=0"\nfairpriv $DATA\n'
+        "fairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\nChosen by\n```\nfairpriv seed=9\n```\n"
     )
     monkeypatch.setattr(studies, "HERE", study.parent)
     monkeypatch.setattr(studies, "ROOT", tmp_path)
@@ -92,7 +93,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     monkeypatch.setattr(studies.subprocess, "run", run)
     studies.main(["run", "small", "threads=1"])
     last = f"paths.root={tmp_path}/outputs/studies/small threads=1"
-    assert ran == [f"-m fairpriv dataset=mine {last}", f"-m fairpriv dataset=german seed=1 {last}"]
+    assert ran == [f"-m fairpriv dataset=mine seed=0 {last}", f"-m fairpriv dataset=german seed=1 {last}"]
     kept = {path.stem: json.loads(path.read_text()) for path in (study / "results").iterdir()}
     assert kept["a"]["metrics"] == {"eval/accuracy": 0.5}
     assert kept.keys() == {"a", "alike"}
