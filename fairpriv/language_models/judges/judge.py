@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fairpriv.data.sources import checksum, gated
+from fairpriv.data.sources import checksum
 from fairpriv.errors import InputError
 from fairpriv.metrics import Measured
 
@@ -123,23 +123,26 @@ def load_pretrained(
     """
     import transformers
 
-    from fairpriv.data.checkpoints import tell_unexpected, unreadable
+    from fairpriv.data.checkpoints import Pretrained, tell_unexpected, unreadable
 
     folder = Path(path).expanduser()
-    where = str(folder) if folder.is_dir() else path
-    given = {"revision": revision, "trust_remote_code": trust_remote_code}
+    where, given = path, dict[str, Any](trust_remote_code=trust_remote_code)
+    remedy = "or put the model's files (config, tokenizer, weights) into a folder and set judge.path to it"
+    if folder.is_dir():
+        where = str(folder)
+    else:
+        hub = Pretrained(judge, path, revision)
+        try:
+            given["revision"] = hub.cached() or hub.on_hub()  # which transformers asks for a minute before it gives up
+        except InputError as error:
+            raise InputError(f"judge {judge}: cannot load {path} ({error}); {remedy}") from None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **given)
         model, info = getattr(transformers, auto).from_pretrained(
             where, dtype=dtype, device_map=device_map, output_loading_info=True, **given
         )
     except Exception as error:  # damaged files raise many kinds, in transformers and below it
-        if "gated repo" in str(error):
-            raise InputError(f"judge {judge}: {gated(path)}; or put its files into a folder, as judge.path") from error
-        raise InputError(
-            f"judge {judge}: cannot load {path} ({unreadable(error)[:200]}); where the hub cannot be reached, put the "
-            "model's files (config, tokenizer, weights) into a folder and set judge.path to it"
-        ) from error
+        raise InputError(f"judge {judge}: cannot load {path} ({unreadable(error)[:200]}); {remedy}") from error
     tell_unexpected(f"judge {judge}", info["unexpected_keys"])
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
