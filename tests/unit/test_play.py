@@ -127,10 +127,13 @@ def test_the_floor_over_splits_is_that_of_all_victims_together():
 
 def test_an_attack_that_keeps_its_own_border_is_told_of(caplog):
     attack = Scores(RIGHT_5)
+    assert "attack/given/calibrated" not in play_attacks([game()], [attack]).measured.metrics
     attack.calibrates = False
-    play_attacks([game()], [attack])
+    measured = play_attacks([game()], [attack]).measured
     assert "attack given is not calibrated" in caplog.text
     assert "game.shadows to 3 or more" in caplog.text
+    assert measured.metrics["attack/given/calibrated"] == 0
+    assert measured.described["attack/given/calibrated"].column  # among the table's columns
 
 
 def test_the_victim_gap_has_a_floor_by_dealing_the_worlds_anew():

@@ -74,6 +74,16 @@ AUC_INVERTED = Metric(
     low=0.0,
     high=1.0,
 )
+CALIBRATED = Metric(
+    "attack/{attack}/calibrated",
+    "{attack} calibrated",
+    "Whether border and direction of the attack's scores were set on shadows. Told where they were not, for want of "
+    "game.shadows: the attack keeps the border of its source, and may miss what it could find.",
+    YES_OR_NO,
+    low=0.0,
+    high=1.0,
+    column=64,
+)
 P_VALUE = share_metric(
     "attack/{attack}/p_value", "{attack} p value", "Mann and Whitney's two-sided test of the attack's scores."
 )

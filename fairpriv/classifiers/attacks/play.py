@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairpriv import signs
 from fairpriv.classifiers.attacks.attack import (
+    CALIBRATED,
     Attack,
     AttackGame,
     AttackResult,
@@ -177,6 +178,7 @@ def play_attacks(
                 attack.name,
                 shadows_to_calibrate(attack.needs),
             )
+            measured |= CALIBRATED.named(attack=attack.name).of(False)
         for record, result in zip(told, results, strict=True):
             record["scores"][attack.name] = result.scores.tolist()
             if not pure:
