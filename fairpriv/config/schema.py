@@ -365,6 +365,8 @@ def _unreadable(target: str) -> str:
     top = target.partition(".")[0]
     spec = _spec(top)
     if spec is None:
+        if top == "bitsandbytes":  # whose optimisers defense=full names
+            return f"{top} is not installed: pip install 'fairpriv[{top}]'"
         modules = [module.name for module in pkgutil.iter_modules()]
         return f"there is no module {top}, neither installed nor in the --config-dir folder{nearest(top, modules)}"
     if _source(top) is None and spec.submodule_search_locations is None:

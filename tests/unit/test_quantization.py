@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fairpriv.cli import CONF
+from fairpriv.config import schema
 from fairpriv.config.compose import compose, plain
 from fairpriv.config.schema import check
 from fairpriv.errors import InputError
@@ -77,6 +78,21 @@ def test_weights_whose_files_are_quantised_are_refused_when_they_are_loaded(tiny
         Spin("spin", ["fairness", "privacy"]).check(model)
     with pytest.raises(InputError, match=r"^trainer\.strategy=fsdp: weights that gptq quantised"):
         require_shardable(model)
+
+
+def test_bitsandbytes_that_is_not_installed_is_said_before_a_model_is_looked_for(monkeypatch):
+    from transformers import BitsAndBytesConfig
+
+    monkeypatch.setattr("fairpriv.language_models.models.pretrained.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"model\.quantization needs bitsandbytes: pip install 'fairpriv\[bitsand"):
+        PretrainedLM("tiny", "owner/nowhere", quantization=BitsAndBytesConfig(load_in_4bit=True))
+
+
+def test_an_optimiser_of_bitsandbytes_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(schema, "_spec", lambda top, spec=schema._spec: None if top == "bitsandbytes" else spec(top))
+    optimiser = "defense.optimizer={_target_: bitsandbytes.optim.AdamW8bit, _partial_: true}"
+    with pytest.raises(InputError, match=r"bitsandbytes is not installed: pip install 'fairpriv\[bitsandbytes\]'"):
+        check(plain(compose(CONF, [], ["experiment=quickstart_llm", "defense=full", optimiser])))
 
 
 @pytest.mark.filterwarnings("ignore")  # of bitsandbytes

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,6 +68,9 @@ class PretrainedLM(Pretrained):
         if self.chat_template == "none" and self.chat_template_kwargs:
             raise InputError("model.chat_template_kwargs: with model.chat_template=none no template reads them")
         self.template()
+        named = getattr(self.quantization, "quant_method", None)
+        if getattr(named, "value", named) == "bitsandbytes" and find_spec("bitsandbytes") is None:
+            raise InputError("model.quantization needs bitsandbytes: pip install 'fairpriv[bitsandbytes]'")
 
     def _inside(self) -> str | None:
         return self.gguf
