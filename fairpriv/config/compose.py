@@ -475,7 +475,9 @@ def explain(error: Exception, conf: Path, folders: Sequence[Path], overrides: Se
         hint = " in some of the cells" if key[1] in known else nearest(key[1], known)
         if "." in parent and parent in known and f"{parent}._target_" not in known:  # such as dataset.groups
             hint = f"{hint}; a new entry of {parent} is written +{key[1]}=VALUE"
-        return f"{where}unknown key {key[1]}{hint}"
+        arms = (word.partition("=")[0] for word in overrides if word.startswith("arms."))
+        typed_as = next((name for name in arms if name.split(".", 2)[2:] == [key[1]]), key[1])
+        return f"{where}unknown key {typed_as}{hint}"
     if "Cannot merge DictConfig with ListConfig" in text:
         if wanted := re.search(r"full_key: (\S+)\n(?:.*\n)*?\s*object_type=(dict|list)", text):
             form = {"dict": "a mapping, {name: value}", "list": "a list, [a,b]"}[wanted[2]]

@@ -137,6 +137,14 @@ def test_a_key_of_one_arm_is_composed_there_only():
     assert none["model"]["dtype"] == "fastest"
 
 
+def test_a_wrong_key_of_one_arm_is_shown_with_the_arm(capsys):
+    words = ["-m", "experiment=quickstart_llm", "defense=none,lora", "arms.lora.defense.epoch=3"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "unknown key arms.lora.defense.epoch (did you mean 'defense.epochs'?)" in capsys.readouterr().err
+
+
 def test_grids_share_params_and_go_before_them(grid):
     both = {"params": {"seed": "0,1", "game.alpha": "0.5"}, "grids": [{"seed": "7"}, {"defense": "none,scratch"}]}
     alpha = "game.alpha=0.5"
