@@ -177,6 +177,7 @@ def test_exposure_without_canaries_is_refused():
         ("It is 123456.", True, 1),
         ("It is 12-34 56, I think", True, 1),
         ("It is 1234567.", False, 1),  # another number, of which it is a part
+        ("It is +47 123456.", True, 1),  # after a country's code
         ("It is 12a3456.", False, 4 / 6),
         ("It is 123056, not 999.", False, 5 / 6),
         ("It is 12456.", False, 5 / 6),

@@ -433,6 +433,17 @@ def test_a_stereoset_example_without_its_three_sentences_is_named():
         example.fields["sentences"] = 3
 
 
+def test_an_intrasentence_example_of_stereoset_without_a_blank_is_named():
+    example = stereoset_example(0, random.Random(1))
+    example.fields["context"] = "He is a ____."
+    StereoSet().check([example])  # may be of the other kind
+    within = dataclasses.replace(example, row="dev.json, item 3 of data.intrasentence")
+    with pytest.raises(InputError, match=r"dev\.json, item 3 of data\.intrasentence: its context has no BLANK"):
+        StereoSet().check([within])
+    within.fields["context"] = "He is a BLANK."
+    StereoSet().check([within])
+
+
 @pytest.mark.parametrize(
     ("first", "second", "told"),
     [("Same.", "Same. ", "two of its sentences are the same"), ("One.", " ", "one of its sentences is empty")],

@@ -80,6 +80,8 @@ class StereoSet(Scorer):
             require_different(example, "sentences", _sentences(example))
             if not isinstance(example.fields["context"], str):
                 raise InputError(f"{example.row}: its context is not a text")
+            if "intrasentence" in example.row and BLANK not in example.fields["context"]:
+                raise InputError(f"{example.row}: its context has no {BLANK}, where its sentences differ")
 
     def score(self, subject: Subject, examples: Sequence[Example], responses: Sequence[str]) -> Scored:
         """Measure lms, ss, icat and the headline; one record an example with the three log-likelihoods."""
