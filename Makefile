@@ -83,7 +83,7 @@ growth: setup ## Measure what one of 1, 10 and 100 times as many models, prompts
 	$(BIN)/python tests/bench_compare.py --growth
 	$(BIN)/python tests/bench_sweep.py --growth
 
-studies: setup ## Run the studies that need no data of yours, some hours; experiments/README.md says what each took
+studies: setup ## Run the studies of classifiers, some hours; experiments/README.md says what each took
 	$(BIN)/python experiments/studies.py run known_truth bound distribution_inference trade_off_classifier
 	$(BIN)/python experiments/studies.py tables
 

@@ -167,7 +167,11 @@ def ours(figure: Mapping[str, Any]) -> Iterator[str]:
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> None:
-    """Run the commands that a study's README begins with, below outputs/studies/NAME, and keep what they give."""
+    """Run the commands that a study's README begins with, below outputs/studies/NAME, and keep what they give.
+
+    Where one cannot be run, as without its data set, the study stops, and what was kept of it stays.
+    """
+    stopped = False
     for name in names:
         root = ROOT / "outputs" / "studies" / name
         for words in commands_of((HERE / name / "README.md").read_text(encoding="utf-8")):
@@ -176,10 +180,15 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> None:
                 print(shlex.join(words), flush=True)
                 status = subprocess.run(words).returncode
                 if status == 2:  # says itself what is missing
-                    print("left out: the study goes on without it", flush=True)
-                elif status:
+                    print(f"{name} stops here, and nothing of it is kept: mend what is said above", flush=True)
+                    stopped = True
+                    break
+                if status:
                     sys.exit(status)
-        keep(name, root)
+        else:
+            keep(name, root)
+    if stopped:
+        sys.exit(2)
 
 
 def commands_of(page: str) -> Iterator[list[str]]:

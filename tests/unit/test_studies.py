@@ -70,8 +70,8 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     (study / "results").mkdir(parents=True)
     (study / "results" / "old.json").write_text("{}")
     (study / "README.md").write_text(
-        '# Small\n```\nDATA="dataset=mine\n    seed=0"\nfairpriv $DATA\n'
-        "fairpriv dataset=german \\\n    seed=1\nfairpriv compare outputs\n```\nChosen by\n```\nfairpriv seed=9\n```\n"
+        '# Small\n```\nDATA="dataset=german\n    seed=1"\n'
+        "fairpriv $DATA \\\n    a=b\nfairpriv compare outputs\n```\nChosen by\n```\nfairpriv seed=9\n```\n"
     )
     monkeypatch.setattr(studies, "HERE", study.parent)
     monkeypatch.setattr(studies, "ROOT", tmp_path)
@@ -93,7 +93,7 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
     monkeypatch.setattr(studies.subprocess, "run", run)
     studies.main(["run", "small", "threads=1"])
     last = f"paths.root={tmp_path}/outputs/studies/small threads=1"
-    assert ran == [f"-m fairpriv dataset=mine seed=0 {last}", f"-m fairpriv dataset=german seed=1 {last}"]
+    assert ran == [f"-m fairpriv dataset=german seed=1 a=b {last}"]
     kept = {path.stem: json.loads(path.read_text()) for path in (study / "results").iterdir()}
     assert kept["a"]["metrics"] == {"eval/accuracy": 0.5}
     assert kept.keys() == {"a", "alike"}
@@ -101,6 +101,13 @@ def test_a_study_s_commands_are_run_and_what_they_give_is_kept(studies, tmp_path
         "model": {"model": {"cache": "outputs/cache", "path": "/home/me/output"}},
         "paths": {"paths": {"root": "outputs", "data": "data"}},
     }
+
+    (study / "README.md").write_text("```\nfairpriv dataset=mine\nfairpriv dataset=german\n```\n")
+    ran.clear()
+    with pytest.raises(SystemExit) as ended:
+        studies.main(["run", "small", "small"])
+    assert (ended.value.code, len(ran)) == (2, 2)  # each study stops, and the next one goes on
+    assert {path.stem for path in (study / "results").iterdir()} == {"a", "alike"}
 
 
 def test_a_study_keeps_what_its_metrics_mean_once(studies, tmp_path, monkeypatch):
