@@ -206,7 +206,7 @@ def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Ten
         a label with a single group contributes 0, and without any rows the result is a 0 that still has a graph.
 
     Raises:
-        ValueError: unequal lengths, integer ``probs``, or floating ``target`` or ``groups``.
+        ValueError: unequal lengths, ``probs`` that are integers or outside [0, 1], floating ``target`` or ``groups``.
     """
     target, groups = _codes(target=target, groups=groups)
     probs = as_tensor(probs, "probs")
@@ -215,6 +215,9 @@ def equalized_odds_penalty(probs: Values, target: Values, groups: Values) -> Ten
     if probs.dim() not in (1, 2) or len(probs) != len(target) or (probs.dim() == 2 and probs.shape[1] < 2):
         wanted = "[N], or [N, C] with all C classes,"  # a single column would count half
         raise ValueError(f"probs {list(probs.shape)} must be {wanted} with target {list(target.shape)}")
+    if probs.numel() and ((ends := probs.detach().aminmax()).min < -1e-3 or ends.max > 1 + 1e-3):  # room for rounding
+        told = f"{float(ends.min):.3g} to {float(ends.max):.3g}"
+        raise ValueError(f"probs holds {told}, not probabilities: softmax makes them of logits")
     probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
     if probs.dim() == 1:
         probs = torch.stack((1 - probs, probs), dim=1)
@@ -323,10 +326,12 @@ def _codes(**given: Values) -> list[Tensor]:
     columns = {name: as_tensor(column, name) for name, column in given.items()}
     for name, column in columns.items():
         if column.numel() and (column.is_floating_point() or column.is_complex()):  # an empty list is one of floats
-            raise ValueError(f"{name} holds {column.dtype}, not integer codes")
+            hint = ": take probs.argmax(-1)" if name == "preds" else ""
+            raise ValueError(f"{name} holds {column.dtype}, not integer codes{hint}")
     if any(column.dim() != 1 for column in columns.values()) or len({len(c) for c in columns.values()}) > 1:
         shapes = ", ".join(f"{name} {list(column.shape)}" for name, column in columns.items())
-        raise ValueError(f"{shapes} must be one-dimensional and equally long")
+        hint = ": argmax(-1) makes codes of a column a class" if any(c.dim() > 1 for c in columns.values()) else ""
+        raise ValueError(f"{shapes} must be one-dimensional and equally long{hint}")
     return [column.long() for column in columns.values()]
 
 

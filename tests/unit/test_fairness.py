@@ -293,6 +293,18 @@ def test_penalty_refuses_wrong_shapes_and_dtypes():
         equalized_odds_penalty(torch.rand(20, 2, 2), target, groups)
 
 
+def test_logits_and_a_column_a_class_are_refused_with_what_to_do():
+    preds, target, groups = draw(0, 20)
+    with pytest.raises(ValueError, match=r"^probs holds -2 to 3, not probabilities: softmax makes them of logits"):
+        equalized_odds_penalty(torch.tensor([-2.0, 3.0] * 10), target, groups)
+    with pytest.raises(ValueError, match=r"^preds holds torch.float32, not integer codes: take probs.argmax\(-1\)"):
+        equalized_odds_gap(torch.rand(20, 2), target, groups)
+    with pytest.raises(
+        ValueError, match=r"preds \[20, 2\], .*equally long: argmax\(-1\) makes codes of a column a class"
+    ):
+        equalized_odds_gap(torch.eye(2, dtype=torch.long)[preds], target, groups)
+
+
 def test_shift_weight_is_the_largest_total_variation_of_group_shares():
     _, target0, groups0 = draw(0, 200, labels=3, groups=4)
     _, target1, groups1 = draw(1, 150, labels=3, groups=3)
