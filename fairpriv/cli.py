@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fairpriv import __version__, patches
 from fairpriv.config.plugins import CONF, foreign_code, own_configs, plugin_folders, put_on_path, refuse_hidden
 from fairpriv.config.schema import check, check_sweep, nearest, tasks_of
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 from fairpriv.secrets import masked
 from fairpriv.sweep.ddp import refuse_torchrun
 from fairpriv.sweep.lock import HeldError
@@ -426,7 +426,7 @@ def plan_cells(given: argparse.Namespace) -> int:
     except CONFIG_ERRORS as error:
         raise InputError(explain(error, CONF, folders, given.words)) from None
     if configs[0]["task"] != "language_model":
-        cells = "1 cell" if len(configs) == 1 else f"{len(configs)} cells"
+        cells = how_many(len(configs), "cell")
         print(f"{cells} of classifiers, which are small: each fits into 1 GB or so, and takes minutes")
         return 0
     from fairpriv.language_models.plan import plan

@@ -26,6 +26,11 @@ def typed(key: str, value: str | Sequence[str]) -> str:
     return shlex.quote(f"{key}={quoted[0]}" if isinstance(value, str) else f"{key}=[{', '.join(quoted)}]")
 
 
+def how_many(count: int, noun: str) -> str:
+    """Write a count with its noun, as in "1 row" and "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def unquoted(values: Iterable[object]) -> str:
     """Return the remedy for values that YAML has made true or false, to end a message with; empty if there are none."""
     found = any(isinstance(value, bool) for value in values)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from fairpriv.config.schema import nearest
 from fairpriv.data.sources import Source
 from fairpriv.data.spelling import unnamed
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +196,10 @@ class Texts:
                 listed = {_whole(_spelling(item)) for item in (operand if isinstance(operand, list) else [operand])}
                 for odd in unnamed({_whole(value) for value in values[column]}, listed):
                     log.warning(
-                        "where.%s does not name %s (%d rows), which differs in spelling only from what it names",
+                        "where.%s does not name %s (%s), which differs in spelling only from what it names",
                         column,
                         repr(odd),
-                        sum(count for value, count in values[column].items() if _whole(value) == odd),
+                        how_many(sum(n for value, n in values[column].items() if _whole(value) == odd), "row"),
                     )
 
     def _require(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -489,7 +489,7 @@ def _matches(text: str, path: Path, pattern: str) -> _Rows:
     if not found:
         raise InputError(f"{path}: nothing in it matches the pattern {pattern!r}")
     if rest := sum(bool(line.strip()) for line in re.sub(pattern, "", text).splitlines()):
-        log.warning("%s: %d lines belong to no row: the pattern passes over them", path, rest)
+        log.warning("%s: the pattern passes over %s of no row", path, how_many(rest, "line"))
     return [(f"line {text.count(chr(10), 0, one.start()) + 1}", one.groupdict()) for one in found]
 
 

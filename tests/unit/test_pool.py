@@ -622,7 +622,7 @@ VALID = {"validation": [HELD_OUT[0]]}
         (
             [(X, Y)],
             {"patience": 3, "validation": [(X[:9], Y[:9])]},
-            "9 validation rows are too few to stop training by",
+            "9 validation rows, too few to stop training by",
         ),
         ([(X, Y, S)], {"dual": replace(DUAL["dual"], rate=0.0)}, "dual.rate=0.0, .* rate is above 0"),
         ([(X, Y, S)], {"dual": replace(DUAL["dual"], epsilon=-0.1)}, "dual.epsilon=-0.1: .* epsilon at least 0"),

@@ -382,7 +382,7 @@ BAD_INPUT = [
     ({}, PEOPLE + "-1e200,cook,m,no\n", r"'age' of people\.csv holds numbers as large as 1e\+200"),
     ({"features": ["sex"]}, PEOPLE, r"no feature is left"),
     ({"recode": {"g": {"from": "sex", "values": {"f": "w"}}}}, PEOPLE, r"recode\.g: .*not listed: 'm' \(2\)"),
-    ({"decode": {"j": "j_"}}, PEOPLE, r"decode\.j: 0 columns"),
+    ({"decode": {"j": "j_"}}, PEOPLE, r"decode\.j: 'j_' begins 0 columns"),
     (
         {"proxies": {"sex": ["jobs"]}},
         PEOPLE,
@@ -398,7 +398,11 @@ BAD_INPUT = [
         PEOPLE,
         r"no feature is left",
     ),
-    ({"decode": {"j": "j_"}}, "j_a,j_b,sex,hired\n1,1,f,yes\n0,1,m,no\n", r"decode\.j: 1 rows .*exactly one 1"),
+    (
+        {"decode": {"j": "j_"}},
+        "j_a,j_b,sex,hired\n1,1,f,yes\n0,1,m,no\n",
+        r"decode\.j: 1 row of .*without exactly one",
+    ),
     ({"columns": ["a", "b", "c"]}, PEOPLE, r"it has 4 columns, dataset\.columns 3 names"),
     ({}, "x,x,sex,hired\n1,2,f,yes\n1,1,m,no\n", r"two columns 'x' that differ"),
     (

@@ -107,7 +107,7 @@ def test_text_file_of_blocks_is_read_by_a_pattern_that_says_what_it_passes_over(
         ("One?\nTwo?", "1", "a.txt, line 2"),
         ("Three?", "2", "a.txt, line 7"),
     ]
-    assert "1 lines belong to no row" in caplog.text
+    assert "the pattern passes over 1 line of no row" in caplog.text
     blocks.pattern = "(?P<prompt>x+)"
     with pytest.raises(InputError, match="nothing in it matches the pattern"):
         blocks.load()
@@ -216,14 +216,14 @@ def test_values_that_the_filter_does_not_name_for_their_spelling_only_are_told(t
     found = texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, where).load()
     assert [example.prompt for example in found] == ["b", "c", "f"]
     assert [line.split(", which")[0] for line in caplog.messages] == [
-        "where.kind does not name 'Gender' (1 rows)",
-        "where.kind does not name 'sexual orientation' (1 rows)",
+        "where.kind does not name 'Gender' (1 row)",
+        "where.kind does not name 'sexual orientation' (1 row)",
     ]
     caplog.clear()
     texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, {"kind": {"not_in": ["race"]}}).load()
     assert caplog.messages == []
     texts(tmp_path, "p.csv", content, {"prompt": "prompt"}, {"kind": {"not_in": ["gender"]}}).load()
-    assert [line.split(", which")[0] for line in caplog.messages] == ["where.kind does not name 'Gender' (1 rows)"]
+    assert [line.split(", which")[0] for line in caplog.messages] == ["where.kind does not name 'Gender' (1 row)"]
 
 
 def test_nan_is_an_empty_value_and_no_text(tmp_path):

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairpriv.data.spelling import trimmed
-from fairpriv.errors import InputError, typed
+from fairpriv.errors import InputError, how_many, typed
 
 log = logging.getLogger(__name__)
 
@@ -474,7 +474,7 @@ def check_quotes(content: bytes, path: Path, separator: str, fields: int) -> Non
     begins, ends = swallowed[0]
     told = (
         f"{path}, line {begins}: a quotation mark opens a field that ends in line {ends}, and what lies between looks "
-        f"like {ends - begins} more rows: take the mark out, or double it"
+        f"like {how_many(ends - begins, 'more row')}: take the mark out, or double it"
     )
     if len(swallowed) > others:
         raise InputError(told)

@@ -40,7 +40,7 @@ from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.classifiers.data.reader import Encoding, Reader
 from fairpriv.classifiers.data.rows import Rows
 from fairpriv.config.settings import GameSettings
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import Measured, Metric
 
@@ -198,8 +198,9 @@ class GameDataModule(LightningDataModule):
         for side, counts in held.items():
             for group, count in counts.items():
                 if count < n + m:
+                    rows = how_many(count, "row")
                     raise InputError(
-                        f"{self.table.name}: the {side}'s half has {count} rows of {group} to draw models' rows from, "
+                        f"{self.table.name}: the {side}'s half has {rows} of {group} to draw models' rows from, "
                         f"{n + m - count} fewer than game.model_rows={n} and game.model_validation_rows={m} take: "
                         "lower these, or give more data"
                     )
@@ -425,8 +426,9 @@ class GameDataModule(LightningDataModule):
             for i, side in enumerate((own, rest)):
                 stretches.append(side[starts[i] : starts[i] + n])
                 if len(stretches[-1]) < n:
+                    lacking = how_many(n - len(stretches[-1]), "row")
                     raise InputError(
-                        f"{self.table.name}: '{what}' has {n - len(stretches[-1])} rows of {self._named_group(i == 0)} "
+                        f"{self.table.name}: '{what}' has {lacking} of {self._named_group(i == 0)} "
                         "too few, since equal rows are kept together: lower game.model_rows"
                     )
                 starts[i] = self._apart(side, starts[i] + n)
@@ -486,8 +488,9 @@ class GameDataModule(LightningDataModule):
                         other = self._other_property(label, group, part)
                         lower = "lower game.min_cell (so few rows measure little), " if count else ""
                         advice = f"{other}raise game.test_share or game.validation_share, {lower}or {leave_out}"
+                    has = how_many(count, "row")
                     raise InputError(
-                        f"{table.name}: part '{part}' has {count} rows with label '{label_name}' and {table.sensitive} "
+                        f"{table.name}: part '{part}' has {has} with label '{label_name}' and {table.sensitive} "
                         f"'{group_name}' in its two worlds of {len(worlds[0])} rows (in all the data: {total}{equal}), "
                         f"fewer than {wanted}: {advice}"
                     )

@@ -37,7 +37,7 @@ from fairpriv.classifiers.data.columns import (
 from fairpriv.classifiers.data.dataset import Dataset, Table
 from fairpriv.data.sources import Source
 from fairpriv.data.spelling import alike, unnamed
-from fairpriv.errors import InputError, typed, unquoted
+from fairpriv.errors import InputError, how_many, typed, unquoted
 
 log = logging.getLogger(__name__)
 
@@ -457,14 +457,13 @@ class TabularDataset(Dataset):
             parts = [column for column in frame.columns if column.startswith(prefix)]
             if len(parts) < 2:
                 raise InputError(
-                    f"dataset.decode.{name}: {len(parts)} columns of {files} begin with '{prefix}', not several"
+                    f"dataset.decode.{name}: '{prefix}' begins {how_many(len(parts), 'column')} of {files}, not several"
                 )
             ones = frame[parts].isin([1]) | frame[parts].isin(["True"])
             wrong = int((ones.sum(axis=1) != 1).sum())
             if wrong:
-                raise InputError(
-                    f"dataset.decode.{name}: {wrong} rows of {files} do not have exactly one 1 or True in '{prefix}*'"
-                )
+                told = f"{how_many(wrong, 'row')} of {files} without exactly one 1 or True in '{prefix}*'"
+                raise InputError(f"dataset.decode.{name}: {told}")
             values = np.array([part.removeprefix(prefix) for part in parts], dtype=object)
             frame = frame.drop(columns=parts).assign(**{name: values[ones.to_numpy().argmax(axis=1)]})
         for name, rule in self.recode.items():
@@ -499,13 +498,13 @@ class TabularDataset(Dataset):
                     values = _texts(column)
                     for odd in unnamed(values.dropna().unique(), map(text, bound)):
                         log.warning(
-                            "dataset.filters.%s.%s of %s does not name '%s' (%d rows), which differs in spelling only "
+                            "dataset.filters.%s.%s of %s does not name '%s' (%s), which differs in spelling only "
                             "from what it names",
                             name,
                             condition,
                             files,
                             odd,
-                            (values == odd).sum(),
+                            how_many((values == odd).sum(), "row"),
                         )
         return frame[keep]
 
@@ -681,8 +680,8 @@ class TabularDataset(Dataset):
         inferred = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         if name in (self.numeric or ()) or (inferred and name not in (self.categorical or ())):
             numbers = self._numbers(column, files)
-            if np.isinf(numbers).any():
-                raise InputError(f"column '{name}' of {files} has {int(np.isinf(numbers).sum())} infinite values")
+            if infinite := np.isinf(numbers).sum():
+                raise InputError(f"column '{name}' of {files} has {how_many(infinite, 'infinite value')}")
             if (largest := numbers.abs().max()) > _LARGEST:
                 raise InputError(
                     f"column '{name}' of {files} holds numbers as large as {largest:g}, which cannot be standardised: "

@@ -19,7 +19,7 @@ from fairpriv.classifiers.data.rows import Rows
 from fairpriv.classifiers.dimensions.game import Game
 from fairpriv.classifiers.dimensions.probe import Subject
 from fairpriv.classifiers.nets.models import Models
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 from fairpriv.functional import membership
 from fairpriv.metrics import SHARE, Measured, Metric
 
@@ -90,8 +90,8 @@ class Membership(Game):
                 f"{math.ceil(1 / min(rates))} non-members at least, there are {others}: raise rows or victims"
             )
         models = subject.pool(deals)
-        if len(models.diverged):
-            raise InputError(f"dimension={self.name}: {len(models.diverged)} models diverged: lower training.lr")
+        if lost := len(models.diverged):
+            raise InputError(f"dimension={self.name}: {how_many(lost, 'model')} diverged: lower training.lr")
         parts = [subject.data.part(part, subject.world) for part in ("rates", "gap")]
         population = parts[0] + parts[1]  # of the same world, and no model was trained on them
         audited, told = (_answers(models, part) for part in (rows, population))
@@ -123,7 +123,7 @@ class Membership(Game):
         n = len(audited.y)
         if n < _LEAST_ROWS:
             raise InputError(
-                f"dimension={self.name}: {n} training rows to audit, {_LEAST_ROWS} are needed: give more data"
+                f"dimension={self.name}: {how_many(n, 'training row')} to audit, {_LEAST_ROWS} are needed: give more"
             )
         half = audited + other + held_out[0] + held_out[1]
         starts = [0, n, n + len(other.y), n + len(other.y) + len(held_out[0].y), len(half.y)]

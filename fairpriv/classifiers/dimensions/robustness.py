@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fairpriv.classifiers.data.game import Deal
 from fairpriv.classifiers.dimensions.probe import Probe, Subject
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 from fairpriv.functional.intervals import crossed_rate_interval, effective_rows, wilson_interval
 from fairpriv.identity import derived_seed
 from fairpriv.metrics import SHARE, Measured
@@ -121,8 +121,8 @@ class Robustness(Probe):
             y[wrong] = (y[wrong] + torch.randint(1, classes, wrong.shape, generator=generator)) % classes
             deals.append(Deal(replace(half, y=y), (own, other), (validation[0], validation[1])))
         models = subject.pool(deals)
-        if len(models.diverged):
-            raise InputError(f"dimension={self.name}: {len(models.diverged)} models diverged: lower training.lr")
+        if lost := len(models.diverged):
+            raise InputError(f"dimension={self.name}: {how_many(lost, 'model')} diverged: lower training.lr")
         with torch.inference_mode():
             right = models.answers(models.ask(rows.X, rows.s), generator) == rows.y
         about = self.metric(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fairpriv.errors import InputError
+from fairpriv.errors import InputError, how_many
 
 LEAST_ROWS = 10  # of validation; with fewer, chance decides which epoch is kept
 LEAST_GAIN = 1e-4  # a smaller fall of the loss does not count, since rounding on another processor could undo it
@@ -63,7 +63,7 @@ def refuse_few_rows(rows: int, patience: int | None) -> None:
     """Raise InputError if fewer validation rows than ``LEAST_ROWS`` are to stop the training."""
     if patience is not None and rows < LEAST_ROWS:
         raise InputError(
-            f"{rows} validation rows are too few to stop training by ({LEAST_ROWS} at least): raise "
+            f"{how_many(rows, 'validation row')}, too few to stop training by ({LEAST_ROWS} at least): raise "
             "game.validation_share or game.model_validation_rows, or train every epoch: training.patience=null, and "
             "defense.patience=null where the defence trains"
         )
