@@ -175,11 +175,12 @@ def _why(table: Comparison, found: Sequence[Difference]) -> list[str]:
     if trivial:
         parts.append(f"{len(trivial)} of {len(table.groups)} rows have a degenerate cell and settle nothing")
     if beside := [g for g in table.groups if not g.degenerate and any(other.degenerate for other in g.partners)]:
-        parts.append(f"{len(beside)} are compared with such a row")
+        parts.append(f"{len(beside)} {'is' if len(beside) == 1 else 'are'} compared with such a row")
     if unlike := [g for g in table.groups if g.unlike]:
         keys = sorted({key for group in unlike for key in group.unlike})
         told = ", ".join(keys[:_TOLD]) + (" ..." if len(keys) > _TOLD else "")
-        parts.append(f"{len(unlike)} differ from the row that they are compared with in {told}, too")
+        them = "differs from the row that it is" if len(unlike) == 1 else "differ from the row that they are"
+        parts.append(f"{len(unlike)} {them} compared with in {told}, too")
     if unpaired := sum(g.unpaired > 0 for g in table.groups):
         parts.append(f"differences of {unpaired} are of a part of their cells, the others having no such row")
     if controls := sum(group.control is not None for group in table.groups):

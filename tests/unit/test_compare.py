@@ -450,7 +450,7 @@ def test_a_baseline_that_differs_in_more_than_the_defence_is_told_of():
     def arm(defence, epochs):
         return [cell(defence=defence, seed=seed, config={"training": {"epochs": epochs}}) for seed in range(3)]
 
-    said = "1 differ from the row that they are compared with in training.epochs, too"
+    said = "1 differs from the row that it is compared with in training.epochs, too"
     assert said in reading(Comparison.of([*arm("none", 3), *arm("rehearsal", 5)]))[-1]
     assert not any(said in text for text in reading(Comparison.of([*arm("none", 3), *arm("rehearsal", 3)])))
     table = Comparison.of([*arm("none", 3), *arm("none", 5), *arm("rehearsal", 5)])  # then it tells rows apart
