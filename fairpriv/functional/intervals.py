@@ -78,10 +78,10 @@ def effective_rows(values: Tensor, units: Tensor, keys: Tensor | None = None, co
     free = rows - summed(torch.ones_like(sizes), of, count)
     inside = (total - summed(squares / sizes, of, count)) / free.clamp(min=1)
     varies = total > 1e-9
-    icc = torch.where(varies, 1 - rows * inside / total, 1).clamp(0, 1)
+    icc = torch.where(varies, 1 - rows * inside / total, 1)
     kish = 1 + icc * (summed(sizes.square(), of, count) / rows.clamp(min=1) - 1)
     effect = torch.where(varies, torch.maximum(between / total, kish), kish)
-    return torch.minimum((rows / effect.clamp(min=1)).clamp(min=1), rows)[:, 0]
+    return (rows / effect.clamp(min=1))[:, 0]
 
 
 def placement(values: Tensor, others: Tensor) -> Tensor:

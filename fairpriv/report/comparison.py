@@ -422,13 +422,13 @@ class Comparison:
         overlap = None if None in overlaps else max((o for o in overlaps if o is not None), default=None)
         for metric in group.estimates:
             found: dict[str, list[float]] = {}
-            lo, hi = math.inf, -math.inf
+            read: list[float] = []
             for part, other in matched:
                 here, there = part.values(metric), other.values(metric)
-                least, most = self.described[metric].limits([*here.values(), *there.values()])
-                lo, hi = min(lo, least), max(hi, most)
+                read += [*here.values(), *there.values()]
                 for seed in here.keys() & there.keys():
                     found.setdefault(seed, []).append(here[seed] - there[seed])
+            lo, hi = self.described[metric].limits(read)
             estimate = Estimate.of(
                 [statistics.fmean(values) for values in found.values()], (lo - hi, hi - lo), overlap=overlap
             )

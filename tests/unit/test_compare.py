@@ -173,6 +173,11 @@ def test_one_seed_shows_the_cells_own_interval(tmp_path, capsys):
     row = only(rows(tmp_path), metric="eval/accuracy")
     assert (row["n"], row["lo"], row["hi"], row["interval"]) == ("1", "0.71", "0.83", "one cell")
     assert only(rows(tmp_path), metric="privacy/accuracy_gap")["interval"] == ""
+    half_known = Estimate.of([0.8], (0, 1), (0.71, None))
+    assert (half_known.lo, half_known.hi) == (None, None)
+    apart = [cell(dataset, intervals={"eval/accuracy": [0.71, 0.83]}) for dataset in ("adult", "german")]
+    (pooled,) = Comparison.of(apart, by=["defense.name"]).groups  # of one seed, and two cells
+    assert pooled.estimates["eval/accuracy"].ends is None
 
 
 @pytest.mark.parametrize(
@@ -391,6 +396,7 @@ def test_what_an_untouched_model_does_not_read_splits_no_row_panel_or_comparison
     assert [*table.settings] == ["pairs"]
     assert len(table.replaced) == 3
     assert table.groups[1].differences["eval/privacy/awareness"].mean == pytest.approx(0.11)
+    assert table.groups[1].unlike == set()
     more = Comparison.of([*cells, pretrained("lora", 512), pretrained("lora", 512, status="failed", seed=1)])
     assert [(g.defence, g.leaves.get("dataset.samples")) for g in more.groups] == [
         ("none", None),
@@ -872,6 +878,12 @@ def test_front_of_named_metrics_is_marked_within_each_setting(tmp_path, capsys):
     assert 2 < len(got) < 24
     out = capsys.readouterr().out
     assert sum(line.endswith("yes") for line in out.splitlines()) == len(expected)
+
+
+def test_a_row_that_lacks_a_metric_of_the_front_is_not_on_it():
+    metrics = {"none": {"eval/accuracy": 0.8, "privacy/accuracy_gap": 0.1}, "spin": {"eval/accuracy": 0.9}}
+    table = Comparison.of([cell(defence=d, metrics=m) for d, m in metrics.items()], pareto=[*metrics["none"]])
+    assert {group.defence: group.on_front for group in table.groups} == {"none": True, "spin": False}
 
 
 def test_columns_are_the_named_metrics_in_their_order(tmp_path, capsys):

@@ -83,6 +83,9 @@ def test_top_weights_are_sorted_and_carry_their_values():
     assert top.values.tolist() == [3, 2, 3]
     assert (top.indices.dtype, top.values.dtype) == (torch.int64, torch.float32)
     assert (top.numel, top.max_ratio) == (6, 0.5)
+    of_halves = top_weights({"w": torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float16))}, max_ratio=0.5)
+    assert of_halves["w"].values.dtype == torch.float32
+    assert not of_halves["w"].values.requires_grad
 
 
 def test_top_weights_are_narrowed_to_a_smaller_ratio():
@@ -119,6 +122,7 @@ def test_a_ratio_that_selects_nothing_is_warned_of_with_one_that_does():
         coupled = coupled_weights(scores, dimensions=["a", "b"], ratio=0.002)
     assert coupled["small"].tolist() == []
     assert str(smallest_ratio(49)) in str(caught[0].message)
+    assert caught[0].filename == __file__  # the line that asked
     with pytest.warns(
         UserWarning, match=f"one is {smallest_ratio(1000)} in the largest.*{smallest_ratio(49)} in every"
     ):
@@ -156,8 +160,9 @@ def test_what_cannot_be_answered_is_refused():
     for ratio in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
             coupled_weights(scores, **how | {"ratio": ratio})
-    with pytest.raises(ValueError, match="'privacy' and 'fairness' are not of the same weights"):
-        coupled_weights(scores | {"privacy": {"w": torch.rand(5, 5)}}, **how)
+    for which in ("privacy", "general"):
+        with pytest.raises(ValueError, match=f"'{which}' and 'fairness' are not of the same weights"):
+            coupled_weights(scores | {which: {"w": torch.rand(5, 5)}}, **how)
     one_nan = torch.rand(10, 10)
     one_nan[3, 4] = torch.nan
     with pytest.raises(ValueError, match="w: a score is NaN"):

@@ -68,9 +68,10 @@ def test_wilson_interval_agrees_with_scipy(successes, n, level):
     assert wilson_interval(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_interval_stays_within_zero_and_one():
-    assert wilson_interval(0, 7)[0] == 0
-    assert wilson_interval(7, 7)[1] == 1
+def test_wilson_interval_ends_exactly_at_a_rate_of_zero_or_one():
+    for n in range(1, 50):  # at some of which rounding would give another number
+        assert wilson_interval(0, n)[0] == 0
+        assert wilson_interval(n, n)[1] == 1
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -164,6 +165,17 @@ def test_mcnemar_refuses_a_negative_count():
 )
 def test_paired_difference_interval_agrees_with_published_examples(pairs, expected):
     assert paired_rate_difference_interval(*pairs) == pytest.approx(expected, abs=5e-4)
+
+
+def test_a_paired_difference_s_correlation_is_moved_towards_zero_by_half_of_the_pairs():
+    both, first, second, neither = 30, 12, 4, 20  # Newcombe's method 10, from scipy's intervals of the two rates
+    (a, lo_a, hi_a), (b, lo_b, hi_b) = (
+        (k / 66, *binomtest(k, 66).proportion_ci(method="wilson")) for k in (both + first, both + second)
+    )
+    phi = (both * neither - first * second - 66 / 2) / math.sqrt(42 * 24 * 34 * 32)
+    low = a - b - math.sqrt((a - lo_a) ** 2 - 2 * phi * (a - lo_a) * (hi_b - b) + (hi_b - b) ** 2)
+    high = a - b + math.sqrt((hi_a - a) ** 2 - 2 * phi * (hi_a - a) * (b - lo_b) + (b - lo_b) ** 2)
+    assert paired_rate_difference_interval(both, first, second, neither) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_paired_difference_interval_changes_sign_with_the_order_of_the_two():
@@ -369,6 +381,12 @@ def test_range_interval_of_two_rates_is_newcombes():
     ends = [wilson_interval(48, 80), wilson_interval(56, 70)]
     assert range_interval([48 / 80, 56 / 70], ends) == pytest.approx(mean_rate_gap_interval([48], [80], [56], [70]))
     assert range_interval([0.3], [(0.1, 0.5)]) == (0, 0)
+    assert range_interval([56 / 70, 48 / 80], ends[::-1]) == range_interval([48 / 80, 56 / 70], ends)
+
+
+def test_an_end_on_the_wrong_side_of_its_estimate_widens_no_range():
+    low, high = range_interval([0.2, 0.5], [(0.3, 0.4), (0.4, 0.6)])  # as a bootstrap's may lie
+    assert (low, high) == pytest.approx((0.3 - math.hypot(0.1, 0.2), 0.3 + 0.1))
 
 
 @pytest.mark.parametrize("rates", [[0.7] * 4, [0.5, 0.7, 0.8]])
@@ -447,6 +465,13 @@ def test_a_crossed_interval_joins_wilson_s_of_rows_and_student_s_of_models(chanc
     assert crossed_rate_interval(~right, level)[0] == pytest.approx(1 - crossed_rate_interval(right, level)[1])
 
 
+def test_a_crossed_interval_stays_within_zero_and_one():
+    right = torch.zeros(3, 10, dtype=torch.bool)
+    right[0, :4] = True
+    assert crossed_rate_interval(right)[0] == 0
+    assert crossed_rate_interval(~right)[1] == 1
+
+
 def test_the_balanced_bound_s_ends_are_the_mean_of_the_deltas_ends_times_the_shift():
     counts = torch.tensor([[[90, 10], [30, 70]], [[20, 80], [45, 55]]])
     composition0, composition1 = torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.2, 0.8], [0.5, 0.5]]], dtype=T)
@@ -492,6 +517,7 @@ def test_rows_of_their_own_are_worth_one_each_and_copies_nothing():
     hits = torch.tensor([1, 0, 1, 1, 0])
     alone = torch.tensor([7, 3, 9, 1, 4])
     assert float(effective_rows(hits, alone)) == pytest.approx(5)
+    assert effective_rows(hits.float(), alone).dtype == torch.float64
     assert float(effective_rows(hits.repeat_interleave(3), alone.repeat_interleave(3))) == pytest.approx(5)
     # without any variance: Kish's (1 + 2 + 3)^2 / (1 + 4 + 9)
     assert float(effective_rows(torch.ones(6), torch.tensor([0, 1, 1, 2, 2, 2]))) == pytest.approx(36 / 14)

@@ -253,6 +253,8 @@ def test_an_interval_over_seeds_holds_its_mean_whatever_the_declared_range(metri
         estimate = group.estimates[metric.name]
         assert estimate.lo < estimate.mean < estimate.hi
         assert estimate.mean == pytest.approx(1.6)
+    difference = Comparison.of(cells(metric, {"none": 0.0, "fft": 1.5})).groups[1].differences[metric.name]
+    assert (difference.mean, difference.hi) == pytest.approx((1.5, 1.5))
 
 
 def test_cells_that_mean_different_things_by_one_name_have_no_direction_and_the_wider_range():

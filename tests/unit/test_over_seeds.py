@@ -173,6 +173,18 @@ def test_the_interval_holds_the_mean_of_what_was_measured():
     estimate = interval([[[0.3]], [[-0.3]], [[0.3]], [[-0.3]]] * 20)
     assert estimate.hi == estimate.mean == pytest.approx(0.3)
     assert estimate.lo == 0
+    for k in range(1, 50):  # at some of which rounding would leave it out
+        same = interval([[[k / 101]]] * 3, (0.5, 1.0), base=0.5)
+        assert same.lo <= same.mean <= same.hi
+
+
+def test_the_interval_of_a_magnitude_ends_where_its_range_does():
+    assert interval([[[0.9]], [[0.2]], [[0.5]]]).hi == 1
+
+
+def test_a_magnitude_stored_in_less_precision_than_its_differences_still_covers_zero():
+    values = [0.1 + 2e-8, 0.1 + 1e-8]
+    assert Estimate.of_magnitude(values, UNIT, [[(values[0], [[0.1]]), (values[1], [[-0.1]])]]).lo == 0
 
 
 @pytest.mark.parametrize(
@@ -233,6 +245,22 @@ def test_a_part_without_a_gap_adds_nothing_to_the_lower_end():
     assert group.estimates["privacy/accuracy_gap"].lo == pytest.approx((np.mean(parts["a"]) - half) / 2)
 
 
+def test_a_gap_has_no_t_interval_of_its_sizes_whether_its_name_or_its_rows_say_that_it_is_one():
+    unsigned = [cell(seed=s, metrics={"privacy/accuracy_gap": 0.1 + s / 1000}) for s in range(3)]
+    estimate = Comparison.of(unsigned).groups[0].estimates["privacy/accuracy_gap"]
+    assert (estimate.half, estimate.lo, estimate.hi) == (None, None, None)
+    unnamed = [gap_cell(d, s, name="mine/distance") for s, d in enumerate((0.1, -0.1, 0.11))]
+    estimate = Comparison.of(unnamed).groups[0].estimates["mine/distance"]
+    assert (estimate.half, estimate.lo) == (None, 0)
+
+
+def test_a_part_in_which_the_gap_was_not_measured_takes_no_interval_from_the_others():
+    measured = [gap_cell(0.1 + s / 1000, s) for s in range(3)]
+    more = [cell(seed=s, dataset="german", metrics={"eval/accuracy": 0.8}) for s in range(3)]
+    (alone,), (pooled,) = (Comparison.of(cells, by=["defense.name"]).groups for cells in (measured, measured + more))
+    assert pooled.estimates["privacy/accuracy_gap"] == alone.estimates["privacy/accuracy_gap"]
+
+
 def overlapping(rng, seeds=10, rows=60, share=0.2):
     """Test errors of the training mean over random splits of one data set: values, and test rows per training row."""
     data, test = rng.normal(size=rows), round(rows * share)
@@ -286,6 +314,18 @@ def test_signed_differences_of_overlapping_splits_are_widened_too():
     (group,) = Comparison.of(cells).groups
     half = stats.t.ppf(0.975, 2) * math.sqrt(np.var(differences, ddof=1) * (1 / 3 + 0.5))
     assert group.estimates["privacy/accuracy_gap"].lo == pytest.approx(np.mean(differences) - half)
+    for result, overlap in zip(cells, (0.1, 0.5, 0.2), strict=True):  # the widest of what they hold stands for all
+        result.overlap = overlap
+    assert Comparison.of(cells).groups[0].estimates == group.estimates
+    values = [0.6, 0.7, 0.75]
+    for overlaps in ((0.1, 0.5), (0.5, 0.1)):
+        both = [
+            cell(name, s, metrics={"eval/accuracy": v if name == "fair" else 0.5}, overlap=overlap)
+            for name, overlap in zip(("none", "fair"), overlaps, strict=True)
+            for s, v in enumerate(values)
+        ]
+        half = stats.t.ppf(0.975, 2) * math.sqrt(np.var(values, ddof=1) * (1 / 3 + 0.5))
+        assert Comparison.of(both).groups[1].differences["eval/accuracy"].half == pytest.approx(half)
 
 
 def test_the_mean_floor_stands_beside_a_gap_in_every_form(tmp_path, capsys):
@@ -334,6 +374,14 @@ def test_what_nothing_looks_like_stands_beside_the_leakage(tmp_path, capsys):
         ("scratch", "1.0"): ("floor", pytest.approx(0.035)),
     }
     assert "nothing 0.040" in out
+    assert {row["metric"] for row in rows(tmp_path) if row["floor_kind"] == "nothing"} == {"attack/kl/leakage"}
+
+
+def test_what_nothing_looks_like_is_not_told_of_a_row_of_which_a_part_has_no_such_cells():
+    cells = [attacked(0.4), attacked(0.03, 0.5), attacked(0.4, dataset="german")]
+    groups = Comparison.of(cells, by=["defense.name", "game.alpha"]).groups
+    assert [group.floors["attack/kl/leakage"][0] for group in groups] == ["floor", "floor"]
+    assert Comparison.of(cells[:2]).groups[1].floors["attack/kl/leakage"] == ("nothing", 0.03)
 
 
 def test_the_accuracy_of_an_attack_is_shown_only_where_there_is_no_leakage():
@@ -400,8 +448,9 @@ def test_controls_are_named_and_never_the_best_nor_on_a_front(tmp_path, capsys):
 
 def test_a_row_that_pools_other_cells_with_controls_is_none():
     cells = [cell(name, metrics={"eval/accuracy": 0.8}, control=why) for name, why in (("none", None), ("a", "why"))]
-    (group,) = Comparison.of(cells, by=["dataset.name"]).groups
-    assert group.control is None
+    for order in (1, -1):
+        (group,) = Comparison.of(cells[::order], by=["dataset.name"]).groups
+        assert group.control is None
     (_, control) = Comparison.of(cells, by=["defense.name"]).groups
     assert control.control == "why"
 

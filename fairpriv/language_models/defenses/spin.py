@@ -397,7 +397,7 @@ class Spin(Tuning):
                     r"sample (\d+) \(row \d+ of its batch\)", lambda m: f"sample {scored[int(m[1])]}", str(error)
                 )
                 raise InputError(f"SPIN: {which}: {text}") from error
-        return {name: TopWeights(t.indices.cpu(), t.values.cpu(), t.numel, t.max_ratio) for name, t in tops.items()}
+        return tops
 
 
 def _saved(tops: Mapping[str, TopWeights]) -> tuple[dict[str, Tensor], dict[str, Any]]:
