@@ -94,8 +94,9 @@ class Result:
         """Add the measurements of a part of the cell.
 
         Raises:
-            InputError: the result already has one of the metrics.
+            InputError: the result already has one of the metrics, or a value is outside its metric's range.
         """
+        measured.within_ranges()
         if doubles := sorted(self.metrics.keys() & measured.metrics.keys()):
             raise InputError(f"{', '.join(doubles)}: measured twice; give one of the two another name")
         self.metrics |= measured.metrics

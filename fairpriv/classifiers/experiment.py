@@ -103,7 +103,7 @@ class DistributionInference:
             measured = evaluate(defended, data, settings.game.tau)
             trained = TRAIN_ACCURACY.of(defended.accuracy(owner.own_rows if defended.rows is None else defended.rows))
         base = Measured(owner.told, described={BASE_EPOCH.name: BASE_EPOCH})
-        result.add(data.measured | measured | defended.measured.within_ranges() | base | trained)
+        result.add(data.measured | measured | defended.measured | base | trained)
         result.overlap = data.overlap
         if self.defense.control:
             result.control = "its training rows do not depend on the training world"
@@ -137,7 +137,7 @@ class DistributionInference:
                 for dimension in settings.dimensions:
                     found = returned(Measured, dimension.measure(subject), f"dimensions.{dimension.name}: measure")
                     if rank() == 0:
-                        result.add(found.within_ranges())
+                        result.add(found)
 
     def _owner(self, data: GameDataModule, logger: Logger | None) -> ClassifierOwner:
         """Make the owner's side, with its ways to make a model, to train it, and to get the base model."""

@@ -508,6 +508,13 @@ def test_a_metric_of_documents_that_are_no_numbers_and_one_called_score(model, f
     assert (found.measured.metrics["score"], found.outcomes, found.measured.intervals) == (0.7, None, {})
 
 
+def test_a_share_in_percent_as_squad_s_keeps_its_interval_and_has_no_range():
+    table = {"f1,none": 83.5, "f1_stderr,none": 1.0, "acc,none": 0.75, "acc_stderr,none": 0.2}
+    told = harness._score(table, ["f1", "acc"], {"f1": True, "acc": True}, []).measured.within_ranges()
+    assert told.intervals == {"f1": pytest.approx((81.54, 85.46)), "acc": pytest.approx((0.358, 1))}
+    assert [told.described[name].limits() for name in ("f1", "acc")] == [(-math.inf, math.inf), (0, 1)]
+
+
 def test_a_dimension_s_digest_follows_its_settings(folder):
     options = [{}, {"limit": 3}, {"metric": "acc_norm"}, {"chat": True}, {"fewshot": 1}]
     digests = [Dimension("mine", scorer=HarnessTask("plain", include=folder, **one)).scoring for one in options]

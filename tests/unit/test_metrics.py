@@ -245,10 +245,10 @@ def test_an_interval_over_seeds_holds_its_mean_whatever_the_declared_range(metri
     """The penalty is a sum over labels: its mean was 1.6 and the upper end of its interval 1.0."""
     from fairpriv.report.comparison import Comparison
 
-    for told in ({}, {"described": {}}):
-        found = [*cells(metric, {"fft": 1.5})]
-        for one in found if told else ():
-            one.described = {}  # as earlier versions have it
+    for described in ({metric.name: metric}, {}):  # nothing in results of earlier versions
+        found = [*cells(Metric(metric.name), {"fft": 1.5})]
+        for one in found:
+            one.described = described
         (group,) = Comparison.of(found).groups
         estimate = group.estimates[metric.name]
         assert estimate.lo < estimate.mean < estimate.hi

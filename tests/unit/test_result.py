@@ -23,6 +23,13 @@ def document(tmp_path, **changes):
     return json.loads((tmp_path / "whole.json").read_text()) | changes
 
 
+def test_a_value_outside_its_metric_s_range_is_not_added():
+    cell = result(metrics={})
+    with pytest.raises(InputError, match=r"attack/mine/accuracy is 1.5, outside its own range \[0, 1\]"):
+        cell.add(Metric("attack/mine/accuracy", low=0, high=1).of(1.5))
+    assert cell.metrics == {}
+
+
 def test_result_survives_writing_and_reading(tmp_path):
     cell = result(
         outcome={"outcome_version": 2, "config": {"seed": 1}},

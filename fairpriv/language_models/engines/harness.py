@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SEED = 1234  # of the examples before a document, as lm-eval has it
-_SHARES = r"acc(_\w+)?|exact_match|em|f1"  # metrics in [0, 1]
+_SHARES = r"acc(_\w+)?|exact_match|em|f1"  # metrics that most tasks have in [0, 1]
 _SHARE = Metric("", unit=SHARE, low=0.0, high=1.0)
 _LIBRARIES = ("lm_eval", "datasets", "huggingface_hub")
 
@@ -436,10 +436,10 @@ def _score(
     told = [key.partition(",") for key, value in table.items() if "," in key and isinstance(value, int | float)]
     keys = [(metric, filtered) for metric, _, filtered in told if not metric.endswith("_stderr")]
     for metric, filtered in sorted(keys, key=lambda key: order.index(key[0]) if key[0] in order else len(order)):
-        found = _SHARE if re.fullmatch(_SHARES, metric) else Metric("")
+        value = float(table[f"{metric},{filtered}"])
+        found = _SHARE if re.fullmatch(_SHARES, metric) and 0 <= value <= 1 else Metric("")  # SQuAD's f1 is in percent
         better: Better = "less" if higher.get(metric) is False else "greater" if higher.get(metric) else "neither"
         name = metric if filtered == "none" else f"{metric}/{filtered}"
-        value = float(table[f"{metric},{filtered}"])
         error = table.get(f"{metric}_stderr,{filtered}")
         interval = None
         if isinstance(error, int | float) and error > 0:
