@@ -271,7 +271,6 @@ class _Gradients:
                 extra |= {"attention_mask": mask.to(self.device), "position_ids": places.clamp(min=0).to(self.device)}
         extra = {key: value for key, value in extra.items() if key in self.takes or key == "attention_mask"}
         self.calls.clear()
-        self.waiting.clear()
         self.finite = torch.ones(len(ids), dtype=torch.bool, device=self.device)
         self.in_forward = True
         logits = self.model(input_ids=ids, **extra).logits
@@ -330,10 +329,10 @@ class _Tap(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None, None]:
         """Pass the gradient on unchanged."""
         ctx.receive(*ctx.saved_tensors, delta)
-        return delta if ctx.needs_input_grad[0] else None, None, None, None
+        return delta, None, None, None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
 from fairpriv.functional import importance_scores
+from fairpriv.functional.importance import matrices_of, require_apart
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -98,13 +99,22 @@ def test_batching_padding_groups_and_checkpointing_change_nothing(kind, side, si
 def test_right_padding_needs_no_attention_mask():
     model = make()
     batches = [{key: batch[key] for key in ("input_ids", "labels")} for batch in batched(samples())]
-    assert difference(importance_scores(model, batches), oracle(model, samples())) < 1e-4
+    want = oracle(model, samples())
+    assert difference(importance_scores(model, batches), want) < 1e-4
+    assert difference(importance_scores(model, [batch | {"attention_mask": None} for batch in batches]), want) < 1e-4
 
 
 def test_the_first_token_after_left_padding_is_no_target():
     model = make()
     rows = [(ids, ids) for ids, _ in samples()]
     assert difference(importance_scores(model, batched(rows, side="left")), oracle(model, rows)) < 1e-4
+
+
+def test_a_forward_that_takes_any_argument_is_given_the_attention_mask():
+    model = make()
+    forward, want = model.forward, oracle(model, samples())
+    model.forward = lambda **given: forward(**given)
+    assert difference(importance_scores(model, batched(samples(), side="left")), want) < 1e-4
 
 
 def test_a_memory_budget_is_kept_by_several_passes_over_the_batches():
@@ -117,6 +127,8 @@ def test_a_memory_budget_is_kept_by_several_passes_over_the_batches():
     assert difference(got, oracle(model, samples())) < 1e-4
     with pytest.raises(ValueError, match=rf"memory_budget {2 * one - 1} is too small: .* needs {2 * one} bytes"):
         importance_scores(model, batched(samples()), memory_budget=2 * one - 1)
+    half = make(dtype=torch.bfloat16)  # its gradients take two bytes, the accumulators four
+    assert len(importance_scores(half, batched(samples()[:1]), memory_budget=one + one // 2)) == 6
 
 
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}])
@@ -131,6 +143,18 @@ def test_a_weight_used_twice_is_summed_before_the_absolute_value(share, how):
     got = importance_scores(model, batched(samples()), **how)
     assert len(got) == 5
     assert difference(got, oracle(model, samples())) < 1e-4
+
+
+def test_a_number_within_a_block_begins_no_other_block():
+    model = make()
+    for layer in model.model.layers:
+        layer.mlp.up_proj = nn.Sequential(layer.mlp.up_proj)
+    assert difference(importance_scores(model, batched(samples())), oracle(model, samples())) < 1e-4
+
+
+def test_a_wrapper_for_several_devices_is_removed():
+    model = make()
+    assert difference(importance_scores(nn.DataParallel(model), batched(samples())), oracle(model, samples())) < 1e-4
 
 
 def test_a_call_that_has_no_part_in_the_loss_adds_nothing():
@@ -175,6 +199,12 @@ def test_bfloat16_weights_accumulate_in_float32():
     assert difference(got, oracle(model, samples())) < 0.05
 
 
+def test_weights_of_more_precision_than_the_activations_are_scored():
+    model = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert difference(importance_scores(model, batched(samples())), oracle(model, samples())) < 0.05
+
+
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}])
 def test_the_model_comes_back_as_it_was(fails, how):
@@ -189,7 +219,7 @@ def test_the_model_comes_back_as_it_was(fails, how):
     modes = [module.training for module in model.modules()]
     batches = batched(samples(), 2)
     if fails:
-        batches[1]["labels"][0] = -100
+        batches[1]["labels"][:] = -100  # the first of two is named
         with pytest.raises(ValueError, match=r"sample 2 \(row 0 of its batch\) has no target token"):
             importance_scores(model, batches, **how)
     else:
@@ -203,9 +233,10 @@ def test_the_model_comes_back_as_it_was(fails, how):
     assert "forward" not in vars(model.model.layers[0])
 
 
-def test_it_works_where_gradients_are_switched_off():
+@pytest.mark.parametrize("off", [torch.inference_mode, torch.no_grad])
+def test_it_works_where_gradients_are_switched_off(off):
     model = make()
-    with torch.inference_mode():
+    with off():
         got = importance_scores(model, batched(samples()))
     assert difference(got, oracle(model, samples())) < 1e-4
 
@@ -264,6 +295,13 @@ def test_rows_that_a_layer_is_given_as_one_are_scored_one_at_a_time(side):
         importance_scores(flat, batched(samples()))
 
 
+@pytest.mark.parametrize("shape", [(5, 24), (45, 24), (10, 9, 24)])
+def test_inputs_that_do_not_tell_five_rows_apart_are_refused(shape):
+    require_apart("w", torch.zeros(5, 9, 24), 5)
+    with pytest.raises(ValueError, match=rf"^w: its layer is given \[{shape[0]}, .* for 5 rows"):
+        require_apart("w", torch.zeros(shape), 5)
+
+
 def test_other_linear_layers_are_refused_by_name():
     class Linear8bitLt(nn.Module):  # keeps buffers, as quantised layers do
         pass
@@ -272,6 +310,42 @@ def test_other_linear_layers_are_refused_by_name():
     model.model.layers[1].mlp.up_proj = Linear8bitLt()
     with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj: Linear8bitLt cannot be scored exactly"):
         importance_scores(model, batched(samples()))
+
+
+def test_a_linear_layer_of_another_kind_of_weight_is_refused():
+    class Params4bit(nn.Parameter):
+        pass
+
+    model = make()
+    layer = model.model.layers[1].mlp.up_proj
+    layer.weight = Params4bit(layer.weight.detach())
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj: a Linear .* or a Params4bit, cannot be scored"):
+        importance_scores(model, batched(samples()))
+
+
+def test_an_embedding_within_a_block_is_no_linear_layer():
+    model = make()
+    want = oracle(model, samples())
+    model.model.layers[0].mlp.places = nn.Embedding(4, 16)
+    assert difference(importance_scores(model, batched(samples())), want) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        *(("mlp", name) for name in ("mlp", "FeedForward", "feed_forward", "ffn", "ff", "fc1", "sparse_moe")),
+        *(("self_attn", name) for name in ("self_attn", "SelfAttention", "attn")),
+        *(("all", name) for name in ("proj", "coffee", "fc1_proj")),
+    ],
+)
+def test_layers_are_chosen_by_their_names(target, name):
+    model = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({name: nn.Linear(2, 2)})])})
+    for other in ("mlp", "self_attn", "all"):
+        if other in (target, "all"):
+            assert [*matrices_of(model, other)] == [f"h.0.{name}.weight"]
+        else:
+            with pytest.raises(ValueError, match=f"no linear layer in a decoder block that is of target '{other}'"):
+                matrices_of(model, other)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers so
@@ -302,11 +376,16 @@ def test_bad_arguments_are_refused():
         importance_scores(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), batched(samples()))
     with pytest.raises(ValueError, match=r"must all be \[B, T\]"):
         importance_scores(model, [{"input_ids": torch.zeros(2, 3).long(), "labels": torch.zeros(2, 4).long()}])
+    with pytest.raises(ValueError, match=r"must all be \[B, T\]"):
+        importance_scores(model, [batched(samples())[0] | {"attention_mask": torch.ones(5, 4)}])
 
 
-def test_out_of_memory_says_what_to_change():
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_says_what_to_change(error):
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     model = make()
     model.model.register_forward_hook(fail)
