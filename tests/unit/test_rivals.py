@@ -356,6 +356,41 @@ def test_one_mixture_draws_from_constant_answers_too(monkeypatch):
     assert defended.measured.metrics["defense/duality_gap"] == 0.125
 
 
+@pytest.mark.parametrize(("stopped", "epochs"), [(0, 1), (3, 3)])
+def test_one_models_fits_have_the_labels_and_weights_asked_for_and_the_epochs_of_the_arm(monkeypatch, stopped, epochs):
+    net, fits = base_pool().member(0), []
+
+    def tune_for(arm, owner, rows, weights, epochs):
+        fits.append((rows, weights, epochs))
+        return SimpleNamespace(net=net)
+
+    def reduce(defense, rows, train):
+        asked.extend((1 - rows.y, torch.rand(len(rows.y))))
+        return [(train(*asked)[0], 1.0)], SimpleNamespace(best_gap_=0.0)
+
+    asked = []
+    monkeypatch.setattr(FairFineTuning, "tune_on", lambda *_: SimpleNamespace(epoch=stopped))
+    monkeypatch.setattr(FairFineTuning, "tune_for", tune_for)
+    monkeypatch.setattr(ExponentiatedGradient, "_reduce", reduce)
+    defended = ExponentiatedGradient(estimator=ARM).defend(victim())
+    ((rows, weights, given),) = fits
+    assert torch.equal(rows.y, asked[0])
+    assert torch.equal(rows.X, victim().tuning_rows(0.5).X)
+    assert torch.equal(weights, asked[1])
+    assert given == defended.measured.metrics["defense/epoch"] == epochs
+
+
+def test_one_mixture_draws_by_the_seed_of_its_cell(monkeypatch):
+    even = [(1, 0.5), (0, 0.5)], SimpleNamespace(best_gap_=0.0)
+    monkeypatch.setattr(FairFineTuning, "tune_on", lambda *_: SimpleNamespace(epoch=1))
+    monkeypatch.setattr(ExponentiatedGradient, "_reduce", lambda *_: even)
+    defense = ExponentiatedGradient(estimator=ARM)
+    first, again, other = (
+        defense.defend(dataclasses.replace(victim(), seed=seed)).predict(ASKED).tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
 @fairlearns_pandas
 def test_a_pools_members_are_reduced_as_each_would_be_alone():
     arm = dataclasses.replace(ARM, epochs=1)
@@ -374,6 +409,37 @@ def test_a_pools_members_are_reduced_as_each_would_be_alone():
         alone = sum(chance * (net.predict_proba(ASKED.X)[0] > 0.5).double() for net, chance in mixture)
         assert torch.allclose(all_at_once[i].double(), alone, atol=1e-5)
         assert len(mixture) > 1  # else it does not depend on what the networks answer
+
+
+def test_members_that_ask_at_one_time_keep_their_numbers_starts_and_epochs(monkeypatch):
+    """Of two members, which ask once and twice."""
+    holder, calls, told = owner(1), [], {"epoch": [0.0, 3.0]}  # at which epoch the arm stopped
+    samples, start = holder.tuning_samples(0.5), holder.base()
+    nets = Pool.join([base_pool(), Pool.of([fresh()])])
+
+    def tune_pool(arm, owner, datasets, start, *, numbers=(0, 1), **fixed):
+        calls.append((start, numbers, fixed, [data[1] for data in datasets]))
+        return dataclasses.replace(nets[[*numbers]], told=told if not fixed else {})
+
+    def reduce(defense, rows, train):
+        member = int(torch.equal(rows.X, samples[1].X))
+        for turn in range(member + 1):
+            net, answers = train(rows.y * 0 + turn, torch.ones(len(rows.y)))
+            assert torch.equal(answers, (nets[[member]].predict_proba(rows.X)[0] > 0.5).long())
+        return [(net, 1.0)], None
+
+    monkeypatch.setattr(FairFineTuning, "tune_pool", tune_pool)
+    monkeypatch.setattr(ExponentiatedGradient, "_reduce", reduce)
+    mixtures = ExponentiatedGradient(estimator=ARM).defend_pool(holder)
+    assert torch.equal(mixtures.predict_proba(ASKED.X), (nets.predict_proba(ASKED.X) > 0.5).float())
+    fixed = {"patience": None, "validation": None, "store": None}
+    _, (_, *both), (_, *last) = calls
+    assert both[:2] == [[0, 1], fixed | {"epochs": [1, 3]}]
+    assert last[:2] == [[1], fixed | {"epochs": [3]}]
+    assert [int(labels.unique()) for labels in (*both[2], *last[2])] == [0, 0, 1]
+    for own, numbers, *_ in calls[1:]:
+        assert torch.equal(own.predict_proba(ASKED.X), start[numbers].predict_proba(ASKED.X))
+        assert len(own) == len(numbers)
 
 
 def test_a_mixture_is_the_weighted_vote_of_its_networks_and_constants():
@@ -554,6 +620,8 @@ def test_one_group_alone_is_refused(defense):
         (AdversarialDebiasing, {"weight_decay": -1.0}, r"defense\.weight_decay=-1\.0: must be a number of at least 0"),
         (ExponentiatedGradient, {"max_iter": 0}, r"max_iter=0"),
         (ExponentiatedGradient, {"difference_bound": 1.0}, r"difference_bound=1\.0"),
+        (ExponentiatedGradient, {"difference_bound": 0.0}, r"difference_bound=0\.0"),
+        (ExponentiatedGradient, {"eps": 0.0}, r"eps=0\.0"),
         (LimitedAnswers, {"noise": -1.0}, r"noise=-1\.0"),
         (LimitedAnswers, {"digits": 16}, r"defense\.digits=16, noise=1\.0: digits are from 0 to 15"),
         (LimitedAnswers, {"estimator": ThresholdOptimizer()}, r"threshold_optimizer leaves no single network"),
