@@ -508,6 +508,26 @@ def test_a_change_that_is_shown_alone_is_a_difference_and_counts_once_beside_wha
     assert "-0.300 [-0.400, -0.200] (worse)" in settled
 
 
+def test_the_surest_differences_are_named_first_and_only_four_of_them():
+    noise = {f"arm{k}": k / 1e4 for k in (3, 1, 6, 4, 2, 5)}  # the least spread is the surest
+    cells = [
+        cell(defence=d, seed=s, metrics={"eval/accuracy": 0.5 + (0.1 + spread * s if d != "none" else 0)})
+        for d, spread in ({"none": 0.0} | noise).items()
+        for s in range(3)
+    ]
+    settled, *_ = reading(Comparison.of(cells))
+    assert re.findall(r"arm\d", settled) == ["arm1", "arm2", "arm3", "arm4"]
+    assert settled.endswith("; and 2 more.")
+
+
+def test_a_row_that_is_compared_with_a_degenerate_one_settles_nothing():
+    cells = [cell(seed=s, metrics={"eval/accuracy": 0.5}, degenerate=["no"]) for s in range(3)]
+    cells += [cell(defence="spin", seed=s, metrics={"eval/accuracy": 0.8 + s / 1e4}) for s in range(3)]
+    first, *_, caution = reading(Comparison.of(cells))
+    assert first.startswith("Nothing is settled: no row that could settle anything")
+    assert "1 is compared with such a row" in caution
+
+
 SAME_SEED = "no metric of the table was measured at one seed both in a row and in its row of defense=none"
 
 
