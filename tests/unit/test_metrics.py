@@ -245,15 +245,18 @@ def test_an_interval_over_seeds_holds_its_mean_whatever_the_declared_range(metri
     """The penalty is a sum over labels: its mean was 1.6 and the upper end of its interval 1.0."""
     from fairpriv.report.comparison import Comparison
 
-    for described in ({metric.name: metric}, {}):  # nothing in results of earlier versions
-        found = [*cells(Metric(metric.name), {"fft": 1.5})]
-        for one in found:
+    def told(described, **values):
+        for one in cells(Metric(metric.name), values):  # undeclared, since a value beyond its range is not added
             one.described = described
-        (group,) = Comparison.of(found).groups
+            yield one
+
+    for described in ({metric.name: metric}, {}):  # nothing in results of earlier versions
+        (group,) = Comparison.of(told(described, fft=1.5)).groups
         estimate = group.estimates[metric.name]
         assert estimate.lo < estimate.mean < estimate.hi
         assert estimate.mean == pytest.approx(1.6)
-    difference = Comparison.of(cells(metric, {"none": 0.0, "fft": 1.5})).groups[1].differences[metric.name]
+    table = Comparison.of(told({metric.name: metric}, none=0.0, fft=1.5))
+    difference = table.groups[1].differences[metric.name]
     assert (difference.mean, difference.hi) == pytest.approx((1.5, 1.5))
 
 
