@@ -57,9 +57,9 @@ class Pretrained:
         if folder.is_absolute() or self.path.startswith((".", "~")):
             raise InputError(f"model.path={self.path}: there is no such folder")
         reasons = []
-        if commit := self.cached():
-            return self.path, commit
         try:
+            if commit := self.cached():
+                return self.path, commit
             return self.path, self.on_hub()
         except InputError as error:
             reasons.append(str(error))
@@ -85,9 +85,7 @@ class Pretrained:
         try:
             files = [try_to_load_from_cache(self.path, name, revision=self.revision) for name in WEIGHTS]
         except HFValidationError:
-            raise InputError(
-                f"model.path={self.path}: there is no such folder, and a model of the hub is named OWNER/NAME"
-            ) from None
+            raise InputError("there is no such folder, and a model of the hub is named OWNER/NAME") from None
         return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
     def on_hub(self) -> str:
